@@ -5,10 +5,13 @@ Reads headers only; decodes nothing.
 
 from __future__ import annotations
 
+import io
 import re
-from typing import Literal
+from typing import BinaryIO, Literal
 
 _UNKNOWN_SIZE = 0x7FFF_0000  # writers that cannot seek back put something this large where the size belongs
+_MAX_CHUNKS = 10_000  # of a RIFF or AIFF file before its sound; more are made to keep a reader busy
+_TAIL = 1 << 16  # bytes, about an Ogg page
 
 _SHOULD_BE = re.compile(r": (\d+) \(should be (\d+)\)")
 
@@ -39,21 +42,23 @@ def media_type(head: bytes) -> str:
     return "application/octet-stream"
 
 
-def missing_bytes(data: bytes) -> str | None:
+def missing_bytes(sound: bytes | BinaryIO) -> str | None:
     """Says what is missing from a WAV, AIFF, AVI or Ogg file that breaks off; None if it is whole or another format.
 
-    Decoders play such files up to the break without a word.
+    Decoders play such files up to the break without a word. Takes the bytes, or a seekable file, of which it reads
+    headers only.
     """
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
-        return _missing_chunk(data, b"data", "little")
-    if data[:4] == b"FORM" and data[8:12] in (b"AIFF", b"AIFC"):
-        return _missing_chunk(data, b"SSND", "big")
-    if data[:4] == b"RIFF" and data[8:12] == b"AVI " and len(data) - 8 < int.from_bytes(data[4:8], "little"):
-        return f"its header promises {int.from_bytes(data[4:8], 'little')} bytes and {len(data) - 8} are there"
-    if data[:4] == b"OggS":
-        last = data.rfind(b"OggS")
-        if len(data) < last + 27 or len(data) < _page_end(data, last):
-            return "its last Ogg page is incomplete"  # a missing end-of-stream mark is common and says nothing
+    file = io.BytesIO(sound) if isinstance(sound, bytes) else sound
+    length = file.seek(0, io.SEEK_END)
+    head = _bytes_at(file, 0, 12)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        return _missing_chunk(file, length, b"data", "little")
+    if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
+        return _missing_chunk(file, length, b"SSND", "big")
+    if head[:4] == b"RIFF" and head[8:] == b"AVI " and length - 8 < int.from_bytes(head[4:8], "little"):
+        return f"its header promises {int.from_bytes(head[4:8], 'little')} bytes and {length - 8} are there"
+    if head[:4] == b"OggS" and length < _page_end(file, _last_page(file, length)):
+        return "its last Ogg page is incomplete"  # a missing end-of-stream mark is common and says nothing
     return None
 
 
@@ -65,13 +70,15 @@ def missing_by_log(log: str) -> str | None:
     return "it ends within a block" if "truncated file" in log else None
 
 
-def _missing_chunk(data: bytes, wanted: bytes, order: Literal["little", "big"]) -> str | None:
+def _missing_chunk(file: BinaryIO, length: int, wanted: bytes, order: Literal["little", "big"]) -> str | None:
     at = 12
-    while at + 8 <= len(data):
-        name = data[at : at + 4]
-        size = int.from_bytes(data[at + 4 : at + 8], order)
-        if name == wanted:
-            there = len(data) - at - 8
+    for _ in range(_MAX_CHUNKS):
+        header = _bytes_at(file, at, 8)
+        if len(header) < 8:
+            return None
+        size = int.from_bytes(header[4:], order)
+        if header[:4] == wanted:
+            there = length - at - 8
             if there < size < _UNKNOWN_SIZE:
                 return f"its header promises {size} bytes of sound and {there} are there"
             return None
@@ -79,6 +86,27 @@ def _missing_chunk(data: bytes, wanted: bytes, order: Literal["little", "big"]) 
     return None
 
 
-def _page_end(data: bytes, start: int) -> int:
-    segments = data[start + 26]
-    return start + 27 + segments + sum(data[start + 27 : start + 27 + segments])
+def _last_page(file: BinaryIO, length: int) -> int:
+    """Where the last Ogg page begins, in a file that begins with one."""
+    end = length
+    while end > 0:
+        start = max(0, end - _TAIL)
+        found = _bytes_at(file, start, min(length, end + 3) - start).rfind(b"OggS")
+        if found >= 0:
+            return start + found
+        end = start
+    return 0
+
+
+def _page_end(file: BinaryIO, start: int) -> int:
+    """Where an Ogg page ends; past everything if its header is incomplete."""
+    header = _bytes_at(file, start, 27 + 255)
+    if len(header) < 27:
+        return start + 27
+    segments = header[26]
+    return start + 27 + segments + sum(header[27 : 27 + segments])
+
+
+def _bytes_at(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    return file.read(size)
