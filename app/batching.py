@@ -6,7 +6,10 @@ waits for more than the audio batch under way, and a flood of texts cannot starv
 
 What holds, whatever happens:
 - a place in the bounded queue comes first; where none is free the caller is refused at once;
-- a batch closes on its budget; a lane without other callers adds no wait;
+- a batch closes on its budget, in cost and in the seconds it is expected to take; a lane without other callers adds no
+  wait;
+- callers share the lane: a long one's items stand between the others' (app.fairness), urgent kinds ahead of patient
+  ones;
 - items whose caller has left are not computed;
 - a failed batch is retried item by item, and only the callers of failing items see the failure;
 - the worker outlives any exception, and closing resolves every future.
@@ -19,18 +22,27 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
+from app.fairness import FairQueue, Flow
 from app.places import Places
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
+
+
+class Urgency(IntEnum):
+    """Who goes first: the value is the share of the lane that a caller of this kind has beside the others."""
+
+    BULK = 1  # filling the library; nobody watches
+    INTERACTIVE = 4  # a caller waits for the answer
+    SEARCH = 32  # someone types and looks
 
 
 class QueueFull(Exception):
@@ -50,7 +62,7 @@ class BatchReport:
     """What one batch looked like, for whoever measures: `waited` and `seconds` are seconds."""
 
     size: int
-    cost: int
+    cost: float
     waited: list[float]  # of each item, from joining the queue to the start of the batch
     seconds: float
 
@@ -74,7 +86,8 @@ class Device:
 @dataclass(eq=False)
 class _Entry(Generic[T, R]):
     item: T
-    cost: int
+    cost: float
+    places: Places | None  # where it holds a place until it is computed
     future: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
     queued: bool = True
@@ -84,11 +97,14 @@ class Batcher(Generic[T, R]):
     """Collects items of concurrent callers into batches for `run`.
 
     run: list of items → list of as many results, in order; called on the device's thread, and trusted with nothing.
-    cost: what an item adds to a batch and to the queue (1 by default).
+    cost: what an item adds to a batch (1 by default).
     max_cost: budget of one batch; a dearer item gets a batch of its own.
-    max_queue: budget of the items that wait.
-    max_wait: seconds a batch waits, at most, for as many items as the batch before it had, counted from that batch's
-        end. Callers that ask again as soon as they are answered thus meet again; anyone else finds no wait.
+    max_seconds: what a batch may take, as far as the pace of those before it tells. It bounds how long the other lanes
+        wait; a slow device thus gets smaller batches.
+    max_queue: callers that may wait with their first item. Half as many further items of those let in may wait beside
+        them, so that a few long callers cannot fill the queue for all others.
+    max_wait: seconds a batch waits, at most, for as much as the batch before it had, counted from that batch's end.
+        Callers that ask again as soon as they are answered thus meet again; anyone else finds no wait.
     observe: is told about every batch.
     """
 
@@ -97,19 +113,21 @@ class Batcher(Generic[T, R]):
         run: Callable[[list[T]], Sequence[R]],
         *,
         device: Device,
-        max_cost: int,
+        max_cost: float,
         max_queue: int,
         max_wait: float = 0.0,
-        cost: Callable[[T], int] = lambda _: 1,
+        max_seconds: float = math.inf,
+        cost: Callable[[T], float] = lambda _: 1,
         observe: Callable[[BatchReport], None] = lambda _: None,
         name: str = "request",
     ) -> None:
         self.name = name
         self._run, self._cost, self._observe = run, cost, observe
         self._device = device
-        self._max_cost, self._max_wait = max_cost, max_wait
-        self._places = Places(max_queue)
-        self._queue: deque[_Entry[T, R]] = deque()
+        self._max_cost, self._max_wait, self._max_seconds = max_cost, max_wait, max_seconds
+        self._first_places = Places(max_queue)
+        self._further_places = Places(max(1, max_queue // 2))
+        self._queue: FairQueue[_Entry[T, R]] = FairQueue(lambda entry: entry.queued)
         self._running: list[_Entry[T, R]] = []
         self._arrival = asyncio.Event()
         self._idle = asyncio.Event()
@@ -117,13 +135,14 @@ class Batcher(Generic[T, R]):
         self._callers = 0
         self._closing = False
         self._worker: asyncio.Task[None] | None = None
-        self._last_cost, self._last_end = 0, 0.0
+        self._waiting_cost = 0.0
+        self._last_cost, self._last_end = 0.0, 0.0
         self._pace = 0.0  # seconds for one unit of cost, a running average
 
     @property
     def depth(self) -> int:
-        """Cost of what waits in the queue."""
-        return self._places.taken
+        """Items that wait in the queue."""
+        return self._first_places.taken + self._further_places.taken
 
     def start(self) -> None:
         """Starts the worker on the running event loop."""
@@ -137,67 +156,93 @@ class Batcher(Generic[T, R]):
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait({self._worker})
-        self._places.refuse_waiting(Closed("The service is shutting down."))
-        for entry in [*self._running, *self._queue]:
+        for places in (self._first_places, self._further_places):
+            places.refuse_waiting(Closed("The service is shutting down."))
+        for entry in [*self._running, *self._queue.clear()]:
             self._fail(entry, Closed("The service is shutting down."))
-        self._queue.clear()
 
-    async def submit(self, item: T, *, urgent: bool = False) -> R:
+    async def submit(self, item: T, *, urgency: Urgency = Urgency.INTERACTIVE, probe: bool = False) -> R:
         """The result for one item. Raises QueueFull, Closed, or what `run` raised for this item.
 
-        An urgent item goes to the front and needs no place: for probes that must not fail because the queue is long.
+        A probe goes to the front and needs no place: it must not fail because the queue is long.
         """
         with self._calling():
-            return await self._answer(self._enter(item, cost=0 if urgent else self._price(item), urgent=urgent))
+            self._refuse_if_closing()
+            if not probe:
+                self._take_first_place()
+            entry = self._enter(item, Flow(urgency), None if probe else self._first_places, ahead=probe)
+            return await self._answer(entry)
 
-    async def map(self, items: Sequence[T], in_flight: int) -> list[R]:
-        """Results for all items, in order, of which at most `in_flight` are in the lane at a time.
+    async def map(self, items: Iterable[T], in_flight: int, urgency: Urgency = Urgency.INTERACTIVE) -> list[R]:
+        """`stream` over items that are all there: their results, in order."""
+        async with contextlib.aclosing(self.stream(_each(items), in_flight, urgency)) as results:
+            return [result async for result in results]
+
+    async def stream(
+        self, items: AsyncIterable[T], in_flight: int, urgency: Urgency = Urgency.INTERACTIVE
+    ) -> AsyncGenerator[R, None]:
+        """Results in order, while the items still come; at most `in_flight` items are in the lane, or done and unread.
 
         Only the first item can be refused: a caller that was let in gets places for the others as they become free,
-        so there may be more items than the queue holds.
+        so there may be more items than the queue holds. Raises what `submit` and `items` raise. Close the generator
+        when leaving it early: its items are then dropped.
         """
-        results: list[R] = []
-        sent: deque[_Entry[T, R]] = deque()
-        with self._calling():
+        sent: asyncio.Queue[_Entry[T, R] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(in_flight)
+
+        async def send() -> None:
+            flow, places = Flow(urgency), self._first_places
             try:
-                for i, item in enumerate(items):
-                    if len(sent) >= in_flight:
-                        results.append(await self._answer(sent.popleft()))
-                    price = self._price(item)
-                    if i > 0 and not self._places.try_take(price):
-                        await self._places.take(price)
-                    sent.append(self._enter(item, cost=price, has_place=i > 0))
-                while sent:
-                    results.append(await self._answer(sent.popleft()))
+                async for item in items:
+                    await room.acquire()
+                    if places is self._first_places:
+                        self._take_first_place()
+                    else:
+                        await places.take(1)
+                    sent.put_nowait(self._enter(item, flow, places))
+                    places = self._further_places
             finally:
-                for entry in sent:  # empty unless something failed or the caller left
-                    self._leave(entry)
-        return results
+                sent.put_nowait(None)
+                if isinstance(items, AsyncGenerator):
+                    await items.aclose()
+
+        with self._calling():
+            self._refuse_if_closing()
+            sender = asyncio.create_task(send())
+            try:
+                while (entry := await sent.get()) is not None:
+                    result = await self._answer(entry)
+                    room.release()
+                    yield result
+                await sender  # what it raised
+            finally:
+                sender.cancel()
+                await asyncio.wait({sender})
+                if not sender.cancelled():
+                    sender.exception()  # seen
+                while not sent.empty():
+                    if (entry := sent.get_nowait()) is not None:
+                        self._leave(entry)
 
     def refuse_if_full(self) -> None:
         """Raises QueueFull or Closed if an item that came now would be refused: before work on its way is wasted."""
         self._refuse_if_closing()
-        if not self._places.try_take(1):
-            raise QueueFull(self.name, self._retry_after())
-        self._places.give_back(1)
+        self._take_first_place()
+        self._first_places.give_back(1)
 
-    def _price(self, item: T) -> int:
-        return max(1, self._cost(item))
+    def _take_first_place(self) -> None:
+        if not self._first_places.try_take(1):
+            raise QueueFull(self.name, self._retry_after())
 
     def _refuse_if_closing(self) -> None:
         if self._closing or self._worker is None:
             raise Closed("The service is shutting down." if self._closing else "The service has not started.")
 
-    def _enter(self, item: T, cost: int, urgent: bool = False, has_place: bool = False) -> _Entry[T, R]:
-        if not has_place:
-            self._refuse_if_closing()
-            if not urgent and not self._places.try_take(cost):
-                raise QueueFull(self.name, self._retry_after())
-        entry: _Entry[T, R] = _Entry(item, cost, asyncio.get_running_loop().create_future())
-        if urgent:
-            self._queue.appendleft(entry)
-        else:
-            self._queue.append(entry)
+    def _enter(self, item: T, flow: Flow, places: Places | None, ahead: bool = False) -> _Entry[T, R]:
+        cost = max(0.0, float(self._cost(item)))
+        entry: _Entry[T, R] = _Entry(item, cost, places, asyncio.get_running_loop().create_future())
+        self._queue.push(entry, cost, None if ahead else flow)
+        self._waiting_cost += cost
         self._arrival.set()
         return entry
 
@@ -210,9 +255,14 @@ class Batcher(Generic[T, R]):
     def _leave(self, entry: _Entry[T, R]) -> None:
         """The caller is done with the entry: where it still waits it gives its place back and is never computed."""
         entry.future.cancel()
+        self._dequeue(entry)
+
+    def _dequeue(self, entry: _Entry[T, R]) -> None:
         if entry.queued:
             entry.queued = False
-            self._places.give_back(entry.cost)
+            self._waiting_cost -= entry.cost
+            if entry.places is not None:
+                entry.places.give_back(1)
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
@@ -226,7 +276,7 @@ class Batcher(Generic[T, R]):
                 self._idle.set()
 
     def _retry_after(self) -> int:
-        return min(60, max(1, math.ceil(self._places.taken * self._pace)))
+        return min(60, max(1, math.ceil(self._waiting_cost * self._pace)))
 
     async def _work(self) -> None:
         while True:
@@ -244,36 +294,34 @@ class Batcher(Generic[T, R]):
 
     async def _linger(self) -> None:
         until = self._last_end + self._max_wait
-        expected = min(self._last_cost, self._max_cost)
-        while (left := until - time.perf_counter()) > 0 and self._places.taken < expected:
+        expected = min(self._last_cost, self._budget())
+        while (left := until - time.perf_counter()) > 0 and self._waiting_cost < expected:
             self._arrival.clear()
             try:
                 await asyncio.wait_for(self._arrival.wait(), left)
             except TimeoutError:
                 return
 
+    def _budget(self) -> float:
+        """Cost that a batch may have now."""
+        if not self._pace:
+            return self._max_cost
+        return min(self._max_cost, self._max_seconds / self._pace)
+
     def _take(self) -> list[_Entry[T, R]]:
         """The next batch, out of the queue; empty if everyone who waited has left."""
         batch: list[_Entry[T, R]] = []
-        cost = 0
-        while self._queue:
-            entry = self._queue[0]
-            if entry.future.done():
-                self._queue.popleft()
-                continue
-            if batch and cost + entry.cost > self._max_cost:
-                break
-            self._queue.popleft()
+        left = self._budget()
+        while (entry := self._queue.peek()) is not None and (not batch or entry.cost <= left):
+            self._queue.pop()
+            self._dequeue(entry)
             batch.append(entry)
-            cost += entry.cost
+            left -= entry.cost
         self._running = batch
-        if self._queue:
-            self._arrival.set()
-        else:
+        if self._queue.peek() is None:
             self._arrival.clear()
-        for entry in batch:
-            entry.queued = False
-            self._places.give_back(entry.cost)
+        else:
+            self._arrival.set()
         return batch
 
     async def _compute(self, batch: list[_Entry[T, R]]) -> bool:
@@ -289,8 +337,9 @@ class Batcher(Generic[T, R]):
         ended = time.perf_counter()
         cost = sum(entry.cost for entry in batch)
         self._last_cost, self._last_end = cost, ended
-        pace = (ended - began) / max(1, cost)
-        self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
+        if cost:
+            pace = (ended - began) / cost
+            self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
         try:
             self._observe(BatchReport(len(batch), cost, [began - entry.since for entry in batch], ended - began))
         except Exception:
@@ -314,6 +363,11 @@ class Batcher(Generic[T, R]):
                 error.__cause__ = cause
             entry.future.set_exception(error)
             entry.future.exception()  # seen: a caller that has left must not cause a warning
+
+
+async def _each(items: Iterable[T]) -> AsyncIterator[T]:
+    for item in items:
+        yield item
 
 
 def _attempt(run: Callable[[list[T]], Sequence[R]], items: list[T]) -> Sequence[R] | BaseException:

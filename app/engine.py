@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from app.batching import Batcher, BatchReport, Device
+from app.batching import Batcher, BatchReport, Device, Urgency
 from app.settings import Settings
 from model.config import FineLAPConfig
-from model.windows import join_windows, plan_windows, window_samples
+from model.windows import Joiner, Window, WindowCutter, frame_count, window_samples
 
 if TYPE_CHECKING:
     from model import FineLAP
@@ -26,7 +26,8 @@ _TEXT_BATCH = 64  # texts
 _TEXT_CACHE = 4096  # embeddings
 _READY_FOR = 1.0  # seconds that a passed check counts
 _PROBE_SAMPLES = 8_000  # half a second
-_LONG = 64  # windows from which joining is put on a thread
+_BATCH_SECONDS = 0.25  # that a batch may take: how long a search waits at most for the audio before it
+_PIECE = 1 << 20  # samples of a whole recording looked at in one go on the event loop
 
 WindowEmbedding = tuple[np.ndarray, np.ndarray]  # clip (D,), frames (T, D)
 
@@ -86,6 +87,55 @@ class EmbeddedAudio:
     frame_hop: float
 
 
+class Listening:
+    """A recording being embedded while it comes: iterate it for its frames, then ask for its clip embedding.
+
+    Use it as an async context manager: leaving early drops what still waits.
+    """
+
+    def __init__(
+        self, lane: Batcher[np.ndarray, WindowEmbedding], model: Model, blocks: AsyncIterable[np.ndarray],
+        urgency: Urgency, in_flight: int,
+    ) -> None:  # fmt: skip
+        windows = model.config.windows
+        self.frame_hop = model.frame_hop
+        self._cutter, self._joiner = WindowCutter(windows), Joiner(windows.frame_share)
+        self._places: deque[Window] = deque()
+        self._blocks = blocks
+        self._results = lane.stream(self._windows(), in_flight, urgency)
+
+    async def __aenter__(self) -> Listening:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._results.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        """Frames (t, D) float32 in order, a window's worth at a time. Raises what the blocks raise, QueueFull, …"""
+        async for clip, frames in self._results:
+            yield self._joiner.add(self._places.popleft(), clip, frames)
+
+    @property
+    def clip(self) -> np.ndarray:
+        """The clip embedding (D,) float32 of what was heard so far. Raises ValueError before the first frames."""
+        return self._joiner.clip()
+
+    async def _windows(self) -> AsyncGenerator[np.ndarray, None]:
+        try:
+            async for block in self._blocks:
+                for at in range(0, len(block), _PIECE):
+                    for window, samples in self._cutter.push(block[at : at + _PIECE]):
+                        self._places.append(window)
+                        yield samples
+                    await asyncio.sleep(0)
+        finally:
+            if isinstance(self._blocks, AsyncGenerator):
+                await self._blocks.aclose()
+        for window, samples in self._cutter.finish():
+            self._places.append(window)
+            yield samples
+
+
 class Engine:
     """Embeds audio and texts for many callers at once. `start` it before use, `close` it after."""
 
@@ -95,6 +145,7 @@ class Engine:
         """`max_wait` in seconds; see Batcher. The text lane's queue has as many places as the audio lane's."""
         self._model = model
         self._windows = model.config.windows
+        self._max_batch_windows = max_batch_windows
         self._in_flight = 2 * max_batch_windows  # of one recording: the next batch is there when one ends
         self._device = Device()
         self._texts_known: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -104,7 +155,9 @@ class Engine:
         self.audio_lane: Batcher[np.ndarray, WindowEmbedding] = Batcher(
             self._encode_windows,
             device=self._device,
+            cost=self._cost,
             max_cost=max_batch_windows,
+            max_seconds=_BATCH_SECONDS,
             max_queue=max_queue_windows,
             max_wait=max_wait,
             observe=lambda report: self.on_batch("audio", report),
@@ -114,6 +167,7 @@ class Engine:
             self._encode_texts,
             device=self._device,
             max_cost=_TEXT_BATCH,
+            max_seconds=_BATCH_SECONDS,
             max_queue=max_queue_windows,
             max_wait=max_wait,
             observe=lambda report: self.on_batch("text", report),
@@ -134,25 +188,21 @@ class Engine:
         await asyncio.gather(self.audio_lane.close(grace), self.text_lane.close(grace))
         self._device.close()
 
-    async def embed_audio(self, samples: np.ndarray) -> EmbeddedAudio:
-        """Samples (n,), any length → its embeddings, windows joined. Raises QueueFull, Closed, NotFinite."""
-        samples = await asyncio.to_thread(_centred, samples)
-        plan = plan_windows(len(samples), self._windows)
-        cut = [samples[window.start : window.stop] for window in plan]
-        encoded = await self.audio_lane.map(cut, self._in_flight)
-        clips, frames = np.stack([clip for clip, _ in encoded]), [track for _, track in encoded]
-        share = self._windows.frame_share
-        if len(plan) > _LONG:
-            clip, track = await asyncio.to_thread(join_windows, plan, clips, frames, share)
-        else:
-            clip, track = join_windows(plan, clips, frames, share)
-        return EmbeddedAudio(clip, track, self.frame_hop)
+    def listen(self, blocks: AsyncIterable[np.ndarray], *, urgency: Urgency = Urgency.INTERACTIVE) -> Listening:
+        """Embeds a recording while it comes, in `blocks` (n,) float32 of any length, with bounded memory."""
+        return Listening(self.audio_lane, self._model, blocks, urgency, self._in_flight)
 
-    async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    async def embed_audio(self, samples: np.ndarray, *, urgency: Urgency = Urgency.INTERACTIVE) -> EmbeddedAudio:
+        """Samples (n,), any length → its embeddings, windows joined. Raises QueueFull, Closed, NotFinite."""
+        async with self.listen(_single(samples), urgency=urgency) as listening:
+            frames = [part async for part in listening]
+            return EmbeddedAudio(listening.clip, np.concatenate(frames), self.frame_hop)
+
+    async def embed_texts(self, texts: Sequence[str], *, urgency: Urgency = Urgency.INTERACTIVE) -> np.ndarray:
         """Texts → (B, D) float32. Texts met before cost nothing. Raises QueueFull, Closed, NotFinite."""
         found = {text: self._texts_known[text] for text in texts if text in self._texts_known}
         unknown = [text for text in dict.fromkeys(texts) if text not in found]
-        vectors = await self.text_lane.map(unknown, 2 * _TEXT_BATCH)
+        vectors = await self.text_lane.map(unknown, 2 * _TEXT_BATCH, urgency)
         found.update(zip(unknown, vectors, strict=True))
         for text in found:
             self._texts_known[text] = found[text]
@@ -195,7 +245,7 @@ class Engine:
                 return
             noise = np.random.default_rng(0).standard_normal(_PROBE_SAMPLES).astype(np.float32) * 0.1
             await asyncio.gather(
-                self.audio_lane.submit(noise, urgent=True), self.text_lane.submit("a sound", urgent=True)
+                self.audio_lane.submit(noise, probe=True), self.text_lane.submit("a sound", probe=True)
             )
             self._checked_at = time.monotonic()
 
@@ -218,14 +268,24 @@ class Engine:
             raise NotFinite("the model gave numbers that are not finite for this text")
         return [vector.copy() for vector in vectors]  # a copy does not keep the whole batch alive in the cache
 
+    def _cost(self, samples: np.ndarray) -> float:
+        """What a window costs beside a whole one: the network's work goes with the padded length."""
+        windows = self._windows
+        needed = frame_count(len(samples), windows)
+        return (
+            min((b for b in windows.buckets if needed <= b < windows.frames), default=windows.frames) / windows.frames
+        )
+
     def _warm_up(self) -> None:
+        """Every padded length once, alone and, where kernels are chosen by the size of the batch, in a full one."""
         whole = window_samples(self._windows)
+        sizes = (1, self._max_batch_windows) if self.device.startswith("cuda") else (1,)
         for frames in (*self._windows.buckets, self._windows.frames):
             samples = min(whole, int(frames * self._windows.frame_hop * 16_000) - 1)
-            self._encode_windows([np.zeros(samples, dtype=np.float32)])
+            for size in sizes:
+                self._encode_windows([np.zeros(samples, dtype=np.float32)] * size)
         self._encode_texts(["a sound"])
 
 
-def _centred(samples: np.ndarray) -> np.ndarray:
-    """The recording around its own mean, as FineLAP.encode_audio has it before it cuts windows."""
-    return samples - samples.mean(dtype=np.float64).astype(np.float32)
+async def _single(samples: np.ndarray) -> AsyncGenerator[np.ndarray, None]:
+    yield samples

@@ -22,7 +22,7 @@ from model.audio import MEL_WINDOW, SAMPLE_RATE, LogMel, mel_frames_begun_in, me
 from model.config import FineLAPConfig
 from model.encoders import build_encoder
 from model.text import TextTower
-from model.windows import Window, frame_count, join_windows, plan_windows, window_samples
+from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
 
 WINDOW_BATCH = 16  # windows per encoder pass of encode_audio
 TEXT_BATCH = 64  # texts per pass of encode_text
@@ -211,7 +211,6 @@ class FineLAP(nn.Module):
         Raises ValueError for an empty, non-finite or not one-dimensional waveform.
         """
         recordings = [_resampled(_checked(w, i), sample_rate) for i, w in enumerate(waveforms)]
-        recordings = [r - r.mean(dtype=np.float64).astype(np.float32) for r in recordings]
         plans = [plan_windows(len(r), self.config.windows) for r in recordings]
         jobs: list[tuple[int, Window]] = [(i, window) for i, plan in enumerate(plans) for window in plan]
         # windows of one padded length together, so that a batch is one pass
@@ -219,7 +218,7 @@ class FineLAP(nn.Module):
         encoded: dict[int, tuple[Tensor, Tensor]] = {}
         for at in range(0, len(order), WINDOW_BATCH):
             batch = order[at : at + WINDOW_BATCH]
-            cut = [recordings[i][window.start : window.stop] for i, window in (jobs[j] for j in batch)]
+            cut = [centred(recordings[i][window.start : window.stop]) for i, window in (jobs[j] for j in batch)]
             encoded.update(zip(batch, self.encode_windows(cut), strict=True))
         results, at = [], 0
         for plan in plans:

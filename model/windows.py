@@ -2,11 +2,13 @@
 
 NumPy only; knows no network. All windows of a recording lie on its frame grid, so that the joined frames have one
 clock. Neighbouring windows overlap; each frame is taken from the window in which it lies farther from an edge.
+`plan_windows` says it for a recording of known length; `WindowCutter` and `Joiner` do the same while it still comes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,24 +57,106 @@ def plan_windows(samples: int, windows: WindowConfig) -> list[Window]:
     return plan
 
 
+def centred(samples: np.ndarray) -> np.ndarray:
+    """A window's samples (n,) float32 around their own mean: an offset would be a step where padding begins."""
+    return samples - samples.mean(dtype=np.float64).astype(np.float32)
+
+
+class WindowCutter:
+    """The windows of a recording that comes in pieces, with their samples: `plan_windows`' own, whatever the pieces.
+
+    Each window is `centred`. Holds about two windows of samples. A window is given out when the next one's place is
+    known, which decides what is kept of it.
+    """
+
+    def __init__(self, windows: WindowConfig) -> None:
+        self._windows = windows
+        self._stride = windows.frames - windows.overlap_frames
+        self._held = np.empty(0, dtype=np.float32)
+        self._held_from = 0  # sample of the recording
+        self._given = 0  # windows
+
+    @property
+    def samples(self) -> int:
+        """Samples that came so far."""
+        return self._held_from + len(self._held)
+
+    def push(self, samples: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
+        """Takes samples (n,) float32 at 16 kHz; gives windows that are now certain. Read it to its end."""
+        for at in range(0, len(samples), window_samples(self._windows)):
+            piece = samples[at : at + window_samples(self._windows)]
+            self._held = np.concatenate([self._held, piece])
+            # the next regular window is followed by another one: whatever comes now does not change it
+            while frame_count(self.samples, self._windows) > (self._given + 1) * self._stride + self._windows.frames:
+                first = self._given * self._stride
+                yield self._cut(self._regular(first))
+
+    def finish(self) -> Iterator[tuple[Window, np.ndarray]]:
+        """The windows that are left when the recording has ended; without samples there are none."""
+        if self.samples:
+            for window in plan_windows(self.samples, self._windows)[self._given :]:
+                yield self._cut(window)
+
+    def _regular(self, first: int) -> Window:
+        half = (
+            self._windows.frames + self._stride
+        ) // 2  # where it and its neighbours a stride away share their overlap
+        low = 0 if first == 0 else half - self._stride
+        start = round(first * self._windows.frame_hop * _SAMPLE_RATE)
+        return Window(start, start + window_samples(self._windows), first, slice(low, half))
+
+    def _cut(self, window: Window) -> tuple[Window, np.ndarray]:
+        self._given += 1
+        drop = window.start - self._held_from
+        self._held, self._held_from = self._held[drop:], window.start
+        return window, centred(self._held[: window.stop - window.start])
+
+
+class Joiner:
+    """Embeddings of a recording's windows, in order → the recording's own; what `join_windows` does, bit by bit."""
+
+    def __init__(self, frame_share: float = 0.0) -> None:
+        """`frame_share`: how much of the frames' mean direction is in the clip embedding, see WindowConfig."""
+        self._frame_share = frame_share
+        self._first: np.ndarray | None = None
+        self._windows = 0
+        self._weighted: np.ndarray | float = 0.0
+        self._frames: np.ndarray | float = 0.0
+
+    def add(self, window: Window, clip: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """The next window with its clip (D,) and frames (T_w, D), of unit length → the frames it keeps, (t, D)."""
+        kept = frames[window.keep]
+        self._first = clip if self._first is None else self._first
+        self._windows += 1
+        self._weighted = self._weighted + len(kept) * clip.astype(np.float64)
+        if self._frame_share:
+            self._frames = self._frames + kept.sum(axis=0, dtype=np.float64)
+        return kept
+
+    def clip(self) -> np.ndarray:
+        """The clip embedding (D,), float32, of the windows so far. Raises ValueError if there are none.
+
+        The mean of the windows' embeddings weighted by the frames each contributes, brought back to unit length; with
+        `frame_share` that much of the frames' mean direction is added, and the sum brought back to unit length.
+        """
+        if self._first is None:
+            raise ValueError("a recording without windows has no embedding")
+        clip = self._first if self._windows == 1 else _unit(np.asarray(self._weighted))
+        if self._frame_share:
+            clip = _unit(clip + self._frame_share * _unit(np.asarray(self._frames)))
+        return clip.astype(np.float32)
+
+
 def join_windows(
     plan: list[Window], clips: np.ndarray, frames: list[np.ndarray], frame_share: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Window embeddings → the recording's: clip (D,) and frames (T, D), float32.
+    """Window embeddings → the recording's: clip (D,) and frames (T, D), float32; see `Joiner.clip`.
 
-    `clips` is (W, D) and `frames[w]` (T_w, D), both of unit length. The clip embedding is the mean of the windows'
-    embeddings weighted by the frames each contributes, brought back to unit length; with `frame_share` that much of
-    the frames' mean direction is added, and the sum brought back to unit length.
+    `clips` is (W, D) and `frames[w]` (T_w, D), both of unit length.
     """
-    track = np.concatenate([f[w.keep] for w, f in zip(plan, frames, strict=True)])
-    if len(plan) == 1:
-        clip = clips[0]
-    else:
-        weights = np.array([w.keep.stop - w.keep.start for w in plan], dtype=np.float32)
-        clip = _unit(weights @ clips)
-    if frame_share:
-        clip = _unit(clip + frame_share * _unit(track.mean(axis=0)))
-    return clip.astype(np.float32), track
+    joiner = Joiner(frame_share)
+    track = [joiner.add(*parts) for parts in zip(plan, clips, frames, strict=True)]
+    return joiner.clip(), np.concatenate(track)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:

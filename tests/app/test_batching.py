@@ -166,7 +166,7 @@ async def test_an_urgent_item_passes_a_full_queue() -> None:
         await until(lambda: bool(run.threads))
         work += [asyncio.create_task(batcher.submit(i)) for i in (1, 2)]
         await until(lambda: batcher.depth == 2)
-        urgent = asyncio.create_task(batcher.submit(9, urgent=True))
+        urgent = asyncio.create_task(batcher.submit(9, probe=True))
         await asyncio.sleep(0)
         run.gate.set()
         assert await urgent == 18
@@ -182,7 +182,7 @@ async def test_items_of_callers_that_left_are_not_computed_and_free_their_places
         await until(lambda: bool(run.threads))
         leaving = [asyncio.create_task(batcher.submit(i)) for i in (1, 2)]
         many = asyncio.create_task(batcher.map(range(100, 200), in_flight=3))
-        await until(lambda: batcher.depth == 3)
+        await until(lambda: batcher.depth == 4)  # of the many one further item beside the first
         for task in (*leaving, many):
             task.cancel()
         await asyncio.wait([*leaving, many])
@@ -278,7 +278,7 @@ async def test_closing_resolves_every_future_even_if_the_computation_hangs() -> 
         await until(lambda: bool(run.threads))
         work += [asyncio.create_task(batcher.submit(i)) for i in range(2)]
         work += [asyncio.create_task(batcher.map(range(9), in_flight=9))]
-        await until(lambda: batcher.depth == 3)
+        await until(lambda: batcher.depth == 4)
         await batcher.close(grace=0.05)
         async with asyncio.timeout(1):
             answers = await asyncio.gather(*work, return_exceptions=True)

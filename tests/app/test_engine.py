@@ -15,7 +15,7 @@ import pytest
 
 from app.batching import BatchReport, QueueFull
 from app.engine import Engine, NotFinite
-from model.windows import join_windows, plan_windows
+from model.windows import centred, join_windows, plan_windows
 
 
 @asynccontextmanager
@@ -30,9 +30,8 @@ async def started(model: Any, **options: Any) -> AsyncIterator[Engine]:
 
 def one_by_one(model: Any, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the engine must give, the slow and obvious way."""
-    samples = samples - samples.mean(dtype=np.float64).astype(np.float32)
     plan = plan_windows(len(samples), model.config.windows)
-    pairs = [model.encode_windows([samples[w.start : w.stop]])[0] for w in plan]
+    pairs = [model.encode_windows([centred(samples[w.start : w.stop])])[0] for w in plan]
     return join_windows(plan, np.stack([clip for clip, _ in pairs]), [track for _, track in pairs])
 
 
@@ -119,7 +118,8 @@ async def test_full_queue_is_refused_but_the_check_still_passes(fake_model: Any,
         gate, computing = threading.Event(), threading.Event()
         fake_model.before = lambda: (computing.set(), gate.wait(60))
         work = []
-        for depth in (1, 2):  # one window on the device, the first caller's next and the second's first in the queue
+        # one window is on the device, and in the queue the first caller's next and the first ones of two more
+        for depth in (1, 2, 3):
             work.append(asyncio.create_task(engine.embed_audio(sounds.tone(400, 40))))
             async with asyncio.timeout(60):
                 while not computing.is_set() or engine.audio_lane.depth != depth:
@@ -134,6 +134,64 @@ async def test_full_queue_is_refused_but_the_check_still_passes(fake_model: Any,
         gate.set()
         await check
         await asyncio.gather(*work)
+
+
+async def test_a_recording_is_heard_while_it_comes(fake_model: Any, sounds: SimpleNamespace) -> None:
+    samples = np.concatenate([sounds.tone(hz, 11) for hz in (400, 800, 1600)])
+    clip, frames = one_by_one(fake_model, samples)
+    given = 0
+
+    async def blocks() -> AsyncIterator[np.ndarray]:
+        nonlocal given
+        for block in np.array_split(samples, 40):
+            given += 1
+            yield block
+            await asyncio.sleep(0.002)
+
+    async with started(fake_model, max_batch_windows=4) as engine, engine.listen(blocks()) as listening:
+        parts = []
+        async for part in listening:
+            if not parts:
+                assert given < 40  # heard before the recording has ended
+            parts.append(part)
+        np.testing.assert_allclose(listening.clip, clip, atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate(parts), frames)
+
+
+async def test_a_reader_that_pauses_pauses_the_recording_and_one_that_leaves_ends_it(
+    fake_model: Any, sounds: SimpleNamespace
+) -> None:
+    given, closed = 0, False
+
+    async def blocks() -> AsyncIterator[np.ndarray]:
+        nonlocal given, closed
+        try:
+            while True:
+                given += 1
+                yield sounds.tone(400, 10)
+        finally:
+            closed = True
+
+    async with started(fake_model, max_batch_windows=2) as engine:
+        async with engine.listen(blocks()) as listening:
+            async for _ in listening:
+                await asyncio.sleep(0.2)
+                break
+            assert given <= 2 * 2 + 4  # windows in flight, and what is held to cut the next
+        assert closed and engine.audio_lane.depth == 0
+        assert (await engine.embed_audio(sounds.tone(400, 1))).frames.shape == (7, 16)
+
+
+async def test_what_the_recording_raises_reaches_its_reader(fake_model: Any, sounds: SimpleNamespace) -> None:
+    async def blocks() -> AsyncIterator[np.ndarray]:
+        yield sounds.tone(400, 30)
+        raise ZeroDivisionError
+
+    async with started(fake_model) as engine, engine.listen(blocks()) as listening:
+        with pytest.raises(ZeroDivisionError):
+            async for _ in listening:
+                pass
+        assert len(await engine.embed_texts(["a"])) == 1
 
 
 async def test_texts_are_remembered(fake_model: Any) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import WindowConfig
-from model.windows import frame_count, join_windows, plan_windows, window_samples
+from model.windows import Joiner, WindowCutter, centred, frame_count, join_windows, plan_windows, window_samples
 
 SHAPES = [
     WindowConfig(),
@@ -80,3 +80,53 @@ def test_frames_have_their_share_in_the_clip_embedding() -> None:
     np.testing.assert_array_equal(track, same)
     short, _ = join_windows(plan_windows(16_000, windows), clips[:1], frames[:1], frame_share=1.0)
     assert short @ frames[0][:7].mean(axis=0) > clips[0] @ frames[0][:7].mean(axis=0)
+
+
+@given(
+    st.integers(1, 16_000 * 70),
+    st.lists(st.integers(0, 16_000 * 40), max_size=12),
+    st.sampled_from([*SHAPES, WindowConfig(overlap_frames=7), WindowConfig(overlap_frames=63)]),
+)
+def test_a_recording_in_pieces_has_the_windows_of_the_whole(
+    samples: int, cuts: list[int], windows: WindowConfig
+) -> None:
+    recording = np.random.default_rng(samples).standard_normal(samples).astype(np.float32) + 0.3
+    cutter = WindowCutter(windows)
+    given_out = []
+    for piece in np.split(recording, sorted(cut for cut in cuts if cut < samples)):
+        given_out += list(cutter.push(piece))
+        assert cutter.samples - (given_out[-1][0].start if given_out else 0) <= 3 * window_samples(windows)
+    given_out += list(cutter.finish())
+    plan = plan_windows(samples, windows)
+    assert [window for window, _ in given_out] == plan
+    for window, cut in given_out:
+        np.testing.assert_array_equal(cut, centred(recording[window.start : window.stop]))
+
+
+def test_windows_are_given_out_while_the_recording_comes() -> None:
+    cutter = WindowCutter(WindowConfig())
+    arrived = [len(list(cutter.push(np.zeros(16_000, np.float32)))) for _ in range(60)]
+    assert sum(arrived[:30]) >= 2 and max(arrived) == 1
+    assert list(WindowCutter(WindowConfig()).finish()) == []
+
+
+@given(st.integers(1, 16_000 * 60), st.sampled_from([0.0, 0.5, 1.0]))
+def test_joining_one_by_one_is_joining(samples: int, share: float) -> None:
+    plan = plan_windows(samples, WindowConfig())
+    rng = np.random.default_rng(samples)
+    clips, *frames = (_units(rng, n) for n in (len(plan), *[64] * len(plan)))
+    joiner = Joiner(share)
+    tracks = [joiner.add(*parts) for parts in zip(plan, clips, frames, strict=True)]
+    clip, track = join_windows(plan, clips, frames, share)
+    np.testing.assert_array_equal(joiner.clip(), clip)
+    np.testing.assert_array_equal(np.concatenate(tracks), track)
+    # the rule, in one line each
+    kept = np.array([window.keep.stop - window.keep.start for window in plan], dtype=np.float64)
+    slow = clips[0] if len(plan) == 1 else kept @ clips / np.linalg.norm(kept @ clips)
+    slow = slow + share * track.mean(axis=0) / np.linalg.norm(track.mean(axis=0))
+    np.testing.assert_allclose(clip, slow / np.linalg.norm(slow), atol=1e-6)
+
+
+def _units(rng: np.random.Generator, rows: int) -> np.ndarray:
+    vectors = rng.standard_normal((rows, 8)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
