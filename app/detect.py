@@ -91,18 +91,19 @@ def score_events(
 
 def draw(recording: Recording, result: DetectionResult, threshold: float) -> bytes:
     """The result as a PNG; the recording needs its samples."""
+    from app.peaks import envelope
     from app.plot import detection_png  # Matplotlib takes a second to import and most services never draw
 
     assert recording.samples is not None
     return detection_png(
-        recording.samples,
+        envelope(recording.samples),
         result.duration,
         result.frame_hop,
         result.phrases,
         result.scores,
         result.events,
         result.filename,
-        threshold,
+        [threshold] * len(result.phrases),
     )
 
 

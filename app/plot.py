@@ -1,7 +1,8 @@
 """One picture of a detection: the waveform above, phrases × time below, events boxed, one time axis in seconds.
 
-Knows scores and events as plain arrays; no model, no HTTP. Drawn off screen, without pyplot and its global state.
-Phrases and titles may be in any script: characters that no installed font can draw are replaced, never warned about.
+Knows outline, scores and events as plain arrays; no model, no HTTP. Drawn off screen, without pyplot and its global
+state. Phrases and titles may be in any script: characters that no installed font can draw are replaced, never warned
+about.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from app.peaks import reduce
 from model.detection import Event
 
 _DPI = 110
@@ -28,6 +30,7 @@ _WIDTH = 12.0  # inches
 _TRACK = 8.6  # inches of the time axis
 _WAVE = 1.1  # inches, height of the waveform
 _TOP, _GAP, _BOTTOM, _RIGHT = 0.45, 0.14, 0.55, 0.95  # inches
+_MARKS = 0.42  # inches for the thresholds beside the scores, where each phrase has its own
 _COLUMNS = 2000  # time steps drawn; more would fall between pixels
 _LABEL_WIDTH = 28  # characters of a phrase, wide ones counted twice
 _FONT = "DejaVu Sans"  # comes with Matplotlib, so it is always there
@@ -37,23 +40,31 @@ _drawing = threading.Lock()  # Matplotlib promises nothing about threads; its fo
 
 
 def detection_png(
-    samples: np.ndarray,
+    envelope: np.ndarray,
     duration: float,
     frame_hop: float,
     phrases: list[str],
     scores: np.ndarray,
     events: list[list[Event]],
     title: str,
-    threshold: float,
+    thresholds: list[float],
 ) -> bytes:
-    """PNG of `samples` (n,) and the `scores` (P, T) of P phrases with their events, a list for each phrase.
+    """PNG of a recording's outline (2, n), see app.peaks, and the `scores` (P, T) of P phrases with their events.
 
-    `duration` and `frame_hop` are seconds; `threshold` is marked on the colour scale. A row is high enough to read up
-    to 100 phrases. Recordings with more frames than pixels show the highest score of each pixel, so no event vanishes.
+    `duration` and `frame_hop` are seconds; `events` has a list for each phrase, `thresholds` a number. One threshold
+    for all is a line on the colour scale; otherwise each stands beside its row. A row is high enough to read up to 100
+    phrases. Recordings with more frames than pixels show the highest score of each pixel, so no event vanishes. Raises
+    ValueError where the counts do not agree.
     """
     scores = np.asarray(scores, dtype=np.float32)
-    if not (len(phrases) == len(scores) == len(events)) or scores.ndim != 2 or not scores.size:
-        raise ValueError(f"{len(phrases)} phrases, {len(events)} lists of events and scores of shape {scores.shape}")
+    counts = {len(phrases), len(scores), len(events), len(thresholds)}
+    if len(counts) > 1 or scores.ndim != 2 or not scores.size:
+        raise ValueError(
+            f"{len(phrases)} phrases, {len(thresholds)} thresholds, {len(events)} lists of events "
+            f"and scores of shape {scores.shape}"
+        )
+    common = len(set(thresholds)) == 1
+    track = _TRACK if common else _TRACK - _MARKS
     duration = max(duration, 1e-3)
     row = min(0.42, max(0.16, 7.0 / len(phrases)))  # inches
     rows = row * len(phrases)
@@ -63,15 +74,18 @@ def detection_png(
         figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor="white")
         canvas = FigureCanvasAgg(figure)
 
-        def axes(bottom: float, inches: float, x: float = left, width: float = _TRACK) -> Axes:
+        def axes(bottom: float, inches: float, x: float = left, width: float = track) -> Axes:
             return figure.add_axes((x / _WIDTH, bottom / height, width / _WIDTH, inches / height))
 
         wave = axes(_BOTTOM + rows + _GAP, _WAVE)
         heat = axes(_BOTTOM, rows)
-        _draw_wave(wave, samples, duration)
+        _draw_wave(wave, envelope, duration)
         image = _draw_scores(heat, scores, frame_hop)
         _draw_events(heat, events)
-        _draw_labels(heat, phrases, scores, size=min(9.5, row * 48))
+        size = min(9.5, row * 48)
+        _draw_labels(heat, phrases, scores, size)
+        if not common:
+            _draw_thresholds(heat, thresholds, size, offset=0.36 / track)
         for each in (wave, heat):
             each.set_xlim(0, duration)
             each.tick_params(labelsize=8, colors=_INK, length=3)
@@ -79,7 +93,8 @@ def detection_png(
         heat.set_xlabel("time (s)", fontsize=9, color=_INK)
         scale = figure.colorbar(image, cax=axes(_BOTTOM, min(max(rows, 1.2), 2.5), left + _TRACK + 0.5, 0.11))
         scale.ax.tick_params(labelsize=7, colors=_INK, length=2)
-        scale.ax.axhline(threshold, color=_ACCENT, linewidth=2)
+        if common:
+            scale.ax.axhline(thresholds[0], color=_ACCENT, linewidth=2)
         shown, fonts = _drawable(_shorten(title, 110), "recording")
         name = figure.text(left / _WIDTH, 1 - 0.28 / height, shown, fontsize=11, color=_INK, family=fonts)
         name.set_parse_math(False)
@@ -88,19 +103,18 @@ def detection_png(
     return out.getvalue()
 
 
-def _draw_wave(ax: Axes, samples: np.ndarray, duration: float) -> None:
-    samples = np.asarray(samples, dtype=np.float32)
-    low, high = _pool(samples, np.minimum), _pool(samples, np.maximum)
-    # each column is drawn to its right edge, so that the shape has an area even where it is a single sample
+def _draw_wave(ax: Axes, envelope: np.ndarray, duration: float) -> None:
+    low, high = reduce(envelope, max(1, min(envelope.shape[1], _COLUMNS)))
+    # each column is drawn to its right edge, so that the shape has an area even where it is a single step
     x = np.linspace(0, duration, len(low) + 1).repeat(2)[1:-1]
     ax.fill_between(x, low.repeat(2), high.repeat(2), color="#4a8fc3", linewidth=0.4)
-    peak = max(float(np.abs(samples).max(initial=0.0)), 1e-4)
+    peak = max(float(np.abs(envelope).max(initial=0.0)), 1e-4)
     ax.set_ylim(-1.05 * peak, 1.05 * peak)
     ax.set_yticks([])
 
 
 def _draw_scores(ax: Axes, scores: np.ndarray, frame_hop: float) -> QuadMesh:
-    pooled = np.stack([_pool(row, np.maximum) for row in scores])
+    pooled = np.stack([_highest(row) for row in scores])
     edges = np.linspace(0, scores.shape[1], pooled.shape[1] + 1).round() * frame_hop
     mesh = ax.pcolormesh(edges, np.arange(len(scores) + 1), pooled, cmap=_HEAT, vmin=0, vmax=1, rasterized=True)
     ax.set_ylim(len(scores), 0)  # the first phrase on top
@@ -133,12 +147,21 @@ def _draw_labels(ax: Axes, phrases: list[str], scores: np.ndarray, size: float) 
         best.set_fontsize(size * 0.85)
 
 
-def _pool(track: np.ndarray, reduce: np.ufunc) -> np.ndarray:
-    """track (n,) → at most _COLUMNS values, each the `reduce` of its share."""
+def _draw_thresholds(ax: Axes, thresholds: list[float], size: float, offset: float) -> None:
+    """Each phrase's threshold to the right of its highest score; `offset` in widths of the axes."""
+    side = ax.get_yaxis_transform()
+    for row, threshold in enumerate(thresholds):
+        mark = ax.text(1 + offset, row + 0.5, f"≥{threshold:.2f}", transform=side, ha="left", va="center")
+        mark.set_fontsize(size * 0.85)
+        mark.set_color(_ACCENT)
+
+
+def _highest(track: np.ndarray) -> np.ndarray:
+    """track (T,) → at most _COLUMNS values, each the highest of its share."""
     if len(track) <= _COLUMNS:
         return track
     starts = np.linspace(0, len(track), _COLUMNS + 1).round().astype(np.intp)[:-1]
-    return np.asarray(reduce.reduceat(track, starts))
+    return np.asarray(np.maximum.reduceat(track, starts))
 
 
 def _shorten(text: str, width: int) -> str:

@@ -16,7 +16,14 @@ MAY_IMPORT = {
     "index": {"index"},
 }
 DOORS = {"app/cli.py": {"training"}}  # the one command line is the door to training too, from inside a function
-NUMPY_ONLY = ("model/detection.py", "model/windows.py", "model/config.py")
+NUMPY_ONLY = (
+    "model/detection.py",
+    "model/event_boxes.py",
+    "model/events.py",
+    "model/smoothing.py",
+    "model/windows.py",
+    "model/config.py",
+)
 HEAVY = {"torch", "transformers", "safetensors", "huggingface_hub"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from app.peaks import envelope
 from app.plot import detection_png
 from model.detection import Event
 
@@ -28,7 +29,13 @@ def no_warnings() -> object:
         yield
 
 
-def picture(duration: float, phrases: list[str], events: list[list[Event]], title: str = "a.wav") -> np.ndarray:
+def picture(
+    duration: float,
+    phrases: list[str],
+    events: list[list[Event]],
+    title: str = "a.wav",
+    thresholds: list[float] | None = None,
+) -> np.ndarray:
     """(height, width, 3) of a picture whose scores are 0.9 inside events and 0.1 elsewhere."""
     frames = max(1, int(np.ceil(duration / HOP)))
     scores = np.full((len(phrases), frames), 0.1, dtype=np.float32)
@@ -36,7 +43,9 @@ def picture(duration: float, phrases: list[str], events: list[list[Event]], titl
         for event in found:
             scores[row, int(event.onset / HOP) : int(np.ceil(event.offset / HOP))] = 0.9
     samples = np.sin(np.arange(max(1, int(duration * 16_000)), dtype=np.float32) ** 2)
-    png = detection_png(samples, duration, HOP, phrases, scores, events, title, 0.5)
+    png = detection_png(
+        envelope(samples), duration, HOP, phrases, scores, events, title, thresholds or [0.5] * len(phrases)
+    )
     assert png.startswith(b"\x89PNG")
     return imread(io.BytesIO(png))[..., :3]
 
@@ -104,7 +113,9 @@ def test_threads_draw_the_same_picture() -> None:
 
 def test_mismatched_input_is_refused() -> None:
     with pytest.raises(ValueError, match="2 phrases"):
-        detection_png(np.zeros(10), 1.0, HOP, ["a", "b"], np.zeros((1, 5)), [[]], "a.wav", 0.5)
+        detection_png(np.zeros((2, 10)), 1.0, HOP, ["a", "b"], np.zeros((1, 5)), [[]], "a.wav", [0.5])
+    with pytest.raises(ValueError, match="2 thresholds"):
+        detection_png(np.zeros((2, 10)), 1.0, HOP, ["a"], np.zeros((1, 5)), [[]], "a.wav", [0.5, 0.6])
 
 
 def test_global_matplotlib_state_is_not_used(repo_dir: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import median_filter
 
-from model.detection import DetectionSettings, Event, Moment, find_events, find_moments, median_frames, median_smooth
+from model.detection import (
+    DetectionSettings,
+    Event,
+    EventStream,
+    Moment,
+    find_events,
+    find_moments,
+    median_frames,
+    median_smooth,
+)
+from model.smoothing import MedianStream
 
 HOP = 0.16
 
 tracks = st.lists(st.integers(0, 20).map(lambda n: n / 20), min_size=1, max_size=40)
+levels = st.integers(0, 20).map(lambda n: n / 20)
 seconds = st.integers(0, 12).map(lambda n: round(n * 0.08, 2))
 
 
@@ -36,17 +50,21 @@ def slow_median(scores: list[float], length: int) -> list[float]:
 def slow_events(
     scores: list[float], how: DetectionSettings, hop: float, duration: float
 ) -> list[tuple[float, float, float]]:
-    """Frame by frame: smooth, open and close events, merge pairs until none is close enough, drop the short ones."""
+    """Frame by frame: smooth, open and close runs, keep those that reach the threshold, merge pairs until none is close
+    enough, drop the short ones.
+    """
     scores = [s for t, s in enumerate(scores) if t == 0 or t * hop < duration - 1e-6]
     smooth = [float(np.float32(s)) for s in slow_median(scores, median_frames(how.median_filter, hop))]
     threshold = float(np.float32(how.threshold))
+    low = threshold if how.low_threshold is None else float(np.float32(how.low_threshold))
     events: list[list[int]] = []
     for t, score in enumerate(smooth):
-        if score >= threshold:
+        if score >= low:
             if events and events[-1][1] == t:
                 events[-1][1] = t + 1
             else:
                 events.append([t, t + 1])
+    events = [e for e in events if any(score >= threshold for score in smooth[e[0] : e[1]])]
     merged = True
     while merged:
         merged = False
@@ -76,7 +94,7 @@ def test_median_is_scipys_with_reflection(length: int, frames: int) -> None:
 def test_median_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).random((2, 300), dtype=np.float32)
     whole = median_smooth(scores, 9 * HOP, HOP)
-    monkeypatch.setattr("model.detection._MEDIAN_BLOCK", 50)
+    monkeypatch.setattr("model.smoothing._MEDIAN_BLOCK", 50)
     np.testing.assert_array_equal(median_smooth(scores, 9 * HOP, HOP), whole)
 
 
@@ -88,11 +106,11 @@ def test_median_length_in_frames(length: float, frames: int) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(tracks, st.integers(0, 20).map(lambda n: n / 20), seconds, seconds, seconds, st.integers(-3, 3))
+@given(tracks, levels, levels, seconds, seconds, seconds, st.integers(-3, 3))
 def test_events_equal_the_slow_reference(
-    scores: list[float], threshold: float, median: float, shortest: float, gap: float, cut: int
+    scores: list[float], threshold: float, low: float, median: float, shortest: float, gap: float, cut: int
 ) -> None:
-    how = DetectionSettings(threshold, median, shortest, gap)
+    how = DetectionSettings(threshold, median, shortest, gap, low if low <= threshold else None)
     duration = max(0.01, len(scores) * HOP + cut * 0.11)
     found = find_events(np.array(scores), how, HOP, duration)
     expected = slow_events(scores, how, HOP, duration)
@@ -152,16 +170,114 @@ def test_median_removes_a_single_outlier() -> None:
         {"median_filter": 61.0},
         {"min_duration": math.inf},
         {"max_gap": -0.1},
+        {"low_threshold": 0.6},
+        {"low_threshold": -0.1},
+        {"low_threshold": math.nan},
+        {"low_threshold": 0.3, "method": "sebb"},
+        {"method": "median"},
+        {"step_filter_length": 0.0},
+        {"step_filter_length": 61.0},
+        {"step_filter_length": math.nan},
+        {"merge_threshold_abs": -0.1},
+        {"merge_threshold_abs": math.nan},
+        {"merge_threshold_rel": 0.9},
+        {"merge_threshold_rel": math.nan},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DetectionSettings(**wrong)
+
+
+def test_a_low_threshold_widens_events_and_adds_none() -> None:
+    scores = np.array([0, 0.4, 0.3, 0.8, 0.4, 0, 0, 0, 0.4, 0.4, 0], dtype=np.float32)
+    how = DetectionSettings(threshold=0.7, low_threshold=0.3, median_filter=0, max_gap=0)
+    assert find_events(scores, how, 1.0, 11.0) == [Event(1.0, 5.0, pytest.approx(0.8))]
+
+
+@st.composite
+def streamed(draw: st.DrawFn) -> tuple[np.ndarray, list[int], DetectionSettings, float]:
+    """Scores, where they are cut, settings, and a duration that leaves at most one frame beyond the end."""
+    scores = np.array(draw(st.one_of(tracks, st.just([]))))
+    cuts = sorted(draw(st.lists(st.integers(0, len(scores)), max_size=8)))
+    threshold, low = draw(levels), draw(levels)
+    method = draw(st.sampled_from(["threshold", "threshold", "threshold", "sebb"]))
+    how = DetectionSettings(
+        threshold,
+        draw(seconds),
+        draw(seconds),
+        draw(seconds),
+        low if low <= threshold and method == "threshold" else None,
+        method,
+    )
+    return scores, cuts, how, max(0.01, len(scores) * HOP + draw(st.sampled_from([-0.3, -0.16, -0.1, 0.0, 0.5])))
+
+
+@settings(max_examples=600, deadline=None)
+@given(streamed())
+def test_a_stream_finds_the_events_of_the_whole(case: tuple[np.ndarray, list[int], DetectionSettings, float]) -> None:
+    scores, cuts, how, duration = case
+    stream = EventStream(how, HOP)
+    found: list[Event] = []
+    for piece in np.split(scores, cuts):
+        found += stream.push(piece)
+    assert found + stream.finish(duration) == find_events(scores, how, HOP, duration)
+
+
+@settings(max_examples=150, deadline=None)
+@given(streamed())
+def test_a_stream_gives_an_event_as_soon_as_nothing_can_change_it(
+    case: tuple[np.ndarray, list[int], DetectionSettings, float],
+) -> None:
+    scores, _, how, _ = case
+    how = dataclasses.replace(how, method="threshold", median_filter=0)  # a median delays by half its length
+    stream = EventStream(how, HOP, spare=0)
+    given_out: list[Event] = []
+    for t in range(len(scores)):
+        given_out += stream.push(scores[t : t + 1])
+        # the most that may come, the least, nothing, and first the one and then the other
+        ends = []
+        for future in (np.ones(200), np.zeros(200), np.ones(0), np.r_[np.zeros(60), np.ones(100)]):
+            whole = np.concatenate([scores[: t + 1], future])
+            ends.append(find_events(whole, how, HOP, len(whole) * HOP))
+        certain = [e for e in ends[0] if all(e in other for other in ends)]
+        assert given_out == [e for e in certain if e.offset <= (t + 1) * HOP]
+
+
+@settings(max_examples=200, deadline=None)
+@given(tracks, seconds, st.integers(0, 3), st.lists(st.integers(0, 40), max_size=6), st.integers(0, 3))
+def test_the_median_of_a_stream_is_that_of_the_whole(
+    scores: list[float], median: float, spare: int, cuts: list[int], drop: int
+) -> None:
+    drop = min(drop, spare, len(scores))
+    stream = MedianStream(median, HOP, spare)
+    parts = [stream.push(piece) for piece in np.split(np.array(scores, dtype=np.float32), sorted(cuts))]
+    smooth = np.concatenate([*parts, stream.finish(drop)])
+    np.testing.assert_array_equal(smooth, median_smooth(np.array(scores[: len(scores) - drop]), median, HOP))
+
+
+def test_a_stream_holds_no_more_after_hours_than_after_a_minute() -> None:
+    how = DetectionSettings(median_filter=4.0, max_gap=5.0, low_threshold=0.2)
+    stream, rng = EventStream(how, HOP), np.random.default_rng(0)
+    sizes = []
+    for _ in range(200):
+        stream.push(rng.random(400) ** 4)
+        sizes.append(len(pickle.dumps(stream)))
+    assert max(sizes) <= sizes[0] + 200
+
+
+def test_a_stream_refuses_an_end_before_what_it_has_told() -> None:
+    stream = EventStream(DetectionSettings(), HOP)
+    stream.push(np.ones(10))
+    with pytest.raises(ValueError, match="4 frames begin after the end"):
+        stream.finish(6 * HOP)
 
 
 def test_several_tracks_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
         find_events(np.zeros((2, 5)), DetectionSettings(), HOP, 1.0)
+    with pytest.raises(ValueError, match="shape"):
+        EventStream(DetectionSettings(), HOP).push(np.zeros((2, 5)))
 
 
 def test_moments_without_any_confident_frame() -> None:
