@@ -27,7 +27,7 @@ from app.media_errors import (
     TooShort,
     TruncatedAudio,
 )
-from app.sources import DECODING_ERRORS, Source, open_source, say, too_long
+from app.tracks import DECODING_ERRORS, Source, open_source, say, too_long
 
 __all__ = [
     "MIN_DURATION",

@@ -1,4 +1,4 @@
-"""What can be wrong with a sound file, as exceptions that name the file and the reason. Knows no HTTP and no decoder."""
+"""What can be wrong with a sound file, as exceptions naming the file and the reason. Knows no HTTP and no decoder."""
 
 from __future__ import annotations
 

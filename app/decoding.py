@@ -1,0 +1,356 @@
+"""Isolated decoding: a pool of processes that turn sound files into streams of samples, one file each at a time.
+
+Whatever a file does to a decoder (crash, hang, swallow memory) happens in a process of its own and comes back as a
+`DecoderFailed`. The caller's pace is the decoder's: who does not read on stops it. asyncio code; knows no HTTP.
+Needs a system with fork and Unix sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import math
+import os
+import shutil
+import socket
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from app import decoder, media_errors
+from app.batching import Closed
+from app.forking import ForkServer, Worker
+from app.media_errors import DecoderFailed, MediaError
+
+_KEEP = 10.0  # seconds that workers beyond the warm ones stay idle before they end
+_FILES = 500  # files a worker decodes before it is replaced, should a decoder leak
+_ERRORS: dict[str, type[MediaError]] = {
+    kind.reason: kind for kind in vars(media_errors).values() if isinstance(kind, type) and issubclass(kind, MediaError)
+}
+_MAX_MESSAGE = 1 << 20  # bytes; a worker that announces more is not itself any more
+
+
+class _Died(Exception):
+    """The worker ended, hung or sent nonsense while it had a file. The message says which, as the end of a sentence."""
+
+
+class DecodedStream:
+    """A recording while a worker decodes it: iterates, once, over blocks (n,) of float32, mono, 16 kHz, of one second.
+
+    sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work): after the last
+    block. Iterating raises a MediaError, or Closed if the pool closes.
+    """
+
+    def __init__(self, pool: DecoderPool, file: int, filename: str, max_duration: float) -> None:
+        self._pool, self._file, self._filename, self._max_duration = pool, file, filename, max_duration
+        self._worker: Worker | None = None
+        self._retried = self._delivered = self._ended = False
+        self.sample_rate = self.channels = 0
+        self.duration = self.decode_s = self.resample_s = 0.0
+
+    def __aiter__(self) -> DecodedStream:
+        return self
+
+    async def __anext__(self) -> np.ndarray:
+        while not self._ended:
+            try:
+                kind, payload = await self._receive()
+                if kind == decoder.AUDIO:
+                    self._delivered = True
+                    return payload
+                self._take_end(kind, payload)
+            except _Died as death:
+                await self._again(death)
+        raise StopAsyncIteration
+
+    async def _begin(self) -> None:
+        """Has a worker, and knows the recording's clock, when it returns."""
+        while True:
+            self._worker = await self._pool._take()
+            try:
+                self._send_request(self._worker)
+                kind, payload = await self._receive()
+                if kind != decoder.INFO:
+                    raise _Died("sent what makes no sense")
+                self.sample_rate, self.channels = int(payload["sample_rate"]), int(payload["channels"])
+                return
+            except _Died as death:
+                self._fail_or_retry(death)
+
+    async def _again(self, death: _Died) -> None:
+        self._fail_or_retry(death)
+        await self._begin()
+
+    def _fail_or_retry(self, death: _Died) -> None:
+        """Raises what follows from a worker's death, unless the file gets its second chance in another one."""
+        self._drop()
+        if self._pool._closed:
+            raise Closed("The decoders are shutting down.") from death
+        if self._retried or self._delivered:
+            raise DecoderFailed(self._filename, f"the decoder {death} while it worked on this file.") from death
+        self._retried = True
+
+    def _send_request(self, worker: Worker) -> None:
+        cpu_s = 60 + (self._max_duration if math.isfinite(self._max_duration) else 86_400) / 4
+        request = decoder.REQUEST.pack(self._max_duration, cpu_s)
+        worker.files += 1
+        try:
+            socket.send_fds(worker.socket, [request], [self._file])
+        except OSError as error:
+            raise _Died("had ended") from error
+
+    async def _receive(self) -> tuple[bytes, Any]:
+        """The next message: AUDIO with an array, any other kind with a dict. Raises _Died, or what ERROR tells of."""
+        assert self._worker is not None
+        try:
+            async with asyncio.timeout(self._pool._stall_s):
+                kind, payload = await _read_message(self._worker.socket)
+        except TimeoutError as error:
+            raise _Died(f"gave nothing for {self._pool._stall_s:g} s") from error
+        if kind == decoder.ERROR:
+            self._raise(payload)
+        return kind, payload
+
+    def _raise(self, told: dict[str, Any]) -> None:
+        reason, why = told.get("reason"), str(told.get("why"))
+        if reason == decoder.OUT_OF_MEMORY:
+            raise _Died(f"needed more than its {self._pool._memory_mb} MB of memory")
+        if reason == decoder.UNEXPECTED:
+            raise _Died(f"failed ({why})")
+        if reason not in _ERRORS:
+            raise _Died("sent what makes no sense")
+        error = _ERRORS[reason](self._filename, why)
+        if isinstance(error, media_errors.TruncatedAudio):
+            error.read = told.get("read")
+        raise error
+
+    def _take_end(self, kind: bytes, end: Any) -> None:
+        if kind != decoder.END:
+            raise _Died("sent what makes no sense")
+        self.duration, self.decode_s, self.resample_s = (
+            float(end["duration"]),
+            float(end["decode_s"]),
+            float(end["resample_s"]),
+        )
+        assert self._worker is not None
+        self._ended = True
+        self._pool._give(self._worker)
+        self._worker = None
+
+    def _drop(self) -> None:
+        """The worker is in the middle of something: forking another is cheaper than waiting for it."""
+        if self._worker is not None:
+            self._pool._discard(self._worker)
+            self._worker = None
+
+
+class DecoderPool:
+    """Worker processes that decode files.
+
+    workers: kept warm, by default one a core. max_workers: how many there may be while all are busy (those whose reader
+    pauses cost nothing); callers beyond wait in line. memory_mb: what a worker may take beyond what it starts with.
+    stall_s: seconds without any sign after which a worker counts as hung.
+    """
+
+    def __init__(
+        self, *, workers: int | None = None, max_workers: int = 32, memory_mb: int = 1024, stall_s: float = 30.0
+    ) -> None:
+        self._warm = workers if workers is not None else os.cpu_count() or 1
+        self._max = max(self._warm, max_workers, 1)
+        self._memory_mb, self._stall_s = memory_mb, stall_s
+        self._forks = ForkServer(memory_mb, self._born, self._died, self._lost)
+        self._alive: set[Worker] = set()
+        self._idle: list[Worker] = []  # the last used is taken first, so that the others can rest
+        self._line: deque[asyncio.Future[Worker]] = deque()
+        self._starting = 0
+        self._shrinking: asyncio.TimerHandle | None = None
+        self._closed = True
+
+    @property
+    def alive(self) -> int:
+        """Worker processes there are."""
+        return len(self._alive)
+
+    async def start(self) -> None:
+        """Starts the warm workers. Raises RuntimeError if that is impossible here."""
+        self._closed = False
+        try:
+            await self._forks.start()
+        except BaseException:
+            await self.close()
+            raise
+        self._grow()
+
+    async def close(self) -> None:
+        """Ends every process. Streams under way and callers in line get Closed."""
+        self._closed = True
+        if self._shrinking is not None:
+            self._shrinking.cancel()
+        self._fail_line(Closed("The decoders are shutting down."))
+        for worker in list(self._alive):
+            self._discard(worker)
+        await self._forks.close()
+        self._starting = 0
+
+    @asynccontextmanager
+    async def open(
+        self, file: BinaryIO | Path, filename: str, max_duration: float = 14_400.0
+    ) -> AsyncIterator[DecodedStream]:
+        """Decodes a file from its beginning. `max_duration` in seconds; `filename` is for messages only.
+
+        `file` may be any open file (its position stays as it is where the system can reopen it, as Linux can) or a
+        path. Raises a MediaError, OSError if the path cannot be opened, Closed.
+        """
+        descriptor = await asyncio.to_thread(_descriptor, file)
+        stream = DecodedStream(self, descriptor, filename, max_duration)
+        try:
+            await stream._begin()
+            yield stream
+        finally:
+            stream._drop()
+            os.close(descriptor)
+
+    async def _take(self) -> Worker:
+        """A worker that is free, waiting in line for one if need be."""
+        if self._closed:
+            raise Closed("The decoders are shutting down.")
+        if self._idle and not self._line:
+            return self._idle.pop()
+        place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._line.append(place)
+        self._grow()
+        try:
+            return await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._give(place.result())
+            raise
+
+    def _give(self, worker: Worker) -> None:
+        """Takes a worker that is free: for the first in line, or for later."""
+        if worker not in self._alive:
+            return
+        if self._closed or worker.files >= _FILES:
+            self._discard(worker)
+            return
+        while self._line:
+            place = self._line.popleft()
+            if not place.done():
+                place.set_result(worker)
+                return
+        self._idle.append(worker)
+        if len(self._alive) > self._warm and self._shrinking is None:
+            self._shrinking = asyncio.get_running_loop().call_later(_KEEP, self._shrink)
+
+    def _shrink(self) -> None:
+        """Ends the workers that nobody needs: those above the warm ones that rested longest."""
+        self._shrinking = None
+        while self._idle and len(self._alive) > self._warm:
+            self._discard(self._idle[0])
+
+    def _grow(self) -> None:
+        """Starts as many workers as the line and the warm number ask for."""
+        waiting = sum(not place.done() for place in self._line)
+        while not self._closed and len(self._alive) + self._starting < self._max:
+            if self._starting >= waiting and len(self._alive) + self._starting >= self._warm:
+                break
+            self._starting += 1
+            self._forks.fork()
+
+    def _discard(self, worker: Worker) -> None:
+        """Ends a worker, whatever it does."""
+        if worker in self._alive:
+            self._alive.discard(worker)
+            with contextlib.suppress(ValueError):
+                self._idle.remove(worker)
+            worker.socket.close()
+            self._forks.kill(worker.pid)
+            self._grow()
+
+    def _born(self, worker: Worker) -> None:
+        self._starting -= 1
+        self._alive.add(worker)
+        self._give(worker)
+
+    def _died(self, pid: int) -> None:
+        """A worker has ended. One with a file is missed by its stream; one without is taken out here."""
+        for worker in [idle for idle in self._idle if idle.pid == pid]:
+            self._discard(worker)
+
+    def _lost(self, error: Exception | None) -> None:
+        """The forking process has ended, and with it what it was to fork. With an error there is no new one."""
+        self._starting = 0
+        for worker in list(self._idle):
+            self._alive.discard(worker)
+            worker.socket.close()
+        self._idle.clear()
+        if error is not None:
+            self._fail_line(error)
+        self._grow()
+
+    def _fail_line(self, error: Exception) -> None:
+        while self._line:
+            place = self._line.popleft()
+            if not place.done():
+                place.set_exception(error)
+
+
+async def _read_message(sock: socket.socket) -> tuple[bytes, Any]:
+    header = bytearray(decoder.HEADER.size)
+    await _fill(sock, memoryview(header))
+    kind, size = decoder.HEADER.unpack(header)
+    if size > _MAX_MESSAGE or (kind == decoder.AUDIO and size % 4):
+        raise _Died("sent what makes no sense")
+    payload = bytearray(size)
+    await _fill(sock, memoryview(payload))
+    if kind == decoder.AUDIO:
+        return kind, np.frombuffer(payload, dtype=np.float32)
+    try:
+        return kind, json.loads(payload)
+    except ValueError as error:
+        raise _Died("sent what makes no sense") from error
+
+
+async def _fill(sock: socket.socket, target: memoryview) -> None:
+    loop = asyncio.get_running_loop()
+    while target:
+        try:
+            received = await loop.sock_recv_into(sock, target)
+        except OSError as error:
+            raise _Died("broke off") from error
+        if not received:
+            raise _Died("crashed")
+        target = target[received:]
+
+
+def _descriptor(file: BinaryIO | Path) -> int:
+    """A descriptor of the file, for reading, with a position of its own where the system can give that."""
+    if isinstance(file, Path):
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        file.flush()
+        descriptor = file.fileno()  # a file spooled in memory moves to disk for this
+        file.flush()
+    except io.UnsupportedOperation:  # in memory for good
+        return _copied(file)
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return os.dup(descriptor)
+
+
+def _copied(file: BinaryIO) -> int:
+    position = file.tell()
+    file.seek(0)
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        file.seek(position)
+        return os.dup(copy.fileno())
