@@ -5,13 +5,14 @@ Knows nothing of what a request is for.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import typing
 import unicodedata
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
@@ -25,6 +26,7 @@ FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_FILES = 1000  # of one request
 _MAX_FIELDS = 10_000
 _MAX_FIELD_BYTES = 1 << 20
+_LARGE = 1 << 20  # bytes of JSON that are parsed on a thread
 _MAX_NAME = 255  # characters of a file name
 # they change the order in which the rest of a line is shown, so that a name can pose as another
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -36,6 +38,11 @@ class Upload:
 
     filename: str
     file: UploadFile
+
+    @property
+    def binary(self) -> BinaryIO:
+        """The file itself, open until the form is left."""
+        return self.file.file
 
     async def read(self) -> bytes:
         """The file's bytes."""
@@ -84,7 +91,11 @@ async def read_json(request: Request, shape: type[M]) -> M:
     kind = media_type_of(request)
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedType(f"The body must be application/json; it came as {kind}.")
-    value = parse_json(await request.body(), "the body")
+    data = await request.body()
+    if len(data) > _LARGE:
+        value = await asyncio.to_thread(parse_json, data, "the body")
+    else:
+        value = parse_json(data, "the body")
     if not isinstance(value, dict):
         raise Invalid(f"The body must be a JSON object, not {_json_name(value)}.")
     return validate(shape, value)

@@ -1,31 +1,37 @@
-"""Sound event detection in one recording: a file, or a clip of the library by its stored embeddings.
+"""Sound event detection in one recording, while it is still being heard or when it has ended.
 
-Knows engine and library; no requests.
+Knows the engine and recordings as app.hearing has them; no library, no requests.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from app.engine import Engine
-from app.services import Services
-from index.records import Clip
-from model.detection import DetectionSettings, Event, find_events
+from app.hearing import Hearing
+from model.detection import DetectionSettings, Event, EventStream, find_events
+
+_PROGRESS_EVERY = 1.0  # seconds of ours between two lines that tell how far it is
+_ON_THREAD = 1 << 12  # scores at once from which scoring leaves the event loop
+
+Compute = Callable[..., Awaitable[Any]]  # runs a function with its arguments where it does not block
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A recording in the embedding space: clip (D,), frames (T, D), seconds. `samples` (n,) at 16 kHz, if wanted."""
+class Question:
+    """What to listen for: phrases, each with the settings that turn its scores into events."""
 
-    filename: str
-    duration: float
-    frame_hop: float
-    clip: np.ndarray
-    frames: np.ndarray
-    samples: np.ndarray | None
+    phrases: list[str]
+    settings: list[DetectionSettings]
+
+    def __post_init__(self) -> None:
+        if not self.phrases or len(self.phrases) != len(self.settings):
+            raise ValueError(f"{len(self.phrases)} phrases and {len(self.settings)} settings")
 
 
 @dataclass(frozen=True)
@@ -41,69 +47,123 @@ class DetectionResult:
     events: list[list[Event]]
 
 
-async def embed_file(services: Services, data: bytes, filename: str) -> Recording:
-    """A file as a Recording. Raises what decoding and embedding raise."""
-    services.engine.refuse_if_full()
-    decoded = await services.decode(data, filename)
-    embedded = await services.engine.embed_audio(decoded.samples)
-    return Recording(filename, decoded.duration, embedded.frame_hop, embedded.clip, embedded.frames, decoded.samples)
+class _Ear:
+    """Frames in, scores kept; `texts` (P, D) are the phrases' embeddings."""
 
+    def __init__(self, engine: Engine, question: Question, texts: np.ndarray) -> None:
+        self._engine, self._question, self._texts = engine, question, texts
+        self._parts: list[np.ndarray] = []
 
-async def recall_clip(services: Services, clip_id: str, *, with_samples: bool) -> Recording:
-    """A clip of the library as a Recording, from its stored embeddings. Raises ClipNotFound."""
-    catalog = services.catalog
+    def hear(self, frames: np.ndarray) -> np.ndarray:
+        """Frames (t, D) → their scores (P, t)."""
+        scores = self._engine.frame_score(frames, self._texts)
+        self._parts.append(scores)
+        return scores
 
-    def recall() -> tuple[Clip, np.ndarray, np.ndarray, float]:
-        frames, hop = catalog.frames(clip_id)
-        return catalog.get(clip_id), catalog.clip_vector(clip_id), frames, hop
-
-    clip, vector, frames, hop = await services.read(recall)
-    samples = None
-    if with_samples:
-        data = await services.read(lambda: catalog.audio_path(clip_id).read_bytes())
-        samples = (await services.decode(data, clip.filename)).samples
-    return Recording(clip.filename, clip.duration, hop, vector, frames, samples)
+    def result(self, hearing: Hearing, events: list[list[Event]] | None = None) -> DetectionResult:
+        """All of it, when the hearing has ended; the events, if they are not known yet, from the whole track."""
+        scores = np.concatenate(self._parts, axis=1)
+        if events is None:
+            events = [
+                find_events(track, settings, hearing.frame_hop, hearing.duration)
+                for track, settings in zip(scores, self._question.settings, strict=True)
+            ]
+        clip_scores = self._engine.clip_score(hearing.clip[None], self._texts)[0]
+        return DetectionResult(
+            hearing.filename, hearing.duration, hearing.frame_hop, self._question.phrases, clip_scores, scores, events
+        )
 
 
 async def detect_events(
-    services: Services, recording: Recording, phrases: list[str], settings: DetectionSettings
+    engine: Engine, hearing: Hearing, question: Question, texts: np.ndarray, compute: Compute
 ) -> DetectionResult:
-    """The events of each phrase in the recording."""
-    texts = await services.engine.embed_texts(phrases)
-    return await services.compute(score_events, services.engine, recording, phrases, texts, settings)
+    """The events of each phrase in the whole recording."""
+    ear = _Ear(engine, question, texts)
+    async for frames in hearing:
+        await _hear(ear, frames, texts, compute)
+    result: DetectionResult = await compute(ear.result, hearing)
+    return result
 
 
-def score_events(
-    engine: Engine, recording: Recording, phrases: list[str], texts: np.ndarray, settings: DetectionSettings
-) -> DetectionResult:
-    """The events of each phrase, whose embeddings are `texts` (P, D). Worth a thread for long recordings."""
-    scores = engine.frame_score(recording.frames, texts)
-    return DetectionResult(
-        recording.filename,
-        recording.duration,
-        recording.frame_hop,
-        phrases,
-        engine.clip_score(recording.clip[None], texts)[0],
-        scores,
-        [find_events(track, settings, recording.frame_hop, recording.duration) for track in scores],
-    )
+async def follow_events(
+    engine: Engine,
+    hearing: Hearing,
+    question: Question,
+    texts: np.ndarray,
+    compute: Compute,
+    *,
+    frames: bool,
+    on_result: Callable[[DetectionResult], None] | None = None,
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The lines of a running detection, as plain JSON types; the last has everything that `detect_events` finds.
+
+    start, then event lines, each as soon as nothing that follows can change it, progress lines about once a second,
+    with `frames` also the scores of every frame, and end. `on_result` gets the result itself just before the end.
+    """
+    ear = _Ear(engine, question, texts)
+    streams = [EventStream(settings, hearing.frame_hop) for settings in question.settings]
+    found: list[list[Event]] = [[] for _ in streams]
+
+    def tell(certain: list[list[Event]]) -> list[dict[str, Any]]:
+        for events, more in zip(found, certain, strict=True):
+            events += more
+        lines = [
+            {"type": "event", "phrase": phrase} | _event(event)
+            for phrase, events in zip(question.phrases, certain, strict=True)
+            for event in events
+        ]
+        return sorted(lines, key=lambda line: (line["onset"], line["offset"]))
+
+    yield {
+        "type": "start",
+        "filename": hearing.filename,
+        "frame_hop": hearing.frame_hop,
+        "sample_rate": hearing.sample_rate,
+        "channels": hearing.channels,
+        "phrases": question.phrases,
+    }
+    heard, told = 0, time.monotonic()
+    async for part in hearing:
+        scores = await _hear(ear, part, texts, compute)
+        if frames:
+            yield {"type": "frames", "first": heard, "scores": _rounded(scores)}
+        heard += len(part)
+        for line in tell([stream.push(track) for stream, track in zip(streams, scores, strict=True)]):
+            yield line
+        if time.monotonic() - told > _PROGRESS_EVERY:
+            told = time.monotonic()
+            yield {"type": "progress", "position": round(heard * hearing.frame_hop, 3)}
+    for line in tell([stream.finish(hearing.duration) for stream in streams]):
+        yield line
+    result: DetectionResult = await compute(ear.result, hearing, found)
+    if on_result is not None:
+        on_result(result)
+    answer = to_answer(result, frames=False)
+    for phrase in answer["phrases"]:
+        del phrase["frame_scores"]
+    yield {"type": "end"} | answer
 
 
-def draw(recording: Recording, result: DetectionResult, threshold: float) -> bytes:
-    """The result as a PNG; the recording needs its samples."""
-    from app.peaks import envelope
+async def _hear(ear: _Ear, frames: np.ndarray, texts: np.ndarray, compute: Compute) -> np.ndarray:
+    if len(frames) * len(texts) < _ON_THREAD:
+        return ear.hear(frames)
+    scores: np.ndarray = await compute(ear.hear, frames)
+    return scores
+
+
+def draw(result: DetectionResult, outline: np.ndarray, question: Question) -> bytes:
+    """The result as a PNG, with the recording's outline (2, n)."""
     from app.plot import detection_png  # Matplotlib takes a second to import and most services never draw
 
-    assert recording.samples is not None
     return detection_png(
-        envelope(recording.samples),
+        outline,
         result.duration,
         result.frame_hop,
         result.phrases,
         result.scores,
         result.events,
         result.filename,
-        [threshold] * len(result.phrases),
+        [settings.threshold for settings in question.settings],
     )
 
 
@@ -118,14 +178,19 @@ def to_answer(result: DetectionResult, frames: bool) -> dict[str, Any]:
                 "phrase": phrase,
                 "clip_score": round(float(clip_score), 6),
                 "max_score": round(float(track.max()), 6),
-                "events": [
-                    {"onset": round(e.onset, 3), "offset": round(e.offset, 3), "score": round(e.score, 6)}
-                    for e in events
-                ],
-                "frame_scores": np.round(track.astype(np.float64), 6).tolist() if frames else None,
+                "events": [_event(event) for event in events],
+                "frame_scores": _rounded(track) if frames else None,
             }
             for phrase, clip_score, track, events in zip(
                 result.phrases, result.clip_scores, result.scores, result.events, strict=True
             )
         ],
     }
+
+
+def _event(event: Event) -> dict[str, float]:
+    return {"onset": round(event.onset, 3), "offset": round(event.offset, 3), "score": round(event.score, 6)}
+
+
+def _rounded(scores: np.ndarray) -> Any:
+    return np.round(scores.astype(np.float64), 6).tolist()

@@ -9,24 +9,32 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
+from app.batching import Urgency
 from app.services import Services
 from index.catalog import Catalog
 from index.records import AudioMissing, Clip, NewClip
 
-_TOGETHER = 4  # files of one request in memory and under way at once
+_PIECE = 1 << 20  # bytes
+_TOGETHER = 4  # files of one request under way at once
 
 
-class Source(Protocol):
-    """A file to add."""
+class Named(Protocol):
+    """A file of a request."""
 
     @property
     def filename(self) -> str: ...
-    async def read(self) -> bytes: ...
 
 
-S = TypeVar("S", bound=Source)
+class Source(Named, Protocol):
+    """A file to add, open for reading; nobody else moves its position meanwhile."""
+
+    @property
+    def binary(self) -> BinaryIO: ...
+
+
+S = TypeVar("S", bound=Named)
 R = TypeVar("R")
 
 
@@ -58,25 +66,22 @@ async def add_file(services: Services, source: Source, metadata: dict[str, Any])
     A file that is there already is neither decoded nor embedded again, and keeps its metadata. Raises what decoding,
     embedding and adding raise.
     """
-    engine, catalog = services.engine, services.catalog
-    audio = await source.read()
+    catalog, audio = services.catalog, source.binary
     sha256 = await asyncio.to_thread(_sha256, audio)
     known = await services.read(_find_whole, catalog, sha256)
     if known is not None:
         return known, False
-    engine.refuse_if_full()
-    decoded = await services.decode(audio, source.filename)
-    embedded = await engine.embed_audio(decoded.samples)
+    heard = await services.embed_file(audio, source.filename, urgency=Urgency.BULK)
     new = NewClip(
         filename=source.filename,
         sha256=sha256,
-        duration=decoded.duration,
-        sample_rate=decoded.sample_rate,
-        channels=decoded.channels,
+        duration=heard.duration,
+        sample_rate=heard.sample_rate,
+        channels=heard.channels,
         metadata=metadata,
-        embedding=embedded.clip,
-        frames=embedded.frames,
-        frame_hop=embedded.frame_hop,
+        embedding=heard.clip,
+        frames=heard.frames,
+        frame_hop=heard.frame_hop,
         audio=audio,
     )
     return await services.write(catalog.add, new)
@@ -93,5 +98,9 @@ def _find_whole(catalog: Catalog, sha256: str) -> Clip | None:
     return clip
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+    return digest.hexdigest()

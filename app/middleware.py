@@ -12,19 +12,20 @@ import logging
 import re
 import time
 import uuid
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
-from app.errors import BodyTooLarge, TimedOut, Unauthorized, kind_of, problem_response
+from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauthorized, kind_of, problem_response
 from app.metrics import Metrics
 
 log = logging.getLogger("app.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 _OPEN = frozenset(("/", "/health/live", "/health/ready", "/favicon.ico"))  # and /web/: they hold no data
+_MAX_ADDRESS = 1 << 16  # bytes
 _PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
 
 
@@ -42,25 +43,30 @@ class Envelope:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         token = errors.request_id.set(request_id)
         began, status, failure = time.perf_counter(), 0, ""
+        # HEAD is GET without a body (RFC 9110, section 9.3.2)
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            elif inner is not scope:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            _check_address(scope)
+            await self.app(inner, receive, send_with_id)
         except Exception as error:
             if status:  # too late for another answer; the server closes the connection
                 raise
             failure = kind_of(error).slug
             if kind_of(error).status in (413, 429, 503, 507):
                 self.metrics.rejected.labels(failure).inc()
-            await problem_response(error)(scope, receive, send_with_id)
+            await problem_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(inner.get("route"), "path", "other")
             seconds = time.perf_counter() - began
             self.metrics.requests.labels(route, _outcome(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
@@ -162,7 +168,7 @@ class _Line:
         if not self._has_body:
             self._has_body = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        if self._body_read.is_set() and not self.answering:
+        if self._body_read.is_set():
             await self._over.wait()  # the watcher listens
             return {"type": "http.disconnect"}
         message = await self._receive()
@@ -175,13 +181,25 @@ class _Line:
         await self._send(message)
 
     async def watch(self) -> None:
-        """Ends when the caller has left; never, once the answer has begun."""
+        """Ends when the caller has left before the answer began; later, who answers learns it from `receive`."""
         await self._body_read.wait()
-        while not self.answering:
-            if (await self._receive())["type"] == "http.disconnect" and not self.answering:
-                self._over.set()
-                return
-        await asyncio.Event().wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._over.set()
+        if self.answering:
+            await asyncio.Event().wait()
+
+
+def _check_address(scope: Scope) -> None:
+    """Raises AddressTooLong, or Malformed where percent-encoded bytes are no UTF-8."""
+    query, path = scope.get("query_string", b""), scope.get("raw_path") or b""
+    if len(query) + len(path) > _MAX_ADDRESS:
+        raise AddressTooLong(f"The address has {len(query) + len(path)} bytes; the limit is {_MAX_ADDRESS}.")
+    for part, what in ((path, "path"), (query, "query")):
+        try:
+            unquote_to_bytes(part).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Malformed(f"The {what} of the address is not UTF-8.") from error
 
 
 def _outcome(status: int) -> str:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from model.detection import MAX_MEDIAN_FILTER
 
 MAX_TEXT = 1000  # characters of a query, phrase or label; the model reads far fewer tokens
 MAX_TEXTS = 1000  # in one call of /embed
+MAX_INPUTS = 2048  # in one call of /v1/embeddings
+MAX_WITHOUT = 20  # texts that a search leaves out
+MAX_SEQUENCE = 10  # sounds, one after another
+MAX_PEAKS = 10_000
 
 
 def _one_line(text: str) -> str:
@@ -21,7 +33,30 @@ def _one_line(text: str) -> str:
 
 
 # What is searched for or listened for: one line, control characters and runs of spaces count as a space.
-Text = Annotated[str, StringConstraints(max_length=MAX_TEXT), AfterValidator(_one_line)]
+Text = Annotated[
+    str,
+    StringConstraints(max_length=MAX_TEXT),
+    AfterValidator(_one_line),
+    Field(json_schema_extra={"minLength": 1}),
+]
+
+
+def _in_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+Without = Annotated[
+    list[Text],
+    BeforeValidator(_in_list),
+    Field(max_length=MAX_WITHOUT),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _TEXT_SCHEMA, "maxItems": MAX_WITHOUT}, _TEXT_SCHEMA]}),
+]
+Mode = Annotated[
+    Literal["semantic", "hybrid", "lexical"],
+    Field(description="How clips are found. Only `semantic`, by meaning, is there yet; the others are refused."),
+]
+_WITHOUT = "What must not be heard: a text, or a list of texts."
 Filter = Annotated[
     dict[str, Any],
     Field(
@@ -82,6 +117,24 @@ class ClipPage(BaseModel):
     next_cursor: str | None
 
 
+class PeaksQuery(_Request):
+    """What GET /clips/{id}/peaks takes."""
+
+    n: int = Field(800, ge=1, le=MAX_PEAKS, description="Into how many equal stretches the clip is cut.")
+
+
+class Peaks(BaseModel):
+    """The outline of a clip's waveform: lowest and highest sample of each of `n` equal stretches, as [low, high].
+
+    Samples are those the model hears: mono at 16 kHz, full scale ±1. A stretch is never finer than 10 ms.
+    """
+
+    id: str
+    duration: float
+    n: int
+    peaks: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+
+
 class ClipPatch(_Request):
     """A JSON merge patch (RFC 7396) of a clip: null removes a metadata key."""
 
@@ -136,13 +189,97 @@ class Embeddings(BaseModel):
     errors: list[FileError]
 
 
+def _refuse_tokens(value: object) -> object:
+    """OpenAI's clients may send texts as numbers of another model's vocabulary, which mean nothing here."""
+    items = value if isinstance(value, list) else [value]
+    if items and all(isinstance(item, int | list) for item in items):
+        raise ValueError("token arrays are not taken, as their numbers mean other words here; send the text itself")
+    if not items:
+        raise ValueError("the list is empty")
+    if len(items) > MAX_INPUTS:
+        raise ValueError(f"{len(items)} are more than the limit of {MAX_INPUTS}")
+    for index, item in enumerate(items):
+        if not isinstance(item, str):
+            raise ValueError(f"item {index} is not a string")
+        if not item.strip():
+            raise ValueError(f"item {index} is empty")
+    return items
+
+
+class OpenAIRequest(_Request):
+    """What POST /v1/embeddings takes."""
+
+    input: Annotated[
+        list[str],
+        BeforeValidator(_refuse_tokens),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {
+                        "type": "array",
+                        "items": {"type": "string", "minLength": 1},
+                        "minItems": 1,
+                        "maxItems": MAX_INPUTS,
+                    },
+                ]
+            }
+        ),
+    ] = Field(description="One text or a list of texts; with `modality` audio, sound files as base64 data URIs.")
+    model: str | None = Field(None, description="The name of the model in use, as GET /v1/models has it.")
+    modality: Literal["text", "audio"] = "text"
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
+    dimensions: int | None = Field(None, description="Only the model's own number of dimensions.")
+    user: str | None = Field(None, description="Ignored.")
+
+
+class OpenAIEmbedding(BaseModel):
+    """One embedding, of unit length."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIUsage(BaseModel):
+    """What was read: of texts the model's tokens, of audio its frames (one each `frame_hop` of GET /info)."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIEmbeddings(BaseModel):
+    """What POST /v1/embeddings gives: an embedding for each item of `input`, in order."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: OpenAIUsage
+
+
+class OpenAIModel(BaseModel):
+    """The model in use. `created` is 0: a checkpoint does not say when it was made."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "finelap"
+
+
+class OpenAIModels(BaseModel):
+    """The models to choose from: one."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
 class _SearchOptions(_Request):
     k: K = 10
     filter: Filter | None = None
     moments: bool = Field(False, description="Whether the stretches of each clip that answer are wanted.")
     min_score: Score | None = Field(None, description="Hits with a lower score are left out.")
-    mode: Literal["semantic", "hybrid", "lexical"] = Field("semantic", description="Only `semantic` is there yet.")
-    without: list[Text] = Field([], description="Not there yet: anything but an empty list is refused.")
+    mode: Mode = "semantic"
+    without: Without = Field([], description=_WITHOUT)
 
 
 class SearchRequest(_SearchOptions):
@@ -153,6 +290,50 @@ class SearchRequest(_SearchOptions):
 
 class SearchForm(_SearchOptions):
     """What POST /search takes as a form, beside `file`."""
+
+
+class SearchQuery(_Request):
+    """What GET /search takes."""
+
+    q: Text = Field(description="What the sound is like, in words.", examples=["dog barking"])
+    k: K = 10
+    filter: str | None = Field(
+        None,
+        description="JSON: metadata keys with a value or a list of values.",
+        examples=['{"tags": "animal"}'],
+        json_schema_extra={"contentMediaType": "application/json"},
+    )
+    moments: bool = Field(False, description="Whether the stretches of each clip that answer are wanted.")
+    min_score: Score | None = Field(None, description="Hits with a lower score are left out.")
+    mode: Mode = "semantic"
+    without: Without = Field([], description=_WITHOUT)
+
+
+class SimilarQuery(_Request):
+    """What GET /clips/{id}/similar takes."""
+
+    k: K = 10
+
+
+class MomentsRequest(_Request):
+    """What POST /search/moments takes: a `query`, or a `sequence` of sounds."""
+
+    query: Text | None = Field(None, description="What is to be heard.")
+    sequence: list[Text] | None = Field(
+        None,
+        min_length=2,
+        max_length=MAX_SEQUENCE,
+        description="Instead of a query: what is to be heard, one sound after another.",
+    )
+    max_gap: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Of a sequence: seconds between the end of a sound and the start of the next, at most.",
+    )
+    k: K = 10
+    filter: Filter | None = None
 
 
 class Moment(BaseModel):
@@ -178,6 +359,28 @@ class SearchResult(BaseModel):
     query: str
     took_ms: float
     hits: list[Hit]
+
+
+class LibraryMoment(BaseModel):
+    """A stretch of a clip that answers, in seconds. Of a sequence: the whole of it, `parts` its sounds in order.
+
+    The score of a sequence is that of its weakest part.
+    """
+
+    clip: Clip
+    start: float
+    end: float
+    score: float
+    parts: list[Moment] | None = None
+
+
+class Moments(BaseModel):
+    """The best moments of the library, best first. `candidates`: how many clips were looked at frame by frame."""
+
+    query: str | list[str]
+    took_ms: float
+    candidates: int
+    hits: list[LibraryMoment]
 
 
 class ClassifyForm(_Request):
@@ -206,16 +409,29 @@ class DetectForm(_Request):
     """What POST /detect takes, beside `file`."""
 
     clip_id: str | None = Field(None, description="A clip of the library, instead of a file.")
-    phrases: list[Text] = Field(min_length=1, description="What to listen for.")
-    threshold: Score = Field(0.5, description="A frame is active from this score on.")
+    phrases: list[Text] = Field(min_length=1, description="What to listen for.", examples=[["dog barking", "speech"]])
+    threshold: list[Score] = Field(
+        [0.5],
+        min_length=1,
+        description="An event reaches this score; one for all phrases, or one for each.",
+        examples=[[0.5]],
+    )
+    low_threshold: list[Score] = Field(
+        [],
+        description="An event lasts as long as its score stays above this one; one for all phrases, or one for each. "
+        "Without it `threshold` is both.",
+    )
+    method: Literal["threshold", "sebb"] = Field(
+        "threshold", description="How scores become events; sebb: sound event bounding boxes, by change detection."
+    )
     median_filter: float = Field(
         0.48, ge=0, le=MAX_MEDIAN_FILTER, description="Seconds of the sliding median over the scores; 0 turns it off."
     )
     min_duration: Seconds = Field(0.0, description="Shorter events are dropped.")
     max_gap: Seconds = Field(0.2, description="Events at most this far apart become one.")
-    frames: bool = Field(False, description="Whether the score of every frame is wanted.")
+    frames: bool = Field(False, description="Whether the score of every frame is wanted; for json and ndjson.")
     format: Literal["json", "csv", "audacity", "raven", "png", "ndjson"] = Field(
-        "json", description="ndjson is not there yet."
+        "json", description="ndjson: a line for each event as soon as it is certain, while the recording is read."
     )
 
 

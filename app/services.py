@@ -1,24 +1,32 @@
 """The parts a request works with, and their life: opened with the app, closed after the last request.
 
-Owns the thread pools, so that decoding and the library never run on the event loop. Knows no route.
+Owns the thread pools and the decoding processes, so that the library and foreign files never run on the event loop.
+Knows no route.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, TypeVar
 
+import numpy as np
 from fastapi import Depends, Request
 
-from app import media
-from app.batching import Closed
+from app import hearing, media
+from app.batching import Closed, Urgency
+from app.decoding import DecodedStream, DecoderPool
 from app.engine import Engine
 from app.errors import NotReady
+from app.hearing import Hearing, Recording
 from app.metrics import Metrics
+from app.peaks import Envelope
 from app.settings import Settings
 from index.catalog import Catalog
 
@@ -44,7 +52,7 @@ class Services:
         self._active = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._decoding = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "decode")
+        self.decoders = DecoderPool()
         self._reading = ThreadPoolExecutor(_READERS, "read")
         self._writing = ThreadPoolExecutor(_WRITERS, "write")
         self._computing = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "post")
@@ -67,8 +75,9 @@ class Services:
         """Starts the engine and takes both into use."""
         engine.on_batch = self.metrics.observe_batch
         try:
-            await engine.start()
+            await asyncio.gather(self.decoders.start(), engine.start())
         except BaseException:
+            await self.decoders.close()
             await engine.close(grace=0)
             catalog.close()
             raise
@@ -99,7 +108,8 @@ class Services:
             log.warning("%d requests still ran after %g s", self._active, _GRACE)
         if self._engine is not None:
             await self._engine.close()
-        for pool in (self._decoding, self._computing, self._reading, self._writing):
+        await self.decoders.close()
+        for pool in (self._computing, self._reading, self._writing):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._catalog is not None:
             await asyncio.to_thread(self._catalog.close)
@@ -117,17 +127,58 @@ class Services:
             if not self._active:
                 self._quiet.set()
 
-    async def decode(self, data: bytes, filename: str) -> media.Decoded:
-        """Decodes a sound file on a thread and measures it. Raises a MediaError."""
+    @contextlib.asynccontextmanager
+    async def decoded(self, file: BinaryIO | Path, filename: str) -> AsyncGenerator[DecodedStream, None]:
+        """A sound file being decoded in a process of its own, measured when it has ended. Raises a MediaError."""
         try:
-            decoded = await self._on(self._decoding, media.decode, data, filename, self.settings.max_duration_s)
+            async with self.decoders.open(file, filename, self.settings.max_duration_s) as sound:
+                yield sound
+                if sound.duration:  # it was read to its end
+                    self.metrics.observe_stage("decode", sound.decode_s)
+                    self.metrics.observe_stage("resample", sound.resample_s)
+                    self.metrics.audio_seconds.inc(sound.duration)
         except media.MediaError as error:
             self.metrics.decode_failures.labels(error.reason).inc()
             raise
-        self.metrics.observe_stage("decode", decoded.decode_s)
-        self.metrics.observe_stage("resample", decoded.resample_s)
-        self.metrics.audio_seconds.inc(decoded.duration)
-        return decoded
+
+    @contextlib.asynccontextmanager
+    async def hear(
+        self,
+        file: BinaryIO | bytes,
+        filename: str,
+        *,
+        urgency: Urgency = Urgency.INTERACTIVE,
+        outline: bool = False,
+    ) -> AsyncGenerator[Hearing, None]:
+        """A sound file on its way through decoder and model. Raises what both raise."""
+        self.engine.refuse_if_full()  # before any work is wasted
+        async with (
+            self.decoded(io.BytesIO(file) if isinstance(file, bytes) else file, filename) as sound,
+            hearing.hear(self.engine, sound, filename, urgency=urgency, outline=outline) as heard,
+        ):
+            yield heard
+
+    async def embed_file(
+        self, file: BinaryIO | bytes, filename: str, *, urgency: Urgency = Urgency.INTERACTIVE
+    ) -> Recording:
+        """A whole sound file, embedded. Raises what decoding and embedding raise."""
+        async with self.hear(file, filename, urgency=urgency) as heard:
+            return await hearing.whole(heard)
+
+    async def remember(self, clip_id: str, *, outline: bool = False) -> Hearing:
+        """A clip of the library by its stored embeddings; its outline takes decoding. Raises ClipNotFound."""
+        drawn = await self.outline(clip_id) if outline else None
+        return await self.read(hearing.remember, self.catalog, clip_id, drawn)
+
+    async def outline(self, clip_id: str) -> np.ndarray:
+        """The outline (2, n) of a clip's stored audio, see app.peaks. Raises ClipNotFound, AudioMissing, MediaError."""
+        path = await self.read(self.catalog.audio_path, clip_id)
+        clip = await self.read(self.catalog.get, clip_id)
+        envelope = Envelope()
+        async with self.decoded(path, clip.filename) as sound:
+            async for block in sound:
+                envelope.push(block)
+        return envelope.levels()
 
     async def read(self, function: Callable[..., R], *args: Any) -> R:
         """Asks the library something, on a thread, as the stage `index`."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _INCOMING = ".incoming"
+_PIECE = 1 << 20  # bytes copied at a time
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,18 +45,24 @@ class AudioFiles:
     def has(self, sha256: str) -> bool:
         return self.path(sha256).is_file()
 
-    def stage(self, audio: bytes, sha256: str) -> Path:
+    def stage(self, audio: bytes | BinaryIO, sha256: str) -> Path:
         """Writes the bytes to a file of their own, on the disk when this returns, under no lasting name yet.
 
-        Raises ValueError when `sha256` is not theirs, OSError when they cannot be written (then nothing is left).
+        A file is copied from its start, piece by piece. Raises ValueError when `sha256` is not theirs, OSError when
+        they cannot be written (then nothing is left).
         """
-        if hashlib.sha256(audio).hexdigest() != sha256:
-            raise ValueError(f"the audio's SHA-256 is not {sha256!r}")
         staged = self._incoming / uuid.uuid4().hex
         try:
-            with staged.open("xb") as file:
-                file.write(audio)
+            with staged.open("x+b") as file:
+                if isinstance(audio, bytes):
+                    file.write(audio)
+                else:
+                    audio.seek(0)
+                    shutil.copyfileobj(audio, file, _PIECE)
                 file.flush()
+                file.seek(0)
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise ValueError(f"the audio's SHA-256 is not {sha256!r}")
                 os.fsync(file.fileno())
         except BaseException:
             staged.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -101,7 +101,7 @@ class NewClip:
     embedding: np.ndarray  # (dim,) float32, unit length
     frames: np.ndarray  # (frames, dim) float32, unit length
     frame_hop: float  # seconds
-    audio: bytes  # the uploaded file as it came
+    audio: bytes | BinaryIO  # the uploaded file as it came; a file is read from its start
 
 
 @dataclass(frozen=True)

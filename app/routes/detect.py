@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
-from app import bodies, formats, openapi, schemas
+from app import bodies, errors, formats, openapi, schemas
 from app.bodies import Form
-from app.detect import Recording, detect_events, draw, embed_file, recall_clip, to_answer
+from app.detect import Question, detect_events, draw, follow_events, to_answer
 from app.errors import Invalid
+from app.hearing import Hearing
 from app.schemas import Classification, ClassifyForm, DetectForm, Label
 from app.services import Services, Serving
 from model.detection import DetectionSettings
@@ -31,6 +35,7 @@ _MEDIA_TYPES = {
     "audacity": "text/plain; charset=utf-8",
     "raven": "text/plain; charset=utf-8",
 }
+_NDJSON = "application/x-ndjson"
 
 
 @router.post(
@@ -43,6 +48,7 @@ _MEDIA_TYPES = {
                 "image/png": {},
                 "text/csv": {"schema": {"type": "string"}},
                 "text/plain": {"schema": {"type": "string"}},
+                _NDJSON: {"schema": {"type": "string"}},
             }
         },
         **openapi.problems(*openapi.ALWAYS, 404, 415),
@@ -53,18 +59,26 @@ async def detect(request: Request, services: Serving) -> Response:
     """Listens for each phrase in a file or in a clip of the library.
 
     `csv` has a row for each event, `audacity` is a label track, `raven` a selection table, `png` a picture of scores
-    and events.
+    and events. `ndjson` is a stream of lines, each a JSON object with a `type`: `start`, `event` as soon as nothing
+    that follows can change it, `progress` about once a second, `frames` if they are wanted, and `end` with all that
+    the format json has; where the recording turns out to be broken the last line is an `error` with its problem.
     """
-    async with bodies.open_form(request, DetectForm, files="file") as form:
+    async with contextlib.AsyncExitStack() as stack:
+        form = await stack.enter_async_context(bodies.open_form(request, DetectForm, files="file"))
         options = form.fields
-        if options.format == "ndjson":
-            raise Invalid("The format 'ndjson' is not supported by this version.")
         _check_count(services, options.phrases, "phrases")
-        recording = await _recording(services, form, options.clip_id, with_samples=options.format == "png")
-    settings = DetectionSettings(options.threshold, options.median_filter, options.min_duration, options.max_gap)
-    result = await detect_events(services, recording, options.phrases, settings)
-    if options.format == "png":
-        return Response(await services.compute(draw, recording, result, options.threshold), media_type="image/png")
+        question = _question(options)
+        texts = await services.engine.embed_texts(options.phrases)
+        picture = options.format == "png"
+        hearing = await stack.enter_async_context(_hearing(services, form, options.clip_id, outline=picture))
+        if options.format == "ndjson":
+            lines = follow_events(services.engine, hearing, question, texts, services.compute, frames=options.frames)
+            first = [await anext(lines), await anext(lines)]  # a file that cannot be read has an error's status
+            return _Lines(_written(first, lines, stack.pop_all()), media_type=_NDJSON)
+        result = await detect_events(services.engine, hearing, question, texts, services.compute)
+        outline = hearing.outline
+    if picture:
+        return Response(await services.compute(draw, result, outline, question), media_type="image/png")
     text = await services.compute(lambda: _WRITERS[options.format](to_answer(result, options.frames)))
     return Response(text, media_type=_MEDIA_TYPES[options.format])
 
@@ -82,10 +96,13 @@ async def classify(request: Request, services: Serving) -> Classification:
         _check_count(services, options.labels, "labels")
         if options.template.count("{}") != 1:
             raise Invalid("The template must have {} once, where the label goes.")
-        recording = await _recording(services, form, options.clip_id, with_samples=False)
+        async with _hearing(services, form, options.clip_id, outline=False) as hearing:
+            async for _ in hearing:
+                pass
+            clip = hearing.clip
     texts = await services.engine.embed_texts([options.template.replace("{}", label) for label in options.labels])
-    scores = services.engine.clip_score(recording.clip[None], texts)[0].tolist()
-    probabilities = services.engine.label_probabilities(recording.clip, texts).tolist()
+    scores = services.engine.clip_score(clip[None], texts)[0].tolist()
+    probabilities = services.engine.label_probabilities(clip, texts).tolist()
     labels = [
         Label(label=label, score=round(score, 6), probability=round(probability, 6))
         for label, score, probability in zip(options.labels, scores, probabilities, strict=True)
@@ -93,15 +110,68 @@ async def classify(request: Request, services: Serving) -> Classification:
     return Classification(labels=sorted(labels, key=lambda label: -label.probability))
 
 
-async def _recording(
-    services: Services, form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None, *, with_samples: bool
-) -> Recording:
+class _Lines(StreamingResponse):
+    """A stream whose source is closed as soon as nobody reads it any more."""
+
+    async def stream_response(self, send: Send) -> None:
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with contextlib.aclosing(self.body_iterator):
+            await super().stream_response(send)
+
+
+async def _written(
+    first: list[dict[str, Any]], lines: AsyncGenerator[dict[str, Any], None], open_things: contextlib.AsyncExitStack
+) -> AsyncGenerator[str, None]:
+    """The lines as text; what goes wrong midway is the last one. Closes `open_things` at its end."""
+    async with open_things, contextlib.aclosing(lines):
+        try:
+            for line in first:
+                yield json.dumps(line, ensure_ascii=False) + "\n"
+            async for line in lines:
+                yield json.dumps(line, ensure_ascii=False) + "\n"
+        except Exception as error:
+            yield json.dumps({"type": "error", "problem": errors.describe(error)}, ensure_ascii=False) + "\n"
+
+
+@contextlib.asynccontextmanager
+async def _hearing(
+    services: Services, form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None, *, outline: bool
+) -> AsyncIterator[Hearing]:
     if len(form.files) + (clip_id is not None) != 1:
         raise Invalid("Give one `file` or one `clip_id`.")
     if clip_id is not None:
-        return await recall_clip(services, clip_id, with_samples=with_samples)
+        yield await services.remember(clip_id, outline=outline)
+        return
     upload = form.files[0]
-    return await embed_file(services, await upload.read(), upload.filename)
+    async with services.hear(upload.binary, upload.filename, outline=outline) as hearing:
+        yield hearing
+
+
+def _question(options: DetectForm) -> Question:
+    count = len(options.phrases)
+    high = _for_each(options.threshold, count, "threshold")
+    low = _for_each(options.low_threshold, count, "low_threshold") if options.low_threshold else [None] * count
+    try:
+        settings = [
+            DetectionSettings(
+                threshold=threshold,
+                low_threshold=low_threshold,
+                median_filter=options.median_filter,
+                min_duration=options.min_duration,
+                max_gap=options.max_gap,
+                method=options.method,
+            )
+            for threshold, low_threshold in zip(high, low, strict=True)
+        ]
+    except ValueError as error:
+        raise Invalid(str(error)) from error
+    return Question(options.phrases, settings)
+
+
+def _for_each(values: list[float], count: int, name: str) -> list[float]:
+    if len(values) not in (1, count):
+        raise Invalid(f"`{name}` is given {len(values)} times for {count} phrases; give one, or one for each.")
+    return values * count if len(values) == 1 else values
 
 
 def _check_count(services: Services, phrases: list[str], what: str) -> None:

@@ -51,6 +51,17 @@ async def test_settings_shape_the_events(client: httpx.AsyncClient, scene: bytes
     assert await events(threshold="0", max_gap="0", median_filter="0") == 3
 
 
+async def test_each_phrase_may_have_its_threshold(client: httpx.AsyncClient, scene: bytes) -> None:
+    async def found(**data: Any) -> list[int]:
+        response = await client.post("/detect", files={"file": ("a", scene)}, data={"phrases": PHRASES, **data})
+        assert response.status_code == 200, response.text
+        return [len(p["events"]) for p in response.json()["phrases"]]
+
+    assert await found(threshold=["0.999", "0.5", "0.001"]) == [0, 1, 1]
+    assert await found(threshold="0.5", low_threshold=["0.4", "0.5", "0.1"]) == [1, 1, 0]
+    assert await found(method="sebb") == [1, 1, 0]
+
+
 async def test_frame_scores(client: httpx.AsyncClient, scene: bytes) -> None:
     data = {"phrases": PHRASES, "frames": "true"}
     answer = (await client.post("/detect", files={"file": ("a", scene)}, data=data)).json()
@@ -106,7 +117,9 @@ async def test_formats(client: httpx.AsyncClient, scene: bytes, wanted: str, kin
         ({"phrases": "dog", "max_gap": "inf"}, "max_gap"),
         ({"phrases": "dog", "min_duration": ["1", "2"]}, "once"),
         ({"phrases": "dog", "format": "xml"}, "format"),
-        ({"phrases": "dog", "format": "ndjson"}, "ndjson"),
+        ({"phrases": ["dog", "cat"], "threshold": ["0.1", "0.2", "0.3"]}, "one for each"),
+        ({"phrases": "dog", "low_threshold": "0.6"}, "low_threshold"),
+        ({"phrases": "dog", "method": "magic"}, "method"),
         ({"phrases": "dog", "phrase": "cat"}, "phrase"),
         ({"phrases": "dog", "clip_id": "x"}, "one `file` or one `clip_id`"),
     ],

@@ -1,0 +1,143 @@
+"""A recording on its way through the model: a file that is still being decoded, or a clip that the library remembers.
+
+Both are read in the same way: frames first, as they come, then what is known at the end. Knows decoder and engine; no
+requests and no events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from app.batching import Urgency
+from app.engine import Engine, Listening
+from app.peaks import Envelope
+from index.catalog import Catalog
+from index.records import Clip
+
+_CHUNK = 256  # frames of a remembered clip given at a time
+
+
+class Decoding(Protocol):
+    """What is needed of app.decoding.DecodedStream: blocks (n,) of mono float32 at 16 kHz, then the duration (s)."""
+
+    sample_rate: int
+    channels: int
+
+    @property
+    def duration(self) -> float: ...
+    def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
+
+
+class Hearing(Protocol):
+    """A recording being heard. Iterate it for its frames (t, D); the properties hold when that has ended.
+
+    sample_rate (Hz) and channels are the original's; clip (D,); duration in seconds; outline (2, n), see app.peaks,
+    None unless it was asked for.
+    """
+
+    filename: str
+    sample_rate: int
+    channels: int
+    frame_hop: float
+
+    @property
+    def clip(self) -> np.ndarray: ...
+    @property
+    def duration(self) -> float: ...
+    @property
+    def outline(self) -> np.ndarray | None: ...
+    def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording that was heard to its end: clip (D,), frames (T, D), seconds; rate (Hz) and channels as it came."""
+
+    filename: str
+    duration: float
+    sample_rate: int
+    channels: int
+    frame_hop: float
+    clip: np.ndarray
+    frames: np.ndarray
+
+
+class _Decoded:
+    """A file that is heard while it is decoded."""
+
+    def __init__(self, sound: Decoding, listening: Listening, filename: str, envelope: Envelope | None) -> None:
+        self._sound, self._listening, self._envelope = sound, listening, envelope
+        self.filename, self.frame_hop = filename, listening.frame_hop
+        self.sample_rate, self.channels = sound.sample_rate, sound.channels
+
+    def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        return aiter(self._listening)
+
+    @property
+    def clip(self) -> np.ndarray:
+        return self._listening.clip
+
+    @property
+    def duration(self) -> float:
+        return self._sound.duration
+
+    @property
+    def outline(self) -> np.ndarray | None:
+        return None if self._envelope is None else self._envelope.levels()
+
+
+class _Remembered:
+    """A clip whose frames the library has."""
+
+    def __init__(self, clip: Clip, vector: np.ndarray, frames: np.ndarray, hop: float, outline: np.ndarray | None):
+        self.filename, self.duration, self.frame_hop = clip.filename, clip.duration, hop
+        self.sample_rate, self.channels = clip.sample_rate, clip.channels
+        self.clip, self.outline = vector, outline
+        self._frames = frames
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        for at in range(0, len(self._frames), _CHUNK):
+            yield self._frames[at : at + _CHUNK]
+
+
+@contextlib.asynccontextmanager
+async def hear(
+    engine: Engine, sound: Decoding, filename: str, *, urgency: Urgency = Urgency.INTERACTIVE, outline: bool = False
+) -> AsyncGenerator[Hearing, None]:
+    """A file that is being decoded, through the model. Raises what decoding and embedding raise."""
+    envelope = Envelope() if outline else None
+    async with engine.listen(_drawn(sound, envelope), urgency=urgency) as listening:
+        yield _Decoded(sound, listening, filename, envelope)
+
+
+def remember(catalog: Catalog, clip_id: str, outline: np.ndarray | None = None) -> Hearing:
+    """A clip of the library, by its stored embeddings; blocking. Raises ClipNotFound."""
+    frames, hop = catalog.frames(clip_id)
+    return _Remembered(catalog.get(clip_id), catalog.clip_vector(clip_id), frames, hop, outline)
+
+
+async def whole(hearing: Hearing) -> Recording:
+    """Listens to the end and keeps every frame."""
+    frames = np.concatenate([part async for part in hearing])
+    return Recording(
+        hearing.filename,
+        hearing.duration,
+        hearing.sample_rate,
+        hearing.channels,
+        hearing.frame_hop,
+        hearing.clip,
+        frames,
+    )
+
+
+async def _drawn(sound: AsyncIterable[np.ndarray], envelope: Envelope | None) -> AsyncGenerator[np.ndarray, None]:
+    """The blocks of a sound, drawn as they pass."""
+    async for block in sound:
+        if envelope is not None:
+            envelope.push(block)
+        yield block

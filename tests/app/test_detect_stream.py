@@ -1,0 +1,153 @@
+"""POST /detect as a stream of lines: early, whole, the same as without streaming, and gone when its reader is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+PHRASES = ["tone 400", "tone 1600", "tone 3200"]
+
+
+@pytest.fixture
+def scene(sounds: SimpleNamespace) -> bytes:
+    """Four minutes, silent but for a tone across each window border, and one near the end."""
+    samples = np.zeros(240 * sounds.RATE, np.float32)
+    for start in range(8, 230, 9):
+        samples[start * sounds.RATE : (start + 3) * sounds.RATE] = sounds.tone(400 if start % 2 else 1600, 3)
+    return sounds.encode(samples)
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """The app behind a real socket, its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def lines_of(client: httpx.AsyncClient, file: bytes | None, **data: Any) -> list[dict[str, Any]]:
+    files = {"file": ("szene.wav", file)} if file is not None else None
+    response = await client.post("/detect", files=files, data={"phrases": PHRASES, "format": "ndjson", **data})
+    assert response.status_code == 200 and response.headers["content-type"] == "application/x-ndjson", response.text
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+@pytest.mark.parametrize("data", [{}, {"method": "sebb"}, {"max_gap": "30"}, {"min_duration": "2.9"}])
+async def test_the_stream_says_what_the_answer_says(
+    client: httpx.AsyncClient, scene: bytes, data: dict[str, str]
+) -> None:
+    lines = await lines_of(client, scene, **data)
+    response = await client.post("/detect", files={"file": ("szene.wav", scene)}, data={"phrases": PHRASES, **data})
+    answer = response.json()
+    assert lines[0] == {
+        "type": "start",
+        "filename": "szene.wav",
+        "frame_hop": 0.16,
+        "sample_rate": 16000,
+        "channels": 1,
+        "phrases": PHRASES,
+    }
+    end = lines.pop()
+    assert end.pop("type") == "end"
+    for phrase in answer["phrases"]:
+        assert phrase.pop("frame_scores") is None
+    assert end == answer
+    told = [line for line in lines if line["type"] == "event"]
+    assert sum(len(p["events"]) for p in answer["phrases"]) == len(told) > 0
+    for phrase in answer["phrases"]:
+        mine = [{k: e[k] for k in ("onset", "offset", "score")} for e in told if e["phrase"] == phrase["phrase"]]
+        assert mine == phrase["events"]
+
+
+async def test_frame_scores_come_in_pieces(client: httpx.AsyncClient, scene: bytes) -> None:
+    lines = await lines_of(client, scene, frames="true")
+    pieces = [line for line in lines if line["type"] == "frames"]
+    assert len(pieces) > 20
+    at = 0
+    for piece in pieces:
+        assert piece["first"] == at and len(piece["scores"]) == len(PHRASES)
+        at += len(piece["scores"][0])
+    data = {"phrases": PHRASES, "frames": "true"}
+    answer = (await client.post("/detect", files={"file": ("a", scene)}, data=data)).json()
+    streamed = np.concatenate([piece["scores"] for piece in pieces], axis=1)
+    np.testing.assert_array_equal(streamed, [p["frame_scores"] for p in answer["phrases"]])
+
+
+async def test_a_clip_of_the_library_streams_too(client: httpx.AsyncClient, scene: bytes) -> None:
+    clip = (await client.post("/clips", files={"files": ("szene.wav", scene)})).json()["clips"][0]
+    lines = await lines_of(client, None, clip_id=clip["id"])
+    assert lines[0]["filename"] == "szene.wav" and lines[-1]["type"] == "end"
+    assert sum(line["type"] == "event" for line in lines) == 25
+
+
+async def test_what_breaks_midway_is_the_last_line_and_what_breaks_at_once_a_status(
+    client: httpx.AsyncClient, scene: bytes, sounds: SimpleNamespace
+) -> None:
+    lines = await lines_of(client, scene[: len(scene) // 2])
+    assert lines[-1]["type"] == "error" and lines[-1]["problem"]["status"] == 422
+    assert "szene.wav" in lines[-1]["problem"]["detail"] and "cut off" in lines[-1]["problem"]["detail"]
+    assert any(line["type"] == "event" for line in lines)
+    data = {"phrases": PHRASES, "format": "ndjson"}
+    for broken, status in ((b"not a sound", 415), (b"", 422), (sounds.encode(np.zeros(0, np.float32)), 422)):
+        response = await client.post("/detect", files={"file": ("a.wav", broken)}, data=data)
+        assert response.status_code == status and response.headers["content-type"] == "application/problem+json"
+    lines = await lines_of(client, scene)
+    assert lines[-1]["type"] == "end"
+
+
+async def test_events_arrive_while_the_model_still_works(
+    make_app: Callable[..., FastAPI], fake_model: Any, scene: bytes
+) -> None:
+    gate = threading.Event()
+    app = make_app(max_batch_windows=2)
+    async with serving(app) as address, httpx.AsyncClient(base_url=address, timeout=30) as client:
+        heard = len(fake_model.audio_batches)
+        fake_model.before = lambda: len(fake_model.audio_batches) < heard + 6 or gate.wait(20)
+        data, files = {"phrases": PHRASES, "format": "ndjson"}, {"file": ("szene.wav", scene)}
+        kinds = []
+        async with client.stream("POST", "/detect", data=data, files=files) as response:
+            async for line in response.aiter_lines():
+                kinds.append(json.loads(line)["type"])
+                if kinds.count("event") == 2:
+                    gate.set()  # without an early event nobody opens it
+        assert kinds.count("event") == 25 and kinds[-1] == "end"
+
+
+async def test_a_reader_that_leaves_ends_the_work(
+    make_app: Callable[..., FastAPI], fake_model: Any, scene: bytes
+) -> None:
+    app = make_app(max_batch_windows=1)
+    async with serving(app) as address, httpx.AsyncClient(base_url=address, timeout=30) as client:
+        busy = threading.Event()
+        before = len(fake_model.audio_batches)
+        fake_model.before = lambda: busy.wait(0.05)  # 20 windows a second: the recording would take over a second
+        data, files = {"phrases": PHRASES, "format": "ndjson"}, {"file": ("szene.wav", scene)}
+        async with client.stream("POST", "/detect", data=data, files=files) as response:
+            async for _ in response.aiter_lines():
+                break
+        services = app.state.services
+        async with asyncio.timeout(5):
+            while services._active or services.engine.audio_lane.depth:
+                await asyncio.sleep(0.01)
+        done = len(fake_model.audio_batches) - before
+        assert done < 25
+        await asyncio.sleep(0.3)
+        assert len(fake_model.audio_batches) - before <= done + 1
+        assert (await client.get("/health/ready")).status_code == 200
