@@ -1,12 +1,13 @@
 """The decoding processes: one that forks, and the workers it forks, each decoding one file at a time.
 
-The forking process has the decoders loaded and no thread, so that a worker costs milliseconds and shares its memory. started by `app.forking` as `main(…)` in a fresh interpreter. Knows no HTTP, no asyncio and no file names: files come as
+The forking process has the decoders loaded and no thread, so that a worker costs milliseconds and shares its memory.
+`app.forking` starts it as `main(…)` in a fresh interpreter. Knows no HTTP, no asyncio and no file names: files come as
 open descriptors, and sound goes back over the worker's socket.
 
-With the forking process (5 bytes each, `CONTROL`):
-    → FORK 0, with the new worker's end of a socket pair      ← BORN pid
-    → KILL pid                                                ← DIED pid, when a worker has ended
-                                                              ← READY 0, once at the start
+With the forking process, each a `CONTROL` (kind, pid, status):
+    → FORK, with the new worker's end of a socket pair    ← BORN pid; 0 if it cannot be
+    → KILL pid                                            ← DIED pid status, when a worker has ended, as waitpid says it
+                                                          ← READY, once at the start
 With a worker:
     → `REQUEST` max_duration (seconds, inf for none) and CPU seconds allowed, with the file
     ← messages, each a `HEADER` (kind, bytes that follow): INFO {sample_rate, channels}, any number of AUDIO (float32,
@@ -32,7 +33,7 @@ from typing import NoReturn
 
 from app.media import MediaError, open_stream
 
-CONTROL = struct.Struct("<cI")
+CONTROL = struct.Struct("<cIi")
 FORK, KILL, BORN, DIED, READY = b"F", b"K", b"B", b"D", b"R"
 REQUEST = struct.Struct("<dd")
 HEADER = struct.Struct("<cI")
@@ -45,7 +46,7 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server decides 
 
 
 def main(control_fd: int, memory_mb: int) -> None:
-    """Forks workers until the other end of the control socket closes. `memory_mb`: what each may take when it decodes."""
+    """Forks workers until the control socket's other end closes. `memory_mb`: what each may take beyond its start."""
     control = socket.socket(fileno=control_fd)
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -57,45 +58,49 @@ def main(control_fd: int, memory_mb: int) -> None:
     gc.collect()
     gc.freeze()  # what is here is not collected in the workers, so its pages stay shared
     _silence()
-    control.sendall(CONTROL.pack(READY, 0))
     children: set[int] = set()
-    while True:
-        readable, _, _ = select.select([control.fileno(), wake_r], [], [])
-        if wake_r in readable:
-            os.read(wake_r, 4096)
-            for pid in _ended(children):
-                with contextlib.suppress(OSError):
-                    control.sendall(CONTROL.pack(DIED, pid))
-        if control.fileno() not in readable:
-            continue
-        message, fds, _, _ = socket.recv_fds(control, CONTROL.size, 1)
-        if len(message) < CONTROL.size:  # the server has gone
-            break
-        kind, pid = CONTROL.unpack(message)
-        if kind == KILL and pid in children:
-            os.kill(pid, signal.SIGKILL)
-        elif kind == FORK:
-            child = os.fork()
-            if child == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for fd in (control.detach(), wake_r, wake_w):
-                    os.close(fd)
-                _work(socket.socket(fileno=fds[0]), memory_mb)
-            os.close(fds[0])
-            children.add(child)
-            control.sendall(CONTROL.pack(BORN, child))
+    with contextlib.suppress(OSError):  # it is the server's end that has closed
+        control.sendall(CONTROL.pack(READY, 0, 0))
+        while True:
+            readable, _, _ = select.select([control.fileno(), wake_r], [], [])
+            if wake_r in readable:
+                os.read(wake_r, 4096)
+                for pid, status in _ended(children):
+                    control.sendall(CONTROL.pack(DIED, pid, status))
+            if control.fileno() not in readable:
+                continue
+            message, fds, _, _ = socket.recv_fds(control, CONTROL.size, 1)
+            if len(message) < CONTROL.size:
+                break
+            kind, pid, _ = CONTROL.unpack(message)
+            if kind == KILL and pid in children:
+                os.kill(pid, signal.SIGKILL)
+            elif kind == FORK:
+                pid = _fork(fds[0], (control.fileno(), wake_r, wake_w), memory_mb)
+                if pid:
+                    children.add(pid)
+                control.sendall(CONTROL.pack(BORN, pid, 0))
     for pid in children:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
-def _ended(children: set[int]) -> list[int]:
-    ended = []
-    for pid in list(children):
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            children.discard(pid)
-            ended.append(pid)
+def _fork(fd: int, not_for_it: tuple[int, ...], memory_mb: int) -> int:
+    """Its pid; 0 if the system gives no process."""
+    try:
+        pid = os.fork()
+    except OSError:
+        pid = 0
+    else:
+        if pid == 0:
+            _work(fd, not_for_it, memory_mb)
+    os.close(fd)
+    return pid
+
+
+def _ended(children: set[int]) -> list[tuple[int, int]]:
+    ended = [(pid, status) for pid, status in (os.waitpid(child, os.WNOHANG) for child in children) if pid]
+    children.difference_update(pid for pid, _ in ended)
     return ended
 
 
@@ -107,12 +112,17 @@ def _silence() -> None:
     os.close(null)
 
 
-def _work(sock: socket.socket, memory_mb: int) -> NoReturn:
+def _work(fd: int, not_for_it: tuple[int, ...], memory_mb: int) -> NoReturn:
     """A worker's life."""
     status = 1
     try:
-        _limit(memory_mb)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for other in not_for_it:
+            os.close(other)
+        sock = socket.socket(fileno=fd)
         sock.setblocking(True)
+        _limit(memory_mb)
         while _serve(sock):
             pass
         status = 0
@@ -140,7 +150,8 @@ def _serve(sock: socket.socket) -> bool:
         return False
     max_duration, cpu_s = REQUEST.unpack(message)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + cpu_s), hard))
+    soft = math.ceil(time.process_time() + cpu_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     try:
         with os.fdopen(fds[0], "rb") as file, open_stream(file, "", max_duration) as stream:
             _send(sock, INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import json
-import math
+import logging
 import os
-import shutil
 import socket
-import tempfile
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,19 +22,19 @@ import numpy as np
 
 from app import decoder, media_errors
 from app.batching import Closed
+from app.conversation import NONSENSE, Died, cause, numbers, read_message, send_request
 from app.forking import ForkServer, Worker
+from app.handover import open_apart
 from app.media_errors import DecoderFailed, MediaError
+
+log = logging.getLogger(__name__)
 
 _KEEP = 10.0  # seconds that workers beyond the warm ones stay idle before they end
 _FILES = 500  # files a worker decodes before it is replaced, should a decoder leak
 _ERRORS: dict[str, type[MediaError]] = {
     kind.reason: kind for kind in vars(media_errors).values() if isinstance(kind, type) and issubclass(kind, MediaError)
 }
-_MAX_MESSAGE = 1 << 20  # bytes; a worker that announces more is not itself any more
-
-
-class _Died(Exception):
-    """The worker ended, hung or sent nonsense while it had a file. The message says which, as the end of a sentence."""
+_CLOSING = "The decoders are shutting down."
 
 
 class DecodedStream:
@@ -66,66 +62,56 @@ class DecodedStream:
                     self._delivered = True
                     return payload
                 self._take_end(kind, payload)
-            except _Died as death:
-                await self._again(death)
+            except Died as death:
+                await self._fail_or_retry(death)
+                await self._begin()
         raise StopAsyncIteration
 
     async def _begin(self) -> None:
         """Has a worker, and knows the recording's clock, when it returns."""
         while True:
             self._worker = await self._pool._take()
+            if not send_request(self._worker, self._file, self._max_duration):
+                self._drop()  # it had ended while nothing was asked of it
+                continue
             try:
-                self._send_request(self._worker)
-                kind, payload = await self._receive()
+                kind, info = await self._receive()
                 if kind != decoder.INFO:
-                    raise _Died("sent what makes no sense")
-                self.sample_rate, self.channels = int(payload["sample_rate"]), int(payload["channels"])
+                    raise Died(NONSENSE)
+                rate, channels = numbers(info, "sample_rate", "channels")
+                self.sample_rate, self.channels = int(rate), int(channels)
                 return
-            except _Died as death:
-                self._fail_or_retry(death)
+            except Died as death:
+                await self._fail_or_retry(death)
 
-    async def _again(self, death: _Died) -> None:
-        self._fail_or_retry(death)
-        await self._begin()
-
-    def _fail_or_retry(self, death: _Died) -> None:
+    async def _fail_or_retry(self, death: Died) -> None:
         """Raises what follows from a worker's death, unless the file gets its second chance in another one."""
+        why = str(death)
+        if self._worker is not None and not why:
+            why = await cause(self._worker)
         self._drop()
         if self._pool._closed:
-            raise Closed("The decoders are shutting down.") from death
+            raise Closed(_CLOSING) from death
         if self._retried or self._delivered:
-            raise DecoderFailed(self._filename, f"the decoder {death} while it worked on this file.") from death
+            raise DecoderFailed(self._filename, f"the decoder {why} while it worked on this file.") from death
         self._retried = True
 
-    def _send_request(self, worker: Worker) -> None:
-        cpu_s = 60 + (self._max_duration if math.isfinite(self._max_duration) else 86_400) / 4
-        request = decoder.REQUEST.pack(self._max_duration, cpu_s)
-        worker.files += 1
-        try:
-            socket.send_fds(worker.socket, [request], [self._file])
-        except OSError as error:
-            raise _Died("had ended") from error
-
     async def _receive(self) -> tuple[bytes, Any]:
-        """The next message: AUDIO with an array, any other kind with a dict. Raises _Died, or what ERROR tells of."""
+        """The next message: AUDIO with an array, any other kind with a dict. Raises Died, or what ERROR tells of."""
         assert self._worker is not None
-        try:
-            async with asyncio.timeout(self._pool._stall_s):
-                kind, payload = await _read_message(self._worker.socket)
-        except TimeoutError as error:
-            raise _Died(f"gave nothing for {self._pool._stall_s:g} s") from error
+        kind, payload = await read_message(self._worker, self._pool._stall_s)
         if kind == decoder.ERROR:
             self._raise(payload)
         return kind, payload
 
     def _raise(self, told: dict[str, Any]) -> None:
-        reason, why = told.get("reason"), str(told.get("why"))
+        reason, why = str(told.get("reason")), str(told.get("why"))
         if reason == decoder.OUT_OF_MEMORY:
-            raise _Died(f"needed more than its {self._pool._memory_mb} MB of memory")
+            raise Died(f"needed more than its {self._pool._memory_mb} MB of memory")
         if reason == decoder.UNEXPECTED:
-            raise _Died(f"failed ({why})")
+            raise Died(f"failed ({why})")
         if reason not in _ERRORS:
-            raise _Died("sent what makes no sense")
+            raise Died(NONSENSE)
         error = _ERRORS[reason](self._filename, why)
         if isinstance(error, media_errors.TruncatedAudio):
             error.read = told.get("read")
@@ -133,12 +119,8 @@ class DecodedStream:
 
     def _take_end(self, kind: bytes, end: Any) -> None:
         if kind != decoder.END:
-            raise _Died("sent what makes no sense")
-        self.duration, self.decode_s, self.resample_s = (
-            float(end["duration"]),
-            float(end["decode_s"]),
-            float(end["resample_s"]),
-        )
+            raise Died(NONSENSE)
+        self.duration, self.decode_s, self.resample_s = numbers(end, "duration", "decode_s", "resample_s")
         assert self._worker is not None
         self._ended = True
         self._pool._give(self._worker)
@@ -193,10 +175,14 @@ class DecoderPool:
         self._closed = True
         if self._shrinking is not None:
             self._shrinking.cancel()
-        self._fail_line(Closed("The decoders are shutting down."))
-        for worker in list(self._alive):
+        self._fail_line(Closed(_CLOSING))
+        for worker in self._alive - set(self._idle):
+            with contextlib.suppress(OSError):
+                worker.socket.shutdown(socket.SHUT_RDWR)  # wakes its stream, which closes the socket
+        for worker in list(self._idle):
             self._discard(worker)
         await self._forks.close()
+        self._alive.clear()
         self._starting = 0
 
     @asynccontextmanager
@@ -208,7 +194,7 @@ class DecoderPool:
         `file` may be any open file (its position stays as it is where the system can reopen it, as Linux can) or a
         path. Raises a MediaError, OSError if the path cannot be opened, Closed.
         """
-        descriptor = await asyncio.to_thread(_descriptor, file)
+        descriptor = await open_apart(file)
         stream = DecodedStream(self, descriptor, filename, max_duration)
         try:
             await stream._begin()
@@ -220,7 +206,7 @@ class DecoderPool:
     async def _take(self) -> Worker:
         """A worker that is free, waiting in line for one if need be."""
         if self._closed:
-            raise Closed("The decoders are shutting down.")
+            raise Closed(_CLOSING)
         if self._idle and not self._line:
             return self._idle.pop()
         place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
@@ -229,7 +215,10 @@ class DecoderPool:
         try:
             return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.exception() is None:
+            if place.cancelled():
+                with contextlib.suppress(ValueError):  # it may have been passed over already
+                    self._line.remove(place)
+            elif place.exception() is None:  # it came at the same moment
                 self._give(place.result())
             raise
 
@@ -257,100 +246,61 @@ class DecoderPool:
 
     def _grow(self) -> None:
         """Starts as many workers as the line and the warm number ask for."""
-        waiting = sum(not place.done() for place in self._line)
-        while not self._closed and len(self._alive) + self._starting < self._max:
-            if self._starting >= waiting and len(self._alive) + self._starting >= self._warm:
+        while not self._closed:
+            workers = len(self._alive) + self._starting
+            if workers >= self._max or (self._starting >= len(self._line) and workers >= self._warm):
+                break
+            try:
+                self._forks.fork()
+            except OSError as error:
+                self._no_more(error)
                 break
             self._starting += 1
-            self._forks.fork()
+
+    def _no_more(self, error: Exception) -> None:
+        """There is no new worker to be had. Those in line wait for the others, if there are any."""
+        log.error("no decoder can be started: %s", error)
+        if not self._alive and not self._starting:
+            self._fail_line(error)
 
     def _discard(self, worker: Worker) -> None:
         """Ends a worker, whatever it does."""
+        worker.socket.close()
         if worker in self._alive:
-            self._alive.discard(worker)
-            with contextlib.suppress(ValueError):
+            self._alive.remove(worker)
+            if worker in self._idle:
                 self._idle.remove(worker)
-            worker.socket.close()
-            self._forks.kill(worker.pid)
+            self._forks.kill(worker)
             self._grow()
 
-    def _born(self, worker: Worker) -> None:
+    def _born(self, worker: Worker | None) -> None:
         self._starting -= 1
+        if worker is None:
+            self._no_more(OSError("the system gives no process"))
+            return
         self._alive.add(worker)
         self._give(worker)
 
-    def _died(self, pid: int) -> None:
-        """A worker has ended. One with a file is missed by its stream; one without is taken out here."""
-        for worker in [idle for idle in self._idle if idle.pid == pid]:
+    def _died(self, worker: Worker) -> None:
+        """A worker has ended. One with a file is missed by its stream; one without is replaced here."""
+        if worker in self._idle:
             self._discard(worker)
 
     def _lost(self, error: Exception | None) -> None:
-        """The forking process has ended, and with it what it was to fork. With an error there is no new one."""
+        """All workers are gone, and those that were starting."""
         self._starting = 0
         for worker in list(self._idle):
-            self._alive.discard(worker)
             worker.socket.close()
+            self._alive.remove(worker)
         self._idle.clear()
-        if error is not None:
+        if error is None:
+            self._grow()
+        else:
+            self._no_more(error)
             self._fail_line(error)
-        self._grow()
 
     def _fail_line(self, error: Exception) -> None:
         while self._line:
             place = self._line.popleft()
             if not place.done():
                 place.set_exception(error)
-
-
-async def _read_message(sock: socket.socket) -> tuple[bytes, Any]:
-    header = bytearray(decoder.HEADER.size)
-    await _fill(sock, memoryview(header))
-    kind, size = decoder.HEADER.unpack(header)
-    if size > _MAX_MESSAGE or (kind == decoder.AUDIO and size % 4):
-        raise _Died("sent what makes no sense")
-    payload = bytearray(size)
-    await _fill(sock, memoryview(payload))
-    if kind == decoder.AUDIO:
-        return kind, np.frombuffer(payload, dtype=np.float32)
-    try:
-        return kind, json.loads(payload)
-    except ValueError as error:
-        raise _Died("sent what makes no sense") from error
-
-
-async def _fill(sock: socket.socket, target: memoryview) -> None:
-    loop = asyncio.get_running_loop()
-    while target:
-        try:
-            received = await loop.sock_recv_into(sock, target)
-        except OSError as error:
-            raise _Died("broke off") from error
-        if not received:
-            raise _Died("crashed")
-        target = target[received:]
-
-
-def _descriptor(file: BinaryIO | Path) -> int:
-    """A descriptor of the file, for reading, with a position of its own where the system can give that."""
-    if isinstance(file, Path):
-        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        file.flush()
-        descriptor = file.fileno()  # a file spooled in memory moves to disk for this
-        file.flush()
-    except io.UnsupportedOperation:  # in memory for good
-        return _copied(file)
-    try:
-        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return os.dup(descriptor)
-
-
-def _copied(file: BinaryIO) -> int:
-    position = file.tell()
-    file.seek(0)
-    with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        file.seek(position)
-        return os.dup(copy.fileno())

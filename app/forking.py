@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -20,33 +21,42 @@ from pathlib import Path
 
 from app import decoder
 
+log = logging.getLogger(__name__)
+
 _START = 120.0  # seconds it may take to load the decoders
-_RESTARTS = 3  # in a row, without a worker born between
+_END = 5.0  # seconds it may take to end its workers
+_ATTEMPTS = 3  # to start it, in a row
+_NO_START = "The process that decodes sound files cannot be started; the log says why."
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
 _MAIN = "import sys; sys.path[:] = {path!r}; from app.decoder import main; main({fd}, {memory_mb})"
 
 
 @dataclass(eq=False)
 class Worker:
-    """A worker process, and our end of its socket. files: how many it was given."""
+    """A worker process, and our end of its socket.
+
+    ended: its exit status, as waitpid gives it, once it has ended. files: how many it was given.
+    """
 
     pid: int
     socket: socket.socket
+    ended: asyncio.Future[int]
     files: int = 0
 
 
 class ForkServer:
     """The forking process. It is started again when it dies.
 
-    on_born(worker), on_died(pid), and on_lost(error): it died itself, with an error if it cannot be started again.
+    on_born(worker): None if the system gave no process. on_died(worker). on_lost(error): the forking process itself
+    died, and with it all workers and what was asked for; with an error where it could not be started again.
     All are called on the event loop.
     """
 
     def __init__(
         self,
         memory_mb: int,
-        on_born: Callable[[Worker], None],
-        on_died: Callable[[int], None],
+        on_born: Callable[[Worker | None], None],
+        on_died: Callable[[Worker], None],
         on_lost: Callable[[Exception | None], None],
     ) -> None:
         self._memory_mb = memory_mb
@@ -54,75 +64,93 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._unborn: deque[socket.socket] = deque()  # our ends, in the order in which workers were asked for
-        self._children: set[int] = set()
+        self._children: dict[int, Worker] = {}
         self._watching: asyncio.Task[None] | None = None
-        self._failures = 0
 
     async def start(self) -> None:
-        """Starts it. Raises RuntimeError if it does not come up."""
-        ready = asyncio.get_running_loop().create_future()
-        self._watching = asyncio.create_task(self._watch(ready))
-        async with asyncio.timeout(_START):
-            await ready
+        """Starts it. Raises OSError or RuntimeError if it does not come up."""
+        self._launch()
+        assert self._control is not None
+        try:
+            async with asyncio.timeout(_START):
+                message = await self._message()
+        except TimeoutError:
+            message = b""
+        if not message:
+            await asyncio.to_thread(self._end)
+            raise RuntimeError(_NO_START)
+        self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Ends it and its workers, and waits until they have."""
         if self._watching is not None:
             self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+            await asyncio.wait([self._watching])
         await asyncio.to_thread(self._end)
+        self._forget()
 
     def fork(self) -> None:
-        """Asks for a worker, which `on_born` gets."""
+        """Asks for a worker, which `on_born` gets. Raises OSError where there is no descriptor or process left."""
+        if self._watching is not None and self._watching.done():  # it was given up; this is a new attempt
+            self._launch()
+            self._watching = asyncio.create_task(self._watch())
+        assert self._control is not None
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self._unborn.append(ours)
         with theirs, contextlib.suppress(OSError):  # if it has died, `on_lost` tells
-            assert self._control is not None
-            socket.send_fds(self._control, [decoder.CONTROL.pack(decoder.FORK, 0)], [theirs.fileno()])
+            socket.send_fds(self._control, [decoder.CONTROL.pack(decoder.FORK, 0, 0)], [theirs.fileno()])
 
-    def kill(self, pid: int) -> None:
+    def kill(self, worker: Worker) -> None:
         """Kills a worker. By its parent, who knows whether the number is still this worker's."""
-        if pid in self._children:
+        if not worker.ended.done() and self._control is not None:
             with contextlib.suppress(OSError):
-                assert self._control is not None
-                self._control.send(decoder.CONTROL.pack(decoder.KILL, pid))
+                self._control.send(decoder.CONTROL.pack(decoder.KILL, worker.pid, 0))
 
-    async def _watch(self, ready: asyncio.Future[None]) -> None:
-        """Starts it, again and again, and passes on what it tells."""
-        loop = asyncio.get_running_loop()
+    async def _watch(self) -> None:
+        """Passes on what it tells, and starts it again when it dies."""
+        failures = 0
         while True:
-            self._launch()
-            assert self._control is not None
-            while message := await self._message(loop, self._control):
-                kind, pid = decoder.CONTROL.unpack(message)
-                if kind == decoder.READY:
-                    if not ready.done():
-                        ready.set_result(None)
-                elif kind == decoder.BORN:
-                    self._failures = 0
-                    self._children.add(pid)
-                    self._on_born(Worker(pid, self._unborn.popleft()))
-                elif kind == decoder.DIED:
-                    self._children.discard(pid)
-                    self._on_died(pid)
-            self._failures += 1
+            while message := await self._message():
+                kind, pid, status = decoder.CONTROL.unpack(message)
+                self._hear(kind, pid, status)
+                failures = 0 if kind == decoder.BORN else failures
+            failures += 1
+            log.error("the process that forks decoders ended")
             await asyncio.to_thread(self._end)
-            if self._failures >= _RESTARTS or not ready.done():
-                error = RuntimeError("The process that decodes sound files cannot be started; the log says why.")
-                if not ready.done():
-                    ready.set_exception(error)
-                self._on_lost(error)
+            self._forget()
+            error: Exception | None = None
+            try:
+                if failures >= _ATTEMPTS:
+                    raise RuntimeError(_NO_START)
+                self._launch()
+            except (OSError, RuntimeError) as why:
+                error = why
+            self._on_lost(error)
+            if error is not None:
                 return
-            self._on_lost(None)
 
-    @staticmethod
-    async def _message(loop: asyncio.AbstractEventLoop, control: socket.socket) -> bytes:
-        message = b""
+    def _hear(self, kind: bytes, pid: int, status: int) -> None:
+        if kind == decoder.BORN:
+            ours = self._unborn.popleft()
+            if not pid:
+                ours.close()
+                self._on_born(None)
+                return
+            self._children[pid] = Worker(pid, ours, asyncio.get_running_loop().create_future())
+            self._on_born(self._children[pid])
+        elif kind == decoder.DIED:
+            worker = self._children.pop(pid)
+            worker.ended.set_result(status)
+            self._on_died(worker)
+
+    async def _message(self) -> bytes:
+        """The next message; empty when there will be none."""
+        assert self._control is not None
+        loop, message = asyncio.get_running_loop(), b""
         while len(message) < decoder.CONTROL.size:
             try:
-                part = await loop.sock_recv(control, decoder.CONTROL.size - len(message))
+                part = await loop.sock_recv(self._control, decoder.CONTROL.size - len(message))
             except OSError:
                 return b""
             if not part:
@@ -152,16 +180,21 @@ class ForkServer:
         """Closes the control socket, at which the process ends its workers and itself; blocking."""
         if self._control is not None:
             self._control.close()
+        if self._process is None:
+            return
+        try:
+            self._process.wait(_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.returncode != 0:  # it could not end its workers
+            for pid in list(self._children):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _forget(self) -> None:
         while self._unborn:
             self._unborn.popleft().close()
-        if self._process is not None:
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            if self._process.returncode != 0:  # it could not end its workers
-                for pid in self._children:
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, signal.SIGKILL)
+        for worker in self._children.values():
+            worker.ended.set_result(signal.SIGKILL)
         self._children.clear()

@@ -1,0 +1,99 @@
+"""What the server says to a decoding worker and hears from it, over the worker's socket (see app.decoder)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from typing import Any
+
+import numpy as np
+
+from app import decoder
+from app.forking import Worker
+
+NONSENSE = "sent what makes no sense"
+_MAX_MESSAGE = 1 << 20  # bytes; a worker that announces more is not itself any more
+
+
+class Died(Exception):
+    """The worker hung, gave up or sent nonsense while it had a file; the message goes on from "the decoder …".
+
+    Without a message it has ended, and its exit status says why.
+    """
+
+
+def send_request(worker: Worker, file: int, max_duration: float) -> bool:
+    """Gives a free worker a file to decode, as a descriptor. `max_duration` in seconds. False if it has ended."""
+    cpu_s = 60 + min(max_duration, 86_400.0) / 4  # many times what any format needs; what stalls is seen much earlier
+    worker.files += 1
+    try:
+        socket.send_fds(worker.socket, [decoder.REQUEST.pack(max_duration, cpu_s)], [file])
+    except OSError:
+        return False
+    return True
+
+
+async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
+    """The worker's next message: AUDIO with an array (n,), any other kind with a dict. Raises Died.
+
+    stall_s: seconds without one after which it counts as hung.
+    """
+    try:
+        async with asyncio.timeout(stall_s):
+            return await _read(worker.socket)
+    except TimeoutError as error:
+        raise Died(f"gave nothing for {stall_s:g} s") from error
+
+
+async def _read(sock: socket.socket) -> tuple[bytes, Any]:
+    header = bytearray(decoder.HEADER.size)
+    await _fill(sock, memoryview(header))
+    kind, size = decoder.HEADER.unpack(header)
+    if size > _MAX_MESSAGE or (kind == decoder.AUDIO and size % 4):
+        raise Died(NONSENSE)
+    payload = bytearray(size)
+    await _fill(sock, memoryview(payload))
+    if kind == decoder.AUDIO:
+        return kind, np.frombuffer(payload, dtype=np.float32)
+    try:
+        told = json.loads(payload)
+    except ValueError as error:
+        raise Died(NONSENSE) from error
+    if not isinstance(told, dict):
+        raise Died(NONSENSE)
+    return kind, told
+
+
+def numbers(told: dict[str, Any], *names: str) -> list[float]:
+    """The numbers of these names in a message. Raises Died where they are none."""
+    try:
+        return [float(told[name]) for name in names]
+    except (KeyError, TypeError, ValueError) as error:
+        raise Died(NONSENSE) from error
+
+
+async def _fill(sock: socket.socket, target: memoryview) -> None:
+    loop = asyncio.get_running_loop()
+    while target:
+        try:
+            received = await loop.sock_recv_into(sock, target)
+        except OSError as error:
+            raise Died from error
+        if not received:
+            raise Died
+        target = target[received:]
+
+
+async def cause(worker: Worker) -> str:
+    """How it ended, as the end of a sentence."""
+    try:
+        async with asyncio.timeout(1):
+            status = await asyncio.shield(worker.ended)
+    except TimeoutError:
+        return "broke off"
+    if os.WIFSIGNALED(status):
+        return f"crashed ({signal.strsignal(os.WTERMSIG(status))})"
+    return "ended"

@@ -1,0 +1,50 @@
+"""Files as descriptors that another process can be given. Knows nothing of their content."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+
+async def open_apart(file: BinaryIO | Path) -> int:
+    """A descriptor of the file, for reading, with a position of its own where the system can give that (Linux can).
+
+    `file` may be a path, any open file, also one spooled or held in memory. The caller closes the descriptor. Raises
+    OSError.
+    """
+    opening = asyncio.create_task(asyncio.to_thread(_descriptor, file))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:  # the thread goes on
+        opening.add_done_callback(lambda done: None if done.exception() else os.close(done.result()))
+        raise
+
+
+def _descriptor(file: BinaryIO | Path) -> int:
+    if isinstance(file, Path):
+        return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        file.flush()
+        descriptor = file.fileno()  # a file spooled in memory moves to disk for this
+        file.flush()
+    except io.UnsupportedOperation:  # in memory for good
+        return _copied(file)
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return os.dup(descriptor)
+
+
+def _copied(file: BinaryIO) -> int:
+    position = file.tell()
+    file.seek(0)
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        file.seek(position)
+        return os.dup(copy.fileno())
