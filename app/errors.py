@@ -64,6 +64,14 @@ class NotReady(RequestError):
     """The model or the library is not there yet, or no more."""
 
 
+class AddressTooLong(RequestError):
+    """More bytes than an address may have."""
+
+
+class ModelNotFound(RequestError):
+    """A model that this service does not have."""
+
+
 class TimedOut(RequestError):
     """The request took longer than a request may."""
 
@@ -90,12 +98,15 @@ INTERNAL = Kind(500, "internal-error", "Internal error")
 KINDS: dict[type[Exception], Kind] = {
     Malformed: Kind(400, "malformed", "Malformed request"),
     Unauthorized: Kind(401, "unauthorized", "Missing or wrong API key"),
+    ModelNotFound: Kind(404, "model-not-found", "No such model"),
     records.ClipNotFound: Kind(404, "clip-not-found", "No such clip"),
     records.AudioMissing: Kind(404, "audio-missing", "The clip's audio is missing"),
     BodyTooLarge: Kind(413, "body-too-large", "Request too large"),
     media.TooLong: Kind(413, "audio-too-long", "Audio too long"),
+    AddressTooLong: Kind(414, "address-too-long", "Address too long"),
     UnsupportedType: Kind(415, "unsupported-media-type", "Unsupported media type"),
     media.NotAudio: Kind(415, "not-audio", "Not audio that can be decoded"),
+    media.DecoderFailed: Kind(415, "decoder-failed", "The decoder failed on this file"),
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "Range not satisfiable"),
     Invalid: Kind(422, "invalid-value", "Invalid value"),
     media.EmptyAudio: Kind(422, "audio-empty", "Empty audio"),
@@ -152,6 +163,9 @@ def describe(error: BaseException) -> dict[str, Any]:
         problem.update(error.extra)
     if isinstance(error, FilesFailed):
         problem["errors"] = error.failures
+    first = error.first if isinstance(error, FilesFailed) else error
+    if isinstance(first, media.TruncatedAudio) and first.read is not None:
+        problem["readable_s"] = round(first.read, 3)
     return problem
 
 
@@ -172,8 +186,12 @@ def headers_of(error: BaseException) -> dict[str, str]:
     return {}
 
 
-def problem_response(error: BaseException) -> Response:
-    """The answer to an error."""
+def problem_response(error: BaseException, path: str = "") -> Response:
+    """The answer to an error. Below /v1/, where OpenAI's clients call, it has their `error` object too."""
     problem = describe(error)
+    if path.startswith("/v1/"):
+        kind = problem["type"].removeprefix(TYPE_PREFIX)
+        field = next((fault["field"] for fault in problem.get("errors", []) if fault.get("field")), None)
+        problem["error"] = {"message": problem["detail"], "type": kind, "param": field, "code": kind}
     body = json.dumps(problem, ensure_ascii=False).encode("utf-8", errors="replace")
     return Response(body, problem["status"], headers_of(error), PROBLEM_JSON)

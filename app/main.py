@@ -17,24 +17,30 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app import bodies, errors, openapi
+from app import bodies, errors, manual, openapi
 from app.engine import Engine, load_model
 from app.metrics import Metrics
 from app.middleware import Envelope, Gate, Lifeline
-from app.routes import clips, detect, embed, search, system
+from app.routes import clips, detect, embed, openai, search, system
 from app.services import Load, Services
 from app.settings import Settings
+from app.waveforms import Waveforms
 from index.catalog import Catalog
 from index.records import CatalogError
 
 log = logging.getLogger(__name__)
 
 _WEB = Path(__file__).resolve().parent / "web"
-_ABOUT = "Find a sound by describing it, and know when in a recording it happens."
+_ABOUT = (
+    "Find a sound by describing it, and know when in a recording it happens. Times are seconds; errors are "
+    "`application/problem+json` (RFC 9457) with the request's id. HEAD is answered wherever GET is."
+)
+_ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
 
 
 def create_app(settings: Settings, engine: Engine, catalog: Catalog) -> FastAPI:
@@ -110,11 +116,15 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
             await services.close()
 
     services = Services(settings, metrics)
-    app = FastAPI(title="FineLAP", version=system.version(), description=_ABOUT, lifespan=lifespan)
+    app = FastAPI(
+        title="FineLAP", version=system.version(), description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.state.services = services
+    app.state.waveforms = Waveforms()
     app.state.failure = None
-    for router in (system.router, embed.router, clips.router, search.router, detect.router):
+    for router in _ROUTERS:
         app.include_router(router)
+    manual.add(app)
     if _WEB.is_dir():
         app.mount("/web", StaticFiles(directory=_WEB), name="web")
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -128,7 +138,17 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    return errors.problem_response(error)
+    if isinstance(error, HTTPException) and error.status_code == 405 and (allowed := _allowed(request.url.path)):
+        # the framework names the methods of one route; a path may have several
+        error = HTTPException(405, error.detail, {"Allow": ", ".join(sorted(allowed))})
+    return errors.problem_response(error, request.url.path)
+
+
+def _allowed(path: str) -> set[str]:
+    """The methods that a path takes."""
+    routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
+    allowed = {method for route in routes if route.path_regex.match(path) for method in route.methods}
+    return allowed | {"HEAD"} if "GET" in allowed else allowed
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Searching the library: by text, by a sound, by a clip; and the stretches of a hit that answer.
+"""Searching the library: by text, by a sound, by a clip; without what is not wanted; and where a hit answers.
 
 Knows engine and library; no requests and no answers.
 """
@@ -11,12 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from app.engine import Engine
 from app.services import Services
 from index.catalog import Catalog
-from index.records import Clip, ClipNotFound
-from model.detection import Moment, find_moments
+from index.records import Clip, ClipNotFound, Hit
+from model.detection import Moment, find_moments, median_smooth
 
 MOMENTS = 3  # of one hit, at most
+WITHOUT_SCORE = 0.6  # a smoothed frame score from which an unwanted sound counts as heard; measured, see docs/log.md
+WITHOUT_CLIPS = 2000  # clips that a search without something looks at, at most
+_WITHOUT_MEDIAN = 0.48  # seconds, as in detection
+_TOGETHER = 25  # clips whose frames are read in one go; in between, a caller who left is noticed
 
 
 @dataclass(frozen=True)
@@ -38,27 +43,70 @@ async def search(
     min_score: float | None = None,
     moments: bool = False,
     leave_out: str | None = None,
+    without: np.ndarray | None = None,
 ) -> list[Found]:
     """The k clips most similar to `query` (D,), best first, without the clip `leave_out`.
 
     `min_score` drops hits whose score is lower. With `moments`, each hit has its best stretches for the query: frames
     scored as in detection. A query that is itself a sound is compared with the frames in the same way.
+
+    `without` (W, D) are texts that must not be heard. A clip is left out when it is at least as similar to one of them
+    as to the query, or one of them is heard in it: a frame score, smoothed as in detection, of WITHOUT_SCORE or more.
+    Clips that are left out make room for the next best, down to the best WITHOUT_CLIPS of the library.
     """
     engine, catalog = services.engine, services.catalog
-    with services.metrics.vector_search():
-        hits = await services.read(catalog.search, query, k + (leave_out is not None), filter)
-    hits = [hit for hit in hits if hit.clip.id != leave_out][:k]
+    refuses = without is not None and len(without) > 0
+    asked = k + (leave_out is not None)
+    if refuses:
+        asked = min(2 * asked + 50, WITHOUT_CLIPS)
+    seen: set[str | None] = {leave_out}
+    hits: list[Hit] = []
+    while True:
+        with services.metrics.vector_search():
+            found = await services.read(catalog.search, query, asked, filter)
+        fresh = [hit for hit in found if hit.clip.id not in seen]
+        seen.update(hit.clip.id for hit in fresh)
+        if without is None or not refuses:
+            hits = fresh
+            break
+        for at in range(0, len(fresh), _TOGETHER):
+            hits += await services.compute(_allowed, engine, catalog, fresh[at : at + _TOGETHER], without)
+            if len(hits) >= k:
+                break
+        if len(hits) >= k or len(found) < asked or asked == WITHOUT_CLIPS:
+            break
+        asked = min(4 * asked, WITHOUT_CLIPS)
+    hits = hits[:k]
     if not hits:
         return []
     scores = engine.score_of(np.array([hit.similarity for hit in hits])).tolist()
     kept = [(hit, score) for hit, score in zip(hits, scores, strict=True) if min_score is None or score >= min_score]
     if not moments:
         return [Found(hit.clip, hit.similarity, score, None) for hit, score in kept]
-    stretches = await services.compute(_moments, services, catalog, [hit.clip for hit, _ in kept], query)
+    stretches = await services.compute(_moments, engine, catalog, [hit.clip for hit, _ in kept], query)
     return [Found(h.clip, h.similarity, s, m) for (h, s), m in zip(kept, stretches, strict=True)]
 
 
-def _moments(services: Services, catalog: Catalog, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:
+def _allowed(engine: Engine, catalog: Catalog, hits: list[Hit], without: np.ndarray) -> list[Hit]:
+    """The hits in which none of the texts (W, D) is heard."""
+    kept = []
+    for hit in hits:
+        try:
+            nearest = float((without @ catalog.clip_vector(hit.clip.id)).max())
+            frames, hop = catalog.frames(hit.clip.id)
+        except ClipNotFound:  # deleted since the search
+            continue
+        if nearest < hit.similarity and not is_heard(engine.frame_score(frames, without), hop):
+            kept.append(hit)
+    return kept
+
+
+def is_heard(scores: np.ndarray, frame_hop: float) -> bool:
+    """Whether a search takes one of W texts as heard, by their frame scores (W, T)."""
+    return bool(median_smooth(scores, _WITHOUT_MEDIAN, frame_hop).max() >= WITHOUT_SCORE)
+
+
+def _moments(engine: Engine, catalog: Catalog, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:
     found: list[list[Moment]] = []
     for clip in clips:
         try:
@@ -66,6 +114,6 @@ def _moments(services: Services, catalog: Catalog, clips: list[Clip], query: np.
         except ClipNotFound:  # deleted since the search
             found.append([])
             continue
-        scores = services.engine.frame_score(frames, query[None])[0]
+        scores = engine.frame_score(frames, query[None])[0]
         found.append(find_moments(scores, hop, clip.duration, MOMENTS))
     return found

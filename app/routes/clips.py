@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import bodies, openapi
+from app import bodies, examples, openapi
 from app.containers import media_type
 from app.errors import Invalid, RangeNotSatisfiable
 from app.ingest import Failure, add_file, each_file
+from app.peaks import reduce
 from app.ranges import can_serve
 from app.routes import shapes
-from app.schemas import AddedClips, Clip, ClipPage, ClipPatch
+from app.schemas import AddedClips, Clip, ClipPage, ClipPatch, Peaks, PeaksQuery
 from app.services import Serving
+from app.waveforms import Waveforms
 
 router = APIRouter(prefix="/clips", tags=["library"])
 
@@ -49,10 +52,15 @@ class ListQuery(BaseModel):
     status_code=201,
     response_model=AddedClips,
     responses={
+        **openapi.example(examples.ADDED, openapi.problems(*openapi.ALWAYS, 415, 507), status=201),
         200: {"model": AddedClips, "description": "All of them were there already"},
-        **openapi.problems(*openapi.ALWAYS, 415, 507),
     },
-    openapi_extra=openapi.body(form=AddForm, file="files", many=True),
+    openapi_extra=openapi.body(
+        form=AddForm,
+        file="files",
+        many=True,
+        form_example={"files": ["(a sound file)"], "metadata": {"tags": ["field"]}},
+    ),
 )
 async def add(request: Request, services: Serving) -> Response:
     """Adds files; when this answers 201 they are searchable and survive a crash.
@@ -72,14 +80,22 @@ async def add(request: Request, services: Serving) -> Response:
     return JSONResponse(added.model_dump(), 201 if any(created for _, created in there) else 200)
 
 
-@router.get("", summary="List clips, newest first", responses=openapi.problems(*openapi.ALWAYS))
+@router.get(
+    "",
+    summary="List clips, newest first",
+    responses=openapi.example(examples.PAGE, openapi.problems(*openapi.ALWAYS)),
+)
 async def list_clips(services: Serving, query: Annotated[ListQuery, Query()]) -> ClipPage:
     where = None if query.filter is None else bodies.parse_json(query.filter, "the filter")
     clips, cursor = await services.read(services.catalog.list, query.limit, query.cursor, where)
     return ClipPage(clips=[shapes.clip(clip) for clip in clips], next_cursor=cursor)
 
 
-@router.get("/{clip_id}", summary="One clip", responses=openapi.problems(*openapi.ALWAYS, 404))
+@router.get(
+    "/{clip_id}",
+    summary="One clip",
+    responses=openapi.example(examples.CLIP, openapi.problems(*openapi.ALWAYS, 404)),
+)
 async def get(clip_id: str, services: Serving) -> Clip:
     return shapes.clip(await services.read(services.catalog.get, clip_id))
 
@@ -88,8 +104,8 @@ async def get(clip_id: str, services: Serving) -> Clip:
     "/{clip_id}",
     summary="Change a clip's metadata",
     response_model=Clip,
-    responses=openapi.problems(*openapi.ALWAYS, 404, 415, 507),
-    openapi_extra=openapi.body(json=ClipPatch),
+    responses=openapi.example(examples.CLIP, openapi.problems(*openapi.ALWAYS, 404, 415, 507)),
+    openapi_extra=openapi.body(json=ClipPatch, examples=examples.PATCH),
 )
 async def change(clip_id: str, request: Request, services: Serving) -> Clip:
     """A JSON merge patch (RFC 7396): keys of `metadata` are set, null removes one."""
@@ -139,6 +155,24 @@ async def audio(clip_id: str, request: Request, services: Serving) -> Response:
             "Cache-Control": "private, max-age=31536000, immutable",
             "X-Content-Type-Options": "nosniff",
         },
+    )
+
+
+@router.get(
+    "/{clip_id}/peaks",
+    summary="The outline of a clip's waveform",
+    responses=openapi.example(examples.PEAKS, openapi.problems(*openapi.ALWAYS, 404, 415)),
+)
+async def peaks(clip_id: str, request: Request, services: Serving, query: Annotated[PeaksQuery, Query()]) -> Peaks:
+    """To draw it: the lowest and highest sample of each of `n` equal stretches.
+
+    The first time a clip is asked for it is decoded; its outline is then kept in memory for a while.
+    """
+    waveforms: Waveforms = request.app.state.waveforms
+    clip, levels = await waveforms.outline(services, clip_id)
+    columns = await services.compute(reduce, levels, query.n)
+    return Peaks(
+        id=clip.id, duration=clip.duration, n=query.n, peaks=np.round(columns.T.astype(np.float64), 4).tolist()
     )
 
 

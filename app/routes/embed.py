@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from app import bodies, openapi
+from app import bodies, examples, openapi
 from app.bodies import Upload
-from app.detect import Recording, embed_file
 from app.errors import Invalid
+from app.hearing import Recording
 from app.ingest import Failure, each_file
 from app.routes import shapes
 from app.schemas import AudioEmbedding, Embeddings, EmbedForm, EmbedTexts, FrameEmbeddings, TextEmbedding
@@ -20,8 +20,15 @@ router = APIRouter(tags=["embeddings"])
     "/embed",
     summary="Embeddings of sounds and texts",
     response_model=Embeddings,
-    responses=openapi.problems(*openapi.ALWAYS, 415),
-    openapi_extra=openapi.body(json=EmbedTexts, form=EmbedForm, file="files", many=True),
+    responses=openapi.example(examples.EMBEDDINGS, openapi.problems(*openapi.ALWAYS, 415)),
+    openapi_extra=openapi.body(
+        json=EmbedTexts,
+        examples=examples.TEXTS,
+        form=EmbedForm,
+        file="files",
+        many=True,
+        form_example={"files": ["(a sound file)"], "texts": ["rain"], "frames": True},
+    ),
 )
 async def embed(request: Request, services: Serving) -> Response:
     """Texts as JSON, or files and texts as a form. All embeddings have unit length.
@@ -57,7 +64,7 @@ async def embed(request: Request, services: Serving) -> Response:
 
 
 async def _recording(services: Services, upload: Upload) -> Recording:
-    return await embed_file(services, await upload.read(), upload.filename)
+    return await services.embed_file(upload.binary, upload.filename)
 
 
 def _audio(recording: Recording, options: EmbedForm) -> AudioEmbedding:

@@ -1,47 +1,40 @@
-"""Searching the library: by a text, by a sound, by a clip."""
+"""Searching the library: by a text, by a sound, by a clip; and its best moments."""
 
 from __future__ import annotations
 
 import time
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
 
-from app import bodies, openapi, schemas
-from app.detect import embed_file
+from app import bodies, examples, openapi
+from app.batching import Urgency
 from app.errors import Invalid
+from app.moments import best_moments
 from app.routes import shapes
-from app.schemas import K, Score, SearchForm, SearchRequest, SearchResult, Text
+from app.schemas import (
+    Moments,
+    MomentsRequest,
+    SearchForm,
+    SearchQuery,
+    SearchRequest,
+    SearchResult,
+    SimilarQuery,
+)
 from app.search import search
-from app.services import Serving
+from app.services import Services, Serving
 
 router = APIRouter(tags=["search"])
 
 
-class SearchQuery(BaseModel):
-    """What GET /search takes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    q: Text = Field(description="What the sound is like, in words.", examples=["dog barking"])
-    k: K = 10
-    filter: str | None = Field(None, description="JSON: metadata keys with a value or a list of values.")
-    moments: bool = False
-    min_score: Score | None = None
-    mode: str = "semantic"
-
-
-class SimilarQuery(BaseModel):
-    """What GET /clips/{id}/similar takes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    k: K = 10
-
-
-@router.get("/search", summary="Search by words", responses=openapi.problems(*openapi.ALWAYS))
+@router.get(
+    "/search",
+    summary="Search by words",
+    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS)),
+)
 async def search_by_query(services: Serving, query: Annotated[SearchQuery, Query()]) -> SearchResult:
+    """The same as POST /search with JSON; `without` may be repeated."""
     where = None if query.filter is None else bodies.parse_json(query.filter, "the filter")
     values = query.model_dump(exclude={"q", "filter"}) | {"query": query.q, "filter": where}
     return await _by_text(services, bodies.validate(SearchRequest, values))
@@ -51,11 +44,21 @@ async def search_by_query(services: Serving, query: Annotated[SearchQuery, Query
     "/search",
     summary="Search by words or by a sound",
     response_model=SearchResult,
-    responses=openapi.problems(*openapi.ALWAYS, 415),
-    openapi_extra=openapi.body(json=SearchRequest, form=SearchForm, file="file"),
+    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS, 415)),
+    openapi_extra=openapi.body(
+        json=SearchRequest,
+        examples=examples.SEARCHES,
+        form=SearchForm,
+        file="file",
+        form_example={"file": "(a sound file)", "k": 5},
+    ),
 )
 async def search_by_body(request: Request, services: Serving) -> SearchResult:
-    """JSON with a `query`, or a form with a `file`: an example of what is wanted."""
+    """JSON with a `query`, or a form with a `file`: an example of what is wanted.
+
+    With `without`, a clip is left out in which an unwanted sound is heard for about half a second, or which is more
+    like an unwanted text than like the query; at most the 2,000 best clips are looked at.
+    """
     if bodies.media_type_of(request) not in bodies.FORMS:
         return await _by_text(services, await bodies.read_json(request, SearchRequest))
     began = time.perf_counter()
@@ -65,22 +68,46 @@ async def search_by_body(request: Request, services: Serving) -> SearchResult:
         options = form.fields
         _refuse_missing(options)
         upload = form.files[0]
-        recording = await embed_file(services, await upload.read(), upload.filename)
-    found = await search(
-        services,
-        recording.clip,
-        options.k,
-        filter=options.filter,
-        min_score=options.min_score,
-        moments=options.moments,
+        recording = await services.embed_file(upload.binary, upload.filename, urgency=Urgency.SEARCH)
+    return await _answer(services, recording.filename, recording.clip, options, began)
+
+
+@router.post(
+    "/search/moments",
+    summary="The best moments of the library",
+    response_model=Moments,
+    responses=openapi.example(examples.MOMENTS, openapi.problems(*openapi.ALWAYS, 415)),
+    openapi_extra=openapi.body(json=MomentsRequest, examples=examples.MOMENT_SEARCHES),
+)
+async def search_moments(request: Request, services: Serving) -> Moments:
+    """Where a sound is heard, or where several are heard one after another, over all clips.
+
+    Looked at are the 200 clips whose embeddings are nearest to each sound; a moment in any other clip is not found.
+    In a sequence a sound begins at most `max_gap` seconds after the one before it ends, and at most half a second
+    before.
+    """
+    began = time.perf_counter()
+    options = await bodies.read_json(request, MomentsRequest)
+    if (options.query is None) == (options.sequence is None):
+        raise Invalid("Give a `query` or a `sequence`.")
+    sounds = options.sequence or [options.query or ""]
+    vectors = await services.engine.embed_texts(sounds, urgency=Urgency.SEARCH)
+    found, candidates = await best_moments(services, vectors, options.k, max_gap=options.max_gap, filter=options.filter)
+    return Moments(
+        query=options.sequence or sounds[0],
+        took_ms=_since(began),
+        candidates=candidates,
+        hits=[shapes.library_moment(moment) for moment in found],
     )
-    return SearchResult(query=recording.filename, took_ms=_since(began), hits=shapes.hits(found))
 
 
 @router.get(
-    "/clips/{clip_id}/similar", summary="Clips that sound alike", responses=openapi.problems(*openapi.ALWAYS, 404)
+    "/clips/{clip_id}/similar",
+    summary="Clips that sound alike",
+    responses=openapi.example(examples.FOUND | {"query": "dog barking.ogg"}, openapi.problems(*openapi.ALWAYS, 404)),
 )
 async def similar(clip_id: str, services: Serving, query: Annotated[SimilarQuery, Query()]) -> SearchResult:
+    """Searches with a clip of the library, which is not among the hits."""
     began = time.perf_counter()
     clip = await services.read(services.catalog.get, clip_id)
     vector = await services.read(services.catalog.clip_vector, clip_id)
@@ -88,21 +115,34 @@ async def similar(clip_id: str, services: Serving, query: Annotated[SimilarQuery
     return SearchResult(query=clip.filename, took_ms=_since(began), hits=shapes.hits(found))
 
 
-async def _by_text(services: Serving, options: SearchRequest) -> SearchResult:
+async def _by_text(services: Services, options: SearchRequest) -> SearchResult:
     began = time.perf_counter()
     _refuse_missing(options)
-    vector = (await services.engine.embed_texts([options.query]))[0]
+    vector = (await services.engine.embed_texts([options.query], urgency=Urgency.SEARCH))[0]
+    return await _answer(services, options.query, vector, options, began)
+
+
+async def _answer(
+    services: Services, query: str, vector: np.ndarray, options: SearchRequest | SearchForm, began: float
+) -> SearchResult:
     found = await search(
-        services, vector, options.k, filter=options.filter, min_score=options.min_score, moments=options.moments
+        services,
+        vector,
+        options.k,
+        filter=options.filter,
+        min_score=options.min_score,
+        moments=options.moments,
+        without=await services.engine.embed_texts(options.without, urgency=Urgency.SEARCH) if options.without else None,
     )
-    return SearchResult(query=options.query, took_ms=_since(began), hits=shapes.hits(found))
+    return SearchResult(query=query, took_ms=_since(began), hits=shapes.hits(found))
 
 
-def _refuse_missing(options: schemas.SearchRequest | schemas.SearchForm) -> None:
+def _refuse_missing(options: SearchRequest | SearchForm) -> None:
     if options.mode != "semantic":
-        raise Invalid(f"The mode {options.mode!r} is not supported by this version; use 'semantic'.")
-    if options.without:
-        raise Invalid("`without` is not supported by this version.")
+        raise Invalid(
+            f"The mode {options.mode!r} is not supported: this version finds clips by meaning alone, and has no index "
+            "of their names and metadata; leave `mode` out, or use 'semantic'."
+        )
 
 
 def _since(began: float) -> float:

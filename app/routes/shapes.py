@@ -10,8 +10,10 @@ import numpy as np
 
 from app import errors, schemas
 from app.ingest import Failure
+from app.moments import ClipMoment
 from app.search import Found
 from index import records
+from model.detection import Moment
 
 
 def clip(clip: records.Clip) -> schemas.Clip:
@@ -44,15 +46,26 @@ def hits(found: Sequence[Found]) -> list[schemas.Hit]:
             clip=clip(hit.clip),
             similarity=round(hit.similarity, 6),
             score=round(hit.score, 6),
-            moments=None
-            if hit.moments is None
-            else [
-                schemas.Moment(start=round(m.start, 3), end=round(m.end, 3), score=round(m.score, 6))
-                for m in hit.moments
-            ],
+            moments=None if hit.moments is None else [moment(m) for m in hit.moments],
         )
         for hit in found
     ]
+
+
+def moment(moment: Moment) -> schemas.Moment:
+    """A stretch of a clip."""
+    return schemas.Moment(start=round(moment.start, 3), end=round(moment.end, 3), score=round(moment.score, 6))
+
+
+def library_moment(found: ClipMoment) -> schemas.LibraryMoment:
+    """A stretch of a clip, with the clip; a sequence with its parts."""
+    return schemas.LibraryMoment(
+        clip=clip(found.clip),
+        start=round(found.start, 3),
+        end=round(found.end, 3),
+        score=round(found.score, 6),
+        parts=[moment(part) for part in found.parts] if len(found.parts) > 1 else None,
+    )
 
 
 def vectors(values: np.ndarray, encoding: str) -> list[float] | list[list[float]] | str:

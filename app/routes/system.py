@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
-from app import media
+from app import examples, media
 from app.errors import NotReady
-from app.openapi import problems
+from app.openapi import example, problems
 from app.schemas import MAX_TEXT, MAX_TEXTS, Health, Info, Limits, ModelInfo
 from app.services import Services, Serving
 
@@ -30,12 +30,22 @@ def version() -> str:
         return "0"
 
 
-@router.get("/health/live", tags=["health"], summary="Is the process alive?", responses=problems(500))
+@router.get(
+    "/health/live",
+    tags=["health"],
+    summary="Is the process alive?",
+    responses=example(examples.HEALTH, problems(400, 405, 414, 500)),
+)
 async def live() -> Health:
     return Health()
 
 
-@router.get("/health/ready", tags=["health"], summary="Can it work now?", responses=problems(500, 503))
+@router.get(
+    "/health/ready",
+    tags=["health"],
+    summary="Can it work now?",
+    responses=example(examples.HEALTH, problems(400, 405, 414, 500, 503)),
+)
 async def ready(services: Serving) -> Health:
     """200 only while the model answers a real forward pass and the library is open."""
     engine, catalog = services.engine, services.catalog
@@ -49,7 +59,12 @@ async def ready(services: Serving) -> Health:
     return Health()
 
 
-@router.get("/info", tags=["service"], summary="Model, library and limits", responses=problems(401, 500, 503))
+@router.get(
+    "/info",
+    tags=["service"],
+    summary="Model, library and limits",
+    responses=example(examples.INFO, problems(400, 401, 405, 413, 414, 500, 503)),
+)
 async def info(services: Serving) -> Info:
     engine, settings = services.engine, services.settings
     return Info(
@@ -74,7 +89,16 @@ async def info(services: Serving) -> Info:
     )
 
 
-@router.get("/metrics", tags=["service"], summary="Prometheus metrics", responses=problems(401, 500))
+@router.get(
+    "/metrics",
+    tags=["service"],
+    summary="Prometheus metrics",
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The text exposition"},
+        **problems(400, 401, 405, 413, 414, 500),
+    },
+    response_class=PlainTextResponse,
+)
 async def metrics(request: Request) -> Response:
     services: Services = request.app.state.services  # also while loading and closing
     text = await asyncio.to_thread(services.metrics.render)

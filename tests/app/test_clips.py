@@ -8,7 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+
+from app.waveforms import Waveforms
 
 
 def files(*parts: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
@@ -153,6 +156,7 @@ async def test_delete(client: httpx.AsyncClient, sounds: SimpleNamespace) -> Non
         await client.delete(f"/clips/{clip['id']}"),
         await client.patch(f"/clips/{clip['id']}", json={"metadata": {}}),
         await client.get(f"/clips/{clip['id']}/audio"),
+        await client.get(f"/clips/{clip['id']}/peaks"),
         await client.get(f"/clips/{clip['id']}/similar"),
     ):
         assert response.status_code == 404 and clip["id"] in response.json()["detail"]
@@ -227,3 +231,72 @@ async def test_bodies_of_another_kind(client: httpx.AsyncClient, sounds: SimpleN
     assert (await client.post("/clips")).status_code == 415
     broken = await client.post("/clips", content=b"x", headers={"content-type": "multipart/form-data"})
     assert broken.status_code == 400
+
+
+def slow_peaks(samples: np.ndarray, n: int) -> list[list[float]]:
+    """Lowest and highest of n stretches, each made of the steps of 10 ms that begin in it; one sample at a time."""
+    steps = [samples[at : at + 160] for at in range(0, len(samples), 160)]
+    peaks = []
+    for column in range(n):
+        first, last = column * len(steps) // n, (column + 1) * len(steps) // n
+        part = [float(x) for step in steps[first : max(last, first + 1)] for x in step]
+        peaks.append([min(part), max(part)])
+    return peaks
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 210, 800, 10_000])
+async def test_peaks(client: httpx.AsyncClient, sounds: SimpleNamespace, n: int) -> None:
+    samples = sounds.tone(50, 2.095) * np.linspace(0, 1, int(2.095 * sounds.RATE), dtype=np.float32)
+    (clip,) = await add(client, ("swell.wav", sounds.encode(samples, subtype="FLOAT")))
+    answer = (await client.get(f"/clips/{clip['id']}/peaks", params={"n": n})).json()
+    assert {key: answer[key] for key in ("id", "duration", "n")} == {"id": clip["id"], "duration": 2.095, "n": n}
+    assert np.abs(np.array(answer["peaks"]) - slow_peaks(samples, n)).max() < 1e-4
+
+
+async def test_peaks_of_any_rate_and_number_of_channels(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+    left = sounds.tone(300, 1, 44_100)
+    (clip,) = await add(client, ("a.flac", sounds.encode(np.stack([left, 0 * left], axis=1), "FLAC", 44_100)))
+    peaks = np.array((await client.get(f"/clips/{clip['id']}/peaks")).json()["peaks"])
+    assert peaks.shape == (800, 2) and np.abs(peaks).max() == pytest.approx(0.25, abs=0.01)  # the mean of both
+
+
+@pytest.mark.parametrize("params", [{"n": 0}, {"n": 10_001}, {"n": "many"}, {"m": 5}])
+async def test_bad_questions_for_peaks(
+    client: httpx.AsyncClient, sounds: SimpleNamespace, params: dict[str, Any]
+) -> None:
+    (clip,) = await add(client, ("a.wav", sounds.wav()))
+    assert (await client.get(f"/clips/{clip['id']}/peaks", params=params)).status_code == 422
+
+
+class Outlines:
+    """Services that make an outline of a kilobyte for each clip, and count how often."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.catalog = SimpleNamespace(get=lambda clip_id: SimpleNamespace(sha256=clip_id))
+
+    async def read(self, function: Any, *args: Any) -> Any:
+        return function(*args)
+
+    async def outline(self, clip_id: str) -> np.ndarray:
+        self.made.append(clip_id)
+        await asyncio.sleep(0.01)
+        return np.zeros((2, 125), np.float32)
+
+
+async def test_outlines_are_made_once_and_the_oldest_is_forgotten() -> None:
+    services, waveforms = Outlines(), Waveforms(max_bytes=3000)
+
+    async def ask(*clips: str) -> None:
+        await asyncio.gather(*(waveforms.outline(services, clip) for clip in clips))  # type: ignore[arg-type]
+
+    await ask("a", "a", "a", "b")
+    assert services.made == ["a", "b"]
+    await ask("c")
+    await ask("a")
+    assert services.made == ["a", "b", "c"]
+    await ask("d")  # b was asked for least recently
+    await ask("a", "c", "d")
+    assert services.made == ["a", "b", "c", "d"]
+    await ask("b")
+    assert services.made == ["a", "b", "c", "d", "b"]

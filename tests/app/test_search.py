@@ -1,7 +1,8 @@
-"""Searching over HTTP: words, sounds, filters, moments."""
+"""Searching over HTTP: words, sounds, filters, what is not wanted, moments and sequences of moments."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import moments, search
+from app.moments import find_sequences, follows
+from model.detection import Moment
 
 
 @pytest.fixture
@@ -47,6 +54,11 @@ async def test_get_and_post_agree(client: httpx.AsyncClient, library: dict[str, 
     by_get = await client.get("/search", params={"q": "tone 800", "k": 2, "moments": "true", "filter": '{"hz": 800}'})
     by_post = await client.post("/search", json={"query": "tone 800", "k": 2, "moments": True, "filter": {"hz": 800}})
     assert by_get.json()["hits"] == by_post.json()["hits"] != []
+    unwanted = {"without": ["tone 400", "tone 200"], "min_score": 0.001}
+    by_get = await client.get("/search", params={"q": "tone 800", **unwanted})
+    by_post = await client.post("/search", json={"query": "tone 800", **unwanted})
+    assert by_get.json()["hits"] == by_post.json()["hits"] != []
+    assert {"400.wav", "200.wav"}.isdisjoint(names(by_get))
 
 
 async def test_filters(client: httpx.AsyncClient, library: dict[str, str]) -> None:
@@ -107,6 +119,7 @@ async def test_an_empty_library(client: httpx.AsyncClient) -> None:
         ({"q": "rain", "min_score": "NaN"}, "min_score"),
         ({"q": "rain", "min_score": 1.5}, "min_score"),
         ({"q": "rain", "mode": "hybrid"}, "not supported"),
+        ({"q": "rain", "without": ""}, "empty"),
         ({"q": "rain", "mode": "best"}, "mode"),
         ({"q": "rain", "momnets": "true"}, "momnets"),
     ],
@@ -134,7 +147,8 @@ async def test_bad_queries(client: httpx.AsyncClient, params: dict[str, Any], wo
         (b'{"query": "rain", "k": 1e99}', 422, "k"),
         (b'{"query": "rain", "filter": [1]}', 422, "filter"),
         (b'{"query": "rain", "filter": {"a": null}}', 422, "filter"),
-        (b'{"query": "rain", "without": ["music"]}', 422, "without"),
+        (b'{"query": "rain", "without": [""]}', 422, "without"),
+        (b'{"query": "rain", "without": 5}', 422, "without"),
         (b'{"query": "rain", "mode": "lexical"}', 422, "lexical"),
         (b'{"query": "rain", "qery": 1}', 422, "qery"),
     ],
@@ -159,3 +173,163 @@ async def test_control_characters_and_any_script(client: httpx.AsyncClient, libr
     response = await client.post("/search", json={"query": "tone\n\u0000 800"})
     assert names(response)[0] == "800.wav" and response.json()["query"] == "tone 800"
     assert (await client.get("/search", params={"q": "犬の鳴き声 🐕"})).json()["query"] == "犬の鳴き声 🐕"
+
+
+async def add_mixtures(client: httpx.AsyncClient, sounds: SimpleNamespace, count: int) -> None:
+    """Clips of 800 Hz with 0.8 s of 1600 Hz at their end, nearer to 800 Hz the higher their number."""
+    parts = []
+    for number in range(count):
+        both = np.concatenate([sounds.tone(800, 4 + 0.16 * number), sounds.tone(1600, 0.8)])
+        parts.append(("files", (f"mixed {number}.wav", sounds.encode(both))))
+    assert (await client.post("/clips", files=parts)).status_code == 201
+
+
+async def test_without_leaves_out_what_is_heard_for_a_moment(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    await add_mixtures(client, sounds, 3)
+    every = names(await client.get("/search", params={"q": "tone 800", "k": 4}))
+    assert every[0] == "800.wav" and sum(name.startswith("mixed") for name in every) == 3
+    kept = names(await client.post("/search", json={"query": "tone 800", "k": 2, "without": "tone 1600"}))
+    assert kept == ["800.wav", "both.wav"]
+    example = await client.post(
+        "/search",
+        files={"file": ("a.wav", sounds.wav(800, 2))},
+        data={"k": "2", "without": ["tone 1600", "tone 6400"]},
+    )
+    assert names(example) == kept
+    nothing = await client.post("/search", json={"query": "tone 800", "without": ["tone 800"]})
+    assert names(nothing)[:1] != ["800.wav"] and all("mixed" not in name for name in names(nothing))
+
+
+async def test_without_looks_further_than_k(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_mixtures(client, sounds, 60)  # all nearer than both.wav, and more than are looked at in the first round
+    asked = {"query": "tone 800", "k": 2, "without": ["tone 1600"]}
+    assert names(await client.post("/search", json=asked)) == ["800.wav", "both.wav"]
+    monkeypatch.setattr(search, "WITHOUT_CLIPS", 20)
+    assert names(await client.post("/search", json=asked)) == ["800.wav"]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "lexical"])
+async def test_modes_that_are_not_there_yet_say_so(client: httpx.AsyncClient, mode: str) -> None:
+    response = await client.post("/search", json={"query": "rain", "mode": mode})
+    assert response.status_code == 422 and "by meaning alone" in response.json()["detail"]
+
+
+def best(response: httpx.Response) -> list[tuple[str, float, float]]:
+    assert response.status_code == 200, response.text
+    return [(hit["clip"]["filename"], hit["start"], hit["end"]) for hit in response.json()["hits"]]
+
+
+async def test_the_best_moments_of_the_library(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    response = await client.post("/search/moments", json={"query": "tone 800", "k": 2})
+    (first, second) = sorted(best(response))
+    assert first == ("800.wav", 0, 2) and second[0] == "both.wav"
+    assert second[1:] == (pytest.approx(4, abs=0.17), pytest.approx(6, abs=0.17))
+    answer = response.json()
+    assert answer["query"] == "tone 800" and answer["candidates"] == len(library)
+    assert all(hit["score"] > 0.9 and hit["parts"] is None for hit in answer["hits"])
+    everything = (await client.post("/search/moments", json={"query": "tone 800", "k": 100})).json()["hits"]
+    assert [h["score"] for h in everything] == sorted((h["score"] for h in everything), reverse=True)
+    assert {hit["clip"]["filename"] for hit in everything} >= {f"{name}.wav" for name in library}
+    only = await client.post("/search/moments", json={"query": "tone 800", "filter": {"tags": "two"}})
+    assert {name for name, *_ in best(only)} == {"both.wav"}
+
+
+async def test_one_sound_after_another(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    pause = np.zeros(2 * sounds.RATE, np.float32)
+    up = [sounds.tone(400, 2), pause, sounds.tone(1600, 2)]
+    for name, parts in (("up.wav", up), ("down.wav", up[::-1])):
+        await client.post("/clips", files={"files": (name, sounds.encode(np.concatenate(parts)))})
+    asked = {"sequence": ["tone 400", "tone 1600"], "k": 1}
+    response = await client.post("/search/moments", json=asked | {"max_gap": 2.4})
+    (hit,) = response.json()["hits"]
+    assert hit["clip"]["filename"] == "up.wav" and response.json()["query"] == asked["sequence"]
+    assert hit["start"] == pytest.approx(0, abs=0.17) and hit["end"] == pytest.approx(6, abs=0.17)
+    assert hit["score"] == min(part["score"] for part in hit["parts"]) > 0.9 and len(hit["parts"]) == 2
+    assert hit["parts"][1]["start"] == pytest.approx(4, abs=0.17)
+    too_far = (await client.post("/search/moments", json=asked | {"max_gap": 1})).json()["hits"]
+    assert all(hit["score"] < 0.5 for hit in too_far)
+    back = await client.post("/search/moments", json=asked | {"sequence": ["tone 1600", "tone 400"], "max_gap": 3})
+    assert back.json()["hits"][0]["clip"]["filename"] == "down.wav"
+
+
+async def test_moments_are_looked_for_in_the_nearest_clips(
+    client: httpx.AsyncClient, library: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moments, "CANDIDATES", 2)
+    one = (await client.post("/search/moments", json={"query": "tone 800", "k": 100})).json()
+    assert one["candidates"] == 2 and {h["clip"]["filename"] for h in one["hits"]} == {"800.wav", "both.wav"}
+    both = {"sequence": ["tone 800", "tone 6400"], "k": 100}
+    assert (await client.post("/search/moments", json=both)).json()["candidates"] in (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({}, "query"),
+        ({"query": "rain", "sequence": ["rain", "wind"]}, "query"),
+        ({"sequence": ["rain"]}, "sequence"),
+        ({"sequence": ["rain"] * 11}, "sequence"),
+        ({"sequence": ["rain", ""]}, "empty"),
+        ({"query": "rain", "max_gap": -1}, "max_gap"),
+        ({"query": "rain", "k": 0}, "k"),
+        ({"query": "rain", "filter": {"a": None}}, "filter"),
+        ({"query": "rain", "moments": True}, "moments"),
+    ],
+)
+async def test_bad_questions_for_moments(client: httpx.AsyncClient, body: dict[str, Any], word: str) -> None:
+    response = await client.post("/search/moments", json=body)
+    assert response.status_code == 422 and word in response.json()["detail"]
+
+
+async def test_moments_of_an_empty_library(client: httpx.AsyncClient) -> None:
+    response = await client.post("/search/moments", json={"sequence": ["rain", "wind"]})
+    assert response.json()["hits"] == [] and response.json()["candidates"] == 0
+
+
+@st.composite
+def _moments(draw: st.DrawFn) -> list[Moment]:
+    """Moments of one sound: apart from each other, on a grid of half seconds, with coarse scores."""
+    edges = sorted(draw(st.sets(st.integers(0, 24), max_size=8)))
+    return [
+        Moment(start / 2, end / 2, draw(st.integers(0, 10)) / 10)
+        for start, end in zip(edges[::2], edges[1::2], strict=False)
+    ]
+
+
+@given(st.lists(_moments(), min_size=1, max_size=3), st.sampled_from([0.0, 0.5, 2.0]))
+def test_sequences_against_every_combination(tracks: list[list[Moment]], max_gap: float) -> None:
+    every = [
+        chain
+        for chain in itertools.product(*tracks)
+        if all(follows(one, two, max_gap) for one, two in itertools.pairwise(chain))
+    ]
+    found = find_sequences(tracks, max_gap)
+    assert set(found) <= set(every)
+    scores = [min(part.score for part in chain) for chain in found]
+    assert scores == sorted(scores, reverse=True)
+    assert (scores[:1] or [None]) == [max((min(p.score for p in c) for c in every), default=None)]
+    for one, two in itertools.combinations(found, 2):
+        assert one[-1].end <= two[0].start or two[-1].end <= one[0].start
+    if len(tracks) == 1:
+        assert sorted(found, key=lambda chain: chain[0].start) == [(moment,) for moment in tracks[0]]
+    for chain in every:  # each is found, or a found one as good stands in its place
+        good = min(part.score for part in chain)
+        assert any(
+            min(p.score for p in other) >= good
+            and not (other[-1].end <= chain[0].start or chain[-1].end <= other[0].start)
+            for other in found
+        )
+
+
+def test_what_follows_what() -> None:
+    first = Moment(2, 4, 1)
+    assert follows(first, Moment(4, 5, 1), 0) and follows(first, Moment(3.5, 5, 1), 0)
+    assert follows(first, Moment(6, 7, 1), 2) and not follows(first, Moment(6, 7, 1), 1.9)
+    assert not follows(first, Moment(3, 5, 1), 9), "half of it is at the same time"
+    assert not follows(first, Moment(0, 1, 1), 9) and not follows(Moment(0, 0.3, 1), Moment(0, 0.4, 1), 9)
