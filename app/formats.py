@@ -1,6 +1,7 @@
 """Detected events as text: a table to read, and the files of other programs.
 
-Takes the answer of `POST /detect` as plain JSON types; knows neither where it came from nor where it goes.
+Takes the answer of `POST /detect` as plain JSON types; knows neither where it came from nor where it goes. Files are
+UTF-8 without a byte order mark. docs/detection.md tells how each is read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 _NYQUIST = 8000  # Hz: what the model hears, the height of a Raven selection
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # a spreadsheet computes cells that begin so
 
 
 def to_json(answer: dict[str, Any]) -> str:
@@ -20,22 +22,40 @@ def to_json(answer: dict[str, Any]) -> str:
 
 
 def to_csv(answer: dict[str, Any]) -> str:
-    """One row an event: filename, phrase, onset and offset in seconds, score."""
+    """One row an event, with the column names of DCASE's event lists and the score as one more; times in seconds.
+
+    Commas, quoted as RFC 4180 says. A name or phrase that a spreadsheet would take for a formula has an apostrophe
+    before it: `from_cell` takes it away.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["filename", "phrase", "onset", "offset", "score"])
+    writer.writerow(["filename", "onset", "offset", "event_label", "score"])
     for phrase, event in _events(answer):
-        writer.writerow([answer["filename"], phrase, *_times(event), f"{event['score']:.4f}"])
+        name, label = to_cell(answer["filename"]), to_cell(phrase)
+        writer.writerow([name, *_times(event), label, f"{event['score']:.4f}"])
     return out.getvalue()
 
 
+def to_cell(text: str) -> str:
+    """Text as a spreadsheet keeps it: with an apostrophe in front where it looks like a formula."""
+    return "'" + text if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `to_cell` was given."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
+
+
 def to_audacity(answer: dict[str, Any]) -> str:
-    """An Audacity label track: onset, offset, label, separated by tabs."""
+    """An Audacity label track in its standard format: onset, offset, label, separated by tabs; no header."""
     return "".join("\t".join([*_times(event), _flat(phrase)]) + "\n" for phrase, event in _events(answer))
 
 
 def to_raven(answer: dict[str, Any]) -> str:
-    """A Raven selection table over the whole band that the model hears."""
+    """A Raven selection table: tabs, Raven's own columns in its order, then ours; the whole band that the model hears.
+
+    Channel 1, since all channels are heard as one. Raven knows no quotes, so tabs and line breaks become spaces.
+    """
     lines = [
         "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tAnnotation\tScore",
     ]
