@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from app.settings import Settings
+    from model.detection import DetectionSettings
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 DEFAULT_CHECKPOINT = "checkpoints/finelap-small"
@@ -79,6 +79,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from app import arguments as kinds
+
     parser = _Parser(prog="finelap", description="Find a sound by describing it, and when in a recording it happens.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = command("serve", _serve, "run the HTTP service")
     serve.add_argument("--host", help="address to listen on (FINELAP_HOST, default 127.0.0.1)")
-    serve.add_argument("--port", type=_port, help="port, 0 for any that is free (FINELAP_PORT, default 8080)")
+    serve.add_argument("--port", type=kinds.port, help="port, 0 for any that is free (FINELAP_PORT, default 8080)")
     serve.add_argument("--checkpoint", help=f"folder or hub id (FINELAP_CHECKPOINT, default {DEFAULT_CHECKPOINT})")
     serve.add_argument("--data-dir", type=Path, metavar="DIR", help="the library (FINELAP_DATA_DIR, ./data)")
     serve.add_argument("--device", help="auto, cpu, cuda, … (FINELAP_DEVICE)")
@@ -98,16 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     ingest = command("ingest", _ingest, "add files and folders to the library")
     ingest.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="audio file, or folder searched for them")
     _server_option(ingest)
-    ingest.add_argument("--metadata", type=_json_object, default={}, metavar="JSON", help="object added to every clip")
-    ingest.add_argument("--workers", type=_positive, default=8, metavar="N", help="uploads at once (8)")
+    ingest.add_argument(
+        "--metadata", type=kinds.json_object, default={}, metavar="JSON", help="object added to every clip"
+    )
+    ingest.add_argument("--workers", type=kinds.positive, default=32, metavar="N", help="uploads at once (32)")
     ingest.add_argument("--json", action="store_true", help="print the summary as JSON")
 
     search = command("search", _search, "search the library by a description or by a sound")
     search.add_argument("query", nargs="?", help='what to look for, as in "dog barking"')
     search.add_argument("--audio", type=Path, metavar="FILE", help="look for sounds like this one instead")
-    search.add_argument("-k", type=_positive, default=10, metavar="N", help="number of hits (10)")
+    search.add_argument("--similar-to", metavar="ID", help="look for sounds like this clip of the library instead")
+    search.add_argument("-k", type=kinds.positive, default=10, metavar="N", help="number of hits (10)")
     search.add_argument("--moments", action="store_true", help="show where in each clip")
-    search.add_argument("--filter", type=_json_object, metavar="JSON", help="only clips with this metadata")
+    search.add_argument("--filter", type=kinds.json_object, metavar="JSON", help="only clips with this metadata")
+    search.add_argument("--without", action="append", metavar="TEXT", help="what must not be heard; may be repeated")
+    search.add_argument("--min-score", type=kinds.fraction, metavar="X", help="only hits with at least this score")
     _server_option(search)
     search.add_argument("--json", action="store_true", help="print the server's answer")
 
@@ -116,12 +123,26 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument(
         "-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="what to find"
     )
-    detect.add_argument("--threshold", type=_fraction, metavar="X", help="score from which a sound counts (0.5)")
-    detect.add_argument("--median-filter", type=_seconds, metavar="S", help="seconds of smoothing (0.48)")
-    detect.add_argument("--min-duration", type=_seconds, metavar="S", help="drop shorter events (0)")
-    detect.add_argument("--max-gap", type=_seconds, metavar="S", help="join events at most this far apart (0.2)")
+    detect.add_argument(
+        "--threshold",
+        type=kinds.fraction,
+        action="append",
+        metavar="X",
+        help="score from which a sound counts (0.5); once, or once for each phrase",
+    )
+    detect.add_argument(
+        "--low-threshold",
+        type=kinds.fraction,
+        action="append",
+        metavar="X",
+        help="score down to which an event goes on (as --threshold); once, or once for each phrase",
+    )
+    detect.add_argument("--method", choices=["threshold", "sebb"], help="how events are found (threshold)")
+    detect.add_argument("--median-filter", type=kinds.seconds, metavar="S", help="seconds of smoothing (0.48)")
+    detect.add_argument("--min-duration", type=kinds.seconds, metavar="S", help="drop shorter events (0)")
+    detect.add_argument("--max-gap", type=kinds.seconds, metavar="S", help="join events at most this far apart (0.2)")
     detect.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of it")
-    detect.add_argument("--format", choices=["table", "json", "csv", "audacity", "raven"], default="table")
+    detect.add_argument("--format", choices=["table", "json", "csv", "audacity", "raven", "ndjson"], default="table")
     detect.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
     detect.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the events there, not to the screen")
     _server_option(detect, default=None)
@@ -160,42 +181,6 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="auto, cpu, cuda, … (FINELAP_DEVICE)")
 
 
-def _port(text: str) -> int:
-    return int(_number(text, "a port from 0 to 65535", lambda x: 0 <= x <= 65535 and x == int(x)))
-
-
-def _positive(text: str) -> int:
-    return int(_number(text, "a whole number from 1", lambda x: x >= 1 and x == int(x)))
-
-
-def _fraction(text: str) -> float:
-    return _number(text, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-
-
-def _seconds(text: str) -> float:
-    return _number(text, "seconds, zero or more", lambda x: 0 <= x < float("inf"))
-
-
-def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-        if fits(value):
-            return value
-    except (ValueError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError('not a JSON object, as in \'{"source": "field"}\'')
-    return value
-
-
 def _settings(args: argparse.Namespace, *names: str) -> Settings:
     """Environment and .env, with the flags of these names above them."""
     from pydantic import ValidationError
@@ -228,43 +213,69 @@ def _ingest(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> None:
     from app.commands import run_search
 
-    if (args.query is None) == (args.audio is None):
-        raise UsageError('say what to look for, either in words ("dog barking") or with --audio FILE')
+    if sum(x is not None for x in (args.query, args.audio, args.similar_to)) != 1:
+        raise UsageError('say what to look for: in words ("dog barking"), with --audio FILE, or with --similar-to ID')
     if args.query is not None and not args.query.strip():
         raise UsageError("the query is empty")
-    run_search(args.query, args.audio, args.k, args.moments, args.filter, args.server, args.json)
+    if any(not text.strip() for text in args.without or ()):
+        raise UsageError("a text of --without is empty")
+    named = ("filter", "without", "min_score")
+    options = {name: getattr(args, name) for name in named if getattr(args, name) is not None}
+    if args.similar_to is not None and (options or args.moments):
+        raise UsageError("--similar-to goes with -k alone")
+    run_search(
+        args.query,
+        args.audio,
+        args.similar_to,
+        {"k": args.k, "moments": args.moments, **options},  # type: ignore[typeddict-item]  # the names are its own
+        args.server,
+        args.json,
+    )
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from app.formats import FORMATS
-    from model.detection import DetectionSettings
-
     if not args.phrases:
         raise UsageError('say what to find: -p "dog barking" (repeat -p for more)')
     if any(not phrase.strip() for phrase in args.phrases):
         raise UsageError("a phrase is empty")
-    named = ("threshold", "median_filter", "min_duration", "max_gap")
-    how = {name: getattr(args, name) for name in named if getattr(args, name) is not None}
+    names = ("threshold", "low_threshold", "method", "median_filter", "min_duration", "max_gap")
+    how = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    detections = _detection_settings(args.phrases, how)
+    from app.detections import open_writer
+
+    with open_writer(args.output, args.format) as writer:
+        if args.server is not None and not (args.checkpoint or args.device):
+            from app.commands import run_detect
+
+            run_detect(args.server, args.file, args.phrases, how, writer, args.plot)  # type: ignore[arg-type]
+        else:
+            settings = _settings(args, "checkpoint", "device")
+            from app.detect import Question
+            from app.offline import detect_file
+
+            phrases = [" ".join(phrase.split()) for phrase in args.phrases]
+            detect_file(settings, args.file, Question(phrases, detections), writer.take, args.plot)
+
+
+def _detection_settings(phrases: list[str], how: dict[str, Any]) -> list[DetectionSettings]:
+    """The settings of each phrase. Raises UsageError."""
+    from model.detection import DetectionSettings
+
+    each = {}
+    for name in ("threshold", "low_threshold"):
+        values = how.get(name, [])
+        if len(values) not in (0, 1, len(phrases)):
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is given once, or once for each phrase: here {len(phrases)}, not {len(values)}")
+        if values:
+            each[name] = values * len(phrases) if len(values) == 1 else values
+    same = {name: value for name, value in how.items() if name not in ("threshold", "low_threshold")}
     try:
-        detection = DetectionSettings(**how)
+        return [
+            DetectionSettings(**same, **{name: values[i] for name, values in each.items()}) for i in range(len(phrases))
+        ]
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if args.server is not None and not (args.checkpoint or args.device):
-        from app.commands import run_detect
-
-        answer, picture = run_detect(args.server, args.file, args.phrases, how, args.plot is not None)
-    else:
-        settings = _settings(args, "checkpoint", "device")
-        from app.offline import detect_file
-
-        answer, picture = detect_file(settings, args.file, args.phrases, detection, args.plot is not None)
-    if picture is not None:
-        args.plot.write_bytes(picture)
-    text = FORMATS[args.format](answer)
-    if args.output is None:
-        sys.stdout.write(text)
-    else:
-        args.output.write_text(text, encoding="utf-8")
 
 
 def _embed(args: argparse.Namespace) -> int:
@@ -293,3 +304,7 @@ def _train(run: Callable[[argparse.Namespace], int | None], args: argparse.Names
         if (error.name or "").split(".")[0] in ("app", "model", "training"):
             raise
         raise CommandError(f"training needs {error.name}; it comes with pip install -e '.[train]'") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

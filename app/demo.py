@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from app.checksums import Checksums
 from app.client import Client, ServerError, Stopped
 from app.errors import request_id
-from app.upload import Source, find_sources, ingest
+from app.finding import Source, find_sources
+from app.upload import ingest
 
 _REQUEST_ID = "welcome"  # of our own requests, which the access log leaves out
 _PATIENCE = 60.0  # seconds one sound waits for a busy service
@@ -30,13 +32,13 @@ def welcome(server: str, api_key: str | None, demo: Path | None, stop: threading
 
 def _welcome(server: str, api_key: str | None, demo: Path | None, stop: threading.Event) -> None:
     with Client(server, api_key, _PATIENCE, stop, _REQUEST_ID) as client:
-        while not client.is_ready():
+        while not client.ready():
             if stop.wait(0.2):
                 return
         try:
             if demo is not None:
                 _add_demo(client, demo)
-            clips = client.get("/info")["clips"]
+            clips = client.info().clips
         except Stopped:
             return
         except (ServerError, OSError) as error:
@@ -57,13 +59,14 @@ def _greeting(server: str, clips: int, locked: bool) -> str:
 
 
 def _add_demo(client: Client, folder: Path) -> None:
-    if client.get("/clips", {"limit": 1})["clips"]:
+    if client.info().clips:
         return
     sources = [
         _with_credits(source, credits) for credits in [_credits(folder)] for source in find_sources([folder], {})
     ]
     print(f"The library is empty: adding {len(sources)} demo sounds from {folder}", flush=True)
-    summary = ingest(client, sources, skip_known=False)
+    with Checksums(None) as checksums:
+        summary = ingest(client, sources, checksums)
     if not client.stop.is_set():
         for file, reason in summary.failed:
             print(f"{file}: {reason}", flush=True)

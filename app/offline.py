@@ -1,63 +1,68 @@
 """The commands that need no server: detect and embed on this machine, through the same engine as the service.
 
-Knows files, model and engine; no HTTP. Numbers are the service's: same decoding, same windows, same rounding.
+Knows files, decoders and engine; no HTTP. Numbers are the service's: same decoding, same windows, same rounding. A
+recording is heard while it is decoded, so hours of it need no more memory than minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from app.batching import BatchReport
-from app.detect import DetectionResult, Recording, draw, score_events, to_answer
-from app.engine import EmbeddedAudio, Engine, load_model
-from app.media import Decoded, MediaError, decode
+from app.client.parsing import detection_message
+from app.client.types import DetectionMessage
+from app.decoding import DecoderPool
+from app.detect import DetectionResult, Question, draw, follow_events
+from app.engine import Engine, load_model
+from app.finding import as_text, find_sources
+from app.hearing import hear
+from app.media_errors import MediaError
 from app.settings import Settings
-from app.upload import find_sources
-from model.detection import DetectionSettings
 from model.finelap import FineLAP
-from model.windows import plan_windows
 
 R = TypeVar("R")
+Embedded = tuple[str, float, np.ndarray, np.ndarray | None]  # name, seconds, clip (D,), frames (T, D) if wanted
 
-_TOGETHER = 8  # files in memory at once
+_TOGETHER = 8  # files heard at once
 _QUEUE = 1 << 20  # windows; the queue is our own, so nothing is refused
+_ENDLESS = float("inf")  # seconds a recording may have
 
 
 def detect_file(
-    settings: Settings, file: Path, phrases: list[str], how: DetectionSettings, picture: bool
-) -> tuple[dict[str, Any], bytes | None]:
-    """What `POST /detect` answers for the file, as plain JSON types, and the picture if it is wanted.
+    settings: Settings, file: Path, question: Question, take: Callable[[DetectionMessage], None], plot: Path | None
+) -> None:
+    """Hands `take` what `POST /detect` would stream of the file, and writes the picture to `plot` if that is given.
 
     Raises MediaError, CheckpointError, OSError.
     """
-    phrases = [" ".join(phrase.split()) for phrase in phrases]
-    name = _name(file)
-    decoded = decode(file.read_bytes(), name, float("inf"))
+    name = as_text(file.name)
+    file.open("rb").close()  # a wrong name is said now, not after the model is loaded
     model = load_model(settings)
+    results: list[DetectionResult] = []
 
-    async def listen(engine: Engine) -> tuple[Recording, DetectionResult]:
-        windows = len(plan_windows(len(decoded.samples), model.config.windows))
-        with tqdm(total=windows, desc="listening", unit="window", leave=False, disable=windows < 2) as bar:
+    async def listen(engine: Engine, decoders: DecoderPool) -> np.ndarray | None:
+        texts = await engine.embed_texts(question.phrases)
+        async with (
+            decoders.open(file, name, _ENDLESS) as sound,
+            hear(engine, sound, name, outline=plot is not None) as hearing,
+        ):
+            async for line in follow_events(
+                engine, hearing, question, texts, _compute, frames=False, on_result=results.append
+            ):
+                message = detection_message(line)
+                if message is not None:
+                    take(message)
+            return hearing.outline
 
-            def count(lane: str, report: BatchReport) -> None:
-                if lane == "audio":
-                    bar.update(report.size)
-
-            engine.on_batch = count
-            audio, texts = await engine.embed_audio(decoded.samples), await engine.embed_texts(phrases)
-        recording = Recording(name, decoded.duration, audio.frame_hop, audio.clip, audio.frames, decoded.samples)
-        return recording, score_events(engine, recording, phrases, texts, how)
-
-    recording, result = _with_engine(model, listen)
-    return to_answer(result, frames=False), draw(recording, result, how.threshold) if picture else None
+    outline = _with_engine(model, listen)
+    if plot is not None and outline is not None:
+        plot.write_bytes(draw(results[0], outline, question))
 
 
 def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool) -> int:
@@ -67,23 +72,34 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
     (sum of T, D), file i's from `frame_offsets[i]` to `frame_offsets[i + 1]`, and `frame_hop` in seconds; `model` and
     `stamp` name the embedding space. No pickles inside.
     """
-    sources = [source.path for source in find_sources(files, {})]
-    model = load_model(settings)
     failed: list[str] = []
+    sources = [
+        source.path
+        for source in find_sources(
+            files, {}, lambda error: failed.append(f"{as_text(str(error.filename))}: {error.strerror}")
+        )
+    ]
+    model = load_model(settings)
 
-    async def embed(engine: Engine) -> list[tuple[str, float, EmbeddedAudio] | None]:
+    async def embed(engine: Engine, decoders: DecoderPool) -> list[Embedded | None]:
         places = asyncio.Semaphore(_TOGETHER)
-        with tqdm(total=len(sources), desc="embedding", unit="file") as bar:
+        with tqdm(total=len(sources), desc="embedding", unit="file", miniters=0) as bar:
+            heard = 0.0
 
-            async def one(path: Path) -> tuple[str, float, EmbeddedAudio] | None:
+            def count(seconds: float) -> None:
+                nonlocal heard
+                heard += seconds
+                bar.set_postfix_str(f"{heard:.0f} s of sound", refresh=False)
+                bar.update(0)  # a long file shows that it goes on
+
+            async def one(path: Path) -> Embedded | None:
                 async with places:
                     try:
-                        decoded = await asyncio.to_thread(_decode, path)
-                        return _name(path), decoded.duration, await engine.embed_audio(decoded.samples)
+                        return await _embed(engine, decoders, path, frames, count)
                     except MediaError as error:
-                        failed.append(f"{path}: {error.why}")
+                        failed.append(f"{as_text(str(path))}: {error.why}")
                     except OSError as error:
-                        failed.append(f"{path}: {error.strerror}")
+                        failed.append(f"{as_text(str(path))}: {error.strerror}")
                     finally:
                         bar.update()
                     return None
@@ -97,14 +113,14 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
         print("nothing to write", file=sys.stderr)
         return 1
     arrays: dict[str, Any] = {
-        "filenames": np.array([name for name, _, _ in done]),
-        "durations": np.array([duration for _, duration, _ in done]),
-        "clips": np.stack([audio.clip for _, _, audio in done]),
+        "filenames": np.array([name for name, _, _, _ in done]),
+        "durations": np.array([duration for _, duration, _, _ in done]),
+        "clips": np.stack([clip for _, _, clip, _ in done]),
         "model": np.array(model.name),
         "stamp": np.array(model.stamp),
     }
     if frames:
-        tracks = [audio.frames for _, _, audio in done]
+        tracks = [track for _, _, _, track in done if track is not None]
         arrays["frames"] = np.concatenate(tracks)
         arrays["frame_offsets"] = np.cumsum([0] + [len(track) for track in tracks])
         arrays["frame_hop"] = np.array(model.frame_hop)
@@ -114,21 +130,35 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
     return 1 if failed else 0
 
 
-def _decode(path: Path) -> Decoded:
-    return decode(path.read_bytes(), _name(path), float("inf"))
+async def _embed(
+    engine: Engine, decoders: DecoderPool, path: Path, keep: bool, count: Callable[[float], None]
+) -> Embedded:
+    """One file; its frames are kept only if that is wanted."""
+    name = as_text(path.name)
+    parts: list[np.ndarray] = []
+    async with decoders.open(path, name, _ENDLESS) as sound, hear(engine, sound, name) as hearing:
+        async for part in hearing:
+            count(len(part) * hearing.frame_hop)
+            if keep:
+                parts.append(part)
+        return name, hearing.duration, hearing.clip, np.concatenate(parts) if keep else None
 
 
-def _with_engine(model: FineLAP, work: Callable[[Engine], Coroutine[Any, Any, R]]) -> R:
+def _with_engine(model: FineLAP, work: Callable[[Engine, DecoderPool], Coroutine[Any, Any, R]]) -> R:
     async def run() -> R:
-        engine = Engine(model, max_queue_windows=_QUEUE)
-        await engine.start()
+        engine, decoders = Engine(model, max_queue_windows=_QUEUE), DecoderPool()
+        await decoders.start()
         try:
-            return await work(engine)
+            await engine.start()
+            try:
+                return await work(engine, decoders)
+            finally:
+                await engine.close()
         finally:
-            await engine.close()
+            await decoders.close()
 
     return asyncio.run(run())
 
 
-def _name(path: Path) -> str:
-    return os.fsencode(path.name).decode("utf-8", "replace")
+def _compute(function: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+    return asyncio.to_thread(function, *args)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+import uvicorn
 from fastapi import FastAPI
 
 from app.engine import Engine
@@ -156,6 +159,27 @@ async def client(make_app: Callable[..., FastAPI]) -> AsyncIterator[httpx.AsyncC
     app = make_app()
     async with app.router.lifespan_context(app), connect(app) as client:
         yield client
+
+
+@pytest.fixture
+def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]:
+    """Starts the app on a free port with these settings; its address."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(**settings: Any) -> str:
+        server = uvicorn.Server(uvicorn.Config(make_app(**settings), port=0, log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(10)
 
 
 def connect(app: FastAPI, **options: Any) -> httpx.AsyncClient:

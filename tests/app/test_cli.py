@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,34 +19,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 from app import offline
 from app.cli import main
+from app.finding import find_sources
 from app.formats import FORMATS
-from app.upload import find_sources
 
 
-@pytest.fixture
-def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]:
-    """Starts the app on a free port with these settings; its address."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(**settings: Any) -> str:
-        server = uvicorn.Server(uvicorn.Config(make_app(**settings), port=0, log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(10)
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the commands remember of files stays in the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -197,7 +180,7 @@ def test_ingest_again_adds_and_sends_nothing(
     (folder / "deep" / "broken.wav").unlink()
     assert main(["ingest", str(folder)]) == 0
     capsys.readouterr()
-    monkeypatch.setattr("app.upload._sender", lambda source: pytest.fail(f"{source.path} was sent again"))
+    monkeypatch.setattr("app.client.Client.add", lambda self, file, metadata: pytest.fail(f"{file} was sent again"))
     assert main(["ingest", str(folder), str(folder / "low.wav"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["added"], summary["already_there"], summary["failed"]) == (0, 3, [])
@@ -247,7 +230,11 @@ class Flaky(BaseHTTPRequestHandler):
     said: list[float] = []
 
     def do_GET(self) -> None:
-        self.answer(200, {"clips": [], "next_cursor": None})
+        if self.path == "/info":
+            model = dict.fromkeys(("name", "stamp", "dim", "frame_hop", "device", "dtype"), "")
+            self.answer(200, {"version": "0", "model": model, "clips": 0, "limits": {}})
+        else:
+            self.answer(200, {"clips": [], "next_cursor": None})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -260,7 +247,7 @@ class Flaky(BaseHTTPRequestHandler):
         elif self.tries == 3:
             self.answer(503, {"title": "Not ready"})
         else:
-            self.answer(201, {"clips": [{}], "errors": []})
+            self.answer(201, {"clips": [], "errors": []})
 
     def answer(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body).encode()
@@ -296,7 +283,7 @@ def test_a_server_that_goes_away_fails_the_rest_quickly(
         def do_POST(self) -> None:
             self.close_connection = True
 
-    monkeypatch.setattr("app.commands._INGEST_PATIENCE", 0.5)
+    monkeypatch.setattr("app.commands._INGEST_RECONNECT", 0.5)
     for i in range(40):
         (tmp_path / f"{i}.wav").write_bytes(sounds.wav(400 + i))
     began = time.monotonic()
@@ -416,7 +403,7 @@ def test_detect_formats(
     assert detect(recording, "--format", "csv", "-o", str(tmp_path / "events.csv")) == 0
     assert capsys.readouterr().out == ""
     rows = list(csv.DictReader(io.StringIO((tmp_path / "events.csv").read_text(encoding="utf-8"))))
-    assert [(row["filename"], row["phrase"], float(row["onset"]), float(row["offset"])) for row in rows] == [
+    assert [(row["filename"], row["event_label"], float(row["onset"]), float(row["offset"])) for row in rows] == [
         ("recording.wav", "tone 400", 10.08, 14.08),
         ("recording.wav", "tone 3200", 25.12, 26.08),
     ]
@@ -432,7 +419,7 @@ def test_formats_hold_any_phrase() -> None:
     event = {"onset": 0.0, "offset": 1.0, "score": 0.9}
     phrase = {"phrase": 'a "b",\tc\nd', "max_score": 0.9, "events": [event]}
     answer = {"filename": "ä,.wav", "duration": 1.0, "phrases": [phrase]}
-    assert next(csv.DictReader(io.StringIO(FORMATS["csv"](answer))))["phrase"] == phrase["phrase"]
+    assert next(csv.DictReader(io.StringIO(FORMATS["csv"](answer))))["event_label"] == phrase["phrase"]
     assert FORMATS["audacity"](answer).rstrip("\n").split("\t")[2] == 'a "b", c d'
     assert len(FORMATS["raven"](answer).splitlines()) == 2
 
