@@ -211,6 +211,15 @@ class Engine:
             self._texts_known.popitem(last=False)
         return np.stack([found[text] for text in texts]) if texts else np.empty((0, self.dim), np.float32)
 
+    async def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens the model reads of these texts, in all; words, if it came without a tokenizer."""
+        tokenise = getattr(self._model, "tokenise", None)
+        if tokenise is None:
+            return sum(len(text.split()) for text in texts)
+        # on the device's thread: a tokenizer is not for two threads at once
+        _, mask = await self._device.call(tokenise, texts)
+        return int(mask.sum())
+
     def clip_score(self, clips: np.ndarray, texts: np.ndarray) -> np.ndarray:
         """Clips (A, D), texts (B, D) → scores (A, B)."""
         return np.asarray(self._model.clip_score(clips, texts), dtype=np.float32)
