@@ -17,6 +17,7 @@ from app.batching import Urgency
 from app.engine import Engine, Listening
 from app.peaks import Envelope
 from index.catalog import Catalog
+from index.frames import FrameCodes
 from index.records import Clip
 
 _CHUNK = 256  # frames of a remembered clip given at a time
@@ -94,7 +95,7 @@ class _Decoded:
 class _Remembered:
     """A clip whose frames the library has."""
 
-    def __init__(self, clip: Clip, vector: np.ndarray, frames: np.ndarray, hop: float, outline: np.ndarray | None):
+    def __init__(self, clip: Clip, vector: np.ndarray, frames: FrameCodes, hop: float, outline: np.ndarray | None):
         self.filename, self.duration, self.frame_hop = clip.filename, clip.duration, hop
         self.sample_rate, self.channels = clip.sample_rate, clip.channels
         self.clip, self.outline = vector, outline
@@ -102,7 +103,7 @@ class _Remembered:
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
         for at in range(0, len(self._frames), _CHUNK):
-            yield self._frames[at : at + _CHUNK]
+            yield self._frames.decode(at, at + _CHUNK)
 
 
 @contextlib.asynccontextmanager
@@ -117,7 +118,7 @@ async def hear(
 
 def remember(catalog: Catalog, clip_id: str, outline: np.ndarray | None = None) -> Hearing:
     """A clip of the library, by its stored embeddings; blocking. Raises ClipNotFound."""
-    frames, hop = catalog.frames(clip_id)
+    frames, hop = catalog.frame_codes(clip_id)
     return _Remembered(catalog.get(clip_id), catalog.clip_vector(clip_id), frames, hop, outline)
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from app.batching import Urgency
 from app.services import Services
 from index.catalog import Catalog
+from index.frames import FrameCodes
 from index.records import AudioMissing, Clip, NewClip
 
 _PIECE = 1 << 20  # bytes
@@ -71,7 +72,10 @@ async def add_file(services: Services, source: Source, metadata: dict[str, Any])
     known = await services.read(_find_whole, catalog, sha256)
     if known is not None:
         return known, False
-    heard = await services.embed_file(audio, source.filename, urgency=Urgency.BULK)
+    frames = FrameCodes(services.engine.dim)
+    async with services.hear(audio, source.filename, urgency=Urgency.BULK) as heard:
+        async for part in heard:
+            frames.add(part)
     new = NewClip(
         filename=source.filename,
         sha256=sha256,
@@ -80,7 +84,7 @@ async def add_file(services: Services, source: Source, metadata: dict[str, Any])
         channels=heard.channels,
         metadata=metadata,
         embedding=heard.clip,
-        frames=heard.frames,
+        frames=frames,
         frame_hop=heard.frame_hop,
         audio=audio,
     )

@@ -32,7 +32,7 @@ import numpy as np
 from index import store
 from index.audio_files import AudioFiles, fsync_folder
 from index.faiss_index import FaissIndex
-from index.frames import decode_frames, encode_frames
+from index.frames import FrameCodes, encode_frames
 from index.healing import heal
 from index.records import (
     AudioMissing,
@@ -191,9 +191,9 @@ class Catalog:
 
     def _prepare(self, new: NewClip) -> _Prepared:
         embedding = self._checked(new.embedding, "embedding")
-        frames = np.asarray(new.frames, dtype=np.float32)
-        if frames.ndim != 2 or not len(frames) or frames.shape[1] != self._index.dim or not np.isfinite(frames).all():
-            raise ValueError(f"frames must be (T, {self._index.dim}) finite numbers, T ≥ 1, not {frames.shape}")
+        frames = new.frames if isinstance(new.frames, FrameCodes) else encode_frames(new.frames)
+        if frames.dim != self._index.dim or not len(frames):
+            raise ValueError(f"frames must be (T, {self._index.dim}), T ≥ 1, not ({len(frames)}, {frames.dim})")
         if not new.frame_hop > 0:
             raise ValueError(f"frame_hop must be positive seconds, not {new.frame_hop}")
         metadata = dump_metadata(new.metadata)
@@ -207,7 +207,7 @@ class Catalog:
             created=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             metadata=json.loads(metadata),
         )
-        return _Prepared(clip, metadata, embedding, encode_frames(frames), float(new.frame_hop))
+        return _Prepared(clip, metadata, embedding, frames.to_bytes(), float(new.frame_hop))
 
     def _commit(self, prepared: list[_Prepared], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """The writer's part of `add_many`: names for the audio, one transaction, FAISS."""
@@ -341,10 +341,15 @@ class Catalog:
 
     def frames(self, clip_id: str) -> tuple[np.ndarray, float]:
         """The clip's frame embeddings (T, D) float32, as precise as index/frames.py says, and their hop in seconds."""
+        codes, hop = self.frame_codes(clip_id)
+        return codes.decode(), hop
+
+    def frame_codes(self, clip_id: str) -> tuple[FrameCodes, float]:
+        """`frames`, not decoded yet: for long clips, a stretch at a time. Raises ClipNotFound."""
         with self._store.read() as view:
             row, _ = _found(store.by_id(view, clip_id), clip_id)
             codes, hop = store.frame_codes(view, row)
-        return decode_frames(codes, self._index.dim), hop
+        return FrameCodes.from_bytes(codes, self._index.dim), hop
 
     def audio_path(self, clip_id: str) -> Path:
         """Where the uploaded file is, to be opened soon: a delete removes it. Raises ClipNotFound, AudioMissing."""

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from index.frames import FrameCodes
+
 Metadata = dict[str, Any]  # a JSON object
 Filter = Mapping[str, Any]  # metadata key → a value, or a list of values of which one must match
 Fact = tuple[str, str, str | int | float]  # (key, kind, value): one thing a filter can ask for
@@ -99,7 +101,7 @@ class NewClip:
     channels: int
     metadata: Metadata
     embedding: np.ndarray  # (dim,) float32, unit length
-    frames: np.ndarray  # (frames, dim) float32, unit length
+    frames: np.ndarray | FrameCodes  # (frames, dim) float32, unit length, or those encoded
     frame_hop: float  # seconds
     audio: bytes | BinaryIO  # the uploaded file as it came; a file is read from its start
 

@@ -48,7 +48,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE frames (
         row INTEGER PRIMARY KEY REFERENCES clips (row) ON DELETE CASCADE,
         hop REAL NOT NULL,                     -- seconds
-        codes BLOB NOT NULL                    -- as frames.encode_frames makes them
+        codes BLOB NOT NULL                    -- as frames.FrameCodes.to_bytes makes them
     ) STRICT;
     CREATE TABLE facts (                       -- metadata as filters ask for it: one row for each scalar
         key TEXT NOT NULL,
@@ -338,7 +338,7 @@ def vector(connection: sqlite3.Connection, row: int) -> np.ndarray:
 
 
 def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:
-    """(what encode_frames made, hop in seconds)."""
+    """(what FrameCodes.to_bytes made, hop in seconds)."""
     codes, hop = connection.execute("SELECT codes, hop FROM frames WHERE row = ?", (row,)).fetchone()
     return codes, hop
 

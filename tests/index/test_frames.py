@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index.frames import decode_frames, encode_frames
+from index.frames import FrameCodes, encode_frames
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -17,19 +17,19 @@ def test_similarities_stay_where_they_are(dim: int, worst: float, rms: float) ->
     rng = np.random.default_rng(0)
     frames, queries = _unit(rng.standard_normal((1000, dim))), _unit(rng.standard_normal((50, dim)))
     queries = np.concatenate([queries, frames[:50]])  # some that match a frame
-    error = decode_frames(encode_frames(frames), dim) @ queries.T - frames @ queries.T
+    error = encode_frames(frames).decode() @ queries.T - frames @ queries.T
     assert np.abs(error).max() < worst
     assert np.sqrt(np.mean(error**2)) < rms
 
 
 def test_a_quarter_of_the_size() -> None:
     frames = _unit(np.random.default_rng(1).standard_normal((64, 384)))
-    assert len(encode_frames(frames)) == 64 * (384 + 4)
+    assert len(encode_frames(frames).to_bytes()) == 64 * (384 + 4)
 
 
 def test_lengths_are_kept() -> None:
     frames = np.random.default_rng(2).standard_normal((20, 32)).astype(np.float32) * np.arange(20)[:, None]
-    decoded = decode_frames(encode_frames(frames), 32)
+    decoded = FrameCodes.from_bytes(encode_frames(frames).to_bytes(), 32).decode()
     assert decoded.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), np.linalg.norm(frames, axis=1), rtol=1e-5)
     assert not decoded[0].any()
@@ -38,4 +38,17 @@ def test_lengths_are_kept() -> None:
 @pytest.mark.parametrize("size", [0, 1, 35, 37])
 def test_bytes_of_another_shape_are_refused(size: int) -> None:
     with pytest.raises(ValueError, match="are not frames"):
-        decode_frames(bytes(size), 32)
+        FrameCodes.from_bytes(bytes(size), 32)
+
+
+def test_piece_by_piece_is_the_same() -> None:
+    frames = np.random.default_rng(5).standard_normal((300, 32)).astype(np.float32)
+    whole, pieces = encode_frames(frames), FrameCodes(32)
+    for part in np.split(frames, [1, 1, 64, 128, 299]):
+        pieces.add(part)
+    assert len(pieces) == 300 and pieces.to_bytes() == whole.to_bytes()
+    stored = FrameCodes.from_bytes(whole.to_bytes(), 32)
+    np.testing.assert_array_equal(stored.decode(64, 130), whole.decode()[64:130])
+    for wrong in (np.zeros((2, 31)), np.zeros(32), np.full((1, 32), np.nan)):
+        with pytest.raises(ValueError):
+            pieces.add(wrong)
