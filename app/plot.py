@@ -32,6 +32,7 @@ _WAVE = 1.1  # inches, height of the waveform
 _TOP, _GAP, _BOTTOM, _RIGHT = 0.45, 0.14, 0.55, 0.95  # inches
 _MARKS = 0.42  # inches for the thresholds beside the scores, where each phrase has its own
 _COLUMNS = 2000  # time steps drawn; more would fall between pixels
+_BOXES = 80  # events of one row that can have a box each
 _LABEL_WIDTH = 28  # characters of a phrase, wide ones counted twice
 _FONT = "DejaVu Sans"  # comes with Matplotlib, so it is always there
 _INK, _ACCENT = "#1f2937", "#e8590c"
@@ -53,8 +54,8 @@ def detection_png(
 
     `duration` and `frame_hop` are seconds; `events` has a list for each phrase, `thresholds` a number. One threshold
     for all is a line on the colour scale; otherwise each stands beside its row. A row is high enough to read up to 100
-    phrases. Recordings with more frames than pixels show the highest score of each pixel, so no event vanishes. Raises
-    ValueError where the counts do not agree.
+    phrases. Recordings with more frames than pixels show the highest score of each pixel, so no event vanishes. Events
+    are boxes, or bars where a row has many. Raises ValueError where the counts do not agree.
     """
     scores = np.asarray(scores, dtype=np.float32)
     counts = {len(phrases), len(scores), len(events), len(thresholds)}
@@ -122,12 +123,16 @@ def _draw_scores(ax: Axes, scores: np.ndarray, frame_hop: float) -> QuadMesh:
 
 
 def _draw_events(ax: Axes, events: list[list[Event]]) -> None:
+    """A box around each event; where a row has too many, bars along the feet of all rows leave the scores visible."""
+    crowded = max(len(found) for found in events) > _BOXES
+    top, bottom = (0.78, 1.0) if crowded else (0.08, 0.92)
     boxes = [
-        [(e.onset, row + 0.08), (e.offset, row + 0.08), (e.offset, row + 0.92), (e.onset, row + 0.92)]
+        [(e.onset, row + top), (e.offset, row + top), (e.offset, row + bottom), (e.onset, row + bottom)]
         for row, found in enumerate(events)
         for e in found
     ]
-    ax.add_collection(PolyCollection(boxes, facecolors="none", edgecolors=_ACCENT, linewidths=1.6), autolim=False)
+    fill, width = (_ACCENT, 0.4) if crowded else ("none", 1.6)
+    ax.add_collection(PolyCollection(boxes, facecolors=fill, edgecolors=_ACCENT, linewidths=width), autolim=False)
 
 
 def _draw_labels(ax: Axes, phrases: list[str], scores: np.ndarray, size: float) -> None:

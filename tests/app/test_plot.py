@@ -64,6 +64,24 @@ def test_boxes_lie_where_the_events_are() -> None:
     assert offset == pytest.approx(30.08, abs=0.15)
 
 
+def test_hundreds_of_events_leave_the_scores_visible() -> None:
+    image = picture(3_600.0, ["clock", "dog"], [[Event(t, t + 2.0, 0.9) for t in range(0, 3_600, 4)], []])
+    track = image[:, TRACK]
+    marked = (np.abs(track - ACCENT).max(axis=-1) < 0.1).mean()
+    dark = (track.max(axis=-1) < 0.5).mean()
+    assert 0 < marked < dark / 2
+
+
+def test_each_phrase_may_have_a_threshold() -> None:
+    phrases, nothing = ["dog", "rain"], [[], []]
+    one = picture(10.0, phrases, nothing, thresholds=[0.3, 0.3])
+    own = picture(10.0, phrases, nothing, thresholds=[0.3, 0.7])
+    accent = [np.argwhere(np.abs(image - ACCENT).max(axis=-1) < 0.25) for image in (one, own)]
+    line, marks = (np.unique(found[:, 0]) for found in accent)
+    assert len(line) <= 4  # a line on the colour scale
+    assert np.diff(marks).max() > 20 and accent[1][:, 1].min() > TRACK.stop - 60  # a number beside each row
+
+
 def test_without_events_there_are_no_boxes() -> None:
     image = picture(10.0, ["dog barking"], [[]])
     assert not (np.abs(image[:, TRACK] - ACCENT).max(axis=-1) < 0.02).any()

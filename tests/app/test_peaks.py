@@ -1,0 +1,65 @@
+"""The outline of a waveform: equal to the obvious one for every way of cutting, and no peak lost on the way down."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.peaks import STEP, Envelope, envelope, reduce
+
+
+def slow_levels(samples: np.ndarray) -> np.ndarray:
+    steps = [samples[i : i + STEP] for i in range(0, len(samples), STEP)]
+    return np.array([[s.min() for s in steps], [s.max() for s in steps]], dtype=np.float32).reshape(2, -1)
+
+
+@given(st.integers(0, 1_000), st.lists(st.integers(0, 1_000), max_size=6), st.integers(0, 2**32 - 1))
+def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], seed: int) -> None:
+    samples = np.random.default_rng(seed).normal(0, 0.3, length).astype(np.float32)
+    whole = Envelope()
+    for piece in np.split(samples, sorted(cuts)):
+        whole.push(piece)
+        whole.levels()  # may be looked at in between
+    np.testing.assert_array_equal(whole.levels(), slow_levels(samples))
+    assert whole.levels().dtype == np.float32
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_columns_share_the_time(steps: int, columns: int, seed: int) -> None:
+    levels = np.sort(np.random.default_rng(seed).normal(0, 1, (2, steps)).astype(np.float32), axis=0)
+    reduced = reduce(levels, columns)
+    assert reduced.shape == (2, columns)
+    for column in range(columns):
+        first = column * steps // columns
+        stop = max((column + 1) * steps // columns, first + 1)
+        assert reduced[0, column] == levels[0, first:stop].min()
+        assert reduced[1, column] == levels[1, first:stop].max()
+    if columns <= steps:
+        assert (reduced[0].min(), reduced[1].max()) == (levels[0].min(), levels[1].max())
+
+
+def test_silence_without_samples() -> None:
+    assert Envelope().levels().shape == (2, 0)
+    np.testing.assert_array_equal(reduce(Envelope().levels(), 4), np.zeros((2, 4)))
+
+
+def test_holds_a_hundredth_of_the_audio() -> None:
+    outline = Envelope()
+    for _ in range(60):
+        outline.push(np.ones(16_000, dtype=np.float32))
+    assert len(pickle.dumps(outline)) < 60 * 16_000 * 4 / 50
+
+
+@pytest.mark.parametrize(("shape", "columns"), [((3, 5), 2), ((5,), 2), ((2, 5), 0)])
+def test_other_shapes_are_refused(shape: tuple[int, ...], columns: int) -> None:
+    with pytest.raises(ValueError, match="outline"):
+        reduce(np.zeros(shape), columns)
+
+
+def test_stereo_is_refused() -> None:
+    with pytest.raises(ValueError, match="mono"):
+        envelope(np.zeros((2, 100)))
