@@ -1,4 +1,7 @@
-"""Requests and answers as the OpenAPI document shows them. The shapes themselves are in app.schemas."""
+"""Requests and answers as the OpenAPI document shows them. The shapes themselves are in app.schemas.
+
+Nothing here is null, as the framework drops it from the document.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ CLIP: dict[str, Any] = {
     "metadata": {"tags": ["dog", "field"]},
 }
 ADDED = {"clips": [CLIP], "errors": []}
-PAGE = {"clips": [CLIP], "next_cursor": None}
-PATCH = {"merge": {"metadata": {"place": "garden", "draft": None}}}
+PAGE = {"clips": [CLIP], "next_cursor": "YmVmb3JlOjQx"}
+PATCH = {"merge": {"metadata": {"place": "garden", "tags": ["dog"]}}}
 PEAKS = {
     "id": CLIP["id"],
     "duration": 3.2,
@@ -95,10 +98,19 @@ DETECTION = {
             "clip_score": 0.8271,
             "max_score": 0.951,
             "events": [{"onset": 1.12, "offset": 2.08, "score": 0.934}],
-            "frame_scores": None,
+            "frame_scores": [0.012, 0.934, 0.951],
         }
     ],
 }
+DETECTION_CSV = "filename,phrase,onset,offset,score\ndog.wav,dog barking,1.120,2.080,0.9340\n"
+DETECTION_LABELS = "1.120\t2.080\tdog barking\n"
+DETECTION_LINES = (
+    '{"type": "start", "filename": "dog.wav", "frame_hop": 0.16, "sample_rate": 44100, "channels": 1, '
+    '"phrases": ["dog barking"]}\n'
+    '{"type": "event", "phrase": "dog barking", "onset": 1.12, "offset": 2.08, "score": 0.934}\n'
+    '{"type": "end", "filename": "dog.wav", "duration": 3.2, "frame_hop": 0.16, "phrases": [{"phrase": "dog barking", '
+    '"clip_score": 0.8271, "max_score": 0.951, "events": [{"onset": 1.12, "offset": 2.08, "score": 0.934}]}]}\n'
+)
 CLASSIFICATION = {"labels": [{"label": "dog", "score": 0.83, "probability": 0.97}]}
 HEALTH = {"status": "ok"}
 INFO = {

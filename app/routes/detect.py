@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
-from app import bodies, errors, formats, openapi, schemas
+from app import bodies, errors, examples, formats, openapi, schemas
 from app.bodies import Form
 from app.detect import Question, detect_events, draw, follow_events, to_answer
 from app.errors import Invalid
@@ -45,15 +45,20 @@ _NDJSON = "application/x-ndjson"
     responses={
         200: {
             "content": {
-                "image/png": {},
-                "text/csv": {"schema": {"type": "string"}},
-                "text/plain": {"schema": {"type": "string"}},
-                _NDJSON: {"schema": {"type": "string"}},
+                "application/json": {"example": examples.DETECTION},
+                "image/png": {"schema": {"type": "string", "format": "binary"}},
+                "text/csv": {"schema": {"type": "string"}, "example": examples.DETECTION_CSV},
+                "text/plain": {"schema": {"type": "string"}, "example": examples.DETECTION_LABELS},
+                _NDJSON: {"schema": {"type": "string"}, "example": examples.DETECTION_LINES},
             }
         },
         **openapi.problems(*openapi.ALWAYS, 404, 415),
     },
-    openapi_extra=openapi.body(form=DetectForm, file="file"),
+    openapi_extra=openapi.body(
+        form=DetectForm,
+        file="file",
+        form_example={"file": "(a sound file)", "phrases": ["dog barking", "rain"], "threshold": [0.5]},
+    ),
 )
 async def detect(request: Request, services: Serving) -> Response:
     """Listens for each phrase in a file or in a clip of the library.
@@ -86,8 +91,10 @@ async def detect(request: Request, services: Serving) -> Response:
 @router.post(
     "/classify",
     summary="Which of these labels fits?",
-    responses=openapi.problems(*openapi.ALWAYS, 404, 415),
-    openapi_extra=openapi.body(form=ClassifyForm, file="file"),
+    responses=openapi.example(examples.CLASSIFICATION, openapi.problems(*openapi.ALWAYS, 404, 415)),
+    openapi_extra=openapi.body(
+        form=ClassifyForm, file="file", form_example={"file": "(a sound file)", "labels": ["dog", "cat"]}
+    ),
 )
 async def classify(request: Request, services: Serving) -> Classification:
     """Scores each label, put into the template, for a whole file or clip."""

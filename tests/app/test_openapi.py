@@ -1,0 +1,208 @@
+"""The OpenAPI document against the service: every call it describes, with values made up to fit it, and not to fit."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+import uvicorn
+from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from jsonschema_rs import Draft202012Validator
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+EXAMPLES = int(os.environ.get("FINELAP_OPENAPI_EXAMPLES", "12"))  # of each call and kind; more for a longer look
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    unsupported_method,
+]
+METHODS = ("get", "post", "put", "patch", "delete")
+
+
+@pytest.fixture
+async def document(client: httpx.AsyncClient) -> dict[str, Any]:
+    return (await client.get("/openapi.json")).json()
+
+
+@pytest.fixture
+def address(make_app: Callable[..., FastAPI]) -> Iterator[str]:
+    """The address of a running service."""
+    server = uvicorn.Server(uvicorn.Config(make_app(), port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+
+
+class Library:
+    """A few clips to ask for, put back when a made-up call has deleted them."""
+
+    def __init__(self, address: str, sounds: SimpleNamespace) -> None:
+        self.files = [("files", (f"{hz}.wav", sounds.wav(hz, 0.5))) for hz in sounds.TONES]
+        self.http = httpx.Client(base_url=address)
+
+    def ids(self) -> list[str]:
+        answer = self.http.post("/clips", files=self.files)
+        assert answer.status_code in (200, 201), answer.text
+        return [clip["id"] for clip in answer.json()["clips"]]
+
+
+def operations(address: str) -> list[Any]:
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    return [found.ok() for found in schema.get_all_operations()]
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_the_service_does_what_the_document_says(address: str, sounds: SimpleNamespace, mode: GenerationMode) -> None:
+    library = Library(address, sounds)
+    sound = sounds.wav(800, 0.5)
+    answered: set[str] = set()
+
+    def make_real(case: Any) -> None:
+        """Puts in what is never guessed: names of clips and of the model, sound files."""
+        for name, value in {"clip_id": library.ids()[0], "model": "fake"}.items():
+            if name in (case.path_parameters or {}):
+                case.path_parameters[name] = value
+        if isinstance(case.body, dict) and case.media_type == "multipart/form-data":
+            for field, file in {"file": sound, "files": [sound]}.items():
+                if field in case.body:
+                    case.body[field] = file
+                    case.body.pop("clip_id", None)
+            case.body.pop("template", None)
+
+    for operation in operations(address):
+        if mode is GenerationMode.NEGATIVE and not any(map(list, (operation.query, operation.body))):
+            continue  # nothing that could be wrong
+
+        @seed(0)
+        @settings(
+            max_examples=EXAMPLES,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate,),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode), real=st.booleans())
+        def check(case: Any, real: bool) -> None:
+            if real:
+                make_real(case)
+            response = case.call_and_validate(base_url=address, checks=CHECKS, timeout=30)
+            assert response.headers["x-request-id"]
+            if response.status_code < 300:
+                answered.add(case.operation.label)
+
+        check()
+    if mode is GenerationMode.POSITIVE:
+        every = {operation.label for operation in operations(address)}
+        assert answered == every, "some calls never met values that they answer"
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+async def test_shapes_are_told_once_and_by_name(document: dict[str, Any]) -> None:
+    shapes = document["components"]["schemas"]
+    used = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
+    assert used == set(shapes), "every shape is used, and every used one is there"
+    for path, calls in document["paths"].items():
+        for method, call in calls.items():
+            for content in call.get("requestBody", {}).get("content", {}).values():
+                assert set(content["schema"]) == {"$ref"}, (path, method)
+            for status, response in call["responses"].items():
+                for kind, content in response.get("content", {}).items():
+                    if "json" in kind and "ndjson" not in kind:
+                        assert set(content["schema"]) == {"$ref"}, (path, method, status)
+
+
+async def test_every_call_is_described_and_shown(document: dict[str, Any]) -> None:
+    tags = {tag["name"] for tag in document["tags"]}
+    assert all(tag["description"] for tag in document["tags"])
+    seen = []
+    for path, calls in document["paths"].items():
+        for method, call in calls.items():
+            where = (method, path)
+            seen.append(call["operationId"])
+            assert call["summary"] and set(call["tags"]) <= tags, where
+            for kind, content in call.get("requestBody", {}).get("content", {}).items():
+                assert content.get("example") or content.get("examples"), (*where, kind)
+            for status, response in call["responses"].items():
+                assert "X-Request-ID" in response["headers"], where
+                for kind, content in response.get("content", {}).items():
+                    shown = "example" in content or not kind.endswith("json")
+                    assert shown or status == "200" and method == "post" and path == "/clips", (*where, status, kind)
+            assert {"405", "500"} <= set(call["responses"]), where
+    assert len(set(seen)) == len(seen)
+
+
+async def test_the_examples_fit_their_shapes(document: dict[str, Any]) -> None:
+    count = 0
+    for path, calls in document["paths"].items():
+        for method, call in calls.items():
+            bodies = [call.get("requestBody", {}), *call["responses"].values()]
+            for kind, content in (pair for body in bodies for pair in body.get("content", {}).items()):
+                examples = [content["example"]] if "example" in content else []
+                examples += [named["value"] for named in content.get("examples", {}).values()]
+                for example in examples:
+                    schema = {**content["schema"], "components": document["components"]}
+                    faults = [fault.message for fault in Draft202012Validator(schema).iter_errors(example)]
+                    assert not faults, (method, path, kind, faults)
+                    count += 1
+    assert count > 100
+
+
+async def test_forms_say_how_their_fields_are_sent(document: dict[str, Any]) -> None:
+    def form(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        content = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]
+        name = content["schema"]["$ref"].rsplit("/", 1)[1]
+        return document["components"]["schemas"][name]["properties"], content.get("encoding", {})
+
+    fields, encoding = form("/clips")
+    assert fields["files"] == {"type": "array", "items": {"type": "string", "format": "binary"}}
+    assert encoding == {"metadata": {"contentType": "application/json"}}
+    fields, encoding = form("/search")
+    assert fields["file"] == {"type": "string", "format": "binary"}
+    assert encoding == {"filter": {"contentType": "application/json"}}
+    fields, _ = form("/detect")
+    assert fields["phrases"]["type"] == "array" and fields["phrases"]["minItems"] == 1
+
+
+async def test_the_manual_needs_no_network(client: httpx.AsyncClient) -> None:
+    page = await client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    links = re.findall(r"""(?:src|href|url)(?:=|:\s*)["']([^"']+)["']""", page.text)
+    assert len(links) >= 3 and not [link for link in links if "//" in link]
+    for link in links:
+        assert (await client.get(f"/{link.lstrip('/')}")).status_code == 200, link
