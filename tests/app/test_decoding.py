@@ -1,0 +1,466 @@
+"""Isolated decoding: right answers, real crashes, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import io
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+
+from app.batching import Closed
+from app.decoding import DecoderPool
+from app.media import DecoderFailed, MediaError, NotAudio, TooLong, TruncatedAudio, decode
+
+
+async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits until something holds; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came to hold"
+        await asyncio.sleep(0.01)
+
+
+def fork_server(pool: DecoderPool) -> psutil.Process:
+    assert pool._forks._process is not None
+    return psutil.Process(pool._forks._process.pid)
+
+
+def busy_pid(pool: DecoderPool) -> int:
+    """The one worker with a file."""
+    (worker,) = pool._alive - set(pool._idle)
+    return worker.pid
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def drain(pool: DecoderPool, data: bytes, name: str = "a", **options: float) -> np.ndarray:
+    async with pool.open(io.BytesIO(data), name, **options) as stream:
+        return np.concatenate([block async for block in stream])
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[DecoderPool]:
+    pool = DecoderPool(workers=2, max_workers=4)
+    await pool.start()
+    await until(lambda: pool.alive == 2)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+def long_flac(sounds: SimpleNamespace) -> bytes:
+    """60 s of noise: more than what fits into a socket."""
+    return sounds.encode(np.random.default_rng(0).uniform(-0.5, 0.5, 960_000).astype(np.float32), "FLAC")
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("WAV", 44_100), ("FLAC", 8_000), ("OGG", 48_000), ("MP3", 22_050)])
+async def test_the_pool_gives_what_decoding_here_gives(
+    sounds: SimpleNamespace, pool: DecoderPool, kind: str, rate: int
+) -> None:
+    data = sounds.encode(np.stack([sounds.tone(440, 7.3, rate), sounds.tone(1000, 7.3, rate)], 1), kind, rate)
+    expected = decode(data, "a")
+    async with pool.open(io.BytesIO(data), "a") as stream:
+        assert (stream.sample_rate, stream.channels) == (rate, 2)
+        blocks = [block async for block in stream]
+    assert all(len(block) == 16_000 for block in blocks[:-1]) and all(b.dtype == np.float32 for b in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks), expected.samples)
+    assert stream.duration == expected.duration
+    assert stream.decode_s > 0 and stream.resample_s > 0
+
+
+async def test_workers_are_used_again(sounds: SimpleNamespace, pool: DecoderPool) -> None:
+    before = {worker.pid for worker in pool._alive}
+    for _ in range(20):
+        await drain(pool, sounds.wav())
+    assert {worker.pid for worker in pool._alive} == before
+
+
+async def test_files_of_every_kind(sounds: SimpleNamespace, pool: DecoderPool, tmp_path: Path) -> None:
+    data = sounds.wav(seconds=1.5)
+    path = tmp_path / "声\n.wav"
+    path.write_bytes(data)
+    expected = decode(data, "a").samples
+    with tempfile.SpooledTemporaryFile(max_size=1 << 20) as spooled, path.open("rb") as opened:
+        spooled.write(data)
+        opened.seek(7)
+        for file in (path, opened, spooled, io.BytesIO(data)):
+            async with pool.open(file, "a") as stream:
+                np.testing.assert_array_equal(np.concatenate([block async for block in stream]), expected)
+        assert opened.tell() == 7 and spooled.tell() == len(data)
+    with pytest.raises(FileNotFoundError):
+        async with pool.open(tmp_path / "none.wav", "none.wav"):
+            pass
+
+
+async def test_one_file_decoded_many_times_at_once(sounds: SimpleNamespace, pool: DecoderPool) -> None:
+    data = sounds.encode(np.random.default_rng(1).uniform(-1, 1, 80_000).astype(np.float32))
+    expected = decode(data, "a").samples
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+
+        async def one() -> np.ndarray:
+            async with pool.open(file, "a") as stream:
+                return np.concatenate([block async for block in stream])
+
+        for samples in await asyncio.gather(*(one() for _ in range(12))):
+            np.testing.assert_array_equal(samples, expected)
+
+
+async def test_media_errors_come_through(sounds: SimpleNamespace, pool: DecoderPool) -> None:
+    wav = sounds.encode(sounds.tone(440, 8), subtype="PCM_16")
+    with pytest.raises(TruncatedAudio, match="半.wav: the file is cut off") as truncated:
+        await drain(pool, wav[: len(wav) // 2], "半.wav")
+    assert truncated.value.read == pytest.approx(4, abs=0.01)
+    with pytest.raises(NotAudio, match="letter: "):
+        await drain(pool, b"a letter " * 100, "letter")
+    with pytest.raises(TooLong, match="limit of 2 s"):
+        await drain(pool, wav, max_duration=2.0)
+    await until(lambda: pool.alive == 2)
+    assert len(await drain(pool, wav)) == 128_000
+
+
+async def test_a_crash_before_the_first_block_is_made_good(pool: DecoderPool, long_flac: bytes) -> None:
+    for worker in list(pool._alive):  # both idle: the pool may know of it before it is asked, or not
+        os.kill(worker.pid, signal.SIGSEGV)
+    assert len(await drain(pool, long_flac)) == 960_000
+    async with pool.open(io.BytesIO(long_flac), "a") as stream:
+        os.kill(busy_pid(pool), signal.SIGSTOP)
+        os.kill(busy_pid(pool), signal.SIGKILL)
+        # what was sent before is still read, so this worker's end is met after some blocks, or before any
+        with pytest.raises(DecoderFailed):
+            async for _ in stream:
+                pass
+    await until(lambda: pool.alive == 2)
+
+
+async def test_a_crash_in_the_middle_says_what_happened(pool: DecoderPool, long_flac: bytes) -> None:
+    with pytest.raises(DecoderFailed, match=r"boom\.flac: the decoder crashed \(Segmentation fault\)"):
+        async with pool.open(io.BytesIO(long_flac), "boom.flac") as stream:
+            async for _ in stream:
+                if stream._delivered and pool._alive - set(pool._idle):
+                    os.kill(busy_pid(pool), signal.SIGSEGV)
+    await until(lambda: pool.alive == 2)
+    assert len(await drain(pool, long_flac)) == 960_000
+
+
+async def test_a_decoder_that_hangs(long_flac: bytes) -> None:
+    pool = DecoderPool(workers=1, stall_s=0.3)
+    await pool.start()
+    await until(lambda: pool.alive == 1)
+    (worker,) = pool._alive
+    os.kill(worker.pid, signal.SIGSTOP)
+    assert len(await drain(pool, long_flac)) == 960_000  # by another one
+    assert not psutil.pid_exists(worker.pid) and pool.alive == 1
+    with pytest.raises(DecoderFailed, match="gave nothing for 0.3 s"):
+        async with pool.open(io.BytesIO(long_flac), "a") as stream:
+            async for _ in stream:
+                os.kill(busy_pid(pool), signal.SIGSTOP)
+    await pool.close()
+
+
+def balloon(megabytes: int) -> bytes:
+    """A QuickTime file of a thousandth of the size that its compressed header unfolds to."""
+
+    def atom(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body) + 8) + kind + body
+
+    packed = struct.pack(">I", megabytes << 20) + zlib.compress(bytes(megabytes << 20), 6)
+    header = atom(b"moov", atom(b"cmov", atom(b"dcom", b"zlib") + atom(b"cmvd", packed)))
+    return atom(b"ftyp", b"qt  \0\0\0\0qt  ") + header + atom(b"mdat", bytes(100))
+
+
+async def test_a_file_that_unfolds_to_more_memory_than_there_is(sounds: SimpleNamespace) -> None:
+    pool = DecoderPool(workers=1, memory_mb=32)
+    await pool.start()
+    with pytest.raises(DecoderFailed, match=r"b\.mov: the decoder needed more than its 32 MB of memory"):
+        await drain(pool, balloon(64), "b.mov")
+    with pytest.raises(NotAudio):
+        await drain(pool, balloon(8), "b.mov")
+    assert len(await drain(pool, sounds.wav(seconds=3))) == 48_000
+    await pool.close()
+
+
+async def test_a_reader_that_pauses_stops_the_decoder(pool: DecoderPool, long_flac: bytes) -> None:
+    async with pool.open(io.BytesIO(long_flac), "a") as stream:
+        process = psutil.Process(busy_pid(pool))
+        first = await anext(stream)
+        await until(lambda: process.status() == psutil.STATUS_SLEEPING)
+        await asyncio.sleep(0.1)
+        used = process.cpu_times()
+        await asyncio.sleep(0.3)
+        assert process.cpu_times()[:2] == used[:2]
+        rest = [block async for block in stream]
+    np.testing.assert_array_equal(np.concatenate([first, *rest]), decode(long_flac, "a").samples)
+
+
+async def test_leaving_early_leaves_nothing(pool: DecoderPool, long_flac: bytes) -> None:
+    await drain(pool, long_flac)
+    before = descriptors()
+    for _ in range(10):
+        async with pool.open(io.BytesIO(long_flac), "a") as stream:
+            await anext(stream)
+    await until(lambda: pool.alive == 2)
+    assert descriptors() == before
+    await until(lambda: {child.pid for child in fork_server(pool).children()} == {w.pid for w in pool._alive})
+
+
+async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.decoding._KEEP", 0.1)
+
+    async def one() -> None:
+        async with pool.open(io.BytesIO(long_flac), "a") as stream:
+            await anext(stream)
+            await asyncio.sleep(0.3)  # busy, and costing nothing
+            async for _ in stream:
+                pass
+
+    tasks = [asyncio.create_task(one()) for _ in range(6)]
+    await until(lambda: pool.alive == 4 and len(pool._line) == 2)
+    await asyncio.gather(*tasks)
+    await until(lambda: pool.alive == 2)
+    await until(lambda: len(fork_server(pool).children()) == 2)
+
+
+async def test_callers_wait_in_order(sounds: SimpleNamespace) -> None:
+    pool = DecoderPool(workers=1, max_workers=1)
+    await pool.start()
+    served: list[int] = []
+
+    async def one(number: int) -> None:
+        async with pool.open(io.BytesIO(sounds.wav()), "a") as stream:
+            served.append(number)
+            async for _ in stream:
+                pass
+
+    async with pool.open(io.BytesIO(sounds.wav()), "a"):
+        tasks = []
+        for number in range(6):
+            tasks.append(asyncio.create_task(one(number)))
+            await until(lambda: len(pool._line) == len(tasks))
+        tasks[2].cancel()
+        await until(lambda: len(pool._line) == 5)
+    await asyncio.wait(tasks)
+    assert served == [0, 1, 3, 4, 5]
+    await pool.close()
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_storm_of_callers_cancellations_and_crashes(
+    sounds: SimpleNamespace, long_flac: bytes, seed: int
+) -> None:
+    rng = random.Random(seed)
+    pool = DecoderPool(workers=2, max_workers=6, stall_s=2)
+    await pool.start()
+    await until(lambda: pool.alive == 2)
+    files = [sounds.wav(seconds=3), long_flac, b"no sound at all", sounds.wav(seconds=0.01)]
+    await drain(pool, files[0])
+    gc.collect()
+    before = descriptors()
+    done = {"whole": 0, "refused": 0, "crashed": 0, "cancelled": 0}
+
+    async def one() -> None:
+        which = rng.choice(files)
+        try:
+            await asyncio.sleep(rng.random())
+            samples = await drain(pool, which)
+            assert len(samples) == (48_000 if which is files[0] else 960_000)
+            done["whole"] += 1
+        except DecoderFailed:
+            done["crashed"] += 1
+        except MediaError:
+            assert which not in files[:2]
+            done["refused"] += 1
+        except asyncio.CancelledError:
+            done["cancelled"] += 1
+
+    async def wreck() -> None:
+        while True:
+            await asyncio.sleep(rng.random() * 0.1)
+            if pool._alive:
+                victim = rng.choice([worker.pid for worker in pool._alive])
+                if victim in {child.pid for child in fork_server(pool).children()}:
+                    os.kill(victim, rng.choice([signal.SIGSEGV, signal.SIGKILL]))
+
+    async def lose_patience(tasks: list[asyncio.Task[None]]) -> None:
+        for task in rng.sample(tasks, len(tasks) // 3):
+            await asyncio.sleep(rng.random() * 0.02)
+            task.cancel()
+
+    tasks = [asyncio.create_task(one()) for _ in range(200)]
+    wrecker = asyncio.create_task(wreck())
+    await lose_patience(tasks)
+    await asyncio.wait(tasks)
+    wrecker.cancel()
+    assert done["whole"] > 30 and done["cancelled"] > 10 and done["refused"] > 10, done
+    await until(lambda: len(pool._idle) == pool.alive >= 2 and not pool._line)
+    assert len(await drain(pool, long_flac)) == 960_000
+    assert len(fork_server(pool).children()) == pool.alive <= 6
+    gc.collect()
+    assert descriptors() == before + pool.alive - 2  # a socket a worker
+    server = fork_server(pool)
+    await pool.close()
+    assert not server.is_running() and pool.alive == 0
+
+
+async def test_the_forking_process_may_die_too(pool: DecoderPool, long_flac: bytes) -> None:
+    server = fork_server(pool)
+    workers = server.children()
+    server.kill()
+    await until(lambda: fork_server(pool).pid != server.pid)
+    assert len(await drain(pool, long_flac)) == 960_000
+    await until(lambda: pool.alive == 2)
+    assert fork_server(pool).pid != server.pid
+    await until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+
+
+async def test_a_forking_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch, pool: DecoderPool) -> None:
+    monkeypatch.setattr("app.forking._MAIN", "raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="cannot be started"):
+        await DecoderPool().start()
+    fork_server(pool).kill()
+    await until(lambda: pool._forks._watching is not None and pool._forks._watching.done())
+    with pytest.raises(RuntimeError, match="cannot be started"):
+        await drain(pool, b"RIFF")
+    monkeypatch.undo()
+    with pytest.raises(NotAudio):  # the next request tries again
+        await drain(pool, b"RIFF")
+
+
+async def test_closing_ends_everything(long_flac: bytes) -> None:
+    before = descriptors()
+    pool = DecoderPool(workers=1, max_workers=2)
+    await pool.start()
+    server = fork_server(pool)
+    inside = asyncio.Event()
+
+    async def one() -> None:
+        async with pool.open(io.BytesIO(long_flac), "a") as stream:
+            await anext(stream)
+            inside.set()
+            await asyncio.sleep(0.2)
+            async for _ in stream:
+                pass
+
+    tasks = [asyncio.create_task(one()) for _ in range(5)]
+    await inside.wait()
+    workers = server.children()
+    await pool.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, Closed) for result in results), results
+    assert not server.is_running() and not any(worker.is_running() for worker in workers)
+    with pytest.raises(Closed):
+        await drain(pool, long_flac)
+    await asyncio.sleep(0)
+    assert descriptors() == before
+
+
+async def test_what_workers_are(pool: DecoderPool) -> None:
+    """Light, polite, confined, and strangers to the server's sockets and secrets."""
+    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    more = DecoderPool(workers=1)
+    await more.start()
+    await until(lambda: more.alive == 1)
+    server = fork_server(more)
+    (worker,) = server.children()
+    for process in (server, worker):
+        mapped = {Path(region.path).name for region in process.memory_maps()}
+        assert not any("torch" in name for name in mapped) and any("sndfile" in name for name in mapped)
+        assert process.nice() == min(psutil.Process().nice() + 5, 19)
+        assert set(process.environ()) <= {
+            *("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "VIRTUAL_ENV"),
+            *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "PYTHONUTF8"),
+        }
+        assert process.num_threads() == 1
+    assert worker.net_connections("inet") == []
+    sockets = [os.readlink(f"/proc/{worker.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{worker.pid}/fd")]
+    assert sum(name.startswith("socket:") for name in sockets) == 1
+    assert worker.rlimit(psutil.RLIMIT_CORE) == worker.rlimit(psutil.RLIMIT_FSIZE) == (0, 0)
+    assert worker.rlimit(psutil.RLIMIT_NOFILE)[1] < 100
+    assert worker.rlimit(psutil.RLIMIT_AS)[1] - worker.memory_info().vms == pytest.approx(1024 << 20, rel=0.1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        worker.send_signal(number)
+    await asyncio.sleep(0.05)
+    assert worker.is_running() and worker.status() == psutil.STATUS_SLEEPING
+    await more.close()
+    listening.close()
+
+
+def test_the_decoder_imports_little(repo_dir: Path) -> None:
+    code = "import sys, app.decoder; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True, check=True)
+    heavy = {"torch", "fastapi", "starlette", "pydantic", "transformers", "asyncio", "threading.local"}
+    assert not heavy & {name.split(".")[0] for name in loaded.stdout.split()}
+
+
+_SCRIPT = """
+import asyncio, io, os, sys
+raise_if_imported_again = os.mkdir(sys.argv[1])
+from app.decoding import DecoderPool
+import numpy as np, soundfile
+async def main():
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(960_000, np.float32), 16_000, format="FLAC")
+    pool = DecoderPool(workers=2)
+    await pool.start()
+    async with pool.open(file, "a") as stream:
+        total = 0
+        async for block in stream:
+            total += len(block)
+            if sys.argv[2] == "die":
+                print(pool._forks._process.pid, *(worker.pid for worker in pool._alive), flush=True)
+                os.kill(os.getpid(), 9)
+    await pool.close()
+    print(total)
+asyncio.run(main())
+"""
+
+
+def test_in_a_script_without_a_guard(repo_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path / "once"), "live"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(repo_dir)}, capture_output=True, text=True)
+    assert done.stdout == "960000\n" and done.stderr == ""
+
+
+def test_processes_end_with_the_server(repo_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path / "once"), "die"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(repo_dir)}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    left = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
+    _, still_there = psutil.wait_procs(left, timeout=10)
+    assert not [process for process in still_there if process.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_what_the_libraries_print_stays_away(
+    sounds: SimpleNamespace, pool: DecoderPool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    damaged = np.frombuffer(sounds.encode(rng.uniform(-0.5, 0.5, 80_000), "MP3"), np.uint8).copy()
+    damaged[2000:-2000:500] = rng.integers(0, 256, len(damaged[2000:-2000:500]))
+    with contextlib.suppress(MediaError):
+        decode(damaged.tobytes(), "a")
+    assert "mpg123" in capfd.readouterr().err  # or this test shows nothing
+    with contextlib.suppress(MediaError):
+        await drain(pool, damaged.tobytes())
+    assert capfd.readouterr() == ("", "")
