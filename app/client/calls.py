@@ -87,9 +87,9 @@ def add(files: Sequence[Audio], metadata: Mapping[str, Any] | Sequence[Mapping[s
     return Call("POST", "/clips", read, form=form, files=[("files", file) for file in files])
 
 
-def clip_page(filter: Filter | None, cursor: str | None, limit: int = PAGE) -> Call[types.ClipPage]:
+def clip_page(filter: Filter | None, cursor: str | None) -> Call[types.ClipPage]:
     """GET /clips."""
-    params = {"limit": str(limit)}
+    params = {"limit": str(PAGE)}
     if filter is not None:
         params["filter"] = json.dumps(filter, ensure_ascii=False)
     if cursor is not None:
