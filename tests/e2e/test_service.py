@@ -273,7 +273,7 @@ def test_detect_without_a_server_gives_the_same(
     assert here.returncode == there.returncode == 0, here.stderr + there.stderr
 
     def rows(text: str) -> list[tuple[str, float, float]]:
-        return [(r["phrase"], float(r["onset"]), float(r["offset"])) for r in csv.DictReader(io.StringIO(text))]
+        return [(r["event_label"], float(r["onset"]), float(r["offset"])) for r in csv.DictReader(io.StringIO(text))]
 
     assert rows(here.stdout) == rows(there.stdout)
     assert rows(here.stdout)
