@@ -121,8 +121,8 @@ async def open_form(
                     raise Invalid(f"The field {name!r} must be a file, with a file name.")
                 uploads.append(Upload(clean_filename(value.filename), value))
                 continue
-            if isinstance(value, UploadFile):
-                value = await _as_text(name, value)
+            if isinstance(value, UploadFile):  # of an unknown field the name says enough
+                value = await _as_text(name, value) if name in shape.model_fields else ""
             if name not in json_fields and _takes_list(shape, name):
                 values.setdefault(name, []).append(value)
             elif name in values:

@@ -147,7 +147,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 def _allowed(path: str) -> set[str]:
     """The methods that a path takes."""
     routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
-    allowed = {method for route in routes if route.path_regex.match(path) for method in route.methods}
+    allowed = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
     return allowed | {"HEAD"} if "GET" in allowed else allowed
 
 

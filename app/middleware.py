@@ -25,7 +25,7 @@ log = logging.getLogger("app.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 _OPEN = frozenset(("/", "/health/live", "/health/ready", "/favicon.ico"))  # and /web/: they hold no data
-_MAX_ADDRESS = 1 << 16  # bytes
+_MAX_ADDRESS = 1 << 15  # bytes
 _PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
 
 

@@ -23,7 +23,7 @@ _SAYS = {
     404: ("Not found", "clip-not-found", "no clip has the id '3f9a'"),
     405: ("Another method is meant; see Allow", "method-not-allowed", "Method Not Allowed"),
     413: ("Too large or too long", "audio-too-long", "day.wav: it is longer than the limit of 14400 s."),
-    414: ("The address is too long", "address-too-long", "The query is longer than 65536 bytes."),
+    414: ("The address is too long", "address-too-long", "The address has 70011 bytes; the limit is 32768."),
     415: (
         "Not audio that can be decoded, or a body of the wrong type",
         "not-audio",

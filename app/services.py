@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import io
 import logging
 import os
@@ -197,7 +198,8 @@ class Services:
 
     @staticmethod
     async def _on(pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> R:
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+        run = contextvars.copy_context().run  # with the request's id, for the log
+        return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
 
 
 async def _serving(request: Request) -> AsyncIterator[Services]:

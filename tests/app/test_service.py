@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from app import main
 from app.engine import Engine
@@ -50,10 +53,83 @@ def is_problem(response: httpx.Response, status: int) -> bool:
 
 
 async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient) -> None:
-    assert is_problem(await client.get("/nowhere"), 404)
-    assert is_problem(await client.get("/web/nothing.js"), 404)
-    refused = await client.delete("/search")
-    assert is_problem(refused, 405) and "GET" in refused.headers["allow"]
+    for path in ("/nowhere", "/web/nothing.js", "/docs/files/nothing.js", "/v1/nothing", "/clips/x/y/z"):
+        assert is_problem(await client.get(path), 404), path
+    for path, allowed in (
+        ("/search", {"GET", "HEAD", "POST"}),
+        ("/clips", {"GET", "HEAD", "POST"}),
+        ("/clips/abc", {"DELETE", "GET", "HEAD", "PATCH"}),
+        ("/clips/abc/peaks", {"GET", "HEAD"}),
+        ("/embed", {"POST"}),
+        ("/v1/embeddings", {"POST"}),
+        ("/health/live", {"GET", "HEAD"}),
+    ):
+        for method in ("PUT", "OPTIONS", "TRACE", "BREW"):
+            refused = await client.request(method, path)
+            assert is_problem(refused, 405) and set(refused.headers["allow"].split(", ")) == allowed, (method, path)
+
+
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+    (clip,) = (await client.post("/clips", files={"files": ("a.wav", sounds.wav())})).json()["clips"]
+    url = f"/clips/{clip['id']}"
+    for path, status in (
+        ("/", 200), ("/info", 200), ("/clips", 200), (url, 200), (f"{url}/audio", 200), ("/docs", 200),
+        ("/search?q=rain", 200), ("/search", 422), ("/clips/unknown", 404), ("/embed", 405), ("/nowhere", 404),
+    ):  # fmt: skip
+        head, get = await client.head(path), await client.get(path)
+        assert head.status_code == get.status_code == status and head.content == b"", path
+        for name in ("content-type", "allow"):
+            assert head.headers.get(name) == get.headers.get(name), path
+        assert head.headers["x-request-id"] and int(head.headers["content-length"]) > 0
+    assert (await client.head(f"{url}/audio")).headers["content-length"] == str(len(sounds.wav()))
+    metrics = (await client.get("/metrics")).text
+    assert 'finelap_requests_total{endpoint="/clips/{clip_id}/audio",outcome="ok"} 3.0' in metrics
+
+
+async def test_addresses_that_are_no_text(client: httpx.AsyncClient) -> None:
+    for path in ("/search?q=%ff%fe", "/clips?filter=%C3%28", "/clips/%ff", "/%80", "/v1/models/%ff"):
+        assert is_problem(await client.get(path), 400), path
+    odd = await client.get("/search?q=100%&k=5")  # a percent sign of its own is one
+    assert odd.status_code == 200 and odd.json()["query"] == "100%"
+    assert (await client.get("/search?q=%E7%8A%AC")).json()["query"] == "犬"
+
+
+async def test_addresses_that_are_too_long(client: httpx.AsyncClient) -> None:
+    for path in ("/search?q=" + "x" * 40_000, "/clips?cursor=" + "x" * 40_000, "/" + "x" * 40_000):
+        assert is_problem(await client.get(path), 414)
+    assert is_problem(await client.get("/search?q=" + "x" * 30_000), 422)
+
+
+async def test_bodies_that_are_not_what_they_say(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + sounds.wav() + b"\r\n"
+    whole = part + b"--b--\r\n"
+    form = "multipart/form-data; boundary=b"
+    for path in ("/search", "/detect", "/classify", "/embed", "/clips"):
+        for kind, content, statuses in (
+            ("multipart/form-data", whole, {400}),
+            ("multipart/form-data; boundary=", whole, {400}),
+            ("multipart/form-data; boundary=c", whole, {400, 422}),
+            (form, b"", {400, 422}),
+            (form, b"--b\r\nnonsense", {400, 422}),
+            (form, b"--b\r\n\xff\xfe: \x00\r\n\r\n\r\n--b--\r\n", {400}),
+            (form, whole.replace(b'name="file"', b'name="nothing"'), {422}),
+            ("text/plain", b"rain", {415}),
+            ("nonsense", b"rain", {415}),
+            ("audio/wav", sounds.wav(), {415}),
+        ):
+            response = await client.post(path, content=content, headers={"content-type": kind})
+            assert response.status_code in statuses, (path, kind, response.text)
+            assert is_problem(response, response.status_code)
+    for path in ("/search", "/search/moments", "/embed", "/v1/embeddings"):
+        for content, kind, status in (
+            (b"{", "application/json", 400),
+            (b"", "application/json", 400),
+            (b'{"query": "\xff"}', "application/json; charset=latin-1", 400),
+            (b"[" * 100_000, "application/json", 400),
+            (b"{}", "application/xml", 415),
+        ):
+            response = await client.request("POST", path, content=content, headers={"content-type": kind})
+            assert is_problem(response, status), (path, kind)
 
 
 async def test_request_ids(client: httpx.AsyncClient) -> None:
@@ -88,11 +164,16 @@ async def test_the_openapi_document(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     wanted = {
         "/embed": {"post"},
+        "/v1/embeddings": {"post"},
+        "/v1/models": {"get"},
+        "/v1/models/{model}": {"get"},
         "/clips": {"get", "post"},
         "/clips/{clip_id}": {"get", "patch", "delete"},
         "/clips/{clip_id}/audio": {"get"},
+        "/clips/{clip_id}/peaks": {"get"},
         "/clips/{clip_id}/similar": {"get"},
         "/search": {"get", "post"},
+        "/search/moments": {"post"},
         "/classify": {"post"},
         "/detect": {"post"},
         "/health/live": {"get"},
@@ -108,9 +189,6 @@ async def test_the_openapi_document(client: httpx.AsyncClient) -> None:
                     assert set(response["content"]) == {"application/problem+json"}, (path, method, status)
             if method in ("post", "patch"):
                 assert call["requestBody"]["content"]
-    form = document["paths"]["/detect"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) >= {"file", "clip_id", "phrases", "threshold", "format"}
-    assert (await client.get("/docs")).status_code == 200
 
 
 async def test_the_page(client: httpx.AsyncClient) -> None:
@@ -167,6 +245,26 @@ async def test_keys(make_app: Make, open_client: Connect) -> None:
             assert (await client.get(path)).status_code == 401, path
         for headers in ({"X-API-Key": "beta"}, {"Authorization": "Bearer alpha"}, {"Authorization": "bearer beta"}):
             assert (await client.get("/info", headers=headers)).status_code == 200
+
+
+async def test_a_wrong_key_opens_nothing(make_app: Make, open_client: Connect) -> None:
+    app = make_app(api_keys="alpha")
+    routes = [route for router in main._ROUTERS for route in router.routes]
+    calls = {
+        (method, route.path) for route in (*routes, *app.routes) for method in getattr(route, "methods", None) or ()
+    }
+    calls |= {("GET", f"{route.path}/x") for route in app.routes if isinstance(route, Mount)}
+    assert {("POST", "/detect"), ("DELETE", "/clips/{clip_id}"), ("GET", "/openapi.json"), ("GET", "/docs")} <= calls
+    assert {("GET", "/docs/files/x"), ("GET", "/web/x"), ("POST", "/v1/embeddings")} <= calls
+    open_to_all = {"/", "/health/live", "/health/ready", "/web/x"}
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        for method, path in sorted(calls):
+            for headers in ({}, {"Authorization": "Bearer beta"}, {"X-API-Key": "alphaa"}):
+                for way in (method, "HEAD", "OPTIONS"):
+                    status = (await client.request(way, path, headers=headers)).status_code
+                    assert (status == 401) == (path not in open_to_all), (way, path, status)
+        for path in ("http://test//clips", "/clips/", "/health/live/../../clips", "/web/../clips", "/web//../info", "/docs/"):
+            assert (await client.get(path)).status_code in (401, 404), path
 
 
 async def test_bodies_beyond_the_limit(make_app: Make, open_client: Connect, sounds: SimpleNamespace) -> None:
@@ -450,3 +548,54 @@ def test_log_lines_have_the_request_id(
         assert record["request_id"] == "abc-1" and record["message"] == "GET /ü" and record["status"] == 200
     else:
         assert "[abc-1] GET /ü" in line
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+async def test_every_request_has_a_line_with_its_id(
+    make_app: Make,
+    make_settings: Callable[..., Settings],
+    open_client: Connect,
+    capsys: pytest.CaptureFixture[str],
+    fake_model: Any,
+    kind: str,
+) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    fake_model.fail_on = "secret text"
+    app = make_app(log_format=kind)
+    try:
+        configure_logging(make_settings(log_format=kind))
+        async with app.router.lifespan_context(app), open_client(app) as client:
+            ids = {}
+            for number, (method, path, body) in enumerate(
+                [
+                    ("GET", "/search?q=rain", None),
+                    ("GET", "/nowhere%0Aat all", None),
+                    ("PUT", "/clips", None),
+                    ("POST", "/embed", {"texts": ["secret text"]}),
+                    ("POST", "/embed", {"texts": []}),
+                    ("GET", "/search?q=%ff", None),
+                ]
+            ):
+                response = await client.request(method, path, json=body, headers={"X-Request-ID": f"call-{number}"})
+                assert response.headers["x-request-id"] == f"call-{number}"
+                ids[f"call-{number}"] = response.status_code
+            named = (await client.get("/info")).headers["x-request-id"]
+            ids[named] = 200
+            log_in_thread = functools.partial(logging.getLogger("app.test").warning, "from a thread")
+            main.errors.request_id.set("call-thread")
+            await app.state.services.read(log_in_thread)
+        lines = capsys.readouterr().err.splitlines()
+    finally:
+        root.handlers, root.level = before, level
+    if kind == "json":
+        records = [json.loads(line) for line in lines]  # nothing but JSON, one object a line, tracebacks too
+        seen = {r["request_id"]: r["status"] for r in records if r["logger"] == "app.access"}
+        assert [r["request_id"] for r in records if "exception" in r] == ["call-3"]
+        assert [r["request_id"] for r in records if r["message"] == "from a thread"] == ["call-thread"]
+    else:
+        parts = [re.search(r"INFO app\.access \[(\S+)\] \S+ \S+ (\d+) ", line) for line in lines]
+        seen = {part[1]: int(part[2]) for part in parts if part}
+        assert any("ERROR app.errors [call-3] unexpected error" in line for line in lines)
+        assert any("[call-thread] from a thread" in line for line in lines)
+    assert seen == ids
