@@ -19,6 +19,7 @@ from types import TracebackType
 _SETTLED = 2.0  # seconds: a file changed more recently may change again without its time showing it
 _KEPT = 180 * 86_400  # seconds until an entry is made anew, and those of files long gone leave
 _TOGETHER = 256  # entries written at once
+_PATIENCE = 5.0  # seconds to wait for another process that writes
 _SCHEMA = """CREATE TABLE IF NOT EXISTS checksums (
     path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, sha256 TEXT NOT NULL, noted REAL NOT NULL
 ) WITHOUT ROWID"""
@@ -109,7 +110,7 @@ def _open(file: Path) -> sqlite3.Connection | None:
         db = None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(file, timeout=5.0, check_same_thread=False)
+            db = sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False)
             with db:
                 db.execute(_SCHEMA)
                 db.execute("DELETE FROM checksums WHERE noted < ?", (time.time() - _KEPT,))
