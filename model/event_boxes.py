@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_DECIMALS = 8  # of seconds; breakpoints closer than _SAME are one
-_SAME = 1e-7  # seconds
+_SAME = 1e-7  # seconds; breakpoints closer than that are one
 _FLAT = 9  # decimals of a change; less than that is rounding, and counts as no change
 _FLOOR = 1e-3  # added to both scores of a ratio, so that two very low ones are alike
 
@@ -55,7 +54,7 @@ def _breakpoints(stamps: np.ndarray, half: float) -> np.ndarray:
 
     The filter's output is linear between them, so peaks and dips lie on them.
     """
-    every = np.sort(np.concatenate([stamps, stamps + half, stamps - half]).round(_DECIMALS))
+    every = np.sort(np.concatenate([stamps, stamps + half, stamps - half]))
     inside = every[(every > stamps[0] + _SAME) & (every < stamps[-1] - _SAME)]
     inside = inside[np.diff(inside, prepend=stamps[0]) > _SAME]
     return np.concatenate([stamps[:1], inside, stamps[-1:]])

@@ -49,9 +49,9 @@ class DetectionSettings:
     max_gap: float = 0.2  # events with at most this much silence between them become one
     low_threshold: float | None = None  # how far down an event reaches on both sides; None: as far as `threshold`
     method: Method = "threshold"
-    step_filter_length: float = 0.48  # "sebb": how much is looked at around a change, half of it on each side
-    merge_threshold_abs: float = 0.2  # "sebb": neighbours stay apart where the score drops by this much between them
-    merge_threshold_rel: float = math.inf  # "sebb": or to one part in this many; infinite: however far
+    step_filter_length: float = 0.32  # "sebb": how much is looked at around a change, half of it on each side
+    merge_threshold_abs: float = 1.0  # "sebb": neighbours stay apart where the score drops by this much between them
+    merge_threshold_rel: float = 2.0  # "sebb": or to one part in this many; infinite: however far
 
     def __post_init__(self) -> None:
         for name in ("median_filter", "min_duration", "max_gap"):
