@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import Batcher, BatchReport, Closed, Device, QueueFull
+from app.batching import Batcher, BatchReport, Closed, Device, QueueFull, Urgency
 
 
 class Doubler:
@@ -318,3 +318,71 @@ async def test_two_lanes_take_turns_on_one_thread() -> None:
     assert order[:4] == ["long", "short", "long", "short"]
     await asyncio.gather(long.close(), short.close())
     device.close()
+
+
+async def test_searches_go_before_ingest_and_ingest_goes_on() -> None:
+    run = Doubler(1)
+    async with running(run, max_cost=1) as batcher:
+        run.gate.clear()
+        work = [asyncio.create_task(batcher.map(range(100, 120), 20, Urgency.BULK))]
+        await until(lambda: batcher.depth == 19)
+        work += [asyncio.create_task(batcher.submit(i, urgency=Urgency.SEARCH)) for i in range(5)]
+        work += [asyncio.create_task(batcher.map(range(50, 60), 10, Urgency.INTERACTIVE))]
+        await until(lambda: batcher.depth == 34)
+        run.gate.set()
+        await asyncio.gather(*work)
+    assert set(run.seen[1:6]) == set(range(5))  # what was on the device stays there
+    half = run.seen[6:16]
+    assert 7 <= sum(item < 100 for item in half) <= 9  # four interactive items for one of the ingest
+
+
+async def test_a_short_caller_does_not_wait_for_a_long_one() -> None:
+    run = Doubler(2)
+    async with running(run, max_cost=2) as batcher:
+        run.gate.clear()
+        long = [asyncio.create_task(batcher.map(range(n, n + 30), in_flight=8)) for n in (100, 200, 300)]
+        await until(lambda: batcher.depth == 22)
+        short = asyncio.create_task(batcher.submit(1))
+        await until(lambda: batcher.depth == 23)
+        run.gate.set()
+        assert await short == 2
+        before = next(n for n, batch in enumerate(run.batches) if 1 in batch)
+        assert before <= 3  # the one under way, and then an item or two of each long caller
+        assert [len(results) for results in await asyncio.gather(*long)] == [30, 30, 30]
+
+
+async def test_a_slow_device_gets_smaller_batches() -> None:
+    def run(items: list[int]) -> list[int]:
+        time.sleep(0.01 * len(items))
+        return items
+
+    reports: list[BatchReport] = []
+    async with running(run, max_cost=64, max_queue=1000, max_seconds=0.08, observe=reports.append) as batcher:
+        await batcher.map(range(200), in_flight=200)
+    later = [report.size for report in reports[2:-1]]
+    assert reports[0].size == 64 and later and max(later) <= 8
+
+
+async def test_items_that_are_dearer_than_the_budget_go_alone() -> None:
+    run = Doubler(4, cost=lambda item: 9)
+    async with running(run, cost=lambda item: 9) as batcher:
+        assert await batcher.map([1, 2, 3], in_flight=3) == [2, 4, 6]
+    assert [len(batch) for batch in run.batches] == [1, 1, 1]
+
+
+async def test_a_stream_stops_where_its_items_fail_and_takes_nothing_more() -> None:
+    taken: list[int] = []
+    run = Doubler(1, poison=[3])
+
+    async def items() -> AsyncIterator[int]:
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    async with running(run, max_cost=1) as batcher:
+        results = []
+        with pytest.raises(ValueError, match="poison"):
+            async for result in batcher.stream(items(), in_flight=2):
+                results.append(result)
+        assert results == [0, 2, 4] and len(taken) <= 7
+        assert batcher.depth == 0 and await batcher.submit(7) == 14
