@@ -2,7 +2,7 @@
 
 `run_callers` are closed loops: each caller sends a file, waits for the answer, sends the next. `run_probes` are open
 loops: requests leave at a fixed rate whatever became of the ones before, and time counts from when each was due.
-Both are meant to run in processes of their own, `in_process`.
+`Crowd` runs both, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -96,22 +96,24 @@ class Body:
         return b"".join([self._before, uuid.uuid4().hex[: len(_MARK)].encode(), self._after])
 
 
-def run_callers(address: str, callers: Sequence[Caller], start: float, end: float, patience: float) -> list[Answer]:
-    """All callers from `start` to `end` (time.monotonic()); what is under way then is waited for `patience` seconds.
+def run_callers(
+    address: str, callers: Sequence[Caller], seconds: float, patience: float, ready: Callable[[], object] = int
+) -> list[Answer]:
+    """All callers for `seconds`; what is under way then is waited for, `patience` seconds.
 
-    A caller that is refused with 429 waits for as long as Retry-After says and tries the same again.
+    A caller that is refused with 429 waits for as long as Retry-After says and tries the same again. `ready` is called
+    when all bodies are made; the clock starts when it returns.
     """
     bodies = [
         [Body(c.call, c.seconds, 1000 * c.seed + n, ("WAV", "FLAC")[(c.seed + n) % 2]) for n in range(c.files)]
         for c in callers
     ]
-    if time.monotonic() > start:
-        raise RuntimeError("the recordings were not ready in time; give more time before the start")
-    return asyncio.run(_callers(address, callers, bodies, start, end, patience))
+    ready()
+    return asyncio.run(_callers(address, callers, bodies, time.monotonic() + seconds, patience))
 
 
 async def _callers(
-    address: str, callers: Sequence[Caller], bodies: list[list[Body]], start: float, end: float, patience: float
+    address: str, callers: Sequence[Caller], bodies: list[list[Body]], end: float, patience: float
 ) -> list[Answer]:
     answers: list[Answer] = []
 
@@ -131,7 +133,6 @@ async def _callers(
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=len(callers))
     async with httpx.AsyncClient(base_url=address, timeout=patience, limits=limits, trust_env=False) as client:
-        await asyncio.sleep(max(0.0, start - time.monotonic()))
         await asyncio.gather(*(one(i, caller, client) for i, caller in enumerate(callers)))
     return answers
 
@@ -156,13 +157,17 @@ def _duration(call: str, content: bytes) -> float:
     return float(item["duration"])
 
 
-def run_probes(address: str, probes: Sequence[Probe], start: float, end: float, patience: float) -> list[Answer]:
-    """All probes from `start` to `end`; `began` of an answer is when its request was due."""
-    return asyncio.run(_probes(address, probes, start, end, patience))
+def run_probes(
+    address: str, probes: Sequence[Probe], seconds: float, patience: float, ready: Callable[[], object] = int
+) -> list[Answer]:
+    """All probes for `seconds`; `began` of an answer is when its request was due. `ready` as in `run_callers`."""
+    ready()
+    return asyncio.run(_probes(address, probes, seconds, patience))
 
 
-async def _probes(address: str, probes: Sequence[Probe], start: float, end: float, patience: float) -> list[Answer]:
+async def _probes(address: str, probes: Sequence[Probe], seconds: float, patience: float) -> list[Answer]:
     answers: list[Answer] = []
+    start = time.monotonic()
 
     async def ask(client: httpx.AsyncClient, kind: str, number: int, due: float) -> None:
         path, params = _question(kind, number)
@@ -179,7 +184,7 @@ async def _probes(address: str, probes: Sequence[Probe], start: float, end: floa
     async def loop(client: httpx.AsyncClient, probe: Probe, tasks: asyncio.TaskGroup) -> None:
         for number in itertools.count():
             due = start + (number + 0.5) / probe.rate
-            if due >= end:
+            if due >= start + seconds:
                 return
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             tasks.create_task(ask(client, probe.kind, number, due))
@@ -203,26 +208,57 @@ def _question(kind: str, number: int) -> tuple[str, dict[str, Any]]:
     return "/search", {"q": f"a {' '.join(words)} {uuid.uuid4().hex[:6]}"}  # the last word is in no cache
 
 
-def in_process(function: Callable[..., list[Answer]], *arguments: Any) -> Callable[[], tuple[list[Answer], float]]:
-    """Starts `function(*arguments)` in a process of its own; calling the result waits: (answers, processor seconds)."""
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(theirs, function, arguments))
-    process.start()
-    theirs.close()
+class Crowd:
+    """Callers and probes against one server, each group in a process of its own; they start together.
 
-    def result() -> tuple[list[Answer], float]:
-        try:
-            answers, seconds = mine.recv()
-        except EOFError:
-            raise RuntimeError(f"{function.__name__} failed; its traceback is above") from None
-        finally:
+    `start` waits until all are ready and starts them; `answers` waits for the end. `cpu_seconds` is what they took from
+    start to end, known after that; so is `took`, in seconds.
+    """
+
+    def __init__(
+        self, address: str, callers: Sequence[Caller], probes: Sequence[Probe], seconds: float, patience: float = 300.0
+    ) -> None:
+        self.cpu_seconds, self.took = 0.0, 0.0
+        context = multiprocessing.get_context("spawn")
+        groups = [(run_callers, callers), *([(run_probes, probes)] if probes else [])]
+        self._gate = context.Barrier(len(groups) + 1)
+        self._running = []
+        for function, group in groups:
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_report, args=(theirs, self._gate, function, (address, group, seconds, patience)), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._running.append((process, mine))
+
+    def start(self) -> None:
+        """Lets them go."""
+        self._gate.wait(120)
+        self._began = time.monotonic()
+
+    def answers(self) -> list[Answer]:
+        """What became of every request."""
+        found: list[Answer] = []
+        for process, pipe in self._running:
+            try:
+                answers, cpu = pipe.recv()
+            except EOFError:
+                raise RuntimeError("a process of callers failed; its traceback is above") from None
+            found += answers
+            self.cpu_seconds += cpu
             process.join()
-        return answers, seconds
+        self.took = time.monotonic() - self._began
+        return found
 
-    return result
 
+def _report(pipe: Any, gate: Any, function: Callable[..., list[Answer]], arguments: tuple[Any, ...]) -> None:
+    began = 0.0
 
-def _report(pipe: Any, function: Callable[..., list[Answer]], arguments: tuple[Any, ...]) -> None:
-    answers = function(*arguments)
-    pipe.send((answers, time.process_time()))
+    def ready() -> None:
+        nonlocal began
+        gate.wait(120)
+        began = time.process_time()
+
+    answers = function(*arguments, ready)
+    pipe.send((answers, time.process_time() - began))

@@ -8,9 +8,10 @@ C  a server of its own with a queue of --flood-queue windows, and --flood-caller
    answers and wait as long as Retry-After says whenever they are refused
 
 Beside A and B, at fixed rates and from a process of their own: text searches that no cache knows, repeated ones, and
-/health/live; their latency counts from when each was due. Files are demo sounds one after another, wav and flac, no two
-requests with the same bytes. Callers, probes and server share this machine's cores; the processor time of each is in
-the report. --tree measures another checkout of the code with the same command.
+/health/live; their latency counts from when each was due. A and B alternate, in --slices parts, so that whatever else
+the machine does meanwhile falls on both. Files are demo sounds one after another, wav and flac, no two requests with
+the same bytes. Callers, probes and server share this machine's cores; the processor time of each is in the report.
+--tree measures another checkout of the code with the same command.
 """
 
 from __future__ import annotations
@@ -18,19 +19,17 @@ from __future__ import annotations
 import argparse
 import collections
 import sys
-import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # it is run as a file
 
 from benchmarks import common, processes  # noqa: E402
-from benchmarks.clients import CALLS, Answer, Caller, Probe, in_process, run_callers, run_probes  # noqa: E402
+from benchmarks.clients import CALLS, Answer, Caller, Crowd, Probe, run_callers  # noqa: E402
 from benchmarks.common import Latency, Server, section  # noqa: E402
 
 SHORT, LONG = 5.0, 120.0  # seconds of audio
-_PREPARE = 0.15  # seconds that making a long file's bodies may take
 _PATIENCE = 300.0  # seconds an answer may take
 
 
@@ -59,17 +58,21 @@ def main(arguments: list[str] | None = None) -> int:
     phases = report["phases"]
     with Server(settings, demo=True, tree=options.tree) as server:
         with section("warming up"):
-            run_callers(server.address, shorts[:2] + longs[:1], time.monotonic() + 10, time.monotonic() + 15, _PATIENCE)
-        for name, callers in (("A", shorts), ("B", shorts + longs)):
-            with section(f"phase {name}, {len(callers)} callers, {options.seconds:g} s"):
-                phases[name] = measure(server, callers, probes, options.seconds)
+            run_callers(server.address, shorts[:2] + longs[:1], 5, _PATIENCE)
+        slices: dict[str, list[Slice]] = {"A": [], "B": []}
+        for _ in range(options.slices):
+            for name, callers in (("A", shorts), ("B", shorts + longs)):
+                seconds = options.seconds / options.slices
+                with section(f"phase {name}, {len(callers)} callers, {seconds:g} s"):
+                    slices[name].append(measure(server, callers, probes, seconds))
+        phases |= {name: summarise(taken) for name, taken in slices.items()}
     with Server(settings | {"max_queue_windows": options.flood_queue}, demo=True, tree=options.tree) as server:
         flood = [Caller(short, SHORT, "detect", i, rounds=options.flood_rounds) for i in range(options.flood_callers)]
         with section(f"phase C, {len(flood)} callers, a queue of {options.flood_queue}"):
-            phases["C"] = measure(server, flood, [Probe("live", options.live_rate)], None)
-        phases["C"]["unfinished"] = sum(
-            n < options.flood_rounds for n in phases["C"].pop("answered_by_caller").values()
-        ) + max(0, options.flood_callers - phases["C"]["callers_seen"])
+            taken = measure(server, flood, [], _PATIENCE)
+        done = collections.Counter(answer.caller for answer in taken.answers if answer.status == 200)
+        phases["C"] = summarise([taken])
+        phases["C"]["unfinished"] = sum(done[i] < options.flood_rounds for i in range(options.flood_callers))
     p95 = {name: phases[name]["latency"][short]["p95"] for name in "AB"}
     report["ratio_p95_short_B_to_A"] = p95["B"] / p95["A"]
     print(show(report))
@@ -77,35 +80,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(server: Server, callers: list[Caller], probes: list[Probe], seconds: float | None) -> dict[str, Any]:
-    """Callers and probes together for `seconds`; None: until every caller has had its rounds."""
-    start = time.monotonic() + 3 + _PREPARE * sum(c.files * c.seconds / LONG for c in callers)
-    end = start + (seconds if seconds is not None else _PATIENCE)
-    calling = in_process(run_callers, server.address, callers, start, end, _PATIENCE)
-    probing = in_process(run_probes, server.address, probes, start, end, _PATIENCE) if seconds is not None else None
-    time.sleep(max(0.0, start - time.monotonic()))
-    server_cpu, busy = processes.cpu_seconds(server.process.pid), processes.machine_busy()
-    answers, client_cpu = calling()
-    took = time.monotonic() - start
-    server_cpu, busy = processes.cpu_seconds(server.process.pid) - server_cpu, processes.machine_busy() - busy
-    if probing is not None:
-        probed, probe_cpu = probing()
-        answers, client_cpu = answers + probed, client_cpu + probe_cpu
-    return summarise(answers, took) | {
-        # of all cores; "others" is what the rest of the machine did meanwhile
-        "cpu_share": {
-            name: spent / took / common.machine()["cores"]
-            for name, spent in (
-                ("server", server_cpu),
-                ("clients", client_cpu),
-                ("others", max(0.0, busy - server_cpu - client_cpu)),
-            )
-        }
-    }
+@dataclass(frozen=True)
+class Slice:
+    """What came of callers and probes that ran together: `took` in seconds, `cpu` in processor seconds of whom."""
+
+    answers: list[Answer]
+    took: float
+    cpu: dict[str, float]
 
 
-def summarise(answers: list[Answer], took: float) -> dict[str, Any]:
-    """Latencies of what was answered well, by kind, and counts of everything else."""
+def measure(server: Server, callers: list[Caller], probes: list[Probe], seconds: float) -> Slice:
+    """Callers and probes together for `seconds`, or until every caller has had its rounds."""
+    crowd = Crowd(server.address, callers, probes, seconds, _PATIENCE)
+    crowd.start()
+    spent, busy = processes.cpu_seconds(server.process.pid), processes.machine_busy()
+    answers = crowd.answers()
+    spent, busy = processes.cpu_seconds(server.process.pid) - spent, processes.machine_busy() - busy
+    others = max(0.0, busy - spent - crowd.cpu_seconds)  # what the rest of the machine did meanwhile
+    return Slice(answers, crowd.took, {"server": spent, "clients": crowd.cpu_seconds, "others": others})
+
+
+def summarise(slices: list[Slice]) -> dict[str, Any]:
+    """Latencies of what was answered well, by kind, and counts of everything else, over all slices of a phase."""
+    answers, took = [answer for part in slices for answer in part.answers], sum(part.took for part in slices)
+    cores = common.machine()["cores"]
     well = [a for a in answers if a.status in (200, 201) and not a.fault]
     refused = [a for a in answers if a.status == 429]
     waits = sorted(float(a.retry_after) for a in refused if a.retry_after)
@@ -114,7 +112,6 @@ def summarise(answers: list[Answer], took: float) -> dict[str, Any]:
         kind: dict(sorted(collections.Counter(str(a.status) for a in answers if a.kind == kind).items()))
         for kind in kinds
     }
-    by_caller = collections.Counter(a.caller for a in well if a.audio_seconds)
     return {
         "took_s": took,
         "latency": {kind: asdict(Latency.of(a.seconds for a in well if a.kind == kind)) for kind in kinds},
@@ -125,8 +122,9 @@ def summarise(answers: list[Answer], took: float) -> dict[str, Any]:
         "retry_after": {"min": waits[0], "p50": common.percentile(waits, 0.5), "max": waits[-1]} if waits else None,
         "unanswered": sum(a.status == 0 for a in answers),
         "other_faults": [a.fault for a in answers if a.fault and a.status not in (0, 429)][:5],
-        "callers_seen": len(by_caller),
-        "answered_by_caller": dict(by_caller),
+        "cpu_share": {
+            who: sum(part.cpu[who] for part in slices) / took / cores for who in slices[0].cpu
+        },  # of all cores
     }
 
 
@@ -165,6 +163,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--callers", type=int, default=32, help="half with short, half with long files (32)")
     parser.add_argument("--seconds", type=float, default=60, help="of phase A and of phase B (60)")
+    parser.add_argument("--slices", type=int, default=2, help="in how many parts A and B alternate (2)")
     parser.add_argument("--calls", default="detect", help=f"what they call, in turn: of {', '.join(CALLS)} (detect)")
     parser.add_argument("--search-rate", type=float, default=2, help="new texts a second, and as many repeated (2)")
     parser.add_argument("--live-rate", type=float, default=5, help="/health/live a second (5)")
