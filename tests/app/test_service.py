@@ -263,7 +263,14 @@ async def test_a_wrong_key_opens_nothing(make_app: Make, open_client: Connect) -
                 for way in (method, "HEAD", "OPTIONS"):
                     status = (await client.request(way, path, headers=headers)).status_code
                     assert (status == 401) == (path not in open_to_all), (way, path, status)
-        for path in ("http://test//clips", "/clips/", "/health/live/../../clips", "/web/../clips", "/web//../info", "/docs/"):
+        for path in (
+            "http://test//clips",
+            "/clips/",
+            "/health/live/../../clips",
+            "/web/../clips",
+            "/web//../info",
+            "/docs/",
+        ):
             assert (await client.get(path)).status_code in (401, 404), path
 
 
