@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -91,6 +92,18 @@ def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -
         (["search"], "--audio"),
         (["search", "   "], "empty"),
         (["search", "dog", "--audio", "x.wav"], "--audio"),
+        (["search", "dog", "--similar-to", "x"], "--similar-to"),
+        (["search", "--similar-to", "x", "--without", "y"], "-k alone"),
+        (["search", "dog", "--without", " "], "--without"),
+        (["search", "dog", "--min-score", "2"], "2"),
+        (["detect", "x.wav", "-p", "a", "--threshold", "0.5", "--threshold", "0.4"], "here 1, not 2"),
+        (
+            ["detect", "x.wav", "-p", "a", "-p", "b", "-p", "c", "--low-threshold", "0", "--low-threshold", "0"],
+            "here 3",
+        ),
+        (["detect", "x.wav", "-p", "a", "--low-threshold", "0.9"], "low_threshold"),
+        (["detect", "x.wav", "-p", "a", "--method", "guess"], "guess"),
+        (["detect", "x.wav", "-p", "a", "--format", "xml"], "xml"),
         (["search", "dog", "-k", "0"], "'0'"),
         (["search", "dog", "--filter", "[1]"], "object"),
         (["detect", "x.wav"], "-p"),
@@ -355,6 +368,45 @@ def test_search_filters(server: str, folder: Path, capsys: pytest.CaptureFixture
         assert [hit["clip"]["filename"] for hit in hits] == ["low.wav"]
 
 
+def test_search_by_a_clip_and_without_a_sound(
+    server: str, tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = np.concatenate([sounds.tone(200, 1.0), sounds.tone(1600, 1.0)])
+    for name, samples in (("both", both), ("pure", sounds.tone(1600, 1.0)), ("other", sounds.tone(6400, 1.0))):
+        (tmp_path / f"{name}.wav").write_bytes(sounds.encode(samples))
+    main(["ingest", str(tmp_path)])
+    capsys.readouterr()
+
+    def hits(*arguments: str) -> list[dict[str, Any]]:
+        assert main(["search", *arguments, "--json"]) == 0
+        found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["hits"]
+        return found
+
+    names = [hit["clip"]["filename"] for hit in hits("tone 1600", "--without", "tone 200", "--without", "tone 6400")]
+    assert names[0] == "pure.wav"
+    similar = hits(
+        "--similar-to", next(h["clip"]["id"] for h in hits("tone 1600") if h["clip"]["filename"] == "pure.wav")
+    )
+    assert [hit["clip"]["filename"] for hit in similar] == ["both.wav", "other.wav"]
+    assert [hit["clip"]["filename"] for hit in hits("tone 6400", "--min-score", "0.9")] == ["other.wav"]
+    assert "no clip" in fails(["search", "--similar-to", "nothing"], 1, capsys)
+
+
+def test_json_is_what_the_service_answers(
+    server: str, folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["ingest", str(folder)])
+    capsys.readouterr()
+    main(["search", "tone 1600", "--moments", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    answered = httpx.post(f"{server}/search", json={"query": "tone 1600", "moments": True}).json()
+    assert printed | {"took_ms": 0} == answered | {"took_ms": 0}
+    main(["detect", str(recording), "-p", "tone 400", "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    upload = {"file": ("recording.wav", recording.read_bytes())}
+    assert printed == httpx.post(f"{server}/detect", data={"phrases": "tone 400"}, files=upload).json()
+
+
 def test_searching_an_empty_library(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "dog"]) == 0
     assert capsys.readouterr().out == "nothing found\n"
@@ -374,24 +426,81 @@ def detect(recording: Path, *arguments: str) -> int:
     return main(["detect", str(recording), "-p", "tone 400", "-p", "tone 3200", "-p", "tone 800", *arguments])
 
 
+HOW = [
+    ["--threshold", "0.6", "--max-gap", "0.5", "--min-duration", "0.3"],
+    ["--threshold", "0.9", "--threshold", "0.5", "--threshold", "0.1", "--low-threshold", "0.05"],
+    ["--method", "sebb", "--threshold", "0.4"],
+    ["--median-filter", "0"],
+]
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "audacity", "raven", "table", "ndjson"])
 def test_detect_is_the_same_with_and_without_a_server(
+    server: str,
+    recording: Path,
+    fake_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    format: str,
+) -> None:
+    monkeypatch.setattr(offline, "load_model", lambda settings: fake_model)
+    for how in HOW:
+        options = ["--format", format, *how]
+        assert detect(recording, *options) == 0
+        there = capsys.readouterr().out
+        assert detect(recording, *options, "--device", "cpu") == 0  # a device is this machine's
+        here = capsys.readouterr().out
+        assert here == there
+        assert "tone 400" in here
+
+
+def test_the_picture_is_the_same_with_and_without_a_server(
+    run_server: Callable[..., str], recording: Path, offline_model: None, tmp_path: Path
+) -> None:
+    options = ["--threshold", "0.3", "--threshold", "0.6", "--threshold", "0.9", "--plot"]
+    assert detect(recording, *options, str(tmp_path / "here.png")) == 0
+    assert detect(recording, *options, str(tmp_path / "there.png"), "--server", run_server()) == 0
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
+
+
+def test_detect_finds_the_sounds(recording: Path, offline_model: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detect(recording, "--json", "--threshold", "0.6", "--max-gap", "0.5", "--min-duration", "0.3") == 0
+    low, high, absent = (phrase["events"] for phrase in json.loads(capsys.readouterr().out)["phrases"])
+    assert [(e["onset"], e["offset"]) for e in low] == [(10.08, 14.08)]
+    assert [(e["onset"], e["offset"]) for e in high] == [(25.12, 26.08)]
+    assert absent == []
+
+
+def test_ndjson_has_events_before_its_end(
+    recording: Path, offline_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detect(recording, "--format", "ndjson") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["type"] for line in lines] == ["start", "event", "event", "end"]
+    assert lines[0]["sample_rate"] == 16_000 and lines[0]["phrases"] == ["tone 400", "tone 3200", "tone 800"]
+    assert [(line["phrase"], line["onset"]) for line in lines[1:3]] == [("tone 400", 10.08), ("tone 3200", 25.12)]
+    assert detect(recording, "--json") == 0
+    assert {"type": "end"} | json.loads(capsys.readouterr().out) == lines[3]
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_a_recording_that_breaks_off_leaves_the_output_alone(
     run_server: Callable[..., str],
     recording: Path,
     offline_model: None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    where: str,
 ) -> None:
-    options = ["--json", "--threshold", "0.6", "--max-gap", "0.5", "--min-duration", "0.3"]
-    assert detect(recording, *options, "--plot", str(tmp_path / "here.png")) == 0
-    here = json.loads(capsys.readouterr().out)
-    assert detect(recording, *options, "--plot", str(tmp_path / "there.png"), "--server", run_server()) == 0
-    there = json.loads(capsys.readouterr().out)
-    assert here == there
-    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
-    low, high, absent = (phrase["events"] for phrase in here["phrases"])
-    assert [(e["onset"], e["offset"]) for e in low] == [(10.08, 14.08)]
-    assert [(e["onset"], e["offset"]) for e in high] == [(25.12, 26.08)]
-    assert absent == []
+    (tmp_path / "text.wav").write_text("this is text")
+    recording.write_bytes(recording.read_bytes()[:600_000])
+    (tmp_path / "out.csv").write_text("kept")
+    options = ["-p", "tone 400", "-o", str(tmp_path / "out.csv"), "--format", "csv"]
+    options += ["--server", run_server()] if where == "there" else []
+    assert "text.wav" in fails(["detect", str(tmp_path / "text.wav"), *options], 1, capsys)
+    assert "recording.wav" in fails(["detect", str(recording), *options], 1, capsys)
+    assert (tmp_path / "out.csv").read_text() == "kept"
 
 
 def test_detect_formats(
