@@ -13,6 +13,10 @@ _UNKNOWN_SIZE = 0x7FFF_0000  # writers that cannot seek back put something this 
 _MAX_CHUNKS = 10_000  # of a RIFF or AIFF file before its sound; more are made to keep a reader busy
 _TAIL = 1 << 16  # bytes, about an Ogg page
 
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # WMA's container
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_HEADER = 1 << 16  # bytes in which its properties are, near the start
+
 _SHOULD_BE = re.compile(r": (\d+) \(should be (\d+)\)")
 
 _MAGIC = (  # (offset, bytes, media type)
@@ -43,10 +47,10 @@ def media_type(head: bytes) -> str:
 
 
 def missing_bytes(sound: bytes | BinaryIO) -> str | None:
-    """Says what is missing from a WAV, AIFF, AVI or Ogg file that breaks off; None if it is whole or another format.
+    """Says what is missing from a WAV, AIFF, AVI, WMA or Ogg file that breaks off; None if it is whole.
 
-    Decoders play such files up to the break without a word. Takes the bytes, or a seekable file, of which it reads
-    headers only.
+    Decoders play such files up to the break without a word; of other formats they know it themselves, and None is all
+    that is said here. Takes the bytes, or a seekable file, of which it reads headers only.
     """
     file = io.BytesIO(sound) if isinstance(sound, bytes) else sound
     length = file.seek(0, io.SEEK_END)
@@ -57,6 +61,8 @@ def missing_bytes(sound: bytes | BinaryIO) -> str | None:
         return _missing_chunk(file, length, b"SSND", "big")
     if head[:4] == b"RIFF" and head[8:] == b"AVI " and length - 8 < int.from_bytes(head[4:8], "little"):
         return f"its header promises {int.from_bytes(head[4:8], 'little')} bytes and {length - 8} are there"
+    if head == _ASF[:12] and (promised := _asf_length(file)) > length:
+        return f"its header promises {promised} bytes and {length} are there"
     if head[:4] == b"OggS" and length < _page_end(file, _last_page(file, length)):
         return "its last Ogg page is incomplete"  # a missing end-of-stream mark is common and says nothing
     return None
@@ -84,6 +90,15 @@ def _missing_chunk(file: BinaryIO, length: int, wanted: bytes, order: Literal["l
             return None
         at += 8 + size + size % 2
     return None
+
+
+def _asf_length(file: BinaryIO) -> int:
+    """The file's length by its own header; 0 where that is not known, as in a broadcast."""
+    header = _bytes_at(file, 0, _ASF_HEADER)
+    at = header.find(_ASF_PROPERTIES)
+    if at < 0 or len(header) < at + 92 or header[at + 88] & 1:
+        return 0
+    return int.from_bytes(header[at + 40 : at + 48], "little")
 
 
 def _last_page(file: BinaryIO, length: int) -> int:

@@ -29,6 +29,7 @@ _DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mp3,aac,ogg,flac,wav,w64,aiff,asf,caf,amr,"
     "ac3,eac3,mpegts,mpeg,avi,flv,au,wv,ape,tta"
 )
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile's number for a file that does not say, as a FLAC written to a pipe
 _LOGGED = ("AU", "W64", "RF64", "VOC", "SVX")  # formats whose breaks libsndfile notes in its log, and only there
 _SAYS_DURATION = ("mov", "matroska", "asf", "caf", "wv", "tta", "ape")
 
@@ -78,7 +79,8 @@ def _open_sndfile(file: BinaryIO, filename: str, max_duration: float) -> Source 
         sound = _Forward(file)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError):
         return None
-    rate, declared, kind = sound.samplerate, sound.frames, sound.format
+    rate, kind = sound.samplerate, sound.format
+    declared = sound.frames if sound.frames < _UNKNOWN_FRAMES else 0
     if rate > 0 and declared / rate > max_duration and kind not in ("MP3", "MPEG"):  # an MP3's count is an estimate
         sound.close()
         raise too_long(filename, max_duration)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import io
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import psutil
@@ -26,6 +25,18 @@ import pytest
 from app.batching import Closed
 from app.decoding import DecoderPool
 from app.media import DecoderFailed, MediaError, NotAudio, TooLong, TruncatedAudio, decode
+
+
+def _hostile() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hostile"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+hostile = _hostile()
 
 
 async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -176,24 +187,13 @@ async def test_a_decoder_that_hangs(long_flac: bytes) -> None:
     await pool.close()
 
 
-def balloon(megabytes: int) -> bytes:
-    """A QuickTime file of a thousandth of the size that its compressed header unfolds to."""
-
-    def atom(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body) + 8) + kind + body
-
-    packed = struct.pack(">I", megabytes << 20) + zlib.compress(bytes(megabytes << 20), 6)
-    header = atom(b"moov", atom(b"cmov", atom(b"dcom", b"zlib") + atom(b"cmvd", packed)))
-    return atom(b"ftyp", b"qt  \0\0\0\0qt  ") + header + atom(b"mdat", bytes(100))
-
-
 async def test_a_file_that_unfolds_to_more_memory_than_there_is(sounds: SimpleNamespace) -> None:
     pool = DecoderPool(workers=1, memory_mb=32)
     await pool.start()
     with pytest.raises(DecoderFailed, match=r"b\.mov: the decoder needed more than its 32 MB of memory"):
-        await drain(pool, balloon(64), "b.mov")
+        await drain(pool, hostile.balloon(64), "b.mov")
     with pytest.raises(NotAudio):
-        await drain(pool, balloon(8), "b.mov")
+        await drain(pool, hostile.balloon(8), "b.mov")
     assert len(await drain(pool, sounds.wav(seconds=3))) == 48_000
     await pool.close()
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
-from types import SimpleNamespace
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
-import av
 import numpy as np
 import pytest
 import soundfile
 
+from app.errors import describe
 from app.media import (
+    DecoderFailed,
     EmptyAudio,
     InvalidSamples,
     MediaError,
@@ -20,20 +26,21 @@ from app.media import (
     TooShort,
     TruncatedAudio,
     decode,
+    open_stream,
 )
 
 
-def encode_av(samples: np.ndarray, rate: int, container: str, codec: str) -> bytes:
-    """Samples (n,) as a file made by FFmpeg, in stereo."""
-    out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(np.stack([samples, samples]).astype(np.float32), "fltp", "stereo")
-        frame.sample_rate = rate
-        stream.bit_rate = 128_000
-        file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    return out.getvalue()
+def _hostile() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hostile"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+hostile = _hostile()
+encode_av = hostile.encode_av
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -259,3 +266,72 @@ def test_an_absurd_sample_rate(sounds: SimpleNamespace) -> None:
 def test_many_channels(sounds: SimpleNamespace) -> None:
     decoded = decode(sounds.encode(np.zeros((192_000, 8), np.float32) + 0.1, rate=192_000), "eight.wav")
     assert decoded.channels == 8 and len(decoded.samples) == 16_000
+
+
+def test_a_stream_gives_blocks_of_a_second(sounds: SimpleNamespace) -> None:
+    data = sounds.encode(np.stack([sounds.tone(440, 3.3, 44_100)] * 2, 1), "FLAC", 44_100)
+    with open_stream(io.BytesIO(data), "a", 10) as stream:
+        assert (stream.sample_rate, stream.channels) == (44_100, 2)
+        blocks = list(stream)
+    assert [len(block) for block in blocks] == [16_000, 16_000, 16_000, len(blocks[-1])]
+    assert abs(len(blocks[-1]) - 4_800) <= 1 and all(block.dtype == np.float32 for block in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks), decode(data, "a").samples)
+    assert stream.duration == int(3.3 * 44_100) / 44_100 and stream.decode_s > 0 and stream.resample_s > 0
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "WAV", "m4a"])
+def test_memory_does_not_grow_with_length(sounds: SimpleNamespace, tmp_path: Path, kind: str) -> None:
+    def peak(seconds: float) -> int:
+        path = tmp_path / f"{seconds}"
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, int(seconds * 16_000)).astype(np.float32)
+        path.write_bytes(encode_av(noise, 16_000, "mp4", "aac") if kind == "m4a" else sounds.encode(noise, kind))
+        tracemalloc.start()
+        with path.open("rb") as file, open_stream(file, "a", 1e6) as stream:
+            for _ in stream:
+                pass
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    peak(5)
+    assert peak(60) < 1.3 * peak(10) + 200_000  # 60 s are 3.8 MB
+
+
+def test_the_seconds_that_could_be_read(sounds: SimpleNamespace) -> None:
+    data = sounds.encode(sounds.tone(440, 4), subtype="PCM_16")
+    with pytest.raises(TruncatedAudio) as truncated:
+        decode(data[: 44 + 64_000], "a")
+    assert truncated.value.read == pytest.approx(2.0, abs=1e-3)
+    described = describe(truncated.value)
+    assert (described["status"], described["readable_s"]) == (422, 2.0)
+    assert "readable_s" not in describe(NotAudio("a", "no."))
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * 44_100)
+    flac = sounds.encode(noise, "FLAC", 44_100)
+    with pytest.raises(TruncatedAudio) as broken:
+        decode(flac[: len(flac) // 2], "a")
+    assert broken.value.read is not None and 1.5 < broken.value.read < 2.6
+
+
+def test_what_a_failed_decoder_is_called() -> None:
+    described = describe(DecoderFailed("a.wav", "the decoder crashed."))
+    assert (described["status"], described["type"]) == (415, "urn:finelap:problem:decoder-failed")
+
+
+def test_silence_of_a_day_by_its_header_and_by_decoding() -> None:
+    began = time.perf_counter()
+    with pytest.raises(TooLong, match="limit of 14400 s"):
+        decode(hostile.silent_flac(86_400, 8_000), "night.flac")
+    assert time.perf_counter() - began < 2
+    with pytest.raises(TooLong, match="limit of 600 s"):
+        decode(hostile.silent_flac(86_400, 8_000, declared=0), "night.flac", 600)
+
+
+def test_a_flac_that_does_not_say_its_length() -> None:
+    decoded = decode(hostile.silent_flac(20, 8_000, declared=0), "piped.flac")
+    assert decoded.duration == 3 * 65_535 / 8_000 and not decoded.samples.any()
+
+
+def test_a_film_that_says_to_be_too_long_is_not_decoded(sounds: SimpleNamespace) -> None:
+    data = encode_av(sounds.tone(440, 5, 48_000), 48_000, "mp4", "aac")
+    with open_stream(io.BytesIO(data), "a", 10), pytest.raises(TooLong), open_stream(io.BytesIO(data), "a", 2):
+        pass

@@ -1,0 +1,91 @@
+"""The hostile files through the isolated decoders: each has its answer, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from app.decoding import DecoderPool
+from app.errors import kind_of
+from app.media import DecoderFailed, MediaError
+
+
+def _hostile() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hostile"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+hostile = _hostile()
+
+
+def _fork_server(pool: DecoderPool) -> psutil.Process:
+    assert pool._forks._process is not None
+    return psutil.Process(pool._forks._process.pid)
+
+
+async def _drain(pool: DecoderPool, file: Any) -> np.ndarray:
+    async with pool.open(io.BytesIO(file.data), file.name, hostile.LIMIT) as stream:
+        return np.concatenate([block async for block in stream])
+
+
+@pytest.fixture(scope="module")
+def hostile_files() -> list[Any]:
+    return hostile.hostile_files(np.random.default_rng(7))
+
+
+def test_hostile_files_are_the_same_again(hostile_files: list[Any]) -> None:
+    again = hostile.hostile_files(np.random.default_rng(7))
+    assert again == hostile_files
+
+
+async def test_hostile_files(hostile_files: list[Any]) -> None:
+    """Each gives sound or its own kind of error, none stays long, and nothing is left of any."""
+    pool = DecoderPool(workers=2, max_workers=4)
+    await pool.start()
+    server = _fork_server(pool)
+    memory = psutil.Process().memory_info().rss
+    surprises: list[str] = []
+
+    async def one(file: Any) -> None:
+        began = time.monotonic()
+        try:
+            samples = await _drain(pool, file)
+        except MediaError as error:
+            assert str(error).startswith(f"{file.name}: ")
+            crashed = isinstance(error, DecoderFailed) and "of memory" not in str(error)  # some do ask for that much
+            if file.expect == "ok" or crashed or kind_of(error).status not in file.statuses:
+                surprises.append(f"{error!r} ({kind_of(error).status})")
+        else:
+            if file.expect == "error" or not len(samples) or not np.isfinite(samples).all():
+                surprises.append(f"{file.name}: {len(samples)} samples")
+        if time.monotonic() - began > 20:
+            surprises.append(f"{file.name}: {time.monotonic() - began:.1f} s")
+
+    places = asyncio.Semaphore(4)
+
+    async def in_turn(file: Any) -> None:
+        async with places:
+            await one(file)
+
+    await asyncio.gather(*(in_turn(file) for file in hostile_files))
+    assert not surprises, "\n".join(surprises)
+    while len(pool._idle) != pool.alive:
+        await asyncio.sleep(0.01)
+    assert _fork_server(pool) == server and 2 <= pool.alive <= 4
+    assert psutil.Process().memory_info().rss - memory < 100 << 20
+    assert sum(child.memory_info().rss for child in server.children()) < (pool.alive * 150) << 20
+    await pool.close()
