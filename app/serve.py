@@ -35,6 +35,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
     with _listen(settings.host, settings.port) as listener:
         print(f"Loading {settings.checkpoint} …", flush=True)
         from app.main import build_app, configure_logging
+        from app.protocol import Protocol
 
         configure_logging(settings)
         for name in _TALKATIVE:
@@ -42,7 +43,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         app = build_app(settings)
         stop = threading.Event()
         # the application writes its own log, one line a request
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE)
+        config = uvicorn.Config(app, http=Protocol, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE)
         welcome(_address(listener), next(iter(settings.api_keys), None), demo, stop)
         _run(_Server(config, stop), listener)
     if app.state.failure is not None:  # the log has said why

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,12 +17,14 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from starlette.routing import Mount
 
 from app import main
 from app.engine import Engine
 from app.main import build_app, configure_logging
+from app.protocol import Protocol
 from app.settings import Settings
 from index.catalog import Catalog
 
@@ -606,3 +609,34 @@ async def test_every_request_has_a_line_with_its_id(
         assert any("ERROR app.errors [call-3] unexpected error" in line for line in lines)
         assert any("[call-thread] from a thread" in line for line in lines)
     assert seen == ids
+
+
+def test_what_is_no_http_is_refused_with_a_problem(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    server = uvicorn.Server(uvicorn.Config(make_app(), port=0, http=Protocol, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        for request in (
+            b"nonsense\r\n\r\n",
+            b"GET /search?q=%b HTTP/1.1\r\nHost: test\r\n\r\n" % (b"x" * 200_000),
+            b"GET / HTTP/1.1\r\nHost: test\r\nContent-Length: many\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(request)
+                answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+            head, _, body = answer.partition(b"\r\n\r\n")
+            problem = json.loads(body)
+            assert head.startswith(b"HTTP/1.1 400 ") and b"application/problem+json" in head
+            assert problem["status"] == 400 and problem["type"] == "urn:finelap:problem:malformed"
+            assert f"x-request-id: {problem['request_id']}".encode() in head.lower()
+            assert str(len(body)).encode() in head
+        assert httpx.get(f"http://127.0.0.1:{port}/info", timeout=10).status_code == 200
+        assert "unreadable request" in caplog.text
+    finally:
+        server.should_exit = True
+        thread.join(30)
