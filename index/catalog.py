@@ -14,7 +14,6 @@ The order of things is what keeps a crash harmless and a search consistent:
 from __future__ import annotations
 
 import base64
-import binascii
 import fcntl
 import json
 import os
@@ -29,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from index import store
+from index import store, words
 from index.audio_files import AudioFiles, fsync_folder
 from index.faiss_index import FaissIndex
+from index.filters import parse_filter
 from index.frames import FrameCodes, encode_frames
 from index.healing import heal
 from index.records import (
@@ -49,7 +49,6 @@ from index.records import (
     StorageFull,
     check_text,
     dump_metadata,
-    filter_facts,
     merge_patch,
     metadata_facts,
 )
@@ -297,9 +296,9 @@ class Catalog:
         with self._writing, self._store.write() as change:
             row, clip = _found(store.by_id(change, clip_id), clip_id)
             text = dump_metadata(merge_patch(clip.metadata, changes))
-            metadata = json.loads(text)
-            store.replace_metadata(change, row, text, metadata_facts(metadata))
-            return replace(clip, metadata=metadata)
+            changed = replace(clip, metadata=json.loads(text))
+            store.replace_metadata(change, row, changed, text, metadata_facts(changed.metadata))
+            return changed
 
     # Questions
 
@@ -322,18 +321,34 @@ class Catalog:
         """The k clips most similar to `vector` (D,), best first; fewer when fewer pass the filter.
 
         Exact: similarity is the inner product with every clip that passes, and the filter is applied before the best
-        are taken. A filter asks, for each metadata key, for one value or one of a list of values; metadata that is a
-        list passes when it contains one. Raises InvalidFilter; ValueError for another shape, no numbers, or k < 1.
+        are taken; what it may ask is in index.filters. Raises InvalidFilter; ValueError for another shape, no numbers,
+        or k < 1.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
+        _check_count(k, "k")
         query = self._checked(vector, "query", unit=False)
-        groups = filter_facts(filter)
+        conditions = parse_filter(filter)
         with self._index.reading(), self._store.read() as view:
-            only = store.rows_passing(view, groups) if groups else None
+            only = store.rows_passing(view, conditions) if conditions else None
             rows, similarities = self._index.search(query, k, only)
             clips = store.by_rows(view, rows)
         return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
+
+    def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
+        """The k clips whose file name, tags or other metadata have words of `query`, best first by BM25.
+
+        The hits' similarity is theirs to `vector` (D,), as in `search`; it has no part in the order. A query without
+        any word finds nothing. Raises as `search` does.
+        """
+        _check_count(k, "k")
+        wanted = self._checked(vector, "query", unit=False)
+        conditions, match = parse_filter(filter), words.match(query)
+        if match is None:
+            return []
+        with self._store.read() as view:
+            found = store.rows_matching(view, match, k, conditions)
+            rows = np.array([row for row, _ in found], dtype=np.int64)
+            clips, vectors = store.by_rows(view, rows), store.vectors(view, rows)
+        return [Hit(clips[row], float(vectors[row] @ wanted)) for row, _ in found]
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
         """The clip's embedding (D,) float32, unit length. Raises ClipNotFound."""
@@ -366,21 +381,22 @@ class Catalog:
         with self._index.reading():
             self._index.search(np.zeros(self._index.dim, np.float32), 1)
 
-    def list(self, limit: int, cursor: str | None = None, filter: Filter | None = None) -> Page:
-        """A page of clips, newest first, and the cursor of the next page (None on the last).
+    def list(self, limit: int, cursor: str | None = None, filter: Filter | None = None, sort: str = "-created") -> Page:
+        """A page of clips and the cursor of the next page (None on the last).
 
-        Following the cursors meets every clip that passes and stays exactly once, whatever comes and goes meanwhile;
-        clips added after the first page are not among them. Raises InvalidCursor, InvalidFilter; ValueError for a
-        limit below 1.
+        `sort`: created, filename or duration, with a minus for the reverse; a cursor goes with the sort that it came
+        from. Following the cursors meets every clip that passes and stays exactly once, whatever comes and goes
+        meanwhile; newest first, clips added after the first page are not among them. Raises InvalidCursor,
+        InvalidFilter; ValueError for a limit below 1 and an unknown sort.
         """
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
-        before = None if cursor is None else _read_cursor(cursor)
-        groups = filter_facts(filter)
+        _check_count(limit, "limit")
+        by, descending = sort.removeprefix("-"), sort.startswith("-")
+        after = None if cursor is None else _read_cursor(cursor, sort)
+        conditions = parse_filter(filter)
         with self._store.read() as view:
-            found = store.page(view, limit + 1, before, groups)
+            found = store.page(view, limit + 1, conditions, by=by, descending=descending, after=after)
         page = found[:limit]
-        return [clip for _, clip in page], _make_cursor(page[-1][0]) if len(found) > limit else None
+        return [clip for _, clip in page], _make_cursor(*page[-1], sort) if len(found) > limit else None
 
     def _checked(self, vector: np.ndarray, what: str, unit: bool = True) -> np.ndarray:
         """The vector as (D,) float32; ValueError when it is not one, or not of unit length where it must be."""
@@ -432,16 +448,32 @@ def _found(found: tuple[int, Clip] | None, clip_id: str) -> tuple[int, Clip]:
     return found
 
 
-def _make_cursor(row: int) -> str:
-    return base64.urlsafe_b64encode(f"before:{row}".encode()).decode().rstrip("=")
+def _check_count(count: int, name: str) -> None:
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, not {count}")
 
 
-def _read_cursor(cursor: str) -> int:
+def _make_cursor(row: int, clip: Clip, sort: str) -> str:
+    value = {"created": row, "filename": clip.filename, "duration": clip.duration}[sort.removeprefix("-")]
+    return base64.urlsafe_b64encode(json.dumps([sort, value, row]).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str, sort: str) -> tuple[object, int]:
+    """(value, row) of the clip that the cursor stands on."""
+    refused = InvalidCursor(f"not a cursor of this library, sorted by {sort}: {cursor[:200]!r}")
     try:
         text = base64.b64decode(cursor.encode() + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (ValueError, binascii.Error) as error:
-        raise InvalidCursor(f"not a cursor of this library: {cursor!r}") from error
-    name, _, digits = text.partition(":")
-    if name != "before" or not (digits.isascii() and digits.isdecimal()) or int(digits[:20]) >= 2**63:
-        raise InvalidCursor(f"not a cursor of this library: {cursor!r}")
-    return int(digits)
+        its_sort, value, row = json.loads(text, parse_constant=_no_number)
+        check_text(str(value), "a cursor")
+    except (ValueError, TypeError, RecursionError, InvalidMetadata) as error:
+        raise refused from error
+    kind = {"created": int, "filename": str, "duration": float}.get(sort.removeprefix("-"))
+    if its_sort != sort or type(row) is not int or not 0 <= row < 2**63 or type(value) is not kind:
+        raise refused
+    if kind is int and value != row:
+        raise refused
+    return value, row
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")

@@ -5,21 +5,34 @@ Knows no file, no FAISS and no threads; nothing in the service uses it.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 
-def matches(metadata: dict[str, Any], filter: dict[str, Any] | None) -> bool:
-    """Whether metadata passes a valid filter: for every key, the value (or one of a list value) equals a wanted one."""
+def matches(metadata: dict[str, Any], filter: dict[str, Any] | None, record: dict[str, Any] | None = None) -> bool:
+    """Whether a clip passes a valid filter; see index.filters. `record`: the fields of its record, which win."""
     for key, wanted in (filter or {}).items():
-        have = metadata.get(key)
+        record = record or {}
+        have = record[key] if key in record else metadata.get(key.removeprefix("metadata."))
         have_values = have if isinstance(have, list) else [have]
+        if isinstance(wanted, dict):
+            if not any(all(_within(value, *bound) for bound in wanted.items()) for value in have_values):
+                return False
+            continue
         wanted_values = wanted if isinstance(wanted, list) else [wanted]
         if not any(_same(a, b) for a in have_values for b in wanted_values):
             return False
     return True
+
+
+def _within(value: object, bound: str, limit: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (str if isinstance(limit, str) else (int, float))):
+        return False
+    compare = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}[bound]
+    return bool(compare(value, limit))
 
 
 def _same(a: object, b: object) -> bool:

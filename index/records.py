@@ -1,6 +1,6 @@
-"""What the library holds and what can go wrong: clips, hits, filters, errors.
+"""What the library holds and what can go wrong: clips, hits, errors.
 
-Plain values and the rules on them (which metadata is allowed, what a filter means, how a patch merges). Knows no
+Plain values and the rules on them (which metadata is allowed, how a patch merges). Knows no
 database, no file and no vector index.
 """
 
@@ -17,12 +17,10 @@ import numpy as np
 from index.frames import FrameCodes
 
 Metadata = dict[str, Any]  # a JSON object
-Filter = Mapping[str, Any]  # metadata key → a value, or a list of values of which one must match
+Filter = Mapping[str, Any]  # see index.filters
 Fact = tuple[str, str, str | int | float]  # (key, kind, value): one thing a filter can ask for
 
 _INT64 = 2**63
-_MAX_FILTER_KEYS = 100
-_MAX_FILTER_VALUES = 1000  # in one filter
 
 
 class CatalogError(Exception):
@@ -177,36 +175,3 @@ def metadata_facts(metadata: Metadata) -> Iterator[Fact]:
             fact = scalar_fact(key, item)
             if fact is not None:
                 yield fact
-
-
-def filter_facts(filter: Filter | None) -> list[list[Fact]]:
-    """A filter as groups of facts: a clip passes when it has at least one fact of every group.
-
-    Raises InvalidFilter for anything but an object of keys to a string, number or boolean, or a non-empty list of such.
-    """
-    if filter is None:
-        return []
-    if not isinstance(filter, Mapping):
-        raise InvalidFilter(f"a filter must be an object of metadata keys and values, not {type(filter).__name__}")
-    groups = []
-    for key, wanted in filter.items():
-        if not isinstance(key, str):
-            raise InvalidFilter(f"filter keys must be strings, not {key!r}")
-        values = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
-        if not values:
-            raise InvalidFilter(f"the filter on {key!r} lists no value, so no clip could pass")
-        group = []
-        for value in values:
-            fact = scalar_fact(key, value)
-            if fact is None:
-                raise InvalidFilter(f"the filter on {key!r} needs strings, numbers or booleans, not {value!r}")
-            try:
-                check_text(key, "a filter key")
-                check_text(str(value), f"the filter on {key!r}")
-            except InvalidMetadata as error:
-                raise InvalidFilter(str(error)) from error
-            group.append(fact)
-        groups.append(group)
-    if len(groups) > _MAX_FILTER_KEYS or sum(map(len, groups)) > _MAX_FILTER_VALUES:
-        raise InvalidFilter(f"a filter has at most {_MAX_FILTER_KEYS} keys and {_MAX_FILTER_VALUES} values")
-    return groups

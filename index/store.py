@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from index import words
+from index.filters import Condition
 from index.records import CatalogError, Clip, Fact, StorageFull
 
 APPLICATION_ID = 0x46494E45  # "FINE", in the file's header: this is a library and not some other database
@@ -58,6 +60,16 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (key, kind, value, row)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX facts_of_clip ON facts (row);
+    """,
+    f"""
+    CREATE VIRTUAL TABLE words USING fts5 (    -- what a search by words finds; its rowid is the clip's row
+        name, tags, others, tokenize = '{words.TOKENIZER}'
+    );
+    INSERT INTO words (rowid, name, tags, others)
+        SELECT row, words_of(filename, metadata, 0), words_of(filename, metadata, 1), words_of(filename, metadata, 2)
+        FROM clips;
+    CREATE INDEX clips_by_duration ON clips (duration);
+    CREATE INDEX clips_by_filename ON clips (filename);
     """,
 )
 
@@ -118,6 +130,7 @@ class Store:
         connection = sqlite3.connect(self.path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.create_function("words_of", 3, _words_of, deterministic=True)  # for migrations
         return connection
 
     def _prepare(self, migrations: Sequence[str]) -> None:
@@ -240,7 +253,18 @@ def insert(
     connection.execute("INSERT INTO vectors (row, embedding) VALUES (?, ?)", (row, embedding))
     connection.execute("INSERT INTO frames (row, hop, codes) VALUES (?, ?, ?)", (row, hop, codes))
     _insert_facts(connection, row, facts)
+    _insert_words(connection, row, clip.filename, clip.metadata)
     return int(row)
+
+
+def _insert_words(connection: sqlite3.Connection, row: int, filename: str, metadata: dict) -> None:
+    connection.execute(
+        "INSERT INTO words (rowid, name, tags, others) VALUES (?, ?, ?, ?)", (row, *words.columns(filename, metadata))
+    )
+
+
+def _words_of(filename: str, metadata: str, column: int) -> str:
+    return words.columns(filename, json.loads(metadata))[column]
 
 
 def _insert_facts(connection: sqlite3.Connection, row: int, facts: Iterator[Fact]) -> None:
@@ -249,13 +273,19 @@ def _insert_facts(connection: sqlite3.Connection, row: int, facts: Iterator[Fact
     )
 
 
-def replace_metadata(connection: sqlite3.Connection, row: int, metadata: str, facts: Iterator[Fact]) -> None:
+def replace_metadata(
+    connection: sqlite3.Connection, row: int, clip: Clip, metadata: str, facts: Iterator[Fact]
+) -> None:
+    """Gives the row's clip the metadata that `clip` has, which is `metadata` as JSON."""
     connection.execute("UPDATE clips SET metadata = ? WHERE row = ?", (metadata, row))
     connection.execute("DELETE FROM facts WHERE row = ?", (row,))
     _insert_facts(connection, row, facts)
+    connection.execute("DELETE FROM words WHERE rowid = ?", (row,))
+    _insert_words(connection, row, clip.filename, clip.metadata)
 
 
 def delete(connection: sqlite3.Connection, row: int) -> None:
+    connection.execute("DELETE FROM words WHERE rowid = ?", (row,))  # a virtual table, which no cascade reaches
     connection.execute("DELETE FROM clips WHERE row = ?", (row,))  # the other tables follow
 
 
@@ -288,44 +318,101 @@ def by_rows(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, Clip]
     return {columns[0]: _clip(columns[1:]) for columns in found}
 
 
-def _passing(groups: list[list[Fact]]) -> tuple[str, list[object]]:
-    """A query for the rows that have a fact of every group."""
+def _passing(conditions: list[Condition]) -> tuple[str, list[object]]:
+    """A query for the rows that pass every condition (at least one)."""
     queries: list[str] = []
     parameters: list[object] = []
-    for group in groups:  # of one key; one query for each kind of value, as the index is on (key, kind, value)
-        by_kind: dict[tuple[str, str], list[object]] = {}
-        for key, kind, value in group:
-            by_kind.setdefault((key, kind), []).append(value)
-        any_of = []
-        for (key, kind), values in by_kind.items():
-            marks = ", ".join("?" * len(values))
-            any_of.append(f"SELECT row FROM facts WHERE key = ? AND kind = ? AND value IN ({marks})")
-            parameters += [key, kind, *values]
-        queries.append(f"SELECT row FROM ({' UNION '.join(any_of)})")
+    for condition in conditions:
+        query, values = _passing_one(condition)
+        queries.append(f"SELECT row FROM ({query})")
+        parameters += values
     return " INTERSECT ".join(queries), parameters
 
 
-def rows_passing(connection: sqlite3.Connection, groups: list[list[Fact]]) -> np.ndarray:
-    """Rows (M,) int64 of all clips that have a fact of every group (at least one group)."""
-    query, parameters = _passing(groups)
+def _passing_one(condition: Condition) -> tuple[str, list[object]]:
+    """One query for each kind of value, as the index of facts is on (key, kind, value)."""
+    if condition.bounds:
+        column = condition.key if condition.field else "value"
+        within = " AND ".join(f"{column} {operator} ?" for operator, _ in condition.bounds)
+        bounds: list[object] = [value for _, value in condition.bounds]
+        if condition.field:
+            return f"SELECT row FROM clips WHERE {within}", bounds
+        return f"SELECT row FROM facts WHERE key = ? AND kind = ? AND {within}", [
+            condition.key,
+            condition.kind,
+            *bounds,
+        ]
+    if condition.field:
+        marks = ", ".join("?" * len(condition.facts))
+        return f"SELECT row FROM clips WHERE {condition.key} IN ({marks})", [value for _, _, value in condition.facts]
+    by_kind: dict[str, list[object]] = {}
+    for _, kind, value in condition.facts:
+        by_kind.setdefault(kind, []).append(value)
+    any_of, parameters = [], []
+    for kind, values in by_kind.items():
+        marks = ", ".join("?" * len(values))
+        any_of.append(f"SELECT row FROM facts WHERE key = ? AND kind = ? AND value IN ({marks})")
+        parameters += [condition.key, kind, *values]
+    return " UNION ".join(any_of), parameters
+
+
+def rows_passing(connection: sqlite3.Connection, conditions: list[Condition]) -> np.ndarray:
+    """Rows (M,) int64 of all clips that pass every condition (at least one)."""
+    query, parameters = _passing(conditions)
     return np.fromiter((row for (row,) in connection.execute(query, parameters)), dtype=np.int64)
 
 
-def page(
-    connection: sqlite3.Connection, limit: int, before: int | None, groups: list[list[Fact]]
-) -> list[tuple[int, Clip]]:
-    """Up to `limit` (row, clip), newest first, of rows below `before` that pass."""
-    conditions: list[str] = ["TRUE"]
+def rows_matching(
+    connection: sqlite3.Connection, match: str, k: int, conditions: list[Condition]
+) -> list[tuple[int, float]]:
+    """The best k (row, relevance) for an FTS5 match among clips that pass; BM25, larger is better.
+
+    A word counts double in the name and three times in the tags.
+    """
+    where = ""
     parameters: list[object] = []
-    if before is not None:
-        conditions.append("row < ?")
-        parameters.append(before)
-    if groups:
-        query, values = _passing(groups)
-        conditions.append(f"row IN ({query})")
+    if conditions:
+        query, parameters = _passing(conditions)
+        where = f" AND rowid IN ({query})"
+    found = connection.execute(
+        f"SELECT rowid, bm25(words, 2, 3, 1) AS relevance FROM words WHERE words MATCH ?{where} "
+        "ORDER BY relevance, rowid LIMIT ?",
+        [match, *parameters, k],
+    )
+    return [(int(row), -float(relevance)) for row, relevance in found]
+
+
+SORTS = ("created", "filename", "duration")
+
+
+def page(
+    connection: sqlite3.Connection,
+    limit: int,
+    conditions: list[Condition],
+    *,
+    by: str = "created",
+    descending: bool = True,
+    after: tuple[object, int] | None = None,
+) -> list[tuple[int, Clip]]:
+    """Up to `limit` (row, clip) that pass, in order of one of SORTS and then of arrival.
+
+    `after`: the (value, row) of the last clip of the page before. In order of creation the value is the row.
+    """
+    if by not in SORTS:
+        raise ValueError(f"clips are sorted by {', '.join(SORTS)}, not by {by!r}")
+    column = "row" if by == "created" else by
+    order, beyond = ("DESC", "<") if descending else ("ASC", ">")
+    where: list[str] = ["TRUE"]
+    parameters: list[object] = []
+    if after is not None:
+        where.append(f"({column}, row) {beyond} (?, ?)")
+        parameters += after
+    if conditions:
+        query, values = _passing(conditions)
+        where.append(f"row IN ({query})")
         parameters += values
     found = connection.execute(
-        f"SELECT row, {_CLIP} FROM clips WHERE {' AND '.join(conditions)} ORDER BY row DESC LIMIT ?",
+        f"SELECT row, {_CLIP} FROM clips WHERE {' AND '.join(where)} ORDER BY {column} {order}, row {order} LIMIT ?",
         [*parameters, limit],
     )
     return [(columns[0], _clip(columns[1:])) for columns in found]
@@ -335,6 +422,14 @@ def vector(connection: sqlite3.Connection, row: int) -> np.ndarray:
     """(D,) float32."""
     blob = connection.execute("SELECT embedding FROM vectors WHERE row = ?", (row,)).fetchone()[0]
     return np.frombuffer(blob, dtype="<f4").astype(np.float32)
+
+
+def vectors(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, np.ndarray]:
+    """Row → (D,) float32, for those of the rows that are there."""
+    found = connection.execute(
+        "SELECT row, embedding FROM vectors WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows.tolist()),)
+    )
+    return {row: np.frombuffer(blob, dtype="<f4").astype(np.float32) for row, blob in found}
 
 
 def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from index.exact import matches
-from index.records import InvalidFilter, InvalidMetadata, dump_metadata, filter_facts, merge_patch, metadata_facts
+from index.records import InvalidMetadata, dump_metadata, merge_patch, metadata_facts
 
 
 @pytest.mark.parametrize(
@@ -55,46 +54,3 @@ def test_facts_are_the_scalars_a_filter_can_ask_for() -> None:
         ("n", "number", 1.5),
         ("big", "number", 1e30),
     ]
-
-
-@pytest.mark.parametrize(
-    "filter",
-    [
-        ["tags"],
-        "tags",
-        {"tags": None},
-        {"tags": []},
-        {"tags": {"gte": 1}},
-        {"tags": ["a", None]},
-        {"tags": [["a"]]},
-        {"tags": float("nan")},
-        {"tags": "\ud800"},
-        {"\ud800": "a"},
-        {3: "a"},
-        {str(i): i for i in range(101)},
-        {"n": list(range(1001))},
-    ],
-)
-def test_filter_that_is_refused(filter: object) -> None:
-    with pytest.raises(InvalidFilter):
-        filter_facts(filter)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("metadata", "filter", "passes"),
-    [
-        ({"tags": ["dog", "animal"]}, {"tags": "animal"}, True),
-        ({"tags": ["dog", "animal"]}, {"tags": ["cat", "dog"]}, True),
-        ({"tags": "dog"}, {"tags": ["cat", "dog"]}, True),
-        ({"tags": ["dog"]}, {"tags": "do"}, False),
-        ({"n": 1}, {"n": 1.0}, True),
-        ({"n": 1}, {"n": True}, False),
-        ({"n": True}, {"n": 1}, False),
-        ({"n": "1"}, {"n": 1}, False),
-        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, False),
-        ({}, {"a": 1}, False),
-        ({"a": None}, {}, True),
-    ],
-)
-def test_the_reference_filter(metadata: dict, filter: dict, passes: bool) -> None:
-    assert matches(metadata, filter) is passes
