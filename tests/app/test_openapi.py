@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -28,7 +29,9 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-EXAMPLES = int(os.environ.get("FINELAP_OPENAPI_EXAMPLES", "12"))  # of each call and kind; more for a longer look
+# of each call and kind; more of them, and others, for a longer look
+EXAMPLES = int(os.environ.get("FINELAP_OPENAPI_EXAMPLES", "12"))
+SEED = int(os.environ.get("FINELAP_OPENAPI_SEED", "0"))
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -77,6 +80,19 @@ def operations(address: str) -> list[Any]:
     return [found.ok() for found in schema.get_all_operations()]
 
 
+def test_the_checks_notice_what_the_document_does_not_say(address: str) -> None:
+    document = httpx.get(f"{address}/openapi.json").json()
+    search = document["paths"]["/search"]["get"]["responses"]
+    del search["422"]
+    document["components"]["schemas"]["SearchResult"]["properties"]["took_ms"] = {"type": "string"}
+    schema = schemathesis.openapi.from_dict(document)
+    for query, fault in (({}, "Undocumented status code"), ({"q": "rain"}, "violates schema")):
+        case = schema["/search"]["GET"].Case(query=query)
+        with pytest.raises(FailureGroup) as found:
+            case.call_and_validate(base_url=address, checks=CHECKS)
+        assert fault in str([str(failure) for failure in found.value.exceptions])
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_the_service_does_what_the_document_says(address: str, sounds: SimpleNamespace, mode: GenerationMode) -> None:
     library = Library(address, sounds)
@@ -99,7 +115,7 @@ def test_the_service_does_what_the_document_says(address: str, sounds: SimpleNam
         if mode is GenerationMode.NEGATIVE and not any(map(list, (operation.query, operation.body))):
             continue  # nothing that could be wrong
 
-        @seed(0)
+        @seed(SEED)
         @settings(
             max_examples=EXAMPLES,
             database=None,
