@@ -44,7 +44,7 @@ class Envelope:
         token = errors.request_id.set(request_id)
         began, status, failure = time.perf_counter(), 0, ""
         # HEAD is GET without a body (RFC 9110, section 9.3.2)
-        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        inner = {**scope, "method": "GET", "finelap.head": True} if scope["method"] == "HEAD" else scope
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

@@ -137,6 +137,8 @@ async def audio(clip_id: str, request: Request, services: Serving) -> Response:
             return clip, path, os.fstat(file.fileno()), file.read(16)
 
     clip, path, stat, head = await services.read(look)
+    if "finelap.head" in request.scope:
+        request.scope["method"] = "HEAD"  # so that the file is not read
     wanted = request.headers.get("range")
     if wanted is not None:
         usable = can_serve(wanted, stat.st_size)

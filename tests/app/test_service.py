@@ -89,6 +89,32 @@ async def test_head_is_get_without_the_body(client: httpx.AsyncClient, sounds: S
     assert 'finelap_requests_total{endpoint="/clips/{clip_id}/audio",outcome="ok"} 3.0' in metrics
 
 
+async def test_head_of_a_large_file_reads_none_of_it(
+    make_app: Make, open_client: Connect, sounds: SimpleNamespace
+) -> None:
+    app, sent = make_app(), []
+    large = sounds.wav(400, 10)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        (clip,) = (await client.post("/clips", files={"files": ("a.wav", large)})).json()["clips"]
+        path = f"/clips/{clip['id']}/audio"
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "HEAD", "path": path,
+            "raw_path": path.encode(), "root_path": "", "scheme": "http", "query_string": b"", "headers": [],
+            "client": ("test", 1), "server": ("test", 80),
+        }  # fmt: skip
+        await app(scope, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert (b"content-length", str(len(large)).encode()) in sent[0]["headers"] and not sent[1]["body"]
+
+
 async def test_addresses_that_are_no_text(client: httpx.AsyncClient) -> None:
     for path in ("/search?q=%ff%fe", "/clips?filter=%C3%28", "/clips/%ff", "/%80", "/v1/models/%ff"):
         assert is_problem(await client.get(path), 400), path
