@@ -121,7 +121,9 @@ def _collect(run: _Run, threads: int, summary: Summary, progress: bool) -> None:
             elif outcome == "there":
                 summary.there += 1
             else:
-                summary.failed.append((as_text(str(source.path)), reason))
+                # the service names the file as well
+                said = reason.removeprefix(f"{as_text(source.path.name)}: ")
+                summary.failed.append((as_text(str(source.path)), said))
                 bar.set_postfix_str(f"{len(summary.failed)} failed", refresh=False)
             bar.update()
 
