@@ -60,8 +60,9 @@ _WITHOUT = "What must not be heard: a text, or a list of texts."
 Filter = Annotated[
     dict[str, Any],
     Field(
-        description="Metadata keys with the value, or a list of values of which one must match.",
-        examples=[{"tags": "animal"}],
+        description="Metadata keys, or filename, duration, sample_rate, channels, created; each with a value, a list "
+        "of values of which one must match, or bounds: gt, gte, lt, lte.",
+        examples=[{"tags": "animal", "duration": {"lt": 10}}],
     ),
 ]
 K = Annotated[int, Field(ge=1, le=1000, description="How many, at most.")]
@@ -111,7 +112,7 @@ class AddedClips(BaseModel):
 
 
 class ClipPage(BaseModel):
-    """Clips, newest first; `next_cursor` asks for the page after this one and is null on the last."""
+    """Clips, in the order asked for; `next_cursor` asks for the page after this one and is null on the last."""
 
     clips: list[Clip]
     next_cursor: str | None
@@ -299,7 +300,7 @@ class SearchQuery(_Request):
     k: K = 10
     filter: str | None = Field(
         None,
-        description="JSON: metadata keys with a value or a list of values.",
+        description="A filter as in POST /search, as JSON.",
         examples=['{"tags": "animal"}'],
         json_schema_extra={"contentMediaType": "application/json"},
     )

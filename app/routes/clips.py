@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
@@ -42,7 +42,10 @@ class ListQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(50, ge=1, le=1000)
-    cursor: str | None = None
+    cursor: str | None = Field(None, description="`next_cursor` of the page before, with the same `sort`.")
+    sort: Literal["-created", "created", "filename", "-filename", "duration", "-duration"] = Field(
+        "-created", description="By what; a minus turns it round. -created: newest first."
+    )
     filter: str | None = Field(None, description="JSON, as in a search.", examples=['{"tags": "animal"}'])
 
 
@@ -82,12 +85,12 @@ async def add(request: Request, services: Serving) -> Response:
 
 @router.get(
     "",
-    summary="List clips, newest first",
+    summary="List clips",
     responses=openapi.example(examples.PAGE, openapi.problems(*openapi.ALWAYS)),
 )
 async def list_clips(services: Serving, query: Annotated[ListQuery, Query()]) -> ClipPage:
     where = None if query.filter is None else bodies.parse_json(query.filter, "the filter")
-    clips, cursor = await services.read(services.catalog.list, query.limit, query.cursor, where)
+    clips, cursor = await services.read(services.catalog.list, query.limit, query.cursor, where, query.sort)
     return ClipPage(clips=[shapes.clip(clip) for clip in clips], next_cursor=cursor)
 
 

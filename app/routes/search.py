@@ -140,8 +140,8 @@ async def _answer(
 def _refuse_missing(options: SearchRequest | SearchForm) -> None:
     if options.mode != "semantic":
         raise Invalid(
-            f"The mode {options.mode!r} is not supported: this version finds clips by meaning alone, and has no index "
-            "of their names and metadata; leave `mode` out, or use 'semantic'."
+            f"The mode {options.mode!r} is not supported: this version finds clips by meaning alone; leave `mode` out, "
+            "or use 'semantic'."
         )
 
 

@@ -114,6 +114,21 @@ async def test_pages_and_filters(client: httpx.AsyncClient, sounds: SimpleNamesp
     assert [clip["filename"] for clip in odd] == ["1600.wav", "400.wav"]
 
 
+async def test_orders_and_bounds(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+    for name, seconds in (("b.wav", 2), ("a.wav", 3), ("c.wav", 1)):
+        await add(client, (name, sounds.wav(400, seconds)))
+
+    async def listed(**params: Any) -> list[str]:
+        return [clip["filename"] for clip in (await client.get("/clips", params=params)).json()["clips"]]
+
+    assert await listed() == ["c.wav", "a.wav", "b.wav"]
+    assert await listed(sort="filename") == ["a.wav", "b.wav", "c.wav"]
+    assert await listed(sort="-duration", filter='{"duration": {"gte": 2}}') == ["a.wav", "b.wav"]
+    page = (await client.get("/clips", params={"sort": "duration", "limit": 1})).json()
+    assert await listed(sort="duration", limit=1, cursor=page["next_cursor"]) == ["b.wav"]
+    assert (await client.get("/clips", params={"cursor": page["next_cursor"]})).status_code == 422
+
+
 @pytest.mark.parametrize(
     ("params", "status"),
     [
@@ -125,6 +140,7 @@ async def test_pages_and_filters(client: httpx.AsyncClient, sounds: SimpleNamesp
         ({"filter": "[1]"}, 422),
         ({"filter": '{"a": {"b": 1}}'}, 422),
         ({"limits": 5}, 422),
+        ({"sort": "loudness"}, 422),
     ],
 )
 async def test_bad_list_queries(client: httpx.AsyncClient, params: dict[str, Any], status: int) -> None:
