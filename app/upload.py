@@ -6,6 +6,7 @@ the library, so an ingest that was killed goes on where it stopped: files are kn
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 import threading
@@ -138,10 +139,12 @@ class _Run:
         for source in sources:
             self._todo.put(source)
         self._known: set[str] = set()
+        self._max_bytes = math.inf
         self._over: str | None = None  # why no further file need be tried
 
     def learn(self, progress: bool) -> None:
-        """Asks the library what it has."""
+        """Asks the service what it takes and what it has."""
+        self._max_bytes = self.client.info().limits.get("max_upload_mb", math.inf) * 1e6
         clips = tqdm(self.client.clips(), "reading the library", unit="clip", delay=2.0, disable=not progress)
         self._known = {clip.sha256 for clip in clips}
 
@@ -166,16 +169,21 @@ class _Run:
         except OSError as error:
             return "failed", error.strerror or str(error)
         except ServerError as error:
-            # one file waited long enough for the service, or was told that the key is wrong; the others need not
-            if isinstance(error, Unreachable):
+            # what holds for the other files too need not be found out with each of them
+            if isinstance(error, Unreachable) and not self.client.ready():
                 self._over = "the server was gone"
             elif isinstance(error, Unauthorized):
                 self._over = "the server wants another API key"
+            elif error.status == 507:
+                self._over = "the server has no room left"
             return "failed", str(error)
         except Exception as error:  # a thread that dies silently would leave the summary short
             return "failed", str(error) or type(error).__name__
 
     def _upload(self, source: Source) -> Outcome:
+        size = source.path.stat().st_size
+        if size > self._max_bytes:
+            raise OSError(f"it has {size / 1e6:.0f} MB, more than the server's limit of {self._max_bytes / 1e6:g} MB")
         sha256 = self.checksums.of(source.path)
         if sha256 in self._known:
             return "there"

@@ -434,7 +434,13 @@ HOW = [
 ]
 
 
-@pytest.mark.parametrize("format", ["json", "csv", "audacity", "raven", "table", "ndjson"])
+@pytest.mark.parametrize(
+    ("format", "how"),
+    [
+        *(("json", how) for how in HOW),
+        *((format, HOW[1]) for format in ("csv", "audacity", "raven", "table", "ndjson")),
+    ],
+)
 def test_detect_is_the_same_with_and_without_a_server(
     server: str,
     recording: Path,
@@ -443,16 +449,15 @@ def test_detect_is_the_same_with_and_without_a_server(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     format: str,
+    how: list[str],
 ) -> None:
     monkeypatch.setattr(offline, "load_model", lambda settings: fake_model)
-    for how in HOW:
-        options = ["--format", format, *how]
-        assert detect(recording, *options) == 0
-        there = capsys.readouterr().out
-        assert detect(recording, *options, "--device", "cpu") == 0  # a device is this machine's
-        here = capsys.readouterr().out
-        assert here == there
-        assert "tone 400" in here
+    assert detect(recording, "--format", format, *how) == 0
+    there = capsys.readouterr().out
+    assert detect(recording, "--format", format, *how, "--device", "cpu") == 0  # a device is this machine's
+    here = capsys.readouterr().out
+    assert here == there
+    assert "tone 400" in here
 
 
 def test_the_picture_is_the_same_with_and_without_a_server(

@@ -22,7 +22,7 @@ import pytest
 from app import checksums
 from app.checksums import Checksums, cache_file
 from app.cli import main
-from app.client import Client
+from app.client import Client, ServerFault, Unreachable
 from app.finding import find_sources
 from app.upload import ingest
 
@@ -94,7 +94,7 @@ def start_ingest(
     return process
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -150,7 +150,7 @@ def test_a_killed_server_is_waited_for(
         time.sleep(0.5)
         assert run.poll() is None
         serve()
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=150)
     assert run.returncode == 0, err
     summary = json.loads(out)
     assert summary["added"] + summary["already_there"] == FILES and summary["failed"] == []
@@ -165,7 +165,7 @@ def test_ctrl_c_says_what_became_of_it(
     with Client(server) as client:
         wait_for(lambda: client.info().clips >= 5)
     run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=30)
+    out, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert err.endswith("interrupted\n") and "Traceback" not in err
     summary = json.loads(out)
@@ -214,6 +214,38 @@ def test_every_file_that_cannot_be_added_has_its_line(
     assert [line.split(":")[0].rsplit("/", 1)[-1] for line in out.splitlines() if line.startswith("  ")] == sorted(
         reasons
     )
+
+
+def test_a_file_above_the_limit_is_not_sent(
+    run_server: Callable[..., str], many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (many / "000 huge.wav").open("wb") as file:
+        file.truncate(10 << 30)  # it would take minutes to read
+    summary = summary_of([str(many), "--server", run_server(max_upload_mb=1)], capsys, code=1)
+    assert summary["added"] == FILES
+    assert [failure["reason"] for failure in summary["failed"]] == [
+        "it has 10737 MB, more than the server's limit of 1 MB"
+    ]
+
+
+@pytest.mark.parametrize(("answer", "says"), [("breaks", "broke"), ("full", "no room left")])
+def test_a_fault_of_one_file_or_of_the_server(
+    run_server: Callable[..., str], many: Path, monkeypatch: pytest.MonkeyPatch, answer: str, says: str
+) -> None:
+    """A connection that breaks at one file says nothing of the others; a full disk does."""
+    add = Client.add
+
+    def faulty(self: Client, file: Path, metadata: Any) -> Any:
+        if file.name.startswith("000"):
+            raise Unreachable("the connection broke") if answer == "breaks" else ServerFault("no room left", 507)
+        return add(self, file, metadata)
+
+    monkeypatch.setattr(Client, "add", faulty)
+    with Client(run_server()) as client, Checksums(None) as sums:
+        summary = ingest(client, find_sources([many], {}), sums, workers=1, progress=False)
+    assert says in summary.failed[0][1]
+    assert summary.added == (FILES - 1 if answer == "breaks" else 0)
+    assert len(summary.failed) == FILES - summary.added
 
 
 def test_files_that_vanish_are_named_and_the_others_added(
@@ -277,8 +309,14 @@ def test_a_wrong_key_midway_ends_it_at_once(
 ) -> None:
     """A key that is taken away while an ingest runs: every file is named, and none is sent for nothing."""
     server = run_server(api_keys="secret")
-    monkeypatch.setattr(Client, "clips", lambda self: iter(()))
-    with Client(server, "wrong") as client, Checksums(None) as sums:
+    clips = Client.clips
+
+    def taken_away(self: Client) -> Iterator[Any]:
+        yield from clips(self)
+        self._http.headers["Authorization"] = "Bearer another"
+
+    monkeypatch.setattr(Client, "clips", taken_away)
+    with Client(server, "secret") as client, Checksums(None) as sums:
         summary = ingest(client, find_sources([many], {}), sums, workers=2, progress=False)
     assert len(summary.failed) == FILES
     assert sum("not sent" in reason for _, reason in summary.failed) >= FILES - 2
