@@ -1,11 +1,14 @@
-"""What a person may type where a command wants a number or an object, each fault said in a few words."""
+"""What a person may type where a command wants numbers, an object or settings, each fault said in a few words."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model.detection import DetectionSettings
 
 
 def port(text: str) -> int:
@@ -47,3 +50,21 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError('not a JSON object, as in \'{"source": "field"}\'')
     return value
+
+
+def detection_settings(phrases: list[str], how: dict[str, Any]) -> list[DetectionSettings]:
+    """The settings of each phrase. Raises ValueError."""
+    from model.detection import DetectionSettings
+
+    each = {}
+    for name in ("threshold", "low_threshold"):
+        values = how.get(name, [])
+        if len(values) not in (0, 1, len(phrases)):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is given once, or once for each phrase: here {len(phrases)}, not {len(values)}")
+        if values:
+            each[name] = values * len(phrases) if len(values) == 1 else values
+    same = {name: value for name, value in how.items() if name not in ("threshold", "low_threshold")}
+    return [
+        DetectionSettings(**same, **{name: values[i] for name, values in each.items()}) for i in range(len(phrases))
+    ]

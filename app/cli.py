@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from model.detection import DetectionSettings
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 DEFAULT_CHECKPOINT = "checkpoints/finelap-small"
@@ -240,8 +239,13 @@ def _detect(args: argparse.Namespace) -> None:
         raise UsageError("a phrase is empty")
     names = ("threshold", "low_threshold", "method", "median_filter", "min_duration", "max_gap")
     how = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    detections = _detection_settings(args.phrases, how)
+    from app.arguments import detection_settings
     from app.detections import open_writer
+
+    try:
+        detections = detection_settings(args.phrases, how)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
     with open_writer(args.output, args.format) as writer:
         if args.server is not None and not (args.checkpoint or args.device):
@@ -255,27 +259,6 @@ def _detect(args: argparse.Namespace) -> None:
 
             phrases = [" ".join(phrase.split()) for phrase in args.phrases]
             detect_file(settings, args.file, Question(phrases, detections), writer.take, args.plot)
-
-
-def _detection_settings(phrases: list[str], how: dict[str, Any]) -> list[DetectionSettings]:
-    """The settings of each phrase. Raises UsageError."""
-    from model.detection import DetectionSettings
-
-    each = {}
-    for name in ("threshold", "low_threshold"):
-        values = how.get(name, [])
-        if len(values) not in (0, 1, len(phrases)):
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} is given once, or once for each phrase: here {len(phrases)}, not {len(values)}")
-        if values:
-            each[name] = values * len(phrases) if len(values) == 1 else values
-    same = {name: value for name, value in how.items() if name not in ("threshold", "low_threshold")}
-    try:
-        return [
-            DetectionSettings(**same, **{name: values[i] for name, values in each.items()}) for i in range(len(phrases))
-        ]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _embed(args: argparse.Namespace) -> int:

@@ -428,6 +428,7 @@ def playing(answer: Callable[[int, BaseHTTPRequestHandler], Answer | None]) -> I
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # callers may leave early
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
