@@ -54,7 +54,7 @@ Without = Annotated[
 ]
 Mode = Annotated[
     Literal["semantic", "hybrid", "lexical"],
-    Field(description="How clips are found. Only `semantic`, by meaning, is there yet; the others are refused."),
+    Field(description="semantic: by how it sounds; lexical: by words of name, tags and metadata; hybrid: both, fused."),
 ]
 _WITHOUT = "What must not be heard: a text, or a list of texts."
 Filter = Annotated[

@@ -1,4 +1,4 @@
-"""Searching the library: by text, by a sound, by a clip; without what is not wanted; and where a hit answers.
+"""Searching the library: by text, sound or clip; by meaning, words or both; without what is not wanted; with moments.
 
 Knows engine and library; no requests and no answers.
 """
@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from app.engine import Engine
+from app.fusion import fuse
 from app.services import Services
 from index.catalog import Catalog
 from index.records import Clip, ClipNotFound, Hit
 from model.detection import Moment, find_moments, median_smooth
 
+Mode = Literal["semantic", "hybrid", "lexical"]
+
 MOMENTS = 3  # of one hit, at most
 WITHOUT_SCORE = 0.6  # a smoothed frame score from which an unwanted sound counts as heard; measured, see docs/log.md
+FUSED = 100  # clips of each ranking that a hybrid search looks at, at least
 WITHOUT_CLIPS = 2000  # clips that a search without something looks at, at most
 _WITHOUT_MEDIAN = 0.48  # seconds, as in detection
 _TOGETHER = 25  # clips whose frames are read in one go; in between, a caller who left is noticed
@@ -39,13 +43,18 @@ async def search(
     query: np.ndarray,
     k: int,
     *,
+    mode: Mode = "semantic",
+    words: str = "",
     filter: Mapping[str, Any] | None = None,
     min_score: float | None = None,
     moments: bool = False,
     leave_out: str | None = None,
     without: np.ndarray | None = None,
 ) -> list[Found]:
-    """The k clips most similar to `query` (D,), best first, without the clip `leave_out`.
+    """The k clips that answer `query` (D,) best, best first, without the clip `leave_out`.
+
+    With the mode "semantic" those are the most similar. "lexical" asks for clips whose names, tags and other metadata
+    have `words`, by BM25; "hybrid" for both, fused by rank (app.fusion), each ranking as deep as FUSED clips at least.
 
     `min_score` drops hits whose score is lower. With `moments`, each hit has its best stretches for the query: frames
     scored as in detection. A query that is itself a sound is compared with the frames in the same way.
@@ -62,8 +71,7 @@ async def search(
     seen: set[str | None] = {leave_out}
     hits: list[Hit] = []
     while True:
-        with services.metrics.vector_search():
-            found = await services.read(catalog.search, query, asked, filter)
+        found = await _candidates(services, query, asked, mode, words, filter)
         fresh = [hit for hit in found if hit.clip.id not in seen]
         seen.update(hit.clip.id for hit in fresh)
         if without is None or not refuses:
@@ -85,6 +93,21 @@ async def search(
         return [Found(hit.clip, hit.similarity, score, None) for hit, score in kept]
     stretches = await services.compute(_moments, engine, catalog, [hit.clip for hit, _ in kept], query)
     return [Found(h.clip, h.similarity, s, m) for (h, s), m in zip(kept, stretches, strict=True)]
+
+
+async def _candidates(
+    services: Services, query: np.ndarray, k: int, mode: Mode, words: str, filter: Mapping[str, Any] | None
+) -> list[Hit]:
+    """The k best clips before anything is left out."""
+    catalog = services.catalog
+    if mode == "lexical":
+        return await services.read(catalog.search_words, words, query, k, filter)
+    deep = k if mode == "semantic" else max(k, FUSED)
+    with services.metrics.vector_search():
+        similar = await services.read(catalog.search, query, deep, filter)
+    if mode == "semantic":
+        return similar
+    return fuse([similar, await services.read(catalog.search_words, words, query, deep, filter)])[:k]
 
 
 def _allowed(engine: Engine, catalog: Catalog, hits: list[Hit], without: np.ndarray) -> list[Hit]:

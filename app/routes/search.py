@@ -22,7 +22,7 @@ from app.schemas import (
     SearchResult,
     SimilarQuery,
 )
-from app.search import search
+from app.search import Mode, search
 from app.services import Services, Serving
 
 router = APIRouter(tags=["search"])
@@ -66,10 +66,11 @@ async def search_by_body(request: Request, services: Serving) -> SearchResult:
         if len(form.files) != 1:
             raise Invalid(f"A search by example takes one `file`; the form has {len(form.files)}.")
         options = form.fields
-        _refuse_missing(options)
+        if options.mode == "lexical":
+            raise Invalid("A sound has no words: the mode 'lexical' needs a text query.")
         upload = form.files[0]
         recording = await services.embed_file(upload.binary, upload.filename, urgency=Urgency.SEARCH)
-    return await _answer(services, recording.filename, recording.clip, options, began)
+    return await _answer(services, recording.filename, recording.clip, "semantic", options, began)
 
 
 @router.post(
@@ -117,32 +118,25 @@ async def similar(clip_id: str, services: Serving, query: Annotated[SimilarQuery
 
 async def _by_text(services: Services, options: SearchRequest) -> SearchResult:
     began = time.perf_counter()
-    _refuse_missing(options)
     vector = (await services.engine.embed_texts([options.query], urgency=Urgency.SEARCH))[0]
-    return await _answer(services, options.query, vector, options, began)
+    return await _answer(services, options.query, vector, options.mode, options, began)
 
 
 async def _answer(
-    services: Services, query: str, vector: np.ndarray, options: SearchRequest | SearchForm, began: float
+    services: Services, query: str, vector: np.ndarray, mode: Mode, options: SearchRequest | SearchForm, began: float
 ) -> SearchResult:
     found = await search(
         services,
         vector,
         options.k,
+        mode=mode,
+        words=query,
         filter=options.filter,
         min_score=options.min_score,
         moments=options.moments,
         without=await services.engine.embed_texts(options.without, urgency=Urgency.SEARCH) if options.without else None,
     )
     return SearchResult(query=query, took_ms=_since(began), hits=shapes.hits(found))
-
-
-def _refuse_missing(options: SearchRequest | SearchForm) -> None:
-    if options.mode != "semantic":
-        raise Invalid(
-            f"The mode {options.mode!r} is not supported: this version finds clips by meaning alone; leave `mode` out, "
-            "or use 'semantic'."
-        )
 
 
 def _since(began: float) -> float:

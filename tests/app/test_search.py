@@ -118,7 +118,6 @@ async def test_an_empty_library(client: httpx.AsyncClient) -> None:
         ({"q": "rain", "k": "ten"}, "k"),
         ({"q": "rain", "min_score": "NaN"}, "min_score"),
         ({"q": "rain", "min_score": 1.5}, "min_score"),
-        ({"q": "rain", "mode": "hybrid"}, "not supported"),
         ({"q": "rain", "without": ""}, "empty"),
         ({"q": "rain", "mode": "best"}, "mode"),
         ({"q": "rain", "momnets": "true"}, "momnets"),
@@ -149,7 +148,6 @@ async def test_bad_queries(client: httpx.AsyncClient, params: dict[str, Any], wo
         (b'{"query": "rain", "filter": {"a": null}}', 422, "filter"),
         (b'{"query": "rain", "without": [""]}', 422, "without"),
         (b'{"query": "rain", "without": 5}', 422, "without"),
-        (b'{"query": "rain", "mode": "lexical"}', 422, "lexical"),
         (b'{"query": "rain", "qery": 1}', 422, "qery"),
     ],
 )
@@ -212,10 +210,29 @@ async def test_without_looks_further_than_k(
     assert names(await client.post("/search", json=asked)) == ["800.wav"]
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "lexical"])
-async def test_modes_that_are_not_there_yet_say_so(client: httpx.AsyncClient, mode: str) -> None:
-    response = await client.post("/search", json={"query": "rain", "mode": mode})
-    assert response.status_code == 422 and "by meaning alone" in response.json()["detail"]
+async def test_words_rank_by_name_and_tags(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    clip = next(iter(library.values()))
+    await client.patch(f"/clips/{clip}", json={"metadata": {"tags": ["whistling kettle"]}})
+    name = (await client.get(f"/clips/{clip}")).json()["filename"]
+    found = await client.post("/search", json={"query": "kettles whistle", "mode": "lexical", "moments": True})
+    (hit,) = found.json()["hits"]
+    assert hit["clip"]["id"] == clip and hit["moments"]
+    for hit_by_meaning in (await client.post("/search", json={"query": "kettles whistle"})).json()["hits"]:
+        if hit_by_meaning["clip"]["id"] == clip:
+            assert hit_by_meaning["similarity"] == pytest.approx(hit["similarity"], abs=2e-6)
+    assert (await client.get("/search", params={"q": "zebra", "mode": "lexical"})).json()["hits"] == []
+    everything = names(await client.post("/search", json={"query": "kettles whistle", "mode": "hybrid"}))
+    assert len(everything) == len(library) and name in everything[:2]
+
+
+async def test_hybrid_puts_first_what_both_find(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    by_meaning = names(await client.post("/search", json={"query": "tone 800"}))
+    third = (await client.post("/search", json={"query": "tone 800"})).json()["hits"][2]["clip"]["id"]
+    await client.patch(f"/clips/{third}", json={"metadata": {"tags": ["tone 800"]}})
+    both = names(await client.post("/search", json={"query": "tone 800", "mode": "hybrid"}))
+    assert set(both) == set(by_meaning) and both.index(by_meaning[2]) < 2
+    none = await client.post("/search", json={"query": "tone 800", "mode": "hybrid", "filter": {"tags": "none"}})
+    assert names(none) == []
 
 
 def best(response: httpx.Response) -> list[tuple[str, float, float]]:
