@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         type=kinds.fraction,
         action="append",
         metavar="X",
-        help="score down to which an event goes on (as --threshold); once, or once for each phrase",
+        help="score down to which an event goes on (three quarters of --threshold); once, or once for each phrase",
     )
     detect.add_argument("--method", choices=["threshold", "sebb"], help="how events are found (threshold)")
     detect.add_argument("--median-filter", type=kinds.seconds, metavar="S", help="seconds of smoothing (0.48)")

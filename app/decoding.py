@@ -142,7 +142,7 @@ class DecoderPool:
     """
 
     def __init__(
-        self, *, workers: int | None = None, max_workers: int = 32, memory_mb: int = 1024, stall_s: float = 30.0
+        self, *, workers: int | None = None, max_workers: int = 128, memory_mb: int = 1024, stall_s: float = 30.0
     ) -> None:
         self._warm = workers if workers is not None else os.cpu_count() or 1
         self._max = max(self._warm, max_workers, 1)

@@ -420,7 +420,7 @@ class DetectForm(_Request):
     low_threshold: list[Score] = Field(
         [],
         description="An event lasts as long as its score stays above this one; one for all phrases, or one for each. "
-        "Without it `threshold` is both.",
+        "Without it, three quarters of the threshold.",
     )
     method: Literal["threshold", "sebb"] = Field(
         "threshold", description="How scores become events; sebb: sound event bounding boxes, by change detection."

@@ -50,7 +50,7 @@ class Way:
 
     def at(self, threshold: float) -> DetectionSettings:
         """Its settings at one threshold."""
-        low = None if self.ratio == 1.0 else self.ratio * threshold
+        low = None if self.settings.method == "sebb" else self.ratio * threshold
         return replace(self.settings, threshold=threshold, low_threshold=low)
 
     def over_all_thresholds(self, recording: Scored) -> Scored:

@@ -13,6 +13,8 @@ from model.smoothing import MAX_MEDIAN_FILTER
 
 Method = Literal["threshold", "sebb"]
 
+LOW_SHARE = 0.75  # of the threshold: where an event ends if nothing else is said; measured, see docs/detection.md
+
 
 @dataclass(frozen=True)
 class Event:
@@ -47,7 +49,7 @@ class DetectionSettings:
     median_filter: float = 0.48  # length of the sliding median; 0 turns it off. Method "threshold" alone
     min_duration: float = 0.0  # shorter events are dropped, after merging
     max_gap: float = 0.2  # events with at most this much silence between them become one
-    low_threshold: float | None = None  # how far down an event reaches on both sides; None: as far as `threshold`
+    low_threshold: float | None = None  # how far down an event reaches on both sides; None: LOW_SHARE of `threshold`
     method: Method = "threshold"
     step_filter_length: float = 0.32  # "sebb": how much is looked at around a change, half of it on each side
     merge_threshold_abs: float = 1.0  # "sebb": neighbours stay apart where the score drops by this much between them
@@ -85,4 +87,4 @@ class DetectionSettings:
     @property
     def lowest(self) -> float:
         """The score from which a frame belongs to an event that reaches the threshold elsewhere."""
-        return self.threshold if self.low_threshold is None else self.low_threshold
+        return LOW_SHARE * self.threshold if self.low_threshold is None else self.low_threshold
