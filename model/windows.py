@@ -72,24 +72,28 @@ class WindowCutter:
     def __init__(self, windows: WindowConfig) -> None:
         self._windows = windows
         self._stride = windows.frames - windows.overlap_frames
-        self._held = np.empty(0, dtype=np.float32)
-        self._held_from = 0  # sample of the recording
+        # a window, what must follow it, and a piece of what is pushed; moved once a window, not copied at each push
+        self._buffer = np.empty(3 * window_samples(windows) + _SAMPLE_RATE, dtype=np.float32)
+        self._held = 0  # samples in the buffer
+        self._held_from = 0  # sample of the recording at its beginning
         self._given = 0  # windows
 
     @property
     def samples(self) -> int:
         """Samples that came so far."""
-        return self._held_from + len(self._held)
+        return self._held_from + self._held
 
     def push(self, samples: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
         """Takes samples (n,) float32 at 16 kHz; gives windows that are now certain. Read it to its end."""
         for at in range(0, len(samples), window_samples(self._windows)):
             piece = samples[at : at + window_samples(self._windows)]
-            self._held = np.concatenate([self._held, piece])
+            self._buffer[self._held : self._held + len(piece)] = piece
+            self._held += len(piece)
             # the next regular window is followed by another one: whatever comes now does not change it
             while frame_count(self.samples, self._windows) > (self._given + 1) * self._stride + self._windows.frames:
-                first = self._given * self._stride
-                yield self._cut(self._regular(first))
+                window = self._cut(self._regular(self._given * self._stride))
+                self._forget(round(self._given * self._stride * self._windows.frame_hop * _SAMPLE_RATE))
+                yield window
 
     def finish(self) -> Iterator[tuple[Window, np.ndarray]]:
         """The windows that are left when the recording has ended; without samples there are none."""
@@ -98,18 +102,22 @@ class WindowCutter:
                 yield self._cut(window)
 
     def _regular(self, first: int) -> Window:
-        half = (
-            self._windows.frames + self._stride
-        ) // 2  # where it and its neighbours a stride away share their overlap
-        low = 0 if first == 0 else half - self._stride
+        # the middle of what it shares with the window a stride later
+        high = (self._windows.frames + self._stride) // 2
+        low = 0 if first == 0 else high - self._stride
         start = round(first * self._windows.frame_hop * _SAMPLE_RATE)
-        return Window(start, start + window_samples(self._windows), first, slice(low, half))
+        return Window(start, start + window_samples(self._windows), first, slice(low, high))
 
     def _cut(self, window: Window) -> tuple[Window, np.ndarray]:
         self._given += 1
-        drop = window.start - self._held_from
-        self._held, self._held_from = self._held[drop:], window.start
-        return window, centred(self._held[: window.stop - window.start])
+        return window, centred(self._buffer[window.start - self._held_from : window.stop - self._held_from])
+
+    def _forget(self, before: int) -> None:
+        """Drops the samples before the next window; the last one of a recording never begins earlier either."""
+        drop = before - self._held_from
+        self._held -= drop
+        self._buffer[: self._held] = self._buffer[drop : drop + self._held]
+        self._held_from = before
 
 
 class Joiner:
