@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--moments", action="store_true", help="show where in each clip")
     search.add_argument("--filter", type=kinds.json_object, metavar="JSON", help="only clips with this metadata")
     search.add_argument("--without", action="append", metavar="TEXT", help="what must not be heard; may be repeated")
+    search.add_argument("--mode", choices=["semantic", "hybrid", "lexical"], help="by sound, words or both (semantic)")
     search.add_argument("--min-score", type=kinds.fraction, metavar="X", help="only hits with at least this score")
     _server_option(search)
     search.add_argument("--json", action="store_true", help="print the server's answer")
@@ -218,7 +219,7 @@ def _search(args: argparse.Namespace) -> None:
         raise UsageError("the query is empty")
     if any(not text.strip() for text in args.without or ()):
         raise UsageError("a text of --without is empty")
-    named = ("filter", "without", "min_score")
+    named = ("filter", "without", "min_score", "mode")
     options = {name: getattr(args, name) for name in named if getattr(args, name) is not None}
     if args.similar_to is not None and (options or args.moments):
         raise UsageError("--similar-to goes with -k alone")
