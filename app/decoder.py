@@ -11,7 +11,7 @@ With the forking process, each a `CONTROL` (kind, pid, status):
 With a worker:
     → `REQUEST` max_duration (seconds, inf for none) and CPU seconds allowed, with the file
     ← messages, each a `HEADER` (kind, bytes that follow): INFO {sample_rate, channels}, any number of AUDIO (float32,
-      mono, 16 kHz), END {duration, decode_s, resample_s}; or ERROR {reason, why, read} at any place.
+      mono, 16 kHz), END {duration, decode_s, resample_s, tags}; or ERROR {reason, why, read} at any place.
 After END the worker waits for its next file; after an ERROR, or when its socket closes, it ends.
 """
 
@@ -31,7 +31,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from app import ucs
 from app.media import MediaError, open_stream
+from app.tags import read_tags
 
 CONTROL = struct.Struct("<cIi")
 FORK, KILL, BORN, DIED, READY = b"F", b"K", b"B", b"D", b"R"
@@ -55,6 +57,7 @@ def main(control_fd: int, memory_mb: int) -> None:
     os.set_blocking(wake_w, False)
     signal.set_wakeup_fd(wake_w)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    ucs.categories()  # read once, for all workers
     gc.collect()
     gc.freeze()  # what is here is not collected in the workers, so its pages stay shared
     _silence()
@@ -157,7 +160,8 @@ def _serve(sock: socket.socket) -> bool:
             _send(sock, INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))
             for block in stream:
                 _send(sock, AUDIO, block.tobytes())
-            end = _json(duration=stream.duration, decode_s=stream.decode_s, resample_s=stream.resample_s)
+            times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
+            end = _json(**times, tags=read_tags(file))
         _send(sock, END, end)
         return True
     except MediaError as error:

@@ -26,6 +26,7 @@ from app.conversation import NONSENSE, Died, cause, numbers, read_message, send_
 from app.forking import ForkServer, Worker
 from app.handover import open_apart
 from app.media_errors import DecoderFailed, MediaError
+from app.tag_names import Value, checked
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,9 @@ _CLOSING = "The decoders are shutting down."
 class DecodedStream:
     """A recording while a worker decodes it: iterates, once, over blocks (n,) of float32, mono, 16 kHz, of one second.
 
-    sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work): after the last
-    block. Iterating raises a MediaError, or Closed if the pool closes.
+    sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work), tags (what the
+    file says about itself, see app.tags): after the last block. Iterating raises a MediaError, or Closed if the pool
+    closes.
     """
 
     def __init__(self, pool: DecoderPool, file: int, filename: str, max_duration: float) -> None:
@@ -50,6 +52,7 @@ class DecodedStream:
         self._retried = self._delivered = self._ended = False
         self.sample_rate = self.channels = 0
         self.duration = self.decode_s = self.resample_s = 0.0
+        self.tags: dict[str, Value] = {}
 
     def __aiter__(self) -> DecodedStream:
         return self
@@ -121,6 +124,7 @@ class DecodedStream:
         if kind != decoder.END:
             raise Died(NONSENSE)
         self.duration, self.decode_s, self.resample_s = numbers(end, "duration", "decode_s", "resample_s")
+        self.tags = checked(end.get("tags"))  # a worker says what a file made it say
         assert self._worker is not None
         self._ended = True
         self._pool._give(self._worker)

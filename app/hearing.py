@@ -16,6 +16,7 @@ import numpy as np
 from app.batching import Urgency
 from app.engine import Engine, Listening
 from app.peaks import Envelope
+from app.tag_names import Value
 from index.catalog import Catalog
 from index.frames import FrameCodes
 from index.records import Clip
@@ -24,13 +25,15 @@ _CHUNK = 256  # frames of a remembered clip given at a time
 
 
 class Decoding(Protocol):
-    """What is needed of app.decoding.DecodedStream: blocks (n,) of mono float32 at 16 kHz, then the duration (s)."""
+    """What is needed of app.decoding.DecodedStream: blocks (n,) of mono float32 at 16 kHz, then duration (s), tags."""
 
     sample_rate: int
     channels: int
 
     @property
     def duration(self) -> float: ...
+    @property
+    def tags(self) -> dict[str, Value]: ...
     def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
 
 
@@ -38,7 +41,7 @@ class Hearing(Protocol):
     """A recording being heard. Iterate it for its frames (t, D); the properties hold when that has ended.
 
     sample_rate (Hz) and channels are the original's; clip (D,); duration in seconds; outline (2, n), see app.peaks,
-    None unless it was asked for.
+    None unless it was asked for; tags: what the file says about itself, see app.tags, of a file being decoded only.
     """
 
     filename: str
@@ -52,6 +55,8 @@ class Hearing(Protocol):
     def duration(self) -> float: ...
     @property
     def outline(self) -> np.ndarray | None: ...
+    @property
+    def tags(self) -> dict[str, Value]: ...
     def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
 
 
@@ -91,6 +96,10 @@ class _Decoded:
     def outline(self) -> np.ndarray | None:
         return None if self._envelope is None else self._envelope.levels()
 
+    @property
+    def tags(self) -> dict[str, Value]:
+        return self._sound.tags
+
 
 class _Remembered:
     """A clip whose frames the library has."""
@@ -99,6 +108,7 @@ class _Remembered:
         self.filename, self.duration, self.frame_hop = clip.filename, clip.duration, hop
         self.sample_rate, self.channels = clip.sample_rate, clip.channels
         self.clip, self.outline = vector, outline
+        self.tags: dict[str, Value] = {}  # they are in the clip's metadata
         self._frames = frames
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:

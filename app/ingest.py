@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from app.batching import Urgency
 from app.services import Services
+from app.tags import joined
 from index.catalog import Catalog
 from index.frames import FrameCodes
 from index.records import AudioMissing, Clip, NewClip
@@ -64,7 +65,8 @@ async def each_file(sources: Sequence[S], work: Callable[[S], Awaitable[R]]) -> 
 async def add_file(services: Services, source: Source, metadata: dict[str, Any]) -> tuple[Clip, bool]:
     """Adds one file: (clip, True), or (the clip that is there, False).
 
-    A file that is there already is neither decoded nor embedded again, and keeps its metadata. Raises what decoding,
+    A file that is there already is neither decoded nor embedded again, and keeps its metadata. To the given metadata
+    comes what name and file say (app.tags.joined); what is given is kept as it is. Raises what decoding,
     embedding and adding raise.
     """
     catalog, audio = services.catalog, source.binary
@@ -82,7 +84,7 @@ async def add_file(services: Services, source: Source, metadata: dict[str, Any])
         duration=heard.duration,
         sample_rate=heard.sample_rate,
         channels=heard.channels,
-        metadata=metadata,
+        metadata=joined(heard.tags, source.filename, metadata),
         embedding=heard.clip,
         frames=frames,
         frame_hop=heard.frame_hop,

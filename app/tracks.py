@@ -25,7 +25,7 @@ _BLOCK = 1 << 15  # values read at a time, over all channels; what a break in th
 _SLACK = 0.1  # seconds a lossy file may end before its header says
 _CONTAINER_SLACK = 0.25  # seconds, the same for containers, whose durations are rounded and padded
 # FFmpeg's demuxers that read one file of sound; playlists and the like could open other files and addresses
-_DEMUXERS = (
+DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mp3,aac,ogg,flac,wav,w64,aiff,asf,caf,amr,"
     "ac3,eac3,mpegts,mpeg,avi,flv,au,wv,ape,tta"
 )
@@ -106,7 +106,7 @@ def _open_av(file: BinaryIO, filename: str, max_duration: float) -> Source:
     file.seek(0)
     try:
         container = av.open(
-            file, metadata_errors="ignore", options={"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
+            file, metadata_errors="ignore", options={"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
         )
     except MemoryError:
         raise
