@@ -109,7 +109,8 @@ async def measure(sound: Path, checkpoint: str, folder: Path) -> list[tuple[Form
     model = FineLAP.from_pretrained(checkpoint)
 
     def embed(path: Path) -> np.ndarray:
-        return model.encode_audio([decode(io.BytesIO(path.read_bytes()), path.name).samples], SAMPLE_RATE)[0].clip.numpy()
+        samples = decode(io.BytesIO(path.read_bytes()), path.name).samples
+        return model.encode_audio([samples], SAMPLE_RATE)[0].clip.numpy()
 
     reference = embed(short)
     rows = []
