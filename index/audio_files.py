@@ -29,6 +29,11 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def path_in(root: Path, sha256: str) -> Path:
+    """Where the file with this hash is under `root`, or would be."""
+    return root / sha256[:2] / sha256
+
+
 class AudioFiles:
     """The folder of audio files; `root` is created when it is not there."""
 
@@ -40,7 +45,7 @@ class AudioFiles:
 
     def path(self, sha256: str) -> Path:
         """Where the file with this hash is, or would be."""
-        return self.root / sha256[:2] / sha256
+        return path_in(self.root, sha256)
 
     def has(self, sha256: str) -> bool:
         return self.path(sha256).is_file()

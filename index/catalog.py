@@ -34,6 +34,7 @@ from index.faiss_index import FaissIndex
 from index.filters import parse_filter
 from index.frames import FrameCodes, encode_frames
 from index.healing import heal
+from index.outside import UNFINISHED
 from index.records import (
     AudioMissing,
     CatalogError,
@@ -52,6 +53,7 @@ from index.records import (
     merge_patch,
     metadata_facts,
 )
+from index.reindex import remove_side, side_path, take_over
 from index.reserve import Reserve
 from index.store import Store, storage_errors
 
@@ -94,9 +96,10 @@ class Catalog:
     def open(cls, data_dir: Path, *, dim: int, checkpoint: str) -> Catalog:
         """Opens the library in `data_dir`, or begins one; migrates, heals and makes it searchable.
 
-        `checkpoint` identifies the embedding space and `dim` its dimensions; an empty library adopts them.
-        Raises CheckpointMismatch when a library with clips was made by another, LibraryInUse when it is open
-        elsewhere, CatalogError when a newer release wrote it or it cannot be read, StorageFull.
+        `checkpoint` identifies the embedding space and `dim` its dimensions; an empty library adopts them, and one that
+        was embedded again for them (see index.reindex) changes over.
+        Raises CheckpointMismatch when a library with clips was made by another, LibraryInUse when it is open elsewhere,
+        CatalogError when a newer release wrote it or it cannot be read, StorageFull.
         """
         if dim < 1 or not checkpoint:
             raise ValueError("a library needs a positive dim and the checkpoint's name")
@@ -129,7 +132,7 @@ class Catalog:
         try:
             with storage_errors(folder):
                 fsync_folder(folder)
-                _adopt(database, checkpoint, dim)
+                _adopt(database, folder, checkpoint, dim)
                 catalog = cls(folder=folder, lock=lock, database=database, audio=audio, index=FaissIndex(dim))
                 catalog.healed = heal(database, audio)
                 catalog._fill_index()
@@ -424,20 +427,28 @@ def _lock_folder(folder: Path) -> int:
 
 def _refuse_lost_database(path: Path, audio: AudioFiles) -> None:
     """The database is made before the first audio file: files without it are a library that lost it, not leftovers."""
+    if not path.exists() and (path.parent / UNFINISHED).exists():
+        raise CatalogError(f"{path.parent} was not restored to the end: run finelap restore again")
     if not path.exists() and any(True for _ in audio.names()):
         raise CatalogError(
             f"{audio.root} has audio files and {path.name} is not there: put the database back, or move the files away"
         )
 
 
-def _adopt(database: Store, checkpoint: str, dim: int) -> None:
-    """Makes the checkpoint the library's own when it has no clips, or checks that it is."""
+def _adopt(database: Store, folder: Path, checkpoint: str, dim: int) -> None:
+    """Makes the checkpoint the library's own when it has no clips or all were embedded again, or checks that it is."""
     with database.read() as view:
         found, clips = store.stamp(view), store.count(view)
     if found == (checkpoint, dim):
+        remove_side(folder, checkpoint)  # left by a crash right after it was taken over
         return
     if found and clips:
-        raise CheckpointMismatch(library=found[0], library_dim=found[1], opened_with=checkpoint, dim=dim, clips=clips)
+        missing = take_over(database, folder, checkpoint, dim) if side_path(folder, checkpoint).is_file() else None
+        if missing == 0:
+            return
+        raise CheckpointMismatch(
+            library=found[0], library_dim=found[1], opened_with=checkpoint, dim=dim, clips=clips, missing=missing
+        )
     with database.write() as change:
         store.set_stamp(change, checkpoint, dim)
 

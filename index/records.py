@@ -46,12 +46,20 @@ class AudioMissing(CatalogError):
 class CheckpointMismatch(CatalogError):
     """The library's vectors were made by another checkpoint, so comparing them to this one's means nothing."""
 
-    def __init__(self, *, library: str, library_dim: int, opened_with: str, dim: int, clips: int) -> None:
+    def __init__(
+        self, *, library: str, library_dim: int, opened_with: str, dim: int, clips: int, missing: int | None = None
+    ) -> None:
+        """missing: how many clips a reindex has not come to; None if there was none with this checkpoint."""
+        if missing is None:
+            way = "embed them again with `finelap reindex`"
+        else:
+            way = f"run `finelap reindex` once more, which has not embedded {missing} of them again yet"
         super().__init__(
             f"the library's {clips} clips were embedded by checkpoint {library!r} ({library_dim} dimensions), and it "
-            f"was opened with {opened_with!r} ({dim}); open it with its own checkpoint, or use another data folder"
+            f"was opened with {opened_with!r} ({dim}); {way}, open it with its own checkpoint, or use another data "
+            "folder"
         )
-        self.library, self.opened_with = library, opened_with
+        self.library, self.opened_with, self.missing = library, opened_with, missing
 
 
 class InvalidFilter(CatalogError):

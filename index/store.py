@@ -174,6 +174,21 @@ class Store:
                 raise
 
     @contextmanager
+    def attached(self, path: Path, name: str) -> Iterator[None]:
+        """Gives the tables of another database to `write` under `name` for as long as the block; not inside `write`."""
+        with storage_errors(self.path.parent):
+            self._writer.execute(f"ATTACH ? AS {name}", (str(path),))
+            try:
+                yield
+            finally:
+                self._writer.execute(f"DETACH {name}")
+
+    def shrink_log(self) -> None:
+        """Gives back the room of the write-ahead log, which keeps the size of the largest transaction."""
+        with storage_errors(self.path.parent):
+            self._writer.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """A view of the library as it is when the first statement runs; later commits do not show in it."""
         with self._pool:
@@ -444,6 +459,41 @@ def all_vectors(connection: sqlite3.Connection, dim: int, batch: int = 8192) -> 
     while chunk := found.fetchmany(batch):
         rows = np.array([row for row, _ in chunk], dtype=np.int64)
         yield rows, np.frombuffer(b"".join(blob for _, blob in chunk), dtype="<f4").reshape(len(chunk), dim)
+
+
+def vectors_of(connection: sqlite3.Connection, rows: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the rows that are there: rows (M,) int64, ascending, and vectors (M, D) float32."""
+    found = connection.execute(
+        "SELECT row, embedding FROM vectors WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
+        (json.dumps(rows.tolist()),),
+    )
+    return _stacked(found.fetchall(), dim)
+
+
+def vectors_after(
+    connection: sqlite3.Connection, row: int, limit: int, dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `limit` rows above `row`: rows (N,) int64, ascending, and vectors (N, D) float32."""
+    found = connection.execute("SELECT row, embedding FROM vectors WHERE row > ? ORDER BY row LIMIT ?", (row, limit))
+    return _stacked(found.fetchall(), dim)
+
+
+def _stacked(found: list[tuple[int, bytes]], dim: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.array([row for row, _ in found], dtype=np.int64)
+    return rows, np.frombuffer(b"".join(blob for _, blob in found), dtype="<f4").reshape(len(found), dim)
+
+
+def row_keys(connection: sqlite3.Connection) -> tuple[np.ndarray, np.ndarray]:
+    """All rows (N,) int64, ascending, and of each 64 bits of its clip's id (N,) uint64."""
+    rows: list[np.ndarray] = []
+    keys: list[np.ndarray] = []
+    found = connection.execute("SELECT row, id FROM clips ORDER BY row")
+    while chunk := found.fetchmany(65536):
+        rows.append(np.array([row for row, _ in chunk], dtype=np.int64))
+        text = np.array([clip_id for _, clip_id in chunk], dtype="S16")
+        keys.append(np.bitwise_xor.reduce(text.view("<u8").reshape(-1, 2) * np.array([1, 3], np.uint64), axis=1))
+    empty = np.empty(0, np.int64)
+    return np.concatenate([empty, *rows]), np.concatenate([empty.astype(np.uint64), *keys])
 
 
 def all_sha256(connection: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
