@@ -1,4 +1,4 @@
-"""The library of clips: records, vectors and audio files on disk, and exact search over them.
+"""The library of clips: records, vectors and audio files on disk, and search over them.
 
 Knows NumPy, SQLite and FAISS; no torch, no HTTP, no model. `Catalog` is the only public door.
 """

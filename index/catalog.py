@@ -1,6 +1,6 @@
 """The library of clips: the only public door to records, vectors and audio files, and to search over them.
 
-SQLite is the truth; the FAISS index in memory is a cache of it, filled at start. Knows no model, no audio format and
+SQLite is the truth; the vector index in memory is a cache of it, filled at start. Knows no model, no audio format and
 no HTTP. Every method is synchronous and may be called from any thread: one writer at a time, any number of readers.
 
 The order of things is what keeps a crash harmless and a search consistent:
@@ -30,7 +30,6 @@ import numpy as np
 
 from index import store, words
 from index.audio_files import AudioFiles, fsync_folder
-from index.faiss_index import FaissIndex
 from index.filters import parse_filter
 from index.frames import FrameCodes, encode_frames
 from index.healing import heal
@@ -56,6 +55,8 @@ from index.records import (
 from index.reindex import remove_side, side_path, take_over
 from index.reserve import Reserve
 from index.store import Store, storage_errors
+from index.stored import StoredVectors
+from index.vector_index import Limits, VectorIndex
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
@@ -81,7 +82,7 @@ class Catalog:
 
     healed: list[str]
 
-    def __init__(self, *, folder: Path, lock: int, database: Store, audio: AudioFiles, index: FaissIndex) -> None:
+    def __init__(self, *, folder: Path, lock: int, database: Store, audio: AudioFiles, index: VectorIndex) -> None:
         self.folder = folder
         self.healed = []
         self._lock: int | None = lock
@@ -93,11 +94,12 @@ class Catalog:
         self._broken: str | None = None
 
     @classmethod
-    def open(cls, data_dir: Path, *, dim: int, checkpoint: str) -> Catalog:
+    def open(cls, data_dir: Path, *, dim: int, checkpoint: str, limits: Limits | None = None) -> Catalog:
         """Opens the library in `data_dir`, or begins one; migrates, heals and makes it searchable.
 
         `checkpoint` identifies the embedding space and `dim` its dimensions; an empty library adopts them, and one that
-        was embedded again for them (see index.reindex) changes over.
+        was embedded again for them (see index.reindex) changes over. `limits`: when a search takes which way, if not as
+        measured.
         Raises CheckpointMismatch when a library with clips was made by another, LibraryInUse when it is open elsewhere,
         CatalogError when a newer release wrote it or it cannot be read, StorageFull.
         """
@@ -111,11 +113,11 @@ class Catalog:
             lock = _lock_folder(folder)
         try:
             try:
-                catalog = cls._open_locked(folder, lock, dim, checkpoint)
+                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits)
             except StorageFull:
                 if not Reserve(folder / "reserve").release():
                     raise
-                catalog = cls._open_locked(folder, lock, dim, checkpoint)
+                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits)
         except BaseException:
             os.close(lock)
             raise
@@ -124,7 +126,7 @@ class Catalog:
         return catalog
 
     @classmethod
-    def _open_locked(cls, folder: Path, lock: int, dim: int, checkpoint: str) -> Catalog:
+    def _open_locked(cls, folder: Path, lock: int, dim: int, checkpoint: str, limits: Limits | None) -> Catalog:
         with storage_errors(folder):
             audio = AudioFiles(folder / "audio")
             _refuse_lost_database(folder / "catalog.sqlite3", audio)
@@ -133,9 +135,11 @@ class Catalog:
             with storage_errors(folder):
                 fsync_folder(folder)
                 _adopt(database, folder, checkpoint, dim)
-                catalog = cls(folder=folder, lock=lock, database=database, audio=audio, index=FaissIndex(dim))
+                stored = StoredVectors(database, dim)
+                index = VectorIndex(dim, stored, stamp=checkpoint, folder=folder / "index", limits=limits)
+                catalog = cls(folder=folder, lock=lock, database=database, audio=audio, index=index)
                 catalog.healed = heal(database, audio)
-                catalog._fill_index()
+                catalog.healed += index.fill()  # last: it may go on in the background
             return catalog
         except BaseException:
             database.close()
@@ -146,6 +150,7 @@ class Catalog:
         with self._writing:
             if self._lock is None:
                 return
+            self._index.close()
             self._store.close()
             os.close(self._lock)
             self._lock = None
@@ -155,11 +160,6 @@ class Catalog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _fill_index(self) -> None:
-        with self._store.read() as view:
-            for rows, vectors in store.all_vectors(view, self._index.dim):
-                self._index.add(rows, vectors)
 
     # Changes
 
@@ -323,9 +323,10 @@ class Catalog:
     def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """The k clips most similar to `vector` (D,), best first; fewer when fewer pass the filter.
 
-        Exact: similarity is the inner product with every clip that passes, and the filter is applied before the best
-        are taken; what it may ask is in index.filters. Raises InvalidFilter; ValueError for another shape, no numbers,
-        or k < 1.
+        Similarity is the inner product, and the filter is applied before the best are taken; what it may ask is in
+        index.filters. Every clip that passes is compared while the library is small or few pass; of a large one those
+        that their codes make likely, see index/vector_index.py. Raises InvalidFilter; ValueError for another shape, no
+        numbers, or k < 1.
         """
         _check_count(k, "k")
         query = self._checked(vector, "query", unit=False)
@@ -381,8 +382,7 @@ class Catalog:
         self._store.check()
         if self._broken:
             raise CatalogError(self._broken)
-        with self._index.reading():
-            self._index.search(np.zeros(self._index.dim, np.float32), 1)
+        self._index.check()
 
     def list(self, limit: int, cursor: str | None = None, filter: Filter | None = None, sort: str = "-created") -> Page:
         """A page of clips and the cursor of the next page (None on the last).

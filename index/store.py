@@ -453,14 +453,6 @@ def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]
     return codes, hop
 
 
-def all_vectors(connection: sqlite3.Connection, dim: int, batch: int = 8192) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of rows (N,) int64 and vectors (N, D) float32, in row order."""
-    found = connection.execute("SELECT row, embedding FROM vectors ORDER BY row")
-    while chunk := found.fetchmany(batch):
-        rows = np.array([row for row, _ in chunk], dtype=np.int64)
-        yield rows, np.frombuffer(b"".join(blob for _, blob in chunk), dtype="<f4").reshape(len(chunk), dim)
-
-
 def vectors_of(connection: sqlite3.Connection, rows: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Those of the rows that are there: rows (M,) int64, ascending, and vectors (M, D) float32."""
     found = connection.execute(
@@ -470,9 +462,7 @@ def vectors_of(connection: sqlite3.Connection, rows: np.ndarray, dim: int) -> tu
     return _stacked(found.fetchall(), dim)
 
 
-def vectors_after(
-    connection: sqlite3.Connection, row: int, limit: int, dim: int
-) -> tuple[np.ndarray, np.ndarray]:
+def vectors_after(connection: sqlite3.Connection, row: int, limit: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `limit` rows above `row`: rows (N,) int64, ascending, and vectors (N, D) float32."""
     found = connection.execute("SELECT row, embedding FROM vectors WHERE row > ? ORDER BY row LIMIT ?", (row, limit))
     return _stacked(found.fetchall(), dim)

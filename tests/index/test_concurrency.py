@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from index import Catalog, NewClip
+from index.vector_index import Limits
 
 ENOUGH = 60  # changes, and searches
 
 
 @pytest.mark.parametrize("filter", [None, {"kind": "moving"}])
+@pytest.mark.parametrize("limits", [None, Limits(flat_rows=32)])  # the number of clips goes up and down across it
 def test_searches_while_clips_come_and_go(
-    tmp_path: Path, new_clip: Callable[..., NewClip], filter: dict | None
+    tmp_path: Path, new_clip: Callable[..., NewClip], filter: dict | None, limits: Limits | None
 ) -> None:
     news = [new_clip(seed, {"seed": seed, "kind": "moving"}) for seed in range(60)]
     # When each clip was surely there and surely not: times at which changes began and ended.
@@ -26,7 +28,7 @@ def test_searches_while_clips_come_and_go(
     problems: list[BaseException] = []
     stop = threading.Event()
 
-    with Catalog.open(tmp_path, dim=16, checkpoint="a") as catalog:
+    with Catalog.open(tmp_path, dim=16, checkpoint="a", limits=limits) as catalog:
 
         def change(mine: list[NewClip]) -> None:
             ids: dict[str, str] = {}
