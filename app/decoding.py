@@ -98,6 +98,7 @@ class DecodedStream:
         if self._retried or self._delivered:
             raise DecoderFailed(self._filename, f"the decoder {why} while it worked on this file.") from death
         self._retried = True
+        self._pool._renew()
 
     async def _receive(self) -> tuple[bytes, Any]:
         """The next message: AUDIO with an array, any other kind with a dict. Raises Died, or what ERROR tells of."""
@@ -241,6 +242,11 @@ class DecoderPool:
         self._idle.append(worker)
         if len(self._alive) > self._warm and self._shrinking is None:
             self._shrinking = asyncio.get_running_loop().call_later(_KEEP, self._shrink)
+
+    def _renew(self) -> None:
+        """Ends the idle workers: what ended one may have ended them too, and a second chance wants a sound one."""
+        for worker in list(self._idle):
+            self._discard(worker)
 
     def _shrink(self) -> None:
         """Ends the workers that nobody needs: those above the warm ones that rested longest."""
