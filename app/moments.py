@@ -1,7 +1,7 @@
 """The best moments of the whole library: of one sound, or of several, one after another.
 
-In two steps: clips by their clip embeddings, which is fast and may miss a clip whose sound is short and lost in a long
-recording, then every frame of those clips, which is exact. Knows engine and library; no requests and no answers.
+In two steps: clips by their best segment, a vector for each stretch of a recording in which it sounds alike, then every
+frame of those clips, which is exact. Knows engine and library; no requests and no answers.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ async def best_moments(
     """The k best moments for the embeddings of P `sounds` (P, D), best first, and how many clips were looked at.
 
     One sound: its moments, as a search shows them. Several: where they follow each other (`find_sequences`). Looked at
-    are the CANDIDATES clips nearest to each sound, all of them together.
+    are, for each sound, the CANDIDATES clips that have the nearest segments, all of them together.
     """
     engine, catalog = services.engine, services.catalog
     clips: dict[str, Clip] = {}
     for sound in sounds:
         with services.metrics.vector_search():
-            hits = await services.read(catalog.search, sound, CANDIDATES, filter)
+            hits = await services.read(catalog.search_segments, sound, CANDIDATES, filter)
         clips.update((hit.clip.id, hit.clip) for hit in hits)
     waiting = list(clips.values())
     found: list[ClipMoment] = []

@@ -54,6 +54,7 @@ from index.records import (
 )
 from index.reindex import remove_side, side_path, take_over
 from index.reserve import Reserve
+from index.segments import SegmentIndex, cut_segments
 from index.store import Store, storage_errors
 from index.stored import StoredVectors
 from index.vector_index import Limits, VectorIndex
@@ -72,6 +73,7 @@ class _Prepared:
     embedding: np.ndarray  # (D,)
     codes: bytes
     frame_hop: float
+    segments: FrameCodes
 
 
 class Catalog:
@@ -89,6 +91,7 @@ class Catalog:
         self._store = database
         self._audio = audio
         self._index = index
+        self._segments = SegmentIndex(index.dim)
         self._reserve = Reserve(folder / "reserve")
         self._writing = threading.Lock()
         self._broken: str | None = None
@@ -139,6 +142,7 @@ class Catalog:
                 index = VectorIndex(dim, stored, stamp=checkpoint, folder=folder / "index", limits=limits)
                 catalog = cls(folder=folder, lock=lock, database=database, audio=audio, index=index)
                 catalog.healed = heal(database, audio)
+                catalog._fill_segments()
                 catalog.healed += index.fill()  # last: it may go on in the background
             return catalog
         except BaseException:
@@ -160,6 +164,11 @@ class Catalog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _fill_segments(self) -> None:
+        with self._store.read() as view:
+            for rows, vectors in store.all_segments(view, self._index.dim):
+                self._segments.add(rows, vectors)
 
     # Changes
 
@@ -209,7 +218,8 @@ class Catalog:
             created=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             metadata=json.loads(metadata),
         )
-        return _Prepared(clip, metadata, embedding, frames.to_bytes(), float(new.frame_hop))
+        hop = float(new.frame_hop)
+        return _Prepared(clip, metadata, embedding, frames.to_bytes(), hop, cut_segments(frames, hop))
 
     def _commit(self, prepared: list[_Prepared], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """The writer's part of `add_many`: names for the audio, one transaction, FAISS."""
@@ -235,6 +245,7 @@ class Catalog:
                         item.embedding.astype("<f4").tobytes(),
                         item.frame_hop,
                         item.codes,
+                        item.segments.to_bytes(),
                     )
                     added[row] = item
                     results.append((item.clip, True))
@@ -244,6 +255,8 @@ class Catalog:
             raise
         if added:
             with self._index_change("a clip that was added"):
+                parts = [item.segments.decode() for item in added.values()]
+                self._segments.add(np.repeat(list(added), [len(part) for part in parts]), np.concatenate(parts))
                 self._index.add(
                     np.fromiter(added, dtype=np.int64), np.stack([item.embedding for item in added.values()])
                 )
@@ -253,11 +266,15 @@ class Catalog:
         """Removes a clip with all that belongs to it, for good when this returns. Raises ClipNotFound."""
         with self._writing:
             row, clip, vector = self._row_and_vector(clip_id)
+            with self._store.read() as view:
+                segments = FrameCodes.from_bytes(store.segments(view, row), self._index.dim).decode()
             self._index.remove(np.array([row]))
+            self._segments.remove(row)
             try:
                 self._delete_row(row)
             except BaseException:
                 with self._index_change("a clip that could not be deleted"):
+                    self._segments.add(np.full(len(segments), row), segments)
                     self._index.add(np.array([row]), vector[None])
                 raise
             with storage_errors(self.folder):
@@ -334,6 +351,20 @@ class Catalog:
         with self._index.reading(), self._store.read() as view:
             only = store.rows_passing(view, conditions) if conditions else None
             rows, similarities = self._index.search(query, k, only)
+            clips = store.by_rows(view, rows)
+        return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
+
+    def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
+        """The k clips of which some stretch (index.segments) is most similar to `vector` (D,), best first.
+
+        The hits' similarity is that of the stretch. Filter and errors as in `search`.
+        """
+        _check_count(k, "k")
+        query = self._checked(vector, "query", unit=False)
+        conditions = parse_filter(filter)
+        with self._segments.reading(), self._store.read() as view:
+            only = store.rows_passing(view, conditions) if conditions else None
+            rows, similarities = self._segments.search(query, k, only)
             clips = store.by_rows(view, rows)
         return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
 

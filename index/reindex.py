@@ -143,6 +143,7 @@ def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
                     "CROSS JOIN side.embedded USING (sha256) ORDER BY row"
                 )
             store.set_stamp(change, checkpoint, dim)
+            store.make_segments(change)
         database.shrink_log()
     remove_side(folder, checkpoint)
     return 0

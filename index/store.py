@@ -20,7 +20,9 @@ import numpy as np
 
 from index import words
 from index.filters import Condition
+from index.frames import FrameCodes
 from index.records import CatalogError, Clip, Fact, StorageFull
+from index.segments import cut_segments
 
 APPLICATION_ID = 0x46494E45  # "FINE", in the file's header: this is a library and not some other database
 
@@ -70,6 +72,14 @@ MIGRATIONS: tuple[str, ...] = (
         FROM clips;
     CREATE INDEX clips_by_duration ON clips (duration);
     CREATE INDEX clips_by_filename ON clips (filename);
+    """,
+    """
+    CREATE TABLE segments (
+        row INTEGER PRIMARY KEY REFERENCES clips (row) ON DELETE CASCADE,
+        codes BLOB NOT NULL                    -- what segments.cut_segments makes of the frames, as they are kept
+    ) STRICT;
+    INSERT INTO segments (row, codes)
+        SELECT row, segments_of(codes, hop, dim) FROM frames CROSS JOIN library;
     """,
 )
 
@@ -131,6 +141,7 @@ class Store:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         connection.create_function("words_of", 3, _words_of, deterministic=True)  # for migrations
+        connection.create_function("segments_of", 3, _segments_of, deterministic=True)
         return connection
 
     def _prepare(self, migrations: Sequence[str]) -> None:
@@ -258,6 +269,7 @@ def insert(
     embedding: bytes,
     hop: float,
     codes: bytes,
+    segments: bytes,
 ) -> int:
     """Adds a clip whole; its new row."""
     [(row,)] = connection.execute(
@@ -267,6 +279,7 @@ def insert(
     ).fetchall()
     connection.execute("INSERT INTO vectors (row, embedding) VALUES (?, ?)", (row, embedding))
     connection.execute("INSERT INTO frames (row, hop, codes) VALUES (?, ?, ?)", (row, hop, codes))
+    connection.execute("INSERT INTO segments (row, codes) VALUES (?, ?)", (row, segments))
     _insert_facts(connection, row, facts)
     _insert_words(connection, row, clip.filename, clip.metadata)
     return int(row)
@@ -280,6 +293,10 @@ def _insert_words(connection: sqlite3.Connection, row: int, filename: str, metad
 
 def _words_of(filename: str, metadata: str, column: int) -> str:
     return words.columns(filename, json.loads(metadata))[column]
+
+
+def _segments_of(codes: bytes, hop: float, dim: int) -> bytes:
+    return cut_segments(FrameCodes.from_bytes(codes, dim), hop).to_bytes()
 
 
 def _insert_facts(connection: sqlite3.Connection, row: int, facts: Iterator[Fact]) -> None:
@@ -445,6 +462,29 @@ def vectors(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, np.nd
         "SELECT row, embedding FROM vectors WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows.tolist()),)
     )
     return {row: np.frombuffer(blob, dtype="<f4").astype(np.float32) for row, blob in found}
+
+
+def segments(connection: sqlite3.Connection, row: int) -> bytes:
+    """What FrameCodes.to_bytes made of the clip's segments."""
+    return bytes(connection.execute("SELECT codes FROM segments WHERE row = ?", (row,)).fetchone()[0])
+
+
+def all_segments(
+    connection: sqlite3.Connection, dim: int, batch: int = 1024
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of the rows (N,) int64 that segments belong to, and of those segments (N, D) float32, in row order."""
+    found = connection.execute("SELECT row, codes FROM segments ORDER BY row")
+    while chunk := found.fetchmany(batch):
+        parts = [FrameCodes.from_bytes(codes, dim).decode() for _, codes in chunk]
+        yield np.repeat([row for row, _ in chunk], [len(part) for part in parts]), np.concatenate(parts)
+
+
+def make_segments(connection: sqlite3.Connection) -> None:
+    """Makes the segments of every clip again from its frames, whose number of dimensions is the library's."""
+    connection.execute("DELETE FROM segments")
+    connection.execute(
+        "INSERT INTO segments (row, codes) SELECT row, segments_of(codes, hop, dim) FROM frames CROSS JOIN library"
+    )
 
 
 def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:

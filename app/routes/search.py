@@ -83,7 +83,8 @@ async def search_by_body(request: Request, services: Serving) -> SearchResult:
 async def search_moments(request: Request, services: Serving) -> Moments:
     """Where a sound is heard, or where several are heard one after another, over all clips.
 
-    Looked at are the 200 clips whose embeddings are nearest to each sound; a moment in any other clip is not found.
+    Looked at are, for each sound, the 200 clips of which some stretch is nearest to it; a moment in any other clip is
+    not found.
     In a sequence a sound begins at most `max_gap` seconds after the one before it ends, and at most half a second
     before.
     """

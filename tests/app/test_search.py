@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app import moments, search
 from app.moments import find_sequences, follows
+from index import NewClip
 from model.detection import Moment
 
 
@@ -283,6 +287,35 @@ async def test_moments_are_looked_for_in_the_nearest_clips(
     assert one["candidates"] == 2 and {h["clip"]["filename"] for h in one["hits"]} == {"800.wav", "both.wav"}
     both = {"sequence": ["tone 800", "tone 6400"], "k": 100}
     assert (await client.post("/search/moments", json=both)).json()["candidates"] in (3, 4)
+
+
+async def test_half_a_second_in_an_hour_is_found(
+    make_app: Callable[..., FastAPI],
+    open_client: Callable[..., httpx.AsyncClient],
+    fake_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(moments, "CANDIDATES", 2)
+    app = make_app()
+    tone, silence = fake_model.encode_text(["tone 800"])[0], np.eye(fake_model.dim, dtype=np.float32)[-1]
+    alike = (tone + silence) / np.sqrt(2)
+    hour = np.tile(silence, (22_500, 1))
+    hour[12_500:12_503] = tone
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        catalog = app.state.services.catalog
+        for number, frames in enumerate([hour, *[np.tile(alike, (20, 1))] * 9]):
+            mean = frames.mean(axis=0)
+            audio = b"audio %d" % number
+            catalog.add(
+                NewClip(f"{number}.wav", hashlib.sha256(audio).hexdigest(), len(frames) * 0.16, 16_000, 1, {},
+                        mean / np.linalg.norm(mean), frames, 0.16, audio)
+            )  # fmt: skip
+        answer = (await client.post("/search/moments", json={"query": "tone 800", "k": 1})).json()
+        (hit,) = answer["hits"]
+        assert hit["clip"]["filename"] == "0.wav" and answer["candidates"] == 2 and hit["score"] > 0.9
+        assert (hit["start"], hit["end"]) == pytest.approx((2000, 2000.48), abs=0.01)
+        by_clip = (await client.get("/search", params={"q": "tone 800", "k": 9})).json()["hits"]
+        assert "0.wav" not in {h["clip"]["filename"] for h in by_clip}
 
 
 @pytest.mark.parametrize(

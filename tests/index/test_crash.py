@@ -89,6 +89,8 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
                     assert len(set(seeds) & set(there)) in (0, len(seeds))  # a batch whole or not at all
             everything = {hit.clip.id for hit in catalog.search(np.ones(32, np.float32), 100_000)}
             assert everything == {clip.id for clip in clips}
+            by_stretch = {hit.clip.id for hit in catalog.search_segments(np.ones(32, np.float32), 100_000)}
+            assert by_stretch == everything
             for seed, clip in there.items():
                 new = clip_of(seed, batch=0)
                 version = versions.get(seed, 0)
@@ -96,6 +98,8 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
                 assert catalog.audio_path(clip.id).read_bytes() == new.audio
                 np.testing.assert_array_equal(catalog.clip_vector(clip.id), new.embedding)
                 assert catalog.frames(clip.id)[0].shape == new.frames.shape
+                [stretch] = catalog.search_segments(new.frames[0], 1, {"seed": seed})
+                assert stretch.clip == clip and stretch.similarity > 0.4
                 [hit] = catalog.search(new.embedding, 1, {"seed": seed})
                 assert hit.clip == clip and abs(hit.similarity - 1) < 1e-5
             names = {path.name for path in (tmp_path / "library" / "audio").rglob("*") if path.is_file()}

@@ -70,6 +70,7 @@ def test_everything_but_the_vectors_stays(
         np.testing.assert_array_equal(changed.frames(clip.id)[0], encode_frames(frames).decode())
         assert changed.frames(clip.id)[1] == 0.32
         assert changed.search(vector, 1)[0].clip == clip
+        assert changed.search_segments(frames[0], 1)[0].clip == clip
         assert changed.audio_path(clip.id).is_file()
     open_library(dim=NEW_DIM, checkpoint=NEW)
     with pytest.raises(CheckpointMismatch, match="finelap reindex"):
