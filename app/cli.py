@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (FINELAP_HOST, default 127.0.0.1)")
     serve.add_argument("--port", type=kinds.port, help="port, 0 for any that is free (FINELAP_PORT, default 8080)")
     serve.add_argument("--checkpoint", help=f"folder or hub id (FINELAP_CHECKPOINT, default {DEFAULT_CHECKPOINT})")
-    serve.add_argument("--data-dir", type=Path, metavar="DIR", help="the library (FINELAP_DATA_DIR, ./data)")
+    _data_option(serve)
     serve.add_argument("--device", help="auto, cpu, cuda, … (FINELAP_DEVICE)")
     serve.add_argument("--demo", type=Path, metavar="DIR", help="add this folder's sounds if the library is empty")
 
@@ -154,6 +154,23 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--frames", action="store_true", help="the embedding of every frame too")
     _model_options(embed)
 
+    reindex = command("reindex", _reindex, "embed the library again with another checkpoint, beside a running service")
+    reindex.add_argument("--checkpoint", help=f"the new one (FINELAP_CHECKPOINT, default {DEFAULT_CHECKPOINT})")
+    reindex.add_argument("--follow", action="store_true", help="go on with new clips until the service has taken over")
+    _data_option(reindex)
+    reindex.add_argument("--device", help="auto, cpu, cuda, … (FINELAP_DEVICE)")
+
+    backup = command("backup", _backup, "copy a library, also while a service has it open")
+    backup.add_argument("dest", type=Path, metavar="DEST", help="folder of backups; a second one only adds")
+    _data_option(backup)
+    backup.add_argument("--copy", action="store_true", help="copy audio files also where links would do")
+
+    restore = command("restore", _restore, "make a library of a backup")
+    restore.add_argument("source", type=Path, metavar="SRC", help="folder of backups")
+    _data_option(restore)
+    restore.add_argument("--snapshot", metavar="NAME", help="which of them (the last)")
+    restore.add_argument("--partial", action="store_true", help="leave out audio files that are missing or damaged")
+
     convert = command("convert", _convert, "make a checkpoint folder of published weights, without running their code")
     convert.add_argument("source", metavar="SRC", help="published .pt file, or a Hugging Face folder of FineLAP")
     convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
@@ -174,6 +191,10 @@ def _training_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _server_option(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:
     server = os.environ.get("FINELAP_SERVER") or default
     parser.add_argument("--server", default=server, metavar="URL", help=f"FINELAP_SERVER, default {default or 'none'}")
+
+
+def _data_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the library (FINELAP_DATA_DIR, ./data)")
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
@@ -267,6 +288,34 @@ def _embed(args: argparse.Namespace) -> int:
     from app.offline import embed_files
 
     return embed_files(settings, args.files, args.output, args.frames)
+
+
+def _of_a_folder(settings: Settings) -> Settings:
+    """The settings, if the library is in their data folder."""
+    if settings.index_url != "faiss://":
+        raise UsageError(f"the library of FINELAP_INDEX_URL={settings.index_url} is not in a folder")
+    return settings
+
+
+def _reindex(args: argparse.Namespace) -> int:
+    settings = _of_a_folder(_settings(args, "checkpoint", "data_dir", "device"))
+    from app.reindex import reindex
+
+    return reindex(settings, args.follow)
+
+
+def _backup(args: argparse.Namespace) -> int:
+    settings = _of_a_folder(_settings(args, "data_dir"))
+    from app.backups import run_backup
+
+    return run_backup(settings.data_dir, args.dest, args.copy)
+
+
+def _restore(args: argparse.Namespace) -> int:
+    settings = _of_a_folder(_settings(args, "data_dir"))
+    from app.backups import run_restore
+
+    return run_restore(args.source, settings.data_dir, args.snapshot, args.partial)
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -60,7 +60,7 @@ def detect_file(
                     take(message)
             return hearing.outline
 
-    outline = _with_engine(model, listen)
+    outline = with_engine(model, listen)
     if plot is not None and outline is not None:
         plot.write_bytes(draw(results[0], outline, question))
 
@@ -106,7 +106,7 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
 
             return await asyncio.gather(*(one(path) for path in sources))
 
-    done = [result for result in _with_engine(model, embed) if result is not None]
+    done = [result for result in with_engine(model, embed) if result is not None]
     for line in failed:
         print(line, file=sys.stderr)
     if not done:
@@ -144,7 +144,9 @@ async def _embed(
         return name, hearing.duration, hearing.clip, np.concatenate(parts) if keep else None
 
 
-def _with_engine(model: FineLAP, work: Callable[[Engine, DecoderPool], Coroutine[Any, Any, R]]) -> R:
+def with_engine(model: FineLAP, work: Callable[[Engine, DecoderPool], Coroutine[Any, Any, R]]) -> R:
+    """What `work` returns, in an event loop with an engine around the model and decoders, started and closed."""
+
     async def run() -> R:
         engine, decoders = Engine(model, max_queue_windows=_QUEUE), DecoderPool()
         await decoders.start()

@@ -74,6 +74,15 @@ class AudioFiles:
             raise
         return staged
 
+    def stage_link(self, file: Path) -> Path:
+        """`stage` for a file that is whole, on the disk and never changed in its place: a link to it, no copy.
+
+        Raises OSError where links will not do.
+        """
+        staged = self._incoming / uuid.uuid4().hex
+        os.link(file, staged)
+        return staged
+
     def place(self, staged: dict[str, Path]) -> None:
         """Gives staged files (hash → file) their names; they survive a power cut when this returns."""
         folders = {self.path(sha256).parent for sha256 in staged}

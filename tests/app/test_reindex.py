@@ -1,0 +1,360 @@
+"""`finelap reindex` beside a running service: what it embeds, follows and survives; backup and restore as commands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+
+from app import reindex as command
+from app.cli import main
+from app.engine import Engine, load_model
+from app.main import create_app
+from app.settings import Settings
+from index import Catalog, CheckpointMismatch
+from index.outside import LibraryReader, hold
+from index.reindex import SideDatabase, side_path
+from model import FineLAP
+
+REPO = Path(__file__).parents[2]
+KILLS = 2
+
+
+class Turned:
+    """The model with every embedding back to front: another space, with its own stamp."""
+
+    stamp = "turned-stamp"
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_windows(self, waveforms: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(clip[::-1].copy(), frames[:, ::-1].copy()) for clip, frames in self._model.encode_windows(waveforms)]
+
+    def encode_text(self, texts: Any) -> np.ndarray:
+        return self._model.encode_text(texts)[:, ::-1].copy()
+
+
+@pytest.fixture
+def turned(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> Turned:
+    """The checkpoint that the command loads."""
+    model = Turned(fake_model)
+    monkeypatch.setattr(command, "load_model", lambda settings: model)
+    monkeypatch.setattr(command, "_POLL", 0.02)
+    return model
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., int]:
+    return lambda *flags: main(["reindex", "--checkpoint", "new", "--data-dir", str(tmp_path / "data"), *flags])
+
+
+def open_app(settings: Settings, model: Any) -> FastAPI:
+    catalog = Catalog.open(settings.data_dir, dim=model.dim, checkpoint=model.stamp)
+    return create_app(settings, Engine(model), catalog)
+
+
+async def add(client: httpx.AsyncClient, audio: bytes, name: str) -> str:
+    return (await client.post("/clips", files={"files": (name, audio)})).json()["clips"][0]["id"]
+
+
+async def answers(client: httpx.AsyncClient) -> list[Any]:
+    """What the library says, by names, since ids are a library's own."""
+    hits = (await client.get("/search", params={"q": "tone 400", "k": 20, "moments": True})).json()["hits"]
+    return [(h["clip"]["filename"], pytest.approx(h["similarity"], abs=1e-5), h.get("moments")) for h in hits]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+def kept(folder: Path, model: Turned) -> int:
+    with SideDatabase(folder, model.stamp, model.dim) as side:
+        return len(side.known)
+
+
+def covered(folder: Path, model: Turned) -> bool:
+    with LibraryReader(folder) as library, SideDatabase(folder, model.stamp, model.dim) as side:
+        return {clip.sha256 for clip in library.clips()} <= side.known
+
+
+async def test_beside_a_service_that_changes(
+    make_settings: Callable[..., Settings],
+    open_client: Callable[..., httpx.AsyncClient],
+    turned: Turned,
+    fake_model: Any,
+    sounds: SimpleNamespace,
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings, files = make_settings(), {f"{hz}.wav": sounds.wav(hz, 0.5 + hz / 300) for hz in sounds.TONES}
+    app = open_app(settings, fake_model)
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        for name, audio in list(files.items())[:3]:
+            await add(client, audio, name)
+        before = await answers(client)
+        following = asyncio.create_task(asyncio.to_thread(run, "--follow"))
+        err: list[str] = []
+        await until(lambda: err.append(capsys.readouterr().err) or "following" in "".join(err))  # type: ignore[func-returns-value]
+        assert await answers(client) == before  # it serves as it did
+        await client.delete(f"/clips/{await add(client, sounds.wav(500), 'gone.wav')}")
+        for name, audio in list(files.items())[3:]:
+            await add(client, audio, name)
+        await until(lambda: covered(settings.data_dir, turned))
+        assert not following.done()
+    app = open_app(settings, turned)
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        assert await following == 0
+        assert "has taken over what new made" in capsys.readouterr().out
+        changed = await answers(client)
+    assert not list(settings.data_dir.glob("reindex-*"))
+
+    app = open_app(make_settings(data_dir=tmp_path / "anew"), turned)
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        for name, audio in files.items():
+            await add(client, audio, name)
+        assert await answers(client) == changed
+    assert len(changed) == len(files) and changed[0][0] == "400.wav" and changed[0][2]
+
+
+async def fill(
+    settings: Settings, model: Any, open_client: Callable[..., httpx.AsyncClient], files: dict[str, bytes]
+) -> None:
+    app = open_app(settings, model)
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        for name, audio in files.items():
+            await add(client, audio, name)
+
+
+@pytest.fixture
+async def library(
+    make_settings: Callable[..., Settings],
+    open_client: Callable[..., httpx.AsyncClient],
+    fake_model: Any,
+    sounds: SimpleNamespace,
+) -> Path:
+    """A library of six tones, closed."""
+    await fill(make_settings(), fake_model, open_client, {f"{hz}.wav": sounds.wav(hz) for hz in sounds.TONES})
+    return make_settings().data_dir
+
+
+def audio_of(library: Path, name: str) -> Path:
+    with LibraryReader(library) as reader:
+        return next(reader.audio_path(clip.sha256) for clip in reader.clips() if clip.filename == name)
+
+
+async def test_nothing_is_embedded_twice(library: Path, turned: Turned, run: Callable[..., int], capsys: Any) -> None:
+    calls = turned.audio_batches
+    calls.clear()
+    assert await asyncio.to_thread(run) == 0
+    first = sum(calls)
+    assert "ready: it is taken over when the service is started with --checkpoint new" in capsys.readouterr().out
+    calls.clear()
+    assert await asyncio.to_thread(run) == 0
+    assert sum(calls) < first - 5  # warming up alone
+    with Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp) as catalog:
+        assert len(catalog) == 6
+    assert await asyncio.to_thread(run) == 0
+    assert "there is nothing to do" in capsys.readouterr().err
+
+
+async def test_a_clip_that_cannot_be_embedded(
+    library: Path, turned: Turned, fake_model: Any, run: Callable[..., int], capsys: Any
+) -> None:
+    lost, broken = audio_of(library, "200.wav"), audio_of(library, "800.wav")
+    kept = lost.read_bytes(), broken.read_bytes()
+    lost.unlink()
+    broken.write_bytes(b"not a sound")
+    assert await asyncio.to_thread(run) == 1
+    out, err = capsys.readouterr()
+    assert "2 clips could not be embedded again" in out
+    assert "200.wav (clip " in err and "its audio file is missing" in err and "800.wav (clip " in err
+    with pytest.raises(CheckpointMismatch, match="has not embedded 2 of them"):
+        Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp)
+    lost.write_bytes(kept[0])
+    with Catalog.open(library, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
+        catalog.delete(next(clip.id for clip in catalog.list(9)[0] if clip.filename == "800.wav"))
+    assert await asyncio.to_thread(run) == 0
+    with Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp) as catalog:
+        assert len(catalog) == 5
+
+
+async def test_audio_that_comes_back_while_it_follows(
+    library: Path, turned: Turned, run: Callable[..., int], capsys: Any
+) -> None:
+    lost = audio_of(library, "200.wav")
+    content = lost.read_bytes()
+    lost.unlink()
+    following = asyncio.create_task(asyncio.to_thread(run, "--follow"))
+    err: list[str] = []
+    await until(lambda: err.append(capsys.readouterr().err) or "following" in "".join(err))  # type: ignore[func-returns-value]
+    lost.write_bytes(content)
+    await until(lambda: covered(library, turned))
+    Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp).close()
+    assert await following == 0
+
+
+async def test_what_is_refused(
+    library: Path, turned: Turned, run: Callable[..., int], tmp_path: Path, capsys: Any
+) -> None:
+    with hold(library / "reindex.lock", ""):
+        assert await asyncio.to_thread(run) == 1
+    assert capsys.readouterr().err == f"finelap reindex: finelap reindex is at work on {library} already\n"
+    assert await asyncio.to_thread(run, "--data-dir", str(tmp_path / "nothing")) == 1
+    assert capsys.readouterr().err == f"finelap reindex: there is no library in {tmp_path / 'nothing'}\n"
+    Catalog.open(tmp_path / "empty", dim=4, checkpoint="any").close()
+    assert await asyncio.to_thread(run, "--data-dir", str(tmp_path / "empty")) == 0
+    assert "has no clips" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/reindex-*"))
+
+
+@pytest.mark.parametrize("words", [["reindex"], ["backup", "there"], ["restore", "there"]])
+def test_only_libraries_in_a_folder(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("FINELAP_INDEX_URL", "milvus://host:19530")
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("the library of FINELAP_INDEX_URL=milvus://host:19530 is not in a folder\n")
+
+
+KILLED = """
+import importlib.util, sys, time
+from pathlib import Path
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+from app import reindex
+model = load("tests_conftest", "tests/app/conftest.py").FakeModel()
+turned = load("tests_reindex", "tests/app/test_reindex.py").Turned(model)
+model.before = lambda: time.sleep(0.05)
+reindex._TOGETHER = 2
+reindex.load_model = lambda settings: turned
+from app.cli import main
+print("begun", flush=True)
+sys.exit(main(["reindex", "--checkpoint", "new", "--data-dir", sys.argv[1]]))
+"""
+
+
+async def test_killed_at_random_moments(
+    make_settings: Callable[..., Settings],
+    open_client: Callable[..., httpx.AsyncClient],
+    fake_model: Any,
+    turned: Turned,
+    sounds: SimpleNamespace,
+    tmp_path: Path,
+) -> None:
+    settings = make_settings()
+    files = {f"{n}.wav": sounds.wav(sounds.TONES[n % 6], 0.3 + n / 50) for n in range(40)}
+    await fill(settings, fake_model, open_client, files)
+    choose, progress, code = random.Random(2), [0], -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(settings.data_dir)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=REPO,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert process.stdout
+        with process.stdout:
+            assert process.stdout.readline() == b"begun\n"
+            if len(progress) <= KILLS:
+                goal = progress[-1] + choose.randint(0, 5)
+                await until(lambda: side_path(settings.data_dir, turned.stamp).is_file())
+                await until(lambda goal=goal: kept(settings.data_dir, turned) >= goal)  # type: ignore[misc]
+                await asyncio.sleep(choose.uniform(0, 0.1))
+                process.send_signal(signal.SIGKILL)
+            code = await asyncio.to_thread(process.wait, 60)
+        progress.append(kept(settings.data_dir, turned))
+        assert progress[-1] >= progress[-2]  # nothing that was kept is lost
+        if progress[-1] < len(files):
+            with pytest.raises(CheckpointMismatch):
+                Catalog.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp)
+            Catalog.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp).close()
+    assert code == 0 and any(0 < number < len(files) for number in progress)  # it was killed on the way
+    await fill(make_settings(data_dir=tmp_path / "anew"), turned, open_client, files)
+    with (
+        Catalog.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp) as changed,
+        Catalog.open(tmp_path / "anew", dim=turned.dim, checkpoint=turned.stamp) as anew,
+    ):
+        query = turned.encode_text(["tone 800"])[0]
+        found, expected = ([(h.clip.sha256, h.similarity) for h in c.search(query, 99)] for c in (changed, anew))
+        assert len(found) == len(files)
+        assert dict(found) == pytest.approx(dict(expected), abs=1e-5)
+
+
+async def test_backup_and_restore(
+    library: Path, fake_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Catalog.open(library, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
+        clips = catalog.list(10)[0]
+        assert main(["backup", str(tmp_path / "b"), "--data-dir", str(library)]) == 0
+        out, err = capsys.readouterr()
+        assert out.endswith(": 6 clips, 6 audio files more than before\n") and "audio files: 100%" in err
+        assert main(["restore", str(tmp_path / "b"), "--data-dir", str(library)]) == 1
+        assert capsys.readouterr().err.endswith("not empty: restore to another folder, or move what is in it away\n")
+    audio_of(library, "800.wav").unlink()
+    assert main(["backup", str(tmp_path / "b"), "--data-dir", str(library)]) == 0  # it has that file from before
+    new = tmp_path / "new"
+    assert main(["restore", str(tmp_path / "b"), "--data-dir", str(new)]) == 0
+    assert f"{new}: 6 clips, as of 2" in capsys.readouterr().out
+    with Catalog.open(new, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
+        assert catalog.list(10)[0] == clips and catalog.healed == []
+    assert main(["backup", str(tmp_path / "c"), "--data-dir", str(library)]) == 1
+    assert "it is missing in the library" in capsys.readouterr().err
+    assert main(["restore", str(tmp_path / "nowhere"), "--data-dir", str(tmp_path / "x")]) == 1
+    assert capsys.readouterr().err == f"finelap restore: {tmp_path / 'nowhere'} is not a folder of backups\n"
+
+
+async def test_finelap_small_under_changed_weights(
+    make_settings: Callable[..., Settings],
+    open_client: Callable[..., httpx.AsyncClient],
+    sounds: SimpleNamespace,
+    run: Callable[..., int],
+    repo_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """The bundled checkpoint and another one on disk, loaded as the command and the service load them."""
+    small, changed = str(repo_dir / "checkpoints/finelap-small"), str(tmp_path / "changed")
+    old = await asyncio.to_thread(FineLAP.from_pretrained, small)
+    with torch.no_grad():
+        for parameter in old.parameters():
+            parameter.mul_(1.01)
+    old.save_pretrained(changed)
+    files = {f"{hz}.wav": sounds.wav(hz, 1.0 + hz / 500) for hz in sounds.TONES}
+    await fill(make_settings(), load_model(make_settings(checkpoint=small)), open_client, files)
+    assert await asyncio.to_thread(run, "--checkpoint", changed) == 0
+    model = load_model(make_settings(checkpoint=changed))
+    await fill(make_settings(), model, open_client, {})  # the service starts with it
+    await fill(make_settings(data_dir=tmp_path / "anew"), model, open_client, files)
+    with (
+        Catalog.open(tmp_path / "data", dim=model.dim, checkpoint=model.stamp) as ours,
+        Catalog.open(tmp_path / "anew", dim=model.dim, checkpoint=model.stamp) as anew,
+    ):
+        for clip in anew.list(9)[0]:
+            found = ours.find(clip.sha256)
+            assert found is not None
+            np.testing.assert_allclose(ours.clip_vector(found.id), anew.clip_vector(clip.id), atol=1e-4)
+            np.testing.assert_allclose(ours.frames(found.id)[0], anew.frames(clip.id)[0], atol=5e-3)
