@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-from index.faiss_index import FaissIndex
+from index.faiss_index import ReadWriteLock
 from index.frames import FrameCodes, encode_frames
 
 # Libraries hold what these made, so changing one takes a migration that makes all segments again.
@@ -24,6 +25,8 @@ SECONDS_EACH = 2.0  # one more for each of these
 
 _DECODED = 4096  # frames at a time
 _PER_CLIP = 4  # segments looked up for each clip that is wanted, at first
+_GONE = -1
+_MOST_GONE = 0.2  # share of the segments
 
 
 def cut_segments(frames: FrameCodes, frame_hop: float) -> FrameCodes:
@@ -62,63 +65,89 @@ def _grow(frames: FrameCodes, alike: float, longest: int, allowed: float) -> np.
 
 
 class SegmentIndex:
-    """Segments in memory, and the clips' rows that they belong to. A cache, as FaissIndex is, with the same rule:
-    `search` runs inside `reading()`; `add` and `remove`, by one caller at a time, wait for those who read.
+    """Segments in memory, as 16-bit numbers, and the clips' rows that they belong to: a cache that the catalog fills.
+
+    `search` runs inside `reading()`, which holds changes back; `add` and `remove`, by one caller at a time, wait for
+    those who read. Every segment is compared with a query. What is removed is marked, and cleared away when it is a
+    fifth of all, since FAISS moves all vectors to remove one.
     """
 
     def __init__(self, dim: int) -> None:
-        self._index = FaissIndex(dim)
-        self._owners = np.empty(1024, dtype=np.int64)  # row by segment number, -1 where it is gone
-        self._numbers = 0  # given so far
+        import faiss  # here: importing it takes a while, and most commands never search
+
+        self._faiss: Any = faiss
+        self._index: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        self._owners = np.empty(1024, dtype=np.int64)  # row by segment number, _GONE where it was removed
+        self._gone = 0
+        self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
-        """How many segments there are."""
-        return len(self._index)
+        """How many segments can be found."""
+        with self._lock.read():
+            return int(self._index.ntotal) - self._gone
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """While inside, nothing is added or removed."""
-        with self._index.reading():
+        with self._lock.read():
             yield
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """Segments (N, D) float32 of the clips in rows (N,) int64, one row for each segment."""
-        first, stop = self._numbers, self._numbers + len(rows)
-        if stop > len(self._owners):
-            owners = np.empty(max(stop, 2 * len(self._owners)), dtype=np.int64)
-            owners[:first] = self._owners[:first]
-            self._owners = owners  # readers keep the one they have, which knows all that they can find
-        self._owners[first:stop] = rows
-        self._numbers = stop
-        self._index.add(np.arange(first, stop), vectors)
+        with self._lock.write():
+            first = int(self._index.ntotal)
+            stop = first + len(rows)
+            if stop > len(self._owners):
+                owners = np.empty(max(stop, 2 * len(self._owners)), dtype=np.int64)
+                owners[:first] = self._owners[:first]
+                self._owners = owners
+            self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+            self._owners[first:stop] = rows
 
     def remove(self, row: int) -> int:
         """Forgets the segments of the clip in this row; how many there were."""
-        numbers = np.flatnonzero(self._owners[: self._numbers] == row)
-        removed = self._index.remove(numbers)
-        self._owners[numbers] = -1
-        return removed
+        with self._lock.write():
+            total = int(self._index.ntotal)
+            numbers = np.flatnonzero(self._owners[:total] == row)
+            self._owners[numbers] = _GONE
+            self._gone += len(numbers)
+            if self._gone > total * _MOST_GONE:
+                kept = self._owners[:total] != _GONE
+                self._index.remove_ids(self._faiss.IDSelectorBatch(np.flatnonzero(~kept)))  # the others move up
+                self._owners = self._owners[:total][kept]
+                self._gone = 0
+            return len(numbers)
 
     def search(self, vector: np.ndarray, clips: int, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The best `clips` clips by their best segment for `vector` (D,): rows (≤ clips,) and similarities, best first.
 
         With `only` (M,) int64, among those rows. Call inside `reading()`.
         """
-        owners = self._owners
-        numbers = None if only is None else _numbers_of(owners[: self._numbers], only)
+        total = int(self._index.ntotal)
+        owners = self._owners[:total]
+        parameters = None
+        if only is not None:
+            bitmap = np.packbits(_belonging(owners, only), bitorder="little")  # must outlive the search
+            parameters = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBitmap(bitmap))
+        self._faiss.omp_set_num_threads(1)  # one thread a query, as in FaissIndex
+        query = np.ascontiguousarray(vector, dtype=np.float32)[None]
         wanted = _PER_CLIP * clips
-        while True:
-            found, similarities = self._index.search(vector, wanted, numbers)
-            rows, firsts = np.unique(owners[found], return_index=True)
-            if len(rows) >= clips or len(found) < wanted:
-                break
+        while total:
+            found, numbers = self._index.search(query, min(wanted, total), params=parameters)
+            there = numbers[0] >= 0  # FAISS fills up with -1
+            numbers, found = numbers[0][there], found[0][there]
+            live = owners[numbers] != _GONE
+            rows, similarities = owners[numbers[live]], found[live]
+            firsts = np.sort(np.unique(rows, return_index=True)[1])
+            if len(firsts) >= clips or len(numbers) < wanted:
+                firsts = firsts[:clips]
+                return rows[firsts], similarities[firsts]
             wanted *= 4  # a long recording may have taken many places
-        firsts = np.sort(firsts)[:clips]
-        return owners[found[firsts]], similarities[firsts]
+        return np.empty(0, np.int64), np.empty(0, np.float32)
 
 
-def _numbers_of(owners: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Numbers of the segments whose owner is one of the rows (M,)."""
+def _belonging(owners: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whether each owner (N,) is one of the rows (M,): bool (N,)."""
     wanted = np.zeros(max(int(owners.max(initial=0)), int(rows.max(initial=0))) + 2, dtype=bool)
     wanted[rows] = True
-    return np.flatnonzero(wanted[owners])  # -1, a segment that is gone, is the last place, which no row has
+    return np.asarray(wanted[owners])  # _GONE, -1, is the last place, which no row has
