@@ -1,11 +1,11 @@
 """A library's vectors made once more by another checkpoint: kept beside it first, then taken over at one stroke.
 
-Knows the side database (`reindex-….sqlite3`, one a checkpoint: embedding and frame codes of each audio file) and how a
-library is changed over to it. Knows no model: `finelap reindex` fills the side database from stored audio, in its own
+Knows the side database (`reindex-….sqlite3`, one a checkpoint: vector, frames and segments of each audio file) and how
+a library is changed over to it. Knows no model: `finelap reindex` fills the side database from stored audio, in its own
 process, while the library serves and changes; opening the library with the new checkpoint takes it over.
 
-The order of things: everything is in the side database → one transaction gives every clip its new vector and frames,
-and the library its new stamp → the side database is removed. A crash leaves the old library with the side database, or
+The order of things: everything is in the side database → one transaction gives every clip its new vectors and the
+library its new stamp → the side database is removed. A crash leaves the old library with the side database, or
 the new one with a side database that the next opening removes.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from index import store
 from index.frames import FrameCodes
 from index.records import CatalogError
+from index.segments import cut_segments
 from index.store import Store, storage_errors
 
 _APPLICATION_ID = 0x46494E52  # "FINR"
@@ -28,20 +29,28 @@ _SCHEMA = f"""
 BEGIN IMMEDIATE;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = 1;
-CREATE TABLE IF NOT EXISTS made (  -- one row, as a library has it
+CREATE TABLE IF NOT EXISTS made (  -- one row
     only INTEGER PRIMARY KEY CHECK (only = 1),
     checkpoint TEXT NOT NULL,
-    dim INTEGER NOT NULL
+    dim INTEGER NOT NULL,
+    format INTEGER NOT NULL      -- of the library that all this is made for
 ) STRICT;
 CREATE TABLE IF NOT EXISTS embedded (
     number INTEGER PRIMARY KEY,  -- in the order of the library's clips, nearly, so that a takeover reads straight on
     sha256 TEXT NOT NULL UNIQUE, -- of the audio file
     embedding BLOB NOT NULL,     -- as the library's tables have them
     hop REAL NOT NULL,
-    codes BLOB NOT NULL
+    codes BLOB NOT NULL,
+    segments BLOB NOT NULL
 ) STRICT;
 COMMIT;
 """
+# table of the library, its columns, those of `embedded`: what depends on the checkpoint
+_TABLES = (
+    ("vectors", "embedding", "embedding"),
+    ("frames", "hop, codes", "hop, codes"),
+    ("segments", "codes", "segments"),
+)
 
 
 def side_path(folder: Path, checkpoint: str) -> Path:
@@ -74,10 +83,10 @@ class SideDatabase:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")  # what a power cut takes is made again
         self._connection.executescript(_SCHEMA)
-        self._connection.execute("INSERT OR IGNORE INTO made VALUES (1, ?, ?)", (checkpoint, self.dim))
-        made = tuple(self._connection.execute("SELECT checkpoint, dim FROM made").fetchone())
-        if made != (checkpoint, self.dim):
-            raise CatalogError(f"{self.path} has vectors of checkpoint {made[0]!r} ({made[1]} dimensions): remove it")
+        wanted = (checkpoint, self.dim, len(store.MIGRATIONS))
+        self._connection.execute("INSERT OR IGNORE INTO made VALUES (1, ?, ?, ?)", wanted)
+        if self._connection.execute("SELECT checkpoint, dim, format FROM made").fetchone() != wanted:
+            raise CatalogError(f"{self.path} is of another checkpoint or another release: remove it")
 
     def add(self, sha256: str, embedding: np.ndarray, frames: FrameCodes, hop: float) -> None:
         """Keeps what an audio file became: embedding (D,) of unit length, frames, their hop in seconds.
@@ -89,10 +98,11 @@ class SideDatabase:
             raise ValueError(f"an embedding must be ({self.dim},) of unit length, not {vector.shape}")
         if frames.dim != self.dim or not len(frames) or not hop > 0:
             raise ValueError(f"frames must be (T, {self.dim}), T ≥ 1, and their hop positive")
+        segments = cut_segments(frames, hop)
         with storage_errors(self.path.parent):
             self._connection.execute(
-                "INSERT OR IGNORE INTO embedded (sha256, embedding, hop, codes) VALUES (?, ?, ?, ?)",
-                (sha256, vector.astype("<f4").tobytes(), float(hop), frames.to_bytes()),
+                "INSERT OR IGNORE INTO embedded (sha256, embedding, hop, codes, segments) VALUES (?, ?, ?, ?, ?)",
+                (sha256, vector.astype("<f4").tobytes(), float(hop), frames.to_bytes(), segments.to_bytes()),
             )
         self.known.add(sha256)
 
@@ -124,7 +134,7 @@ def remove_side(folder: Path, checkpoint: str) -> bool:
 
 
 def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
-    """Gives every clip the vector and frames that the side database has, and the library their stamp.
+    """Gives every clip the vectors that the side database has, and the library their stamp.
 
     How many clips the side database lacks: unless that is 0, nothing was changed. One transaction; the side database is
     removed after it. Raises CatalogError when that is something else, StorageFull when the library cannot hold both for
@@ -136,14 +146,13 @@ def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
             missing = _missing(change, path, checkpoint, dim)
             if missing:
                 return missing
-            for table, columns in (("vectors", "embedding"), ("frames", "hop, codes")):
+            for table, columns, made in _TABLES:
                 change.execute(f"DELETE FROM {table}")
                 change.execute(
-                    f"INSERT INTO {table} (row, {columns}) SELECT row, {columns} FROM clips "
+                    f"INSERT INTO {table} (row, {columns}) SELECT row, {made} FROM clips "
                     "CROSS JOIN side.embedded USING (sha256) ORDER BY row"
                 )
             store.set_stamp(change, checkpoint, dim)
-            store.make_segments(change)
         database.shrink_log()
     remove_side(folder, checkpoint)
     return 0
@@ -152,13 +161,13 @@ def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
 def _missing(connection: sqlite3.Connection, path: Path, checkpoint: str, dim: int) -> int:
     """How many clips the attached side database has not."""
     try:
-        made = connection.execute("SELECT checkpoint, dim FROM side.made").fetchone()
+        made = connection.execute("SELECT checkpoint, dim, format FROM side.made").fetchone()
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR:  # anything but "no such table"
             raise
         made = None
-    if made is None or tuple(made) != (checkpoint, dim):
-        raise CatalogError(f"{path} does not have the vectors of this checkpoint: remove it")
+    if made != (checkpoint, dim, len(store.MIGRATIONS)):
+        raise CatalogError(f"{path} is not of this checkpoint and release: remove it, and run finelap reindex again")
     return int(
         connection.execute(
             "SELECT count(*) FROM clips WHERE sha256 NOT IN (SELECT sha256 FROM side.embedded)"

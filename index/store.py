@@ -479,14 +479,6 @@ def all_segments(
         yield np.repeat([row for row, _ in chunk], [len(part) for part in parts]), np.concatenate(parts)
 
 
-def make_segments(connection: sqlite3.Connection) -> None:
-    """Makes the segments of every clip again from its frames, whose number of dimensions is the library's."""
-    connection.execute("DELETE FROM segments")
-    connection.execute(
-        "INSERT INTO segments (row, codes) SELECT row, segments_of(codes, hop, dim) FROM frames CROSS JOIN library"
-    )
-
-
 def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:
     """(what FrameCodes.to_bytes made, hop in seconds)."""
     codes, hop = connection.execute("SELECT codes, hop FROM frames WHERE row = ?", (row,)).fetchone()

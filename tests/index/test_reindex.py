@@ -89,11 +89,14 @@ def test_answers_are_those_of_a_library_made_anew(
     with Catalog.open(tmp_path / "anew", dim=NEW_DIM, checkpoint=NEW) as anew:
         for clip in clips:
             vector, frames = again(clip.sha256)
-            anew.add(new_clip(clip.metadata["seed"], clip.metadata, embedding=vector, frames=frames))
+            new = new_clip(clip.metadata["seed"], clip.metadata, embedding=vector, frames=frames, frame_hop=0.32)
+            anew.add(new)
         for seed in range(20):
             query = np.random.default_rng(seed).standard_normal(NEW_DIM).astype(np.float32)
             only = {"seed": {"gte": seed % 8}}
             found, expected = changed.search(query, 5, only), anew.search(query, 5, only)
+            assert [(h.clip.sha256, h.similarity) for h in found] == [(h.clip.sha256, h.similarity) for h in expected]
+            found, expected = changed.search_segments(query, 5, only), anew.search_segments(query, 5, only)
             assert [(h.clip.sha256, h.similarity) for h in found] == [(h.clip.sha256, h.similarity) for h in expected]
 
 
