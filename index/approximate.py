@@ -1,7 +1,7 @@
 """Short codes of many vectors: which rows are worth comparing exactly, found by reading a small share of the codes.
 
 An inverted file of 4-bit product codes (FAISS IndexIVFPQFastScan): vectors are grouped by their nearest of about
-2 √N centroids, and what is left after the centroid is kept as 4 bits for every two dimensions, D / 4 bytes a vector.
+2 √N centroids, and what is left after the centroid is kept as 4 bits for every dimension, D / 2 bytes a vector.
 A search reads the groups nearest to the query, 1 of 16. Which of them are the best is for the caller to find out from
 whole vectors: see index/vector_index.py. Why these codes and not others: docs/library.md.
 
@@ -22,6 +22,7 @@ FEWEST = 32  # vectors to learn codes from
 SAMPLE = 32  # vectors that a centroid is learnt from, on average
 PROBED = 1 / 16  # share of the groups that a search reads
 _PASSES = 10  # of k-means
+_ENOUGH = 4096  # vectors to learn the 16 values of a dimension from
 _ADDED = 4096  # vectors encoded in one go, between two looks at whether to go on
 
 
@@ -63,13 +64,12 @@ class Codes:
             centroids = pass_.centroids
         quantizer = faiss.IndexFlatIP(dim)
         quantizer.add(centroids)
-        parts = dim // 2 if dim % 2 == 0 else dim
-        index = faiss.IndexIVFPQFastScan(quantizer, dim, groups, parts, 4, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFPQFastScan(quantizer, dim, groups, dim, 4, faiss.METRIC_INNER_PRODUCT)
         index.by_residual = True
         index.pq.cp.niter, index.pq.cp.min_points_per_centroid = 8, 1
         if not go_on():
             raise Stopped
-        index.train(sample)
+        index.train(np.ascontiguousarray(sample[:: max(1, len(sample) // _ENOUGH)]))
         return cls(index, RowSet(), total)
 
     def __len__(self) -> int:
