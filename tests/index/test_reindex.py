@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from index import Catalog, CatalogError, CheckpointMismatch, Clip, NewClip
+from index import Catalog, CatalogError, CheckpointMismatch, Clip, NewClip, StorageFull
 from index.frames import encode_frames
 from index.outside import LibraryReader
 from index.reindex import SideDatabase, side_path
@@ -169,6 +170,39 @@ def test_one_that_still_follows_is_not_in_the_way(
         assert reader.stamp() == (NEW, NEW_DIM)
     assert len(changed) == len(clips)
     assert not list(changed.folder.glob("reindex-*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, timeout=10).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=10)
+
+
+def test_no_room_for_both(small_disk: Path, new_clip: Callable[..., NewClip]) -> None:
+    folder, filler = small_disk / "library", small_disk / "filler"
+    track = np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32)
+    with Catalog.open(folder, dim=16, checkpoint=OLD) as catalog:
+        clips = [clip for clip, _ in catalog.add_many([new_clip(seed, frames=track) for seed in range(120)])]
+    track = np.random.default_rng(0).standard_normal((500, NEW_DIM)).astype(np.float32)
+    with SideDatabase(folder, NEW, NEW_DIM) as side:
+        for clip in clips:
+            side.add(clip.sha256, again(clip.sha256)[0], encode_frames(track), 0.16)
+    room = os.statvfs(small_disk)
+    filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 300_000))
+    with pytest.raises(StorageFull):
+        Catalog.open(folder, dim=NEW_DIM, checkpoint=NEW)
+    with Catalog.open(folder, dim=16, checkpoint=OLD) as catalog:
+        assert catalog.search(new_clip(7).embedding, 1)[0].clip == clips[7]
+    filler.unlink()
+    with Catalog.open(folder, dim=NEW_DIM, checkpoint=NEW) as catalog:
+        assert len(catalog) == len(clips)
+        assert catalog.search(again(clips[7].sha256)[0], 1)[0].clip == clips[7]
 
 
 CHANGE_OVER = """
