@@ -323,7 +323,13 @@ def test_ctrl_c_ends_an_ingest_at_once(tmp_path: Path, repo_dir: Path, sounds: S
         code = "import sys; from app.cli import main; sys.exit(main())"
         address = f"http://127.0.0.1:{server.server_address[1]}"
         command = [sys.executable, "-c", code, "ingest", str(tmp_path), "--server", address]
-        process = subprocess.Popen(command, cwd=repo_dir, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            cwd=repo_dir,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
+        )
         assert reached.wait(60)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)

@@ -337,7 +337,7 @@ def test_a_frozen_tower_reads_each_phrase_once_and_its_projector_still_learns() 
     again = stream.texts(names[:3], remember=True)
     assert len(read) == len(case.TONES), "one reading for each different phrase"
     torch.testing.assert_close(remembered, plain, rtol=0, atol=1e-6)
-    assert torch.equal(again, remembered[:3])
+    torch.testing.assert_close(again, remembered[:3], rtol=0, atol=1e-6)  # the projector reads another batch
     remembered[0, 0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.projector.parameters() if p.ndim == 2)
 
