@@ -20,6 +20,7 @@ CLIP: dict[str, Any] = {
     "metadata": {"tags": ["dog", "field"]},
 }
 ADDED = {"clips": [CLIP], "errors": []}
+DUPLICATES = {"groups": [[CLIP, CLIP | {"id": "0d6e3a5b9c1f4d27a8e4b7c2f9a01d35", "filename": "dog.mp3"}]]}
 PAGE = {"clips": [CLIP], "next_cursor": "YmVmb3JlOjQx"}
 PATCH = {"merge": {"metadata": {"place": "garden", "tags": ["dog"]}}}
 PEAKS = {

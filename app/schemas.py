@@ -136,6 +136,12 @@ class Peaks(BaseModel):
     peaks: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
 
 
+class Duplicates(BaseModel):
+    """Near-duplicates: each group has the clips that are one recording, oldest first."""
+
+    groups: list[list[Clip]]
+
+
 class ClipPatch(_Request):
     """A JSON merge patch (RFC 7396) of a clip: null removes a metadata key."""
 

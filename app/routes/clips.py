@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app import bodies, examples, openapi
 from app.containers import media_type
+from app.duplicates import find_duplicates
 from app.errors import Invalid, RangeNotSatisfiable
 from app.ingest import Failure, add_file, each_file
 from app.peaks import reduce
 from app.ranges import can_serve
 from app.routes import shapes
-from app.schemas import AddedClips, Clip, ClipPage, ClipPatch, Peaks, PeaksQuery
+from app.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery
 from app.services import Serving
 from app.waveforms import Waveforms
 
@@ -92,6 +93,20 @@ async def list_clips(services: Serving, query: Annotated[ListQuery, Query()]) ->
     where = None if query.filter is None else bodies.parse_json(query.filter, "the filter")
     clips, cursor = await services.read(services.catalog.list, query.limit, query.cursor, where, query.sort)
     return ClipPage(clips=[shapes.clip(clip) for clip in clips], next_cursor=cursor)
+
+
+@router.get(
+    "/duplicates",
+    summary="Clips that are one recording",
+    responses=openapi.example(examples.DUPLICATES, openapi.problems(*openapi.ALWAYS)),
+)
+async def duplicates(services: Serving) -> Duplicates:
+    """Groups of clips that are the same recording in another format, at another level, or trimmed a little.
+
+    Looks at the whole library and decodes what is alike: seconds for thousands of clips, minutes for many more.
+    """
+    groups = await find_duplicates(services)
+    return Duplicates(groups=[[shapes.clip(clip) for clip in group] for group in groups])
 
 
 @router.get(

@@ -316,3 +316,31 @@ async def test_outlines_are_made_once_and_the_oldest_is_forgotten() -> None:
     assert services.made == ["a", "b", "c", "d"]
     await ask("b")
     assert services.made == ["a", "b", "c", "d", "b"]
+
+
+async def test_one_recording_in_other_coats(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+    rng = np.random.default_rng(3)
+
+    def take() -> np.ndarray:
+        swells = np.interp(np.arange(48_000), np.linspace(0, 48_000, 25), rng.uniform(0.1, 1, 25))
+        return (sounds.tone(800, 3) * swells).astype(np.float32)
+
+    first, other = take(), take()
+    added = await add(
+        client,
+        ("take.wav", sounds.encode(first)),
+        ("other take.wav", sounds.encode(other)),
+        ("take.flac", sounds.encode(first * 0.5, "FLAC")),
+        ("another sound.wav", sounds.encode(sounds.tone(400, 3))),
+        ("take, trimmed.wav", sounds.encode(first[800:])),
+    )
+    (group,) = (await client.get("/clips/duplicates")).json()["groups"]
+    assert {clip["filename"] for clip in group} == {"take.wav", "take.flac", "take, trimmed.wav"}
+    assert group == sorted((clip for clip in added if clip in group), key=lambda clip: clip["created"])
+    for clip in group[1:]:
+        await client.delete(f"/clips/{clip['id']}")
+    assert (await client.get("/clips/duplicates")).json() == {"groups": []}
+
+
+async def test_an_empty_library_has_no_duplicates(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/clips/duplicates")).json() == {"groups": []}

@@ -199,6 +199,7 @@ async def test_the_openapi_document(client: httpx.AsyncClient) -> None:
         "/clips": {"get", "post"},
         "/clips/{clip_id}": {"get", "patch", "delete"},
         "/clips/{clip_id}/audio": {"get"},
+        "/clips/duplicates": {"get"},
         "/clips/{clip_id}/peaks": {"get"},
         "/clips/{clip_id}/similar": {"get"},
         "/search": {"get", "post"},
@@ -524,13 +525,13 @@ async def test_a_service_that_cannot_start_says_why_and_stops(
         return fake_model
 
     monkeypatch.setattr(main, "load_model", load_model)
-    settings = make_settings(index_url="milvus://there:1" if what == "index" else "faiss://")
+    settings = make_settings(index_url="milvus://127.0.0.1:1" if what == "index" else "faiss://")
     lock = Catalog.open(settings.data_dir, dim=16, checkpoint="x") if what == "library" else None
     stopped: list[bool] = []
     app = build_app(settings, stop=lambda: stopped.append(True))
     async with app.router.lifespan_context(app), open_client(app) as client:
         await asyncio.wait_for(app.state.loading, 5)
-        word = {"model": "no checkpoint here", "index": "milvus://there:1", "library": "already open"}[what]
+        word = {"model": "no checkpoint here", "index": "milvus://127.0.0.1:1", "library": "already open"}[what]
         assert stopped == [True] and word in str(app.state.failure) and word in caplog.text
         failed = await client.get("/health/ready")
         assert is_problem(failed, 503) and word in failed.json()["detail"]
