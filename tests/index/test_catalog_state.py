@@ -102,6 +102,9 @@ class Library(RuleBasedStateMachine):
             assert hit.clip.id in allowed
             assert hit.similarity == pytest.approx(float(self.exact.vectors[hit.clip.id] @ query), abs=1e-5)
             assert hit.clip.metadata == self.exact.metadata[hit.clip.id]
+        stretches = self.catalog.search_segments(query, k, filter)  # each clip is one frame, its own vector
+        assert [hit.similarity for hit in stretches] == pytest.approx([s for _, s in expected], abs=0.01)
+        assert {hit.clip.id for hit in stretches} <= allowed
 
     @rule(limit=st.integers(1, 4), filter=FILTERS)
     def list_all(self, limit: int, filter: dict[str, Any] | None) -> None:
