@@ -120,6 +120,7 @@ KINDS: dict[type[Exception], Kind] = {
     batching.Closed: Kind(503, "shutting-down", "Shutting down"),
     NotReady: Kind(503, "not-ready", "Not ready"),
     TimedOut: Kind(503, "timed-out", "Took too long"),
+    records.LibraryUnavailable: Kind(503, "library-unavailable", "The library does not answer"),
     records.StorageFull: Kind(507, "storage-full", "No room left in storage"),
 }
 
@@ -177,7 +178,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return dict(error.headers or {})
     if isinstance(error, batching.QueueFull):
         return {"Retry-After": str(error.retry_after)}
-    if isinstance(error, NotReady | batching.Closed | TimedOut):
+    if isinstance(error, NotReady | batching.Closed | TimedOut | records.LibraryUnavailable):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):
         return {"Content-Range": f"bytes */{error.size}"}

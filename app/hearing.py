@@ -17,8 +17,8 @@ from app.batching import Urgency
 from app.engine import Engine, Listening
 from app.peaks import Envelope
 from app.tag_names import Value
-from index.catalog import Catalog
 from index.frames import FrameCodes
+from index.library import Library
 from index.records import Clip
 
 _CHUNK = 256  # frames of a remembered clip given at a time
@@ -126,7 +126,7 @@ async def hear(
         yield _Decoded(sound, listening, filename, envelope)
 
 
-def remember(catalog: Catalog, clip_id: str, outline: np.ndarray | None = None) -> Hearing:
+def remember(catalog: Library, clip_id: str, outline: np.ndarray | None = None) -> Hearing:
     """A clip of the library, by its stored embeddings; blocking. Raises ClipNotFound."""
     frames, hop = catalog.frame_codes(clip_id)
     return _Remembered(catalog.get(clip_id), catalog.clip_vector(clip_id), frames, hop, outline)

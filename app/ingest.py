@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from app.batching import Urgency
 from app.services import Services
 from app.tags import joined
-from index.catalog import Catalog
 from index.frames import FrameCodes
+from index.library import Library
 from index.records import AudioMissing, Clip, NewClip
 
 _PIECE = 1 << 20  # bytes
@@ -93,7 +93,7 @@ async def add_file(services: Services, source: Source, metadata: dict[str, Any])
     return await services.write(catalog.add, new)
 
 
-def _find_whole(catalog: Catalog, sha256: str) -> Clip | None:
+def _find_whole(catalog: Library, sha256: str) -> Clip | None:
     """The clip with this audio, unless its file is missing: adding it again restores that."""
     clip = catalog.find(sha256)
     if clip is not None:

@@ -28,9 +28,11 @@ from app.metrics import Metrics
 from app.middleware import Envelope, Gate, Lifeline
 from app.routes import clips, detect, embed, openai, search, system
 from app.services import Load, Services
-from app.settings import Settings
+from app.settings import FAISS, Settings
 from app.waveforms import Waveforms
 from index.catalog import Catalog
+from index.library import Library
+from index.milvus_catalog import MilvusCatalog
 from index.records import CatalogError
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ _ABOUT = (
 _ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
 
 
-def create_app(settings: Settings, engine: Engine, catalog: Catalog) -> FastAPI:
+def create_app(settings: Settings, engine: Engine, catalog: Library) -> FastAPI:
     """The service around a ready engine and library; its lifespan starts and closes both."""
 
     async def begin(services: Services) -> None:
@@ -76,9 +78,7 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None) -> Fas
 
 
 def _loader(settings: Settings) -> Load:
-    def load() -> tuple[Engine, Catalog]:
-        if settings.index_url != "faiss://":
-            raise ValueError(f"FINELAP_INDEX_URL={settings.index_url}: this version has only the index faiss://")
+    def load() -> tuple[Engine, Library]:
         model = load_model(settings)
         engine = Engine(
             model,
@@ -86,9 +86,15 @@ def _loader(settings: Settings) -> Load:
             max_queue_windows=settings.max_queue_windows,
             max_wait=settings.max_wait_ms / 1000,
         )
-        return engine, Catalog.open(settings.data_dir, dim=model.dim, checkpoint=model.stamp)
+        return engine, _open_library(settings, model.dim, model.stamp)
 
     return load
+
+
+def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
+    if settings.index_url == FAISS:
+        return Catalog.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+    return MilvusCatalog.open(settings.index_url, settings.data_dir, dim=dim, checkpoint=checkpoint)
 
 
 def _is_expected(error: Exception) -> bool:

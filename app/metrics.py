@@ -101,7 +101,7 @@ class Metrics:
         """Reads a lane's depth whenever the metrics are asked for."""
         self._queue_depth.labels(lane).set_function(depth)
 
-    def watch_clips(self, count: Callable[[], int]) -> None:
+    def watch_clips(self, count: Callable[[], float]) -> None:
         """Reads the number of clips whenever the metrics are asked for."""
         self._clips.set_function(count)
 

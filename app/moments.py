@@ -14,7 +14,7 @@ import numpy as np
 
 from app.engine import Engine
 from app.services import Services
-from index.catalog import Catalog
+from index.library import Library
 from index.records import Clip, ClipNotFound
 from model.detection import Moment, find_moments
 
@@ -73,7 +73,7 @@ async def best_moments(
 
 
 def _of_clips(
-    engine: Engine, catalog: Catalog, clips: list[Clip], sounds: np.ndarray, max_gap: float
+    engine: Engine, catalog: Library, clips: list[Clip], sounds: np.ndarray, max_gap: float
 ) -> list[ClipMoment]:
     found = []
     for clip in clips:

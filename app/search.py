@@ -14,7 +14,7 @@ import numpy as np
 from app.engine import Engine
 from app.fusion import fuse
 from app.services import Services
-from index.catalog import Catalog
+from index.library import Library
 from index.records import Clip, ClipNotFound, Hit
 from model.detection import Moment, find_moments, median_smooth
 
@@ -110,7 +110,7 @@ async def _candidates(
     return fuse([similar, await services.read(catalog.search_words, words, query, deep, filter)])[:k]
 
 
-def _allowed(engine: Engine, catalog: Catalog, hits: list[Hit], without: np.ndarray) -> list[Hit]:
+def _allowed(engine: Engine, catalog: Library, hits: list[Hit], without: np.ndarray) -> list[Hit]:
     """The hits in which none of the texts (W, D) is heard."""
     kept = []
     for hit in hits:
@@ -129,7 +129,7 @@ def is_heard(scores: np.ndarray, frame_hop: float) -> bool:
     return bool(median_smooth(scores, _WITHOUT_MEDIAN, frame_hop).max() >= WITHOUT_SCORE)
 
 
-def _moments(engine: Engine, catalog: Catalog, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:
+def _moments(engine: Engine, catalog: Library, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:
     found: list[list[Moment]] = []
     for clip in clips:
         try:

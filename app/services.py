@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import io
 import logging
+import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +30,11 @@ from app.hearing import Hearing, Recording
 from app.metrics import Metrics
 from app.peaks import Envelope
 from app.settings import Settings
-from index.catalog import Catalog
+from index.library import Library
+from index.records import CatalogError
 
 R = TypeVar("R")
-Load = Callable[[], tuple[Engine, Catalog]]
+Load = Callable[[], tuple[Engine, Library]]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class Services:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self._engine: Engine | None = None
-        self._catalog: Catalog | None = None
+        self._catalog: Library | None = None
         self._failure: str | None = None
         self._closing = False
         self._active = 0
@@ -66,13 +68,13 @@ class Services:
         return self._engine
 
     @property
-    def catalog(self) -> Catalog:
+    def catalog(self) -> Library:
         """The library. Raises NotReady before it is open."""
         if self._catalog is None:
             raise NotReady(self._failure or "The library is being opened.")
         return self._catalog
 
-    async def open(self, engine: Engine, catalog: Catalog) -> None:
+    async def open(self, engine: Engine, catalog: Library) -> None:
         """Starts the engine and takes both into use."""
         engine.on_batch = self.metrics.observe_batch
         try:
@@ -84,12 +86,12 @@ class Services:
             raise
         self.metrics.watch_lane("audio", lambda: engine.audio_lane.depth)
         self.metrics.watch_lane("text", lambda: engine.text_lane.depth)
-        self.metrics.watch_clips(lambda: len(catalog))
+        self.metrics.watch_clips(lambda: _count(catalog))
         self.metrics.model_info.labels(engine.name, engine.device, engine.dtype).set(1)
         if engine.device.startswith("cuda"):
             self.metrics.watch_gpu(engine.gpu_memory, ("allocated", "reserved"))
         self._engine, self._catalog = engine, catalog
-        log.info("ready: %s on %s, %d clips", engine.name, engine.device, len(catalog))
+        log.info("ready: %s on %s, %d clips", engine.name, engine.device, await self.read(len, catalog))
 
     async def load(self, load: Load) -> None:
         """`open` with what `load` (blocking) makes. What it raises is kept as the reason for not being ready."""
@@ -200,6 +202,14 @@ class Services:
     async def _on(pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> R:
         run = contextvars.copy_context().run  # with the request's id, for the log
         return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+
+
+def _count(catalog: Library) -> float:
+    """How many clips there are, as a metric: unknown while the library does not answer."""
+    try:
+        return len(catalog)
+    except CatalogError:
+        return math.nan
 
 
 async def _serving(request: Request) -> AsyncIterator[Services]:

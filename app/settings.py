@@ -11,6 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from index.milvus_url import parse_milvus_url
+
+FAISS = "faiss://"  # the library of one process, in `data_dir`
+
 
 class Settings(BaseSettings):
     """The service's settings. An environment variable wins over .env, an argument over both."""
@@ -21,7 +25,7 @@ class Settings(BaseSettings):
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data_dir: Path = Path("data")
-    index_url: str = "faiss://"
+    index_url: str = FAISS  # or milvus://host:19530, see index.milvus_url
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()  # comma-separated; none: open to everyone
@@ -40,6 +44,14 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(key.strip() for key in value.split(",") if key.strip())
         return value
+
+    @field_validator("index_url")
+    @classmethod
+    def _check_index_url(cls, value: str) -> str:
+        if value.rstrip("/") != FAISS.rstrip("/"):
+            parse_milvus_url(value)
+            return value
+        return FAISS
 
     @property
     def max_upload_bytes(self) -> int:

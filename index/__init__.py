@@ -16,6 +16,7 @@ from index.records import (
     InvalidFilter,
     InvalidMetadata,
     LibraryInUse,
+    LibraryUnavailable,
     NewClip,
     StorageFull,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "InvalidFilter",
     "InvalidMetadata",
     "LibraryInUse",
+    "LibraryUnavailable",
     "NewClip",
     "StorageFull",
 ]

@@ -78,6 +78,10 @@ class StorageFull(CatalogError):
     """There is no room left on the disk; nothing of the refused change was kept."""
 
 
+class LibraryUnavailable(CatalogError):
+    """The server that keeps the library does not answer, or not as it should."""
+
+
 class LibraryInUse(CatalogError):
     """Another catalog, in this process or another, has the library open."""
 

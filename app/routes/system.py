@@ -77,7 +77,7 @@ async def info(services: Serving) -> Info:
             device=engine.device,
             dtype=engine.dtype,
         ),
-        clips=len(services.catalog),
+        clips=await services.read(len, services.catalog),
         limits=Limits(
             max_upload_mb=settings.max_upload_mb,
             max_duration_s=settings.max_duration_s,

@@ -1,0 +1,73 @@
+"""Two services on one Milvus: whatever one of them was told, both answer with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from app import main
+from app.main import build_app
+from app.settings import Settings
+
+
+@pytest.fixture
+async def replicas(
+    milvus_url: Callable[[], str],
+    make_settings: Callable[..., Settings],
+    open_client: Callable[..., httpx.AsyncClient],
+    fake_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+    monkeypatch.setattr(main, "load_model", lambda _: fake_model)
+    url = milvus_url()
+    async with AsyncExitStack() as running:
+        clients = []
+        for _ in range(2):
+            app = build_app(make_settings(index_url=url, data_dir=tmp_path / "shared"))
+            await running.enter_async_context(app.router.lifespan_context(app))
+            await asyncio.wait_for(app.state.loading, 30)
+            assert app.state.failure is None
+            clients.append(await running.enter_async_context(open_client(app)))
+        yield clients[0], clients[1]
+
+
+async def test_both_answer_with_what_either_was_told(
+    replicas: tuple[httpx.AsyncClient, httpx.AsyncClient], sounds: SimpleNamespace
+) -> None:
+    one, two = replicas
+    beep, boop = {"files": ("beep.wav", sounds.wav(400))}, {"files": ("boop.wav", sounds.wav(3200))}
+    added = await one.post("/clips", files=beep, data={"metadata": '{"take": 3}'})
+    assert added.status_code == 201, added.text
+    [clip] = added.json()["clips"]
+    again = await two.post("/clips", files=beep)
+    assert again.status_code == 200 and again.json()["clips"][0]["id"] == clip["id"]
+    [other] = (await two.post("/clips", files=boop)).json()["clips"]
+
+    for client in replicas:
+        assert (await client.get("/health/ready")).status_code == 200
+        assert (await client.get("/info")).json()["clips"] == 2
+        assert "finelap_index_clips 2.0" in (await client.get("/metrics")).text
+        found = (await client.get("/search", params={"q": "tone 400"})).json()["hits"]
+        assert [hit["clip"]["id"] for hit in found] == [clip["id"], other["id"]]
+        words = (await client.get("/search", params={"q": "beep", "mode": "lexical"})).json()["hits"]
+        assert [hit["clip"]["id"] for hit in words] == [clip["id"]]
+        listed = (await client.get("/clips", params={"sort": "filename"})).json()["clips"]
+        assert [item["filename"] for item in listed] == ["beep.wav", "boop.wav"]
+        audio = await client.get(f"/clips/{clip['id']}/audio")
+        assert audio.content == sounds.wav(400)
+        heard = await client.post("/detect", data={"clip_id": clip["id"], "phrases": "tone 400"})
+        assert heard.status_code == 200 and heard.json()["phrases"][0]["events"], heard.text
+
+    await two.patch(f"/clips/{clip['id']}", json={"metadata": {"take": None, "good": True}})
+    assert (await one.get(f"/clips/{clip['id']}")).json()["metadata"].get("good") is True
+    assert (await one.delete(f"/clips/{other['id']}")).status_code == 204
+    assert (await two.get(f"/clips/{other['id']}")).status_code == 404
+    assert (await two.get("/info")).json()["clips"] == 1
