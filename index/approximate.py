@@ -2,7 +2,7 @@
 
 An inverted file of 4-bit product codes (FAISS IndexIVFPQFastScan): vectors are grouped by their nearest of about
 2 √N centroids, and what is left after the centroid is kept as 4 bits for every dimension, D / 2 bytes a vector.
-A search reads the groups nearest to the query, 1 of 16. Which of them are the best is for the caller to find out from
+A search reads the groups nearest to the query, 1 of 8. Which of them are the best is for the caller to find out from
 whole vectors: see index/vector_index.py. Why these codes and not others: docs/library.md.
 
 Knows no lock, no database and no thread; a vector, once in, stays until all codes are made anew.
@@ -20,9 +20,10 @@ from index.rows import RowSet
 
 FEWEST = 32  # vectors to learn codes from
 SAMPLE = 32  # vectors that a centroid is learnt from, on average
-PROBED = 1 / 16  # share of the groups that a search reads
+PROBED = 1 / 8  # share of the groups that a search reads
 _PASSES = 10  # of k-means
 _ENOUGH = 4096  # vectors to learn the 16 values of a dimension from
+_MANY = 256  # vectors worth more than one thread
 _ADDED = 4096  # vectors encoded in one go, between two looks at whether to go on
 
 
@@ -77,6 +78,8 @@ class Codes:
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
         """Rows (N,) int64 with vectors (N, D); rows that are in already stay as they are."""
+        if len(rows) < _MANY:
+            _faiss().omp_set_num_threads(1)  # as in `candidates`
         new = ~self.rows.has(rows)
         rows, vectors = rows[new], vectors[new]
         for first in range(0, len(rows), _ADDED):
@@ -86,8 +89,11 @@ class Codes:
             )
             self.rows.add(rows[part])
 
-    def candidates(self, vector: np.ndarray, count: int, allowed: RowSet) -> np.ndarray:
-        """About `count` rows (≤ count,) int64 of `allowed` among which the best for `vector` (D,) are, in no order.
+    def candidates(self, vector: np.ndarray, count: int, allowed: RowSet) -> tuple[np.ndarray, np.ndarray]:
+        """About `count` of the `allowed` among which the best for `vector` (D,) are.
+
+        Rows (≤ count,) int64 and what their codes make of their inner products (≤ count,) float32, best first: off by
+        a few hundredths, all of one answer by about the same.
 
         The fewer of the codes are allowed, the more groups are read; all of them when that many are not found else.
         """
@@ -98,15 +104,14 @@ class Codes:
         probe = min(groups, max(8, round(groups * PROBED / max(share, 1e-9))))
         query = np.ascontiguousarray(vector, dtype=np.float32)[None]
         bitmap = allowed.packed()
-        found = np.empty(0, np.int64)
+        rows, estimates = np.empty(0, np.int64), np.empty(0, np.float32)
         while len(bitmap):
             parameters = faiss.SearchParametersIVF(nprobe=probe, sel=faiss.IDSelectorBitmap(bitmap))
-            found = self._index.search(query, count, params=parameters)[1][0]
-            found = found[found >= 0]
-            if len(found) >= min(count, len(allowed)) or probe == groups:
+            [estimates], [rows] = self._index.search(query, count, params=parameters)
+            if (rows >= 0).sum() >= min(count, len(allowed)) or probe == groups:
                 break
             probe = groups
-        return found
+        return rows[rows >= 0], estimates[rows >= 0]
 
     def save(self, path: Path) -> None:
         """Writes FAISS' file; which rows are in is not part of it."""

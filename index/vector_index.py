@@ -36,6 +36,7 @@ from index.stored import PAGE, Stored
 _log = logging.getLogger(__name__)
 
 _FLAT_BYTES = 100_000_000  # of vectors that a core compares with a query in about 10 ms
+_FIRST = 40  # candidates, beside twice the wanted ones, that are compared whatever is known of them
 _LAST = 256  # rows that a swap may add while searches wait
 _RETRY_S = 60.0  # after making an index failed
 
@@ -46,7 +47,8 @@ class Limits:
 
     flat_rows: int  # up to so many vectors are all kept in memory
     exact_rows: int = 2000  # up to so many that pass a filter are all compared exactly
-    spare: int = 200  # candidates beside twice the wanted ones
+    spare: int = 300  # candidates beside twice the wanted ones
+    doubt: float = 4.0  # standard deviations that a candidate's estimate is trusted to be off by at most
     drift: float = 0.2  # codes are made anew when such a share of the rows came or went since
 
     def __post_init__(self) -> None:
@@ -175,7 +177,27 @@ class VectorIndex:
             return best(vector, k, self._vectors(only))
         if self._codes is None or len(allowed) <= count:
             return best(vector, k, self._all(allowed))
-        return best(vector, k, self._vectors(self._codes.candidates(vector, count, allowed)))
+        return self._compared(vector, k, *self._codes.candidates(vector, count, allowed))
+
+    def _compared(
+        self, vector: np.ndarray, k: int, rows: np.ndarray, estimates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best k of the candidates by whole vectors, of which no more are read than can matter.
+
+        How far estimates are off shows on the first; what is too far behind the best k of them is left unread.
+        """
+        first = _FIRST + 2 * k
+        found, similarities = best(vector, len(rows), self._vectors(rows[:first]))
+        if len(found) < k or len(rows) <= first:
+            return found[:k], similarities[:k]
+        order = np.argsort(rows[:first])
+        known = order[np.searchsorted(rows[:first], found, sorter=order)]
+        off = similarities - estimates[known]
+        hopeful = estimates[first:] + off.mean() + self.limits.doubt * off.std() >= similarities[k - 1]
+        more, their = best(vector, k, self._vectors(rows[first:][hopeful]))
+        rows, similarities = np.concatenate([found, more]), np.concatenate([similarities, their])
+        order = np.lexsort((rows, -similarities))[:k]
+        return rows[order], similarities[order]
 
     def check(self) -> None:
         """Raises what a search would raise; does not read the whole library for it."""

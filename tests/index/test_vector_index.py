@@ -410,7 +410,7 @@ def test_any_dim(dim: int) -> None:
     codes = Codes.learn(vectors, 600)
     codes.add(np.arange(600), vectors)
     query = clustered(1, 5, dim)[0]
-    found = codes.candidates(query, 100, codes.rows)
+    found, _ = codes.candidates(query, 100, codes.rows)
     best = np.sort(vectors @ query)[-10:]
     assert len(found) == 100 and np.sort(vectors[found] @ query)[-1] == pytest.approx(best[-1], abs=0.02)
 
