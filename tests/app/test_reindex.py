@@ -82,7 +82,7 @@ async def answers(client: httpx.AsyncClient) -> list[Any]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < end
         await asyncio.sleep(0.02)
