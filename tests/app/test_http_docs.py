@@ -133,7 +133,12 @@ def test_the_page_s_commands(
     said = {path.replace(variables["ID"], "{clip_id}") for path in calls}
     every = {f"{method.upper()} {path}" for path, calls in document["paths"].items() for method in calls}
     assert said <= every
-    in_prose = {"DELETE /clips/{clip_id}", "GET /clips/{clip_id}/similar", "GET /v1/models/{model}"}
+    in_prose = {
+        "DELETE /clips/{clip_id}",
+        "GET /clips/{clip_id}/similar",
+        "GET /clips/duplicates",
+        "GET /v1/models/{model}",
+    }
     assert every - said == in_prose
     for call in in_prose - {"GET /v1/models/{model}"}:
         assert call.replace("{clip_id}", "{id}") in page
