@@ -41,19 +41,26 @@ class Collection:
             raise CatalogError("the library is closed")
         return client
 
+    def _call(self, name: str, **arguments: Any) -> Any:
+        """Calls Milvus; a collection that is not loaded any more, after a restart of milvus-lite, is loaded again."""
+        from pymilvus.exceptions import MilvusException
+
+        client = self._open()
+        with library_errors():
+            try:
+                return getattr(client, name)(self._name, timeout=TIMEOUT, **arguments)
+            except MilvusException as error:
+                if "not loaded" not in error.message and "released" not in error.message:
+                    raise
+                client.load_collection(self._name, timeout=TIMEOUT)
+                return getattr(client, name)(self._name, timeout=TIMEOUT, **arguments)
+
     def query(self, where: str, fields: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
         """Any rows that pass an expression, up to `limit`; no limit only where the expression names the rows."""
         options = {} if limit is None else {"limit": limit}
-        with library_errors():
-            found = self._open().query(
-                self._name,
-                filter=where,
-                output_fields=list(fields),
-                consistency_level="Strong",
-                timeout=TIMEOUT,
-                **options,
-            )
-        return list(found)
+        return list(
+            self._call("query", filter=where, output_fields=list(fields), consistency_level="Strong", **options)
+        )
 
     def count(self) -> int:
         """How many rows there are."""
@@ -87,28 +94,23 @@ class Collection:
         self, field: str, query: Any, k: int, where: str, fields: Sequence[str], how: dict[str, Any]
     ) -> list[dict[str, Any]]:
         """The best k hits (at most MOST) for a query of a vector field: {"distance", "entity"}, best first."""
-        with library_errors():
-            found = self._open().search(
-                self._name,
-                data=[query],
-                anns_field=field,
-                limit=min(k, MOST),
-                filter=where,
-                output_fields=list(fields),
-                search_params=how,
-                consistency_level=self._consistency,
-                timeout=TIMEOUT,
-            )
+        found = self._call(
+            "search",
+            data=[query],
+            anns_field=field,
+            limit=min(k, MOST),
+            filter=where,
+            output_fields=list(fields),
+            search_params=how,
+            consistency_level=self._consistency,
+        )
         return list(found[0])
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Writes rows whole, in place of those with the same id."""
-        with library_errors():
-            self._open().upsert(self._name, list(rows), timeout=TIMEOUT)
+        self._call("upsert", data=list(rows))
 
     def erase(self, ids: Sequence[str]) -> None:
         """Removes rows; those that are not there are no matter."""
-        if not ids:
-            return
-        with library_errors():
-            self._open().delete(self._name, ids=list(ids), timeout=TIMEOUT)
+        if ids:
+            self._call("delete", ids=list(ids))

@@ -41,29 +41,55 @@ def small_checkpoint() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def milvus_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Addresses of libraries that nobody has used yet, in a Milvus (milvus-lite) that runs as a process of its own."""
-    for package in ("pymilvus", "milvus_lite"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: pip install 'finelap[milvus]' milvus-lite")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("milvus")
-    command = ["-m", "milvus_lite", "server", "--data-dir", str(folder / "data"), "--host", "127.0.0.1"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([sys.executable, *command, "--port", str(port)], stdout=log, stderr=log)
-    try:
+class Milvus:
+    """A Milvus (milvus-lite) that runs as a process of its own, with its data in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        """Starts the server, again on the same port; it answers when this returns."""
+        command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(self._folder / "data")]
+        with (self._folder / "log").open("ab") as log:
+            listen = ["--host", "127.0.0.1", "--port", str(self.port)]
+            self.process = subprocess.Popen([*command, *listen], stdout=log, stderr=log)
         deadline = time.monotonic() + 120
         while True:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert self.process.poll() is None and time.monotonic() < deadline, (self._folder / "log").read_text()
             time.sleep(0.05)
-        numbers = itertools.count()
-        yield lambda: f"milvus://127.0.0.1:{port}?collection=library_{next(numbers)}"
-    finally:
-        server.terminate()
-        server.wait(30)
+
+    def kill(self) -> None:
+        """Ends it at once, as a crash does."""
+        self.process.kill()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def start_milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Milvus]]:
+    """Starts a Milvus with nothing in it; stopped at the end of all tests."""
+    for package in ("pymilvus", "milvus_lite"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: pip install 'finelap[milvus]' milvus-lite")
+    started: list[Milvus] = []
+
+    def start() -> Milvus:
+        started.append(Milvus(tmp_path_factory.mktemp("milvus")))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def milvus_url(start_milvus: Callable[[], Milvus]) -> Callable[[], str]:
+    """Addresses of libraries that nobody has used yet, all in one Milvus."""
+    server, numbers = start_milvus(), itertools.count()
+    return lambda: f"milvus://127.0.0.1:{server.port}?collection=library_{next(numbers)}"

@@ -71,3 +71,42 @@ async def test_both_answer_with_what_either_was_told(
     assert (await one.delete(f"/clips/{other['id']}")).status_code == 204
     assert (await two.get(f"/clips/{other['id']}")).status_code == 404
     assert (await two.get("/info")).json()["clips"] == 1
+
+
+async def test_a_milvus_that_dies_is_told_of_and_comes_back_with_everything(
+    start_milvus: Callable[[], Any],
+    make_settings: Callable[..., Settings],
+    open_client: Callable[..., httpx.AsyncClient],
+    fake_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    sounds: SimpleNamespace,
+) -> None:
+    monkeypatch.setattr(main, "load_model", lambda _: fake_model)
+    server = await asyncio.to_thread(start_milvus)
+    app = build_app(make_settings(index_url=f"milvus://127.0.0.1:{server.port}"))
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        await asyncio.wait_for(app.state.loading, 60)
+        added = await client.post("/clips", files={"files": ("beep.wav", sounds.wav(400))})
+        [clip] = added.json()["clips"]
+        await asyncio.to_thread(server.kill)
+        for path in ("/clips", "/search?q=tone 400", "/info", f"/clips/{clip['id']}"):
+            answer = await client.get(path)
+            assert answer.status_code == 503 and answer.headers["retry-after"], answer.text
+            assert answer.json()["type"] == "urn:finelap:problem:library-unavailable"
+        assert (await client.get("/health/ready")).status_code == 503
+        assert (await client.get("/health/live")).status_code == 200
+        assert "finelap_index_clips NaN" in (await client.get("/metrics")).text
+        await asyncio.to_thread(server.start)
+        assert await _answers(client, "/health/ready")
+        assert (await client.get("/clips")).json()["clips"] == [clip]
+        found = (await client.get("/search", params={"q": "tone 400"})).json()["hits"]
+        assert [hit["clip"]["id"] for hit in found] == [clip["id"]]
+
+
+async def _answers(client: httpx.AsyncClient, path: str) -> bool:
+    """Whether a call succeeds within some seconds."""
+    for _ in range(100):
+        if (await client.get(path)).status_code == 200:
+            return True
+        await asyncio.sleep(0.1)
+    return False
