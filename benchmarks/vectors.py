@@ -5,8 +5,8 @@
 Data is made once (see benchmarks/vector_data.py) and every way of searching is measured in a process of its own, whose
 result stays in --work: a run that was broken off goes on where it was, and `--again NAME` measures one anew. Recall is
 the share of the exact best ten found. Latency is of one query after another on one thread;
-"computing" is the thread's own time, without what other processes took from it. The library's includes the
-ten records and the reading of whole vectors from its database, whose file is in the disk's cache if the machine has the
+"computing" is the thread's own time, without what other processes took from it. The library's includes the ten records
+and the reading of whole vectors from its database, whose file is in the disk's cache if the machine has the
 memory; memory is what the process holds (resident), without that cache. The others have no database: they hold vectors.
 """
 
@@ -152,7 +152,7 @@ def changes(data: Data) -> dict[str, Any]:
     with library(data, data.work / "index") as (index, database, search):
         index.fill()
         with database.write() as change:
-            first = change.execute("SELECT max(row) FROM clips").fetchone()[0] + 1
+            first = change.execute("SELECT seq FROM sqlite_sequence WHERE name = 'clips'").fetchone()[0] + 1
             rows = np.arange(first, first + len(more))
             insert(change, rows, more)
         try:
@@ -291,7 +291,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
             r = results[stage]
             seconds = results["build"]["seconds"] if stage == "opened" and "build" in results else r.get("seconds")
             setting = " ".join(f"{key} {r[key]}" for key in ("efSearch", "nprobe") if key in r)
-            times = [1000 * r[key] for key in ("p50", "p95", "cpu_p50", "cpu_p95")]
+            times = [1000 * r.get(key, float("nan")) for key in ("p50", "p95", "cpu_p50", "cpu_p95")]
             recall = [100 * r["recall_sounds"], 100 * r["recall_texts"]]
             rows.append([f"{name} {setting}".strip(), *(f"{x:.1f}" for x in recall), *times, r["memory"], seconds])
     head = [

@@ -2,7 +2,7 @@
 
 An inverted file of 4-bit product codes (FAISS IndexIVFPQFastScan): vectors are grouped by their nearest of about
 2 √N centroids, and what is left after the centroid is kept as 4 bits for every dimension, D / 2 bytes a vector.
-A search reads the groups nearest to the query, 1 of 8. Which of them are the best is for the caller to find out from
+A search reads the groups nearest to the query, 1 of 12. Which of them are the best is for the caller to find out from
 whole vectors: see index/vector_index.py. Why these codes and not others: docs/library.md.
 
 Knows no lock, no database and no thread; a vector, once in, stays until all codes are made anew.
@@ -20,7 +20,7 @@ from index.rows import RowSet
 
 FEWEST = 32  # vectors to learn codes from
 SAMPLE = 32  # vectors that a centroid is learnt from, on average
-PROBED = 1 / 8  # share of the groups that a search reads
+PROBED = 1 / 12  # share of the groups that a search reads
 _PASSES = 10  # of k-means
 _ENOUGH = 4096  # vectors to learn the 16 values of a dimension from
 _MANY = 256  # vectors worth more than one thread
