@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from app import main
 from app.main import build_app
@@ -110,3 +111,12 @@ async def _answers(client: httpx.AsyncClient, path: str) -> bool:
             return True
         await asyncio.sleep(0.1)
     return False
+
+
+@pytest.mark.parametrize("url", ["redis://here", "milvus://", "milvus://here?colour=red", "", "faiss"])
+def test_an_index_url_that_is_none_is_refused_before_anything_starts(
+    make_settings: Callable[..., Settings], url: str
+) -> None:
+    with pytest.raises(ValidationError, match="milvus://"):
+        make_settings(index_url=url)
+    assert make_settings(index_url="faiss:").index_url == "faiss://"
