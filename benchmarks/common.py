@@ -58,8 +58,8 @@ class Server:
 
     def __enter__(self) -> Server:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FINELAP_")}
-        environment |= {f"FINELAP_{name.upper()}": str(value) for name, value in self.settings.items()}
         environment |= {"PYTHONPATH": str(self.tree), "FINELAP_DATA_DIR": str(Path(self._folder.name) / "data")}
+        environment |= {f"FINELAP_{name.upper()}": str(value) for name, value in self.settings.items()}
         command = [*_COMMAND, "--port", "0", "--checkpoint", str(self.tree / "checkpoints" / "finelap-small")]
         if self.demo:
             command += ["--demo", str(SOUNDS)]

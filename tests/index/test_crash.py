@@ -17,7 +17,7 @@ import numpy as np
 
 from index import Catalog
 
-ROUNDS = 8
+ROUNDS = int(os.environ.get("FINELAP_CRASH_ROUNDS", "8"))  # kills
 WRITER = Path(__file__).with_name("crash_writer.py")
 REPO = Path(__file__).parents[2]
 
