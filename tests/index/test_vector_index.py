@@ -105,6 +105,26 @@ def test_large_ones_find_nearly_all_and_their_similarities_are_exact(make: Calla
     assert library.stored.reads <= SMALL.spare + 20  # and not the whole library
 
 
+def test_candidates_that_can_still_be_among_the_best_are_compared_and_no_others(make: Callable[..., Library]) -> None:
+    """With estimates that are off by 0.3 in the mean and 0.1 around it, the best are not all among the first 50."""
+    library = _large(make)
+    rng = np.random.default_rng(0)
+    rows = np.array(list(library.stored.by_row))
+    vectors = np.stack(list(library.stored.by_row.values()))
+    behind = 0
+    for query in clustered(30, 4):
+        estimates = (vectors @ query - 0.3 + 0.1 * rng.standard_normal(len(rows))).astype(np.float32)
+        order = np.argsort(-estimates)
+        exact = library.exact(query, 5)
+        behind += not set(exact) <= set(rows[order[:50]].tolist())
+        library.stored.reads = 0
+        found, similarities = library.index._compared(query, 5, rows[order], estimates[order])
+        assert found.tolist() == exact
+        np.testing.assert_allclose(similarities, [library.stored.by_row[row] @ query for row in exact], atol=1e-5)
+        assert library.stored.reads < len(rows)
+    assert behind > 0
+
+
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.9])
 def test_filters(make: Callable[..., Library], share: float) -> None:
     library = _large(make)
