@@ -93,7 +93,10 @@ def _loader(settings: Settings) -> Load:
 
 def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
     if settings.index_url == FAISS:
-        return Catalog.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+        catalog = Catalog.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+        for line in catalog.healed:
+            log.warning("the library in %s: %s", settings.data_dir, line)
+        return catalog
     return MilvusCatalog.open(settings.index_url, settings.data_dir, dim=dim, checkpoint=checkpoint)
 
 

@@ -667,3 +667,13 @@ def test_what_is_no_http_is_refused_with_a_problem(make_app: Make, caplog: pytes
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+async def test_what_opening_the_library_put_right_is_logged(
+    make_settings: Callable[..., Settings], fake_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = make_settings()
+    Catalog.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp).close()
+    (settings.data_dir / "audio" / ".incoming" / "left over").write_bytes(b"half an upload")
+    main._open_library(settings, fake_model.dim, fake_model.stamp).close()
+    assert "removed 1 audio file of interrupted uploads" in caplog.text
