@@ -106,6 +106,10 @@ class Server:
         """POST `path`."""
         return httpx.post(self.address + path, timeout=timeout, trust_env=False, **content)
 
+    def delete(self, path: str) -> httpx.Response:
+        """DELETE `path`."""
+        return httpx.delete(self.address + path, timeout=120, trust_env=False)
+
     def metric(self, name: str) -> float:
         """The sample `name`, labels and all, of GET /metrics; 0 if it is not there yet."""
         for line in self.get("/metrics").text.splitlines():
