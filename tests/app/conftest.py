@@ -179,7 +179,7 @@ def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]
     yield start
     for server, thread in running:
         server.should_exit = True
-        thread.join(10)
+        thread.join(30)
 
 
 def connect(app: FastAPI, **options: Any) -> httpx.AsyncClient:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +13,6 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _FLAGS = ("-N", "--get")
@@ -24,16 +20,9 @@ _STATUSES = {"k=0": 422}
 
 
 @pytest.fixture
-def address(make_app: Callable[..., FastAPI]) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(make_app(), port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+def address(run_server: Callable[..., str]) -> str:
+    """The address of a running service."""
+    return run_server()
 
 
 def curl(command: str) -> httpx.Response:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,29 +11,6 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
-from fastapi import FastAPI
-
-
-@pytest.fixture
-def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]:
-    """Starts the app on a free port with these settings; its address."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(**settings: Any) -> str:
-        server = uvicorn.Server(uvicorn.Config(make_app(**settings), port=0, log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(10)
 
 
 def uri(data: bytes, kind: str = "audio/wav") -> str:

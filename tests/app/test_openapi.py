@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +11,6 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-import uvicorn
-from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from jsonschema_rs import Draft202012Validator
@@ -49,17 +45,9 @@ async def document(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 @pytest.fixture
-def address(make_app: Callable[..., FastAPI]) -> Iterator[str]:
+def address(run_server: Callable[..., str]) -> str:
     """The address of a running service."""
-    server = uvicorn.Server(uvicorn.Config(make_app(), port=0, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(30)
+    return run_server()
 
 
 class Library:
