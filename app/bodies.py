@@ -44,11 +44,6 @@ class Upload:
         """The file itself, open until the form is left."""
         return self.file.file
 
-    async def read(self) -> bytes:
-        """The file's bytes."""
-        await self.file.seek(0)
-        return await self.file.read()
-
 
 @dataclass(frozen=True)
 class Form(typing.Generic[M]):

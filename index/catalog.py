@@ -18,10 +18,9 @@ import fcntl
 import json
 import os
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,10 @@ import numpy as np
 from index import store, words
 from index.audio_files import AudioFiles, fsync_folder
 from index.filters import parse_filter
-from index.frames import FrameCodes, encode_frames
+from index.frames import FrameCodes
 from index.healing import heal
 from index.outside import UNFINISHED
+from index.preparing import Prepared, checked_vector, prepare
 from index.records import (
     AudioMissing,
     CatalogError,
@@ -54,26 +54,12 @@ from index.records import (
 )
 from index.reindex import remove_side, side_path, take_over
 from index.reserve import Reserve
-from index.segments import SegmentIndex, cut_segments
+from index.segments import SegmentIndex
 from index.store import Store, storage_errors
 from index.stored import StoredVectors
 from index.vector_index import Limits, VectorIndex
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
-
-_UNIT_TOLERANCE = 1e-2  # how far from 1 the length of an embedding may be
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A new clip, checked and encoded, as it goes into the database."""
-
-    clip: Clip
-    metadata: str
-    embedding: np.ndarray  # (D,)
-    codes: bytes
-    frame_hop: float
-    segments: FrameCodes
 
 
 class Catalog:
@@ -182,7 +168,7 @@ class Catalog:
 
     def add_many(self, new: Sequence[NewClip]) -> list[tuple[Clip, bool]]:
         """`add` for several clips at once, all or none of them; one result for each, in order."""
-        prepared = [self._prepare(clip) for clip in new]
+        prepared = [prepare(clip, self._index.dim, datetime.now(UTC)) for clip in new]
         staged: dict[str, Path] = {}
         try:
             with storage_errors(self.folder):
@@ -200,31 +186,10 @@ class Catalog:
             if clip.sha256 not in staged and not (self.find(clip.sha256) and self._audio.has(clip.sha256)):
                 staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
 
-    def _prepare(self, new: NewClip) -> _Prepared:
-        embedding = self._checked(new.embedding, "embedding")
-        frames = new.frames if isinstance(new.frames, FrameCodes) else encode_frames(new.frames)
-        if frames.dim != self._index.dim or not len(frames):
-            raise ValueError(f"frames must be (T, {self._index.dim}), T ≥ 1, not ({len(frames)}, {frames.dim})")
-        if not new.frame_hop > 0:
-            raise ValueError(f"frame_hop must be positive seconds, not {new.frame_hop}")
-        metadata = dump_metadata(new.metadata)
-        clip = Clip(
-            id=uuid.uuid4().hex,
-            filename=check_text(new.filename, "the file name"),
-            sha256=new.sha256,
-            duration=float(new.duration),
-            sample_rate=int(new.sample_rate),
-            channels=int(new.channels),
-            created=datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            metadata=json.loads(metadata),
-        )
-        hop = float(new.frame_hop)
-        return _Prepared(clip, metadata, embedding, frames.to_bytes(), hop, cut_segments(frames, hop))
-
-    def _commit(self, prepared: list[_Prepared], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
+    def _commit(self, prepared: list[Prepared], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """The writer's part of `add_many`: names for the audio, one transaction, FAISS."""
         results: list[tuple[Clip, bool]] = []
-        added: dict[int, _Prepared] = {}
+        added: dict[int, Prepared] = {}
         placed: list[str] = []
         try:
             with self._store.write() as change:
@@ -346,7 +311,7 @@ class Catalog:
         numbers, or k < 1.
         """
         _check_count(k, "k")
-        query = self._checked(vector, "query", unit=False)
+        query = checked_vector(vector, self._index.dim, "query", unit=False)
         conditions = parse_filter(filter)
         with self._index.reading(), self._store.read() as view:
             only = store.rows_passing(view, conditions) if conditions else None
@@ -360,7 +325,7 @@ class Catalog:
         The hits' similarity is that of the stretch. Filter and errors as in `search`.
         """
         _check_count(k, "k")
-        query = self._checked(vector, "query", unit=False)
+        query = checked_vector(vector, self._index.dim, "query", unit=False)
         conditions = parse_filter(filter)
         with self._segments.reading(), self._store.read() as view:
             only = store.rows_passing(view, conditions) if conditions else None
@@ -375,7 +340,7 @@ class Catalog:
         any word finds nothing. Raises as `search` does.
         """
         _check_count(k, "k")
-        wanted = self._checked(vector, "query", unit=False)
+        wanted = checked_vector(vector, self._index.dim, "query", unit=False)
         conditions, match = parse_filter(filter), words.match(query)
         if match is None:
             return []
@@ -431,18 +396,6 @@ class Catalog:
             found = store.page(view, limit + 1, conditions, by=by, descending=descending, after=after)
         page = found[:limit]
         return [clip for _, clip in page], _make_cursor(*page[-1], sort) if len(found) > limit else None
-
-    def _checked(self, vector: np.ndarray, what: str, unit: bool = True) -> np.ndarray:
-        """The vector as (D,) float32; ValueError when it is not one, or not of unit length where it must be."""
-        vector = np.asarray(vector, dtype=np.float32)
-        if vector.shape != (self._index.dim,):
-            raise ValueError(f"{what} must be ({self._index.dim},), not {vector.shape}")
-        length = float(np.linalg.norm(vector))
-        if not np.isfinite(length):
-            raise ValueError(f"{what} must be finite")
-        if unit and abs(length - 1) > _UNIT_TOLERANCE:
-            raise ValueError(f"{what} must have unit length, not {length:.4f}")
-        return vector
 
 
 def _lock_folder(folder: Path) -> int:

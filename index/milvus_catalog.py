@@ -38,7 +38,6 @@ from index.milvus_rows import (
     SORTED_BY,
     Prepared,
     audio_object,
-    checked,
     describe,
     frames_object,
     prepare,
@@ -47,6 +46,7 @@ from index.milvus_rows import (
     segment_ids,
 )
 from index.milvus_url import parse_milvus_url
+from index.preparing import checked_vector
 from index.records import (
     AudioMissing,
     CatalogError,
@@ -203,7 +203,7 @@ class MilvusCatalog:
     def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """See Library; at most 16,384 hits. As exact as the index is: HNSW, with a list that grows with k."""
         _check_count(k, "k")
-        query = checked(vector, self._dim, "query", unit=False)
+        query = checked_vector(vector, self._dim, "query", unit=False)
         where = expression(parse_filter(filter))
         found = self._rows.search("vector", query.tolist(), k, where, RECORD, self._how(k))
         return [Hit(read_clip(hit["entity"]), float(hit["distance"])) for hit in found]
@@ -215,7 +215,7 @@ class MilvusCatalog:
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """See Library. A filter that more than _FEW clips pass is applied to the clips of the best 16,384 segments."""
         _check_count(k, "k")
-        query = checked(vector, self._dim, "query", unit=False).tolist()
+        query = checked_vector(vector, self._dim, "query", unit=False).tolist()
         where, within = expression(parse_filter(filter)), ""
         if where:
             few = [row["id"] for row in self._rows.query(where, ["id"], _FEW + 1)]
@@ -237,7 +237,7 @@ class MilvusCatalog:
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """See Library; by Milvus' BM25, over stems as the library in SQLite cuts them."""
         _check_count(k, "k")
-        aim = checked(vector, self._dim, "query", unit=False)
+        aim = checked_vector(vector, self._dim, "query", unit=False)
         where, wanted = expression(parse_filter(filter)), milvus_words.wanted(query)
         if wanted is None:
             return []

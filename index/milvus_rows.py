@@ -8,23 +8,20 @@ every row carries it.
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from index.frames import FrameCodes, encode_frames
+from index import preparing
 from index.milvus_filters import MAX_BYTES, filterable, hexadecimal
 from index.milvus_words import body
-from index.records import Clip, InvalidMetadata, NewClip, check_text, dump_metadata
-from index.segments import cut_segments
+from index.records import Clip, InvalidMetadata, NewClip
 
 RECORD = ["record"]  # the fields that a Clip is read from
 SORTED_BY = {"created": "arrived", "filename": "name", "duration": "duration"}
 
-_UNIT_TOLERANCE = 1e-2  # how far from 1 the length of an embedding may be
 _LONGEST_NAME = 4096  # bytes of a file's name
 _HNSW = {"M": 16, "efConstruction": 200}
 
@@ -46,24 +43,9 @@ def prepare(new: NewClip, dim: int, arrived: int) -> Prepared:
     Raises InvalidMetadata, also for metadata that is larger than Milvus' fields; ValueError for vectors of another
     shape or length.
     """
-    frames = new.frames if isinstance(new.frames, FrameCodes) else encode_frames(new.frames)
-    if frames.dim != dim or not len(frames):
-        raise ValueError(f"frames must be (T, {dim}), T ≥ 1, not ({len(frames)}, {frames.dim})")
-    if not new.frame_hop > 0:
-        raise ValueError(f"frame_hop must be positive seconds, not {new.frame_hop}")
-    embedding = checked(new.embedding, dim, "embedding")
     created = datetime.fromtimestamp(arrived // 1_000_000, UTC).replace(microsecond=arrived % 1_000_000)
-    clip = Clip(
-        id=uuid.uuid4().hex,
-        filename=check_text(new.filename, "the file name"),
-        sha256=new.sha256,
-        duration=float(new.duration),
-        sample_rate=int(new.sample_rate),
-        channels=int(new.channels),
-        created=created.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        metadata=json.loads(dump_metadata(new.metadata)),
-    )
-    segments = cut_segments(frames, new.frame_hop).decode()
+    ready = preparing.prepare(new, dim, created)
+    clip, segments = ready.clip, ready.segments.decode()
     row = {
         "id": clip.id,
         "sha256": clip.sha256,
@@ -73,16 +55,16 @@ def prepare(new: NewClip, dim: int, arrived: int) -> Prepared:
         "duration": clip.duration,
         "sample_rate": float(clip.sample_rate),
         "channels": float(clip.channels),
-        "hop": float(new.frame_hop),
+        "hop": ready.frame_hop,
         "segments": len(segments),
-        "vector": embedding.tolist(),
+        "vector": ready.embedding.tolist(),
         **describe(clip),
     }
     if len(row["name"]) > 2 * _LONGEST_NAME:
         raise InvalidMetadata(f"a file name in Milvus has at most {_LONGEST_NAME} bytes")
     parts = zip(segment_ids(clip.id, len(segments)), segments.tolist(), strict=True)
     stretches = [{"id": part, "clip": clip.id, "vector": vector} for part, vector in parts]
-    return Prepared(clip, row, frames.to_bytes(), stretches, new.audio)
+    return Prepared(clip, row, ready.codes, stretches, new.audio)
 
 
 def segment_ids(clip_id: str, count: int) -> list[str]:
@@ -118,19 +100,6 @@ def audio_object(clip: Clip) -> str:
 def frames_object(clip: Clip) -> str:
     """The name of the object that has the clip's frame embeddings, as FrameCodes.to_bytes makes them."""
     return f"frames/{clip.sha256}.{clip.id}"
-
-
-def checked(vector: np.ndarray, dim: int, what: str, unit: bool = True) -> np.ndarray:
-    """The vector as (D,) float32; ValueError when it is not one, or not of unit length where it must be."""
-    vector = np.asarray(vector, dtype=np.float32)
-    if vector.shape != (dim,):
-        raise ValueError(f"{what} must be ({dim},), not {vector.shape}")
-    length = float(np.linalg.norm(vector))
-    if not np.isfinite(length):
-        raise ValueError(f"{what} must be finite")
-    if unit and abs(length - 1) > _UNIT_TOLERANCE:
-        raise ValueError(f"{what} must have unit length, not {length:.4f}")
-    return vector
 
 
 # The collections
