@@ -5,21 +5,25 @@ Knows the engine and recordings as app.hearing has them; no library, no requests
 
 from __future__ import annotations
 
+import base64
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from app.engine import Engine
 from app.hearing import Hearing
+from app.spectrum import Sketch
 from model.detection import DetectionSettings, Event, EventStream, find_events
 
 _PROGRESS_EVERY = 1.0  # seconds of ours between two lines that tell how far it is
+_DRAWN_EVERY = 0.1  # seconds of ours between two lines of a picture that is all there is left to send
 _ON_THREAD = 1 << 12  # scores at once from which scoring leaves the event loop
 
 Compute = Callable[..., Awaitable[Any]]  # runs a function with its arguments where it does not block
+Encoding = Literal["float", "base64"]  # of frame scores: six decimals, or float32 little-endian, phrase by phrase
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,18 @@ class Question:
     def __post_init__(self) -> None:
         if not self.phrases or len(self.phrases) != len(self.settings):
             raise ValueError(f"{len(self.phrases)} phrases and {len(self.settings)} settings")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn beside a running detection: the `sketch` that is the hearing's pen.
+
+    Where the frames are remembered nothing is decoded for them: then it is the sketch of a `sound`, which is read once
+    all events are told.
+    """
+
+    sketch: Sketch
+    sound: AsyncIterable[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,12 +109,15 @@ async def follow_events(
     compute: Compute,
     *,
     frames: bool,
+    encoding: Encoding = "float",
+    drawing: Drawing | None = None,
     on_result: Callable[[DetectionResult], None] | None = None,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The lines of a running detection, as plain JSON types; the last has everything that `detect_events` finds.
 
     start, then event lines, each as soon as nothing that follows can change it, progress lines about once a second,
-    with `frames` also the scores of every frame, and end. `on_result` gets the result itself just before the end.
+    with `frames` also the scores of every frame, with a `drawing` its lines, and end. `on_result` gets the result
+    itself just before the end.
     """
     ear = _Ear(engine, question, texts)
     streams = [EventStream(settings, hearing.frame_hop) for settings in question.settings]
@@ -121,13 +140,15 @@ async def follow_events(
         "sample_rate": hearing.sample_rate,
         "channels": hearing.channels,
         "phrases": question.phrases,
-    }
+    } | ({} if drawing is None else {"outline": drawing.sketch.about()})
     heard, told = 0, time.monotonic()
     async for part in hearing:
         scores = await _hear(ear, part, texts, compute)
         if frames:
-            yield {"type": "frames", "first": heard, "scores": _rounded(scores)}
+            yield {"type": "frames", "first": heard, "scores": _scores(scores, encoding)}
         heard += len(part)
+        if drawing is not None and (drawn := drawing.sketch.line()):
+            yield drawn
         for line in tell([stream.push(track) for stream, track in zip(streams, scores, strict=True)]):
             yield line
         if time.monotonic() - told > _PROGRESS_EVERY:
@@ -135,6 +156,9 @@ async def follow_events(
             yield {"type": "progress", "position": round(heard * hearing.frame_hop, 3)}
     for line in tell([stream.finish(hearing.duration) for stream in streams]):
         yield line
+    if drawing is not None:
+        async for line in _finished(drawing):
+            yield line
     result: DetectionResult = await compute(ear.result, hearing, found)
     if on_result is not None:
         on_result(result)
@@ -142,6 +166,21 @@ async def follow_events(
     for phrase in answer["phrases"]:
         del phrase["frame_scores"]
     yield {"type": "end"} | answer
+
+
+async def _finished(drawing: Drawing) -> AsyncGenerator[dict[str, Any], None]:
+    """The lines of a drawing that are left when everything has been heard."""
+    if drawing.sound is not None:
+        told = time.monotonic()
+        async for block in drawing.sound:
+            drawing.sketch.push(block)
+            if time.monotonic() - told > _DRAWN_EVERY:
+                told = time.monotonic()
+                if line := drawing.sketch.line():
+                    yield line
+    drawing.sketch.finish()
+    if line := drawing.sketch.line():
+        yield line
 
 
 async def _hear(ear: _Ear, frames: np.ndarray, texts: np.ndarray, compute: Compute) -> np.ndarray:
@@ -167,7 +206,7 @@ def draw(result: DetectionResult, outline: np.ndarray, question: Question) -> by
     )
 
 
-def to_answer(result: DetectionResult, frames: bool) -> dict[str, Any]:
+def to_answer(result: DetectionResult, frames: bool, encoding: Encoding = "float") -> dict[str, Any]:
     """The result as POST /detect answers it, in plain JSON types; `frames`: with every frame's score, unsmoothed."""
     return {
         "filename": result.filename,
@@ -179,7 +218,7 @@ def to_answer(result: DetectionResult, frames: bool) -> dict[str, Any]:
                 "clip_score": round(float(clip_score), 6),
                 "max_score": round(float(track.max()), 6),
                 "events": [_event(event) for event in events],
-                "frame_scores": _rounded(track) if frames else None,
+                "frame_scores": _scores(track, encoding) if frames else None,
             }
             for phrase, clip_score, track, events in zip(
                 result.phrases, result.clip_scores, result.scores, result.events, strict=True
@@ -192,5 +231,8 @@ def _event(event: Event) -> dict[str, float]:
     return {"onset": round(event.onset, 3), "offset": round(event.offset, 3), "score": round(event.score, 6)}
 
 
-def _rounded(scores: np.ndarray) -> Any:
+def _scores(scores: np.ndarray, encoding: Encoding) -> Any:
+    """Scores of any shape as nested lists of numbers with six decimals, or as text, exact and half as long."""
+    if encoding == "base64":
+        return base64.b64encode(np.ascontiguousarray(scores, dtype="<f4").tobytes()).decode()
     return np.round(scores.astype(np.float64), 6).tolist()

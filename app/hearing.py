@@ -15,7 +15,6 @@ import numpy as np
 
 from app.batching import Urgency
 from app.engine import Engine, Listening
-from app.peaks import Envelope
 from app.tag_names import Value
 from index.frames import FrameCodes
 from index.library import Library
@@ -37,11 +36,17 @@ class Decoding(Protocol):
     def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
 
 
+class Pen(Protocol):
+    """What draws a recording as it passes: app.peaks.Envelope, app.spectrum.Sketch. Blocks (n,), 16 kHz mono."""
+
+    def push(self, samples: np.ndarray, /) -> object: ...
+
+
 class Hearing(Protocol):
     """A recording being heard. Iterate it for its frames (t, D); the properties hold when that has ended.
 
-    sample_rate (Hz) and channels are the original's; clip (D,); duration in seconds; outline (2, n), see app.peaks,
-    None unless it was asked for; tags: what the file says about itself, see app.tags, of a file being decoded only.
+    sample_rate (Hz) and channels are the original's; clip (D,); duration in seconds; tags: what the file says about
+    itself, see app.tags, of a file being decoded only.
     """
 
     filename: str
@@ -53,8 +58,6 @@ class Hearing(Protocol):
     def clip(self) -> np.ndarray: ...
     @property
     def duration(self) -> float: ...
-    @property
-    def outline(self) -> np.ndarray | None: ...
     @property
     def tags(self) -> dict[str, Value]: ...
     def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
@@ -76,8 +79,8 @@ class Recording:
 class _Decoded:
     """A file that is heard while it is decoded."""
 
-    def __init__(self, sound: Decoding, listening: Listening, filename: str, envelope: Envelope | None) -> None:
-        self._sound, self._listening, self._envelope = sound, listening, envelope
+    def __init__(self, sound: Decoding, listening: Listening, filename: str) -> None:
+        self._sound, self._listening = sound, listening
         self.filename, self.frame_hop = filename, listening.frame_hop
         self.sample_rate, self.channels = sound.sample_rate, sound.channels
 
@@ -93,10 +96,6 @@ class _Decoded:
         return self._sound.duration
 
     @property
-    def outline(self) -> np.ndarray | None:
-        return None if self._envelope is None else self._envelope.levels()
-
-    @property
     def tags(self) -> dict[str, Value]:
         return self._sound.tags
 
@@ -104,10 +103,10 @@ class _Decoded:
 class _Remembered:
     """A clip whose frames the library has."""
 
-    def __init__(self, clip: Clip, vector: np.ndarray, frames: FrameCodes, hop: float, outline: np.ndarray | None):
+    def __init__(self, clip: Clip, vector: np.ndarray, frames: FrameCodes, hop: float) -> None:
         self.filename, self.duration, self.frame_hop = clip.filename, clip.duration, hop
         self.sample_rate, self.channels = clip.sample_rate, clip.channels
-        self.clip, self.outline = vector, outline
+        self.clip = vector
         self.tags: dict[str, Value] = {}  # they are in the clip's metadata
         self._frames = frames
 
@@ -118,18 +117,17 @@ class _Remembered:
 
 @contextlib.asynccontextmanager
 async def hear(
-    engine: Engine, sound: Decoding, filename: str, *, urgency: Urgency = Urgency.INTERACTIVE, outline: bool = False
+    engine: Engine, sound: Decoding, filename: str, *, urgency: Urgency = Urgency.INTERACTIVE, pen: Pen | None = None
 ) -> AsyncGenerator[Hearing, None]:
-    """A file that is being decoded, through the model. Raises what decoding and embedding raise."""
-    envelope = Envelope() if outline else None
-    async with engine.listen(_drawn(sound, envelope), urgency=urgency) as listening:
-        yield _Decoded(sound, listening, filename, envelope)
+    """A file that is being decoded, through the model; `pen` gets its blocks. Raises what both raise."""
+    async with engine.listen(sound if pen is None else _drawn(sound, pen), urgency=urgency) as listening:
+        yield _Decoded(sound, listening, filename)
 
 
-def remember(catalog: Library, clip_id: str, outline: np.ndarray | None = None) -> Hearing:
+def remember(catalog: Library, clip_id: str) -> Hearing:
     """A clip of the library, by its stored embeddings; blocking. Raises ClipNotFound."""
     frames, hop = catalog.frame_codes(clip_id)
-    return _Remembered(catalog.get(clip_id), catalog.clip_vector(clip_id), frames, hop, outline)
+    return _Remembered(catalog.get(clip_id), catalog.clip_vector(clip_id), frames, hop)
 
 
 async def whole(hearing: Hearing) -> Recording:
@@ -146,9 +144,8 @@ async def whole(hearing: Hearing) -> Recording:
     )
 
 
-async def _drawn(sound: AsyncIterable[np.ndarray], envelope: Envelope | None) -> AsyncGenerator[np.ndarray, None]:
+async def _drawn(sound: AsyncIterable[np.ndarray], pen: Pen) -> AsyncGenerator[np.ndarray, None]:
     """The blocks of a sound, drawn as they pass."""
     async for block in sound:
-        if envelope is not None:
-            envelope.push(block)
+        pen.push(block)
         yield block

@@ -23,6 +23,7 @@ from app.engine import Engine, load_model
 from app.finding import as_text, find_sources
 from app.hearing import hear
 from app.media_errors import MediaError
+from app.peaks import Envelope
 from app.settings import Settings
 from model.finelap import FineLAP
 
@@ -46,11 +47,13 @@ def detect_file(
     model = load_model(settings)
     results: list[DetectionResult] = []
 
-    async def listen(engine: Engine, decoders: DecoderPool) -> np.ndarray | None:
+    envelope = None if plot is None else Envelope()
+
+    async def listen(engine: Engine, decoders: DecoderPool) -> None:
         texts = await engine.embed_texts(question.phrases)
         async with (
             decoders.open(file, name, _ENDLESS) as sound,
-            hear(engine, sound, name, outline=plot is not None) as hearing,
+            hear(engine, sound, name, pen=envelope) as hearing,
         ):
             async for line in follow_events(
                 engine, hearing, question, texts, _compute, frames=False, on_result=results.append
@@ -58,11 +61,10 @@ def detect_file(
                 message = detection_message(line)
                 if message is not None:
                     take(message)
-            return hearing.outline
 
-    outline = with_engine(model, listen)
-    if plot is not None and outline is not None:
-        plot.write_bytes(draw(results[0], outline, question))
+    with_engine(model, listen)
+    if plot is not None and envelope is not None:
+        plot.write_bytes(draw(results[0], envelope.levels(), question))
 
 
 def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool) -> int:

@@ -437,6 +437,19 @@ class DetectForm(_Request):
     min_duration: Seconds = Field(0.0, description="Shorter events are dropped.")
     max_gap: Seconds = Field(0.2, description="Events at most this far apart become one.")
     frames: bool = Field(False, description="Whether the score of every frame is wanted; for json and ndjson.")
+    encoding: Literal["float", "base64"] = Field(
+        "float", description="Of the frames' scores; base64: little-endian float32, exact, one phrase after another."
+    )
+    outline: bool = Field(
+        False, description="ndjson: whether lines with waveform and spectrogram are wanted, for drawing."
+    )
+    outline_step: float = Field(
+        0.1,
+        ge=0.01,
+        le=10,
+        allow_inf_nan=False,
+        description="Seconds that a column of the outline stands for, to the nearest 0.01.",
+    )
     format: Literal["json", "csv", "audacity", "raven", "png", "ndjson"] = Field(
         "json", description="ndjson: a line for each event as soon as it is certain, while the recording is read."
     )
@@ -457,7 +470,7 @@ class PhraseEvents(BaseModel):
     clip_score: float
     max_score: float
     events: list[Event]
-    frame_scores: list[float] | None
+    frame_scores: list[float] | str | None
 
 
 class Detection(BaseModel):

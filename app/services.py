@@ -26,7 +26,7 @@ from app.batching import Closed, Urgency
 from app.decoding import DecodedStream, DecoderPool
 from app.engine import Engine
 from app.errors import NotReady
-from app.hearing import Hearing, Recording
+from app.hearing import Hearing, Pen, Recording
 from app.metrics import Metrics
 from app.peaks import Envelope
 from app.settings import Settings
@@ -151,13 +151,13 @@ class Services:
         filename: str,
         *,
         urgency: Urgency = Urgency.INTERACTIVE,
-        outline: bool = False,
+        pen: Pen | None = None,
     ) -> AsyncGenerator[Hearing, None]:
-        """A sound file on its way through decoder and model. Raises what both raise."""
+        """A sound file on its way through decoder and model, drawn by `pen`. Raises what both raise."""
         self.engine.refuse_if_full()  # before any work is wasted
         async with (
             self.decoded(io.BytesIO(file) if isinstance(file, bytes) else file, filename) as sound,
-            hearing.hear(self.engine, sound, filename, urgency=urgency, outline=outline) as heard,
+            hearing.hear(self.engine, sound, filename, urgency=urgency, pen=pen) as heard,
         ):
             yield heard
 
@@ -168,17 +168,22 @@ class Services:
         async with self.hear(file, filename, urgency=urgency) as heard:
             return await hearing.whole(heard)
 
-    async def remember(self, clip_id: str, *, outline: bool = False) -> Hearing:
-        """A clip of the library by its stored embeddings; its outline takes decoding. Raises ClipNotFound."""
-        drawn = await self.outline(clip_id) if outline else None
-        return await self.read(hearing.remember, self.catalog, clip_id, drawn)
+    async def remember(self, clip_id: str) -> Hearing:
+        """A clip of the library by its stored embeddings. Raises ClipNotFound."""
+        return await self.read(hearing.remember, self.catalog, clip_id)
+
+    @contextlib.asynccontextmanager
+    async def stored(self, clip_id: str) -> AsyncGenerator[DecodedStream, None]:
+        """A clip's stored audio being decoded. Raises ClipNotFound, AudioMissing, MediaError."""
+        path = await self.read(self.catalog.audio_path, clip_id)
+        clip = await self.read(self.catalog.get, clip_id)
+        async with self.decoded(path, clip.filename) as sound:
+            yield sound
 
     async def outline(self, clip_id: str) -> np.ndarray:
         """The outline (2, n) of a clip's stored audio, see app.peaks. Raises ClipNotFound, AudioMissing, MediaError."""
-        path = await self.read(self.catalog.audio_path, clip_id)
-        clip = await self.read(self.catalog.get, clip_id)
         envelope = Envelope()
-        async with self.decoded(path, clip.filename) as sound:
+        async with self.stored(clip_id) as sound:
             async for block in sound:
                 envelope.push(block)
         return envelope.levels()

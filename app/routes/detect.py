@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,11 +14,14 @@ from starlette.types import Send
 
 from app import bodies, errors, examples, formats, openapi, schemas
 from app.bodies import Form
-from app.detect import Question, detect_events, draw, follow_events, to_answer
+from app.decoding import DecodedStream
+from app.detect import Drawing, Question, detect_events, draw, follow_events, to_answer
 from app.errors import Invalid
-from app.hearing import Hearing
+from app.hearing import Hearing, Pen
+from app.peaks import Envelope
 from app.schemas import Classification, ClassifyForm, DetectForm, Label
 from app.services import Services, Serving
+from app.spectrum import Sketch
 from model.detection import DetectionSettings
 
 router = APIRouter(tags=["detection"])
@@ -65,8 +68,9 @@ async def detect(request: Request, services: Serving) -> Response:
 
     `csv` has a row for each event, `audacity` is a label track, `raven` a selection table, `png` a picture of scores
     and events. `ndjson` is a stream of lines, each a JSON object with a `type`: `start`, `event` as soon as nothing
-    that follows can change it, `progress` about once a second, `frames` if they are wanted, and `end` with all that
-    the format json has; where the recording turns out to be broken the last line is an `error` with its problem.
+    that follows can change it, `progress` about once a second, `frames` if they are wanted, `outline` with what it
+    takes to draw the recording if that is wanted, and `end` with all that the format json has; where the recording
+    turns out to be broken the last line is an `error` with its problem.
     """
     async with contextlib.AsyncExitStack() as stack:
         form = await stack.enter_async_context(bodies.open_form(request, DetectForm, files="file"))
@@ -74,17 +78,30 @@ async def detect(request: Request, services: Serving) -> Response:
         _check_count(services, options.phrases, "phrases")
         question = _question(options)
         texts = await services.engine.embed_texts(options.phrases)
-        picture = options.format == "png"
-        hearing = await stack.enter_async_context(_hearing(services, form, options.clip_id, outline=picture))
-        if options.format == "ndjson":
-            lines = follow_events(services.engine, hearing, question, texts, services.compute, frames=options.frames)
+        streamed, picture = options.format == "ndjson", options.format == "png"
+        sketch = Sketch(options.outline_step) if streamed and options.outline else None
+        pen = Envelope() if picture else sketch
+        hearing, sound = await _listen(services, form, options.clip_id, stack, pen)
+        if streamed:
+            lines = follow_events(
+                services.engine,
+                hearing,
+                question,
+                texts,
+                services.compute,
+                frames=options.frames,
+                encoding=options.encoding,
+                drawing=None if sketch is None else Drawing(sketch, sound),
+            )
             first = [await anext(lines), await anext(lines)]  # a file that cannot be read has an error's status
             return _Lines(_written(first, lines, stack.pop_all()), media_type=_NDJSON)
         result = await detect_events(services.engine, hearing, question, texts, services.compute)
-        outline = hearing.outline
-    if picture:
-        return Response(await services.compute(draw, result, outline, question), media_type="image/png")
-    text = await services.compute(lambda: _WRITERS[options.format](to_answer(result, options.frames)))
+        if isinstance(pen, Envelope):
+            if sound is not None:
+                async for block in sound:
+                    pen.push(block)
+            return Response(await services.compute(draw, result, pen.levels(), question), media_type="image/png")
+    text = await services.compute(lambda: _WRITERS[options.format](to_answer(result, options.frames, options.encoding)))
     return Response(text, media_type=_MEDIA_TYPES[options.format])
 
 
@@ -103,7 +120,8 @@ async def classify(request: Request, services: Serving) -> Classification:
         _check_count(services, options.labels, "labels")
         if options.template.count("{}") != 1:
             raise Invalid("The template must have {} once, where the label goes.")
-        async with _hearing(services, form, options.clip_id, outline=False) as hearing:
+        async with contextlib.AsyncExitStack() as stack:
+            hearing, _ = await _listen(services, form, options.clip_id, stack)
             async for _ in hearing:
                 pass
             clip = hearing.clip
@@ -140,18 +158,25 @@ async def _written(
             yield json.dumps({"type": "error", "problem": errors.describe(error)}, ensure_ascii=False) + "\n"
 
 
-@contextlib.asynccontextmanager
-async def _hearing(
-    services: Services, form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None, *, outline: bool
-) -> AsyncIterator[Hearing]:
+async def _listen(
+    services: Services,
+    form: Form[DetectForm] | Form[ClassifyForm],
+    clip_id: str | None,
+    stack: contextlib.AsyncExitStack,
+    pen: Pen | None = None,
+) -> tuple[Hearing, DecodedStream | None]:
+    """The file or clip that is asked about; what it opens is closed with `stack`.
+
+    A file is drawn by `pen` while it is heard. Of a clip the frames are remembered, so nothing is decoded for them:
+    where there is a pen, its sound comes too, for the pen to draw.
+    """
     if len(form.files) + (clip_id is not None) != 1:
         raise Invalid("Give one `file` or one `clip_id`.")
     if clip_id is not None:
-        yield await services.remember(clip_id, outline=outline)
-        return
+        hearing = await services.remember(clip_id)
+        return hearing, None if pen is None else await stack.enter_async_context(services.stored(clip_id))
     upload = form.files[0]
-    async with services.hear(upload.binary, upload.filename, outline=outline) as hearing:
-        yield hearing
+    return await stack.enter_async_context(services.hear(upload.binary, upload.filename, pen=pen)), None
 
 
 def _question(options: DetectForm) -> Question:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
+
+from app.spectrum import Sketch
 
 PHRASES = ["tone 400", "tone 1600", "tone 3200"]
 
@@ -88,6 +92,66 @@ async def test_frame_scores_come_in_pieces(client: httpx.AsyncClient, scene: byt
     answer = (await client.post("/detect", files={"file": ("a", scene)}, data=data)).json()
     streamed = np.concatenate([piece["scores"] for piece in pieces], axis=1)
     np.testing.assert_array_equal(streamed, [p["frame_scores"] for p in answer["phrases"]])
+
+
+async def test_exact_scores_are_half_as_long(client: httpx.AsyncClient, scene: bytes) -> None:
+    def streamed(lines: list[dict[str, Any]]) -> list[Any]:
+        return [line["scores"] for line in lines if line["type"] == "frames"]
+
+    exact = streamed(await lines_of(client, scene, frames="true", encoding="base64"))
+    rounded = streamed(await lines_of(client, scene, frames="true"))
+    assert sum(map(len, exact)) < 0.8 * len(json.dumps(rounded))
+    for text, numbers in zip(exact, rounded, strict=True):
+        scores = np.frombuffer(base64.b64decode(text), "<f4").reshape(len(PHRASES), -1)
+        np.testing.assert_array_equal(np.round(scores.astype(np.float64), 6), numbers)
+    data = {"phrases": PHRASES, "frames": "true", "encoding": "base64"}
+    answer = (await client.post("/detect", files={"file": ("a", scene)}, data=data)).json()
+    for n, phrase in enumerate(answer["phrases"]):
+        whole = np.frombuffer(base64.b64decode(phrase["frame_scores"]), "<f4")
+        pieces = [np.frombuffer(base64.b64decode(text), "<f4").reshape(len(PHRASES), -1)[n] for text in exact]
+        np.testing.assert_array_equal(whole, np.concatenate(pieces))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+async def test_the_recording_is_drawn_while_it_is_heard(
+    client: httpx.AsyncClient, sounds: SimpleNamespace, stored: bool
+) -> None:
+    samples = np.concatenate([sounds.tone(400, 30), np.zeros(12_345, np.float32), sounds.tone(1600, 20)])
+    file: bytes | None = sounds.encode(samples, subtype="FLOAT")
+    data: dict[str, Any] = {"outline": "true", "outline_step": "0.07"}
+    if stored:
+        added = await client.post("/clips", files={"files": ("szene.wav", file)})
+        file, data["clip_id"] = None, added.json()["clips"][0]["id"]
+    lines = await lines_of(client, file, **data)
+    sketch = Sketch(0.07)
+    sketch.push(samples)
+    sketch.finish()
+    wanted = sketch.line()
+    assert wanted is not None and lines[0]["outline"] == sketch.about()
+    drawn = [line for line in lines if line["type"] == "outline"]
+    for name in ("peaks", "spectrum"):
+        assert b"".join(base64.b64decode(line[name]) for line in drawn) == base64.b64decode(wanted[name])
+    assert [line["first"] for line in drawn] == np.cumsum([0, *(line["columns"] for line in drawn)])[:-1].tolist()
+    assert lines[-1]["type"] == "end" and lines[-1]["phrases"][0]["events"]
+    if not stored:
+        assert len(drawn) > 3 and lines.index(drawn[0]) < 5
+
+
+async def test_nothing_is_drawn_unasked_and_no_clip_without_its_sound(
+    client: httpx.AsyncClient, scene: bytes, tmp_path: Path
+) -> None:
+    lines = await lines_of(client, scene)
+    assert "outline" not in lines[0] and not any(line["type"] == "outline" for line in lines)
+    clip = (await client.post("/clips", files={"files": ("szene.wav", scene)})).json()["clips"][0]
+    for file in tmp_path.rglob(f"{clip['sha256']}*"):
+        file.unlink()
+    assert (await lines_of(client, None, clip_id=clip["id"]))[-1]["type"] == "end"
+    data = {"phrases": PHRASES, "format": "ndjson", "clip_id": clip["id"], "outline": "true"}
+    response = await client.post("/detect", data=data)
+    assert response.status_code == 404 and response.headers["content-type"] == "application/problem+json"
+    for step in ("0", "11", "nan"):
+        response = await client.post("/detect", data={**data, "outline_step": step})
+        assert response.status_code == 422 and "outline_step" in response.json()["detail"]
 
 
 async def test_a_clip_of_the_library_streams_too(client: httpx.AsyncClient, scene: bytes) -> None:
