@@ -1,0 +1,198 @@
+// From frame scores to events: what model/detection.py does with the method "threshold", number by number, so that a
+// slider can cut again what was scored once. Knows typed arrays and settings; no page, no network.
+//
+// The clock: frame t covers [t, t + 1) × hop seconds. Scores are 32-bit floats and compared as such.
+
+/**
+ * @typedef {{threshold: number, lowThreshold: ?number, medianFilter: number, minDuration: number, maxGap: number}} Settings
+ *   lowThreshold null: three quarters of the threshold; lengths in seconds
+ * @typedef {{onset: number, offset: number, score: number}} Event  seconds
+ */
+
+/** @type {Readonly<Settings>} The service's own defaults. */
+export const DEFAULTS = Object.freeze({
+  threshold: 0.5,
+  lowThreshold: null,
+  medianFilter: 0.48,
+  minDuration: 0,
+  maxGap: 0.2,
+});
+
+export const MAX_MEDIAN_FILTER = 60; // seconds
+
+const EPS = 1e-6; // seconds; forgives rounding of frame × hop where it is compared with a caller's seconds
+const LOW_SHARE = 0.75;
+
+/** The odd number of frames nearest to `seconds` (an even number goes up); 1 leaves the scores as they are. */
+export function medianFrames(seconds, hop) {
+  return 2 * Math.floor((seconds / hop + EPS) / 2) + 1;
+}
+
+/** Frames that begin before the end of a recording; the first always does. */
+export function framesWithin(duration, hop) {
+  return Math.max(1, Math.ceil((duration - EPS) / hop));
+}
+
+/** The scores of one phrase, that come in pieces, and their smoothed form, of which only what changes is made anew. */
+export class Track {
+  constructor() {
+    this._scores = new Float32Array(1024);
+    this._smooth = new Float32Array(1024);
+    this._count = 0;
+    this._kernel = 0; // frames of the median that `_smooth` was made with
+    this._done = 0; // frames of `_smooth` that were made, as if the track ended there
+    this.highest = 0;
+  }
+
+  /** Frames so far. */
+  get length() {
+    return this._count;
+  }
+
+  /** All scores so far: a view, until the next `push`. */
+  get scores() {
+    return this._scores.subarray(0, this._count);
+  }
+
+  /** The next scores. @param {Float32Array} part */
+  push(part) {
+    const needed = this._count + part.length;
+    if (needed > this._scores.length) {
+      this._scores = grown(this._scores, needed);
+      this._smooth = grown(this._smooth, needed);
+    }
+    this._scores.set(part, this._count);
+    this._count = needed;
+    for (const score of part) if (score > this.highest) this.highest = score;
+  }
+
+  /**
+   * Events in order of time, as if the recording ended after `duration` seconds.
+   * @param {Settings} settings @returns {Event[]}
+   */
+  events(settings, hop, duration) {
+    const count = Math.min(this._count, framesWithin(duration, hop));
+    this._smoothTo(count, medianFrames(settings.medianFilter, hop));
+    return cut(this._smooth, count, settings, hop, duration);
+  }
+
+  _smoothTo(count, kernel) {
+    const half = (kernel - 1) / 2;
+    const from = kernel === this._kernel ? Math.max(0, Math.min(count, this._done) - half) : 0;
+    medians(this._scores, count, kernel, from, this._smooth);
+    this._kernel = kernel;
+    this._done = count;
+  }
+}
+
+/** Events in all scores of one phrase, in order of time: `find_events`. @param {Float32Array} scores @returns {Event[]} */
+export function findEvents(scores, settings, hop, duration) {
+  const track = new Track();
+  track.push(scores);
+  return track.events(settings, hop, duration);
+}
+
+function grown(values, needed) {
+  const larger = new Float32Array(Math.max(needed, 2 * values.length));
+  larger.set(values);
+  return larger;
+}
+
+// Sliding median of scores[0 … count) into out[from … count). At both ends the track is continued by its mirror image,
+// the last frame repeated.
+function medians(scores, count, kernel, from, out) {
+  if (kernel === 1) {
+    out.set(scores.subarray(from, count), from);
+    return;
+  }
+  const half = (kernel - 1) / 2;
+  const period = 2 * count;
+  const at = (i) => {
+    if (i >= 0 && i < count) return scores[i];
+    const inside = ((i % period) + period) % period;
+    return scores[inside < count ? inside : period - 1 - inside];
+  };
+  if (kernel === 3) {
+    for (let t = from; t < count; t++) {
+      const a = at(t - 1), b = scores[t], c = at(t + 1);
+      out[t] = Math.max(Math.min(a, b), Math.min(Math.max(a, b), c));
+    }
+    return;
+  }
+  if (from >= count) return;
+  const sorted = new Float32Array(kernel); // the window, in order of size
+  for (let k = 0; k < kernel; k++) sorted[k] = at(from - half + k);
+  sorted.sort();
+  out[from] = sorted[half];
+  for (let t = from + 1; t < count; t++) {
+    replace(sorted, at(t - half - 1), at(t + half));
+    out[t] = sorted[half];
+  }
+}
+
+// Takes one value out of a sorted array and puts another in.
+function replace(sorted, gone, come) {
+  let hole = place(sorted, gone);
+  const last = sorted.length - 1;
+  while (hole < last && sorted[hole + 1] < come) sorted[hole] = sorted[++hole];
+  while (hole > 0 && sorted[hole - 1] > come) sorted[hole] = sorted[--hole];
+  sorted[hole] = come;
+}
+
+// Index of the first value that is not below `value`.
+function place(sorted, value) {
+  let low = 0, high = sorted.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] < value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+// Runs at or above the lower threshold, of which a frame reaches the upper one; near ones joined, then short ones dropped.
+function cut(smooth, count, settings, hop, duration) {
+  const threshold = Math.fround(settings.threshold);
+  const lowest = Math.fround(settings.lowThreshold ?? LOW_SHARE * settings.threshold);
+  const gap = (settings.maxGap + EPS) / hop; // frames
+  const events = [];
+  let first = 0, stop = -1, peak = 0; // the event that may still grow; none while stop < 0
+  const give = () => {
+    const onset = first * hop;
+    const offset = Math.min(stop * hop, duration);
+    if (stop >= 0 && offset - onset >= settings.minDuration - EPS) events.push({ onset, offset, score: peak });
+  };
+  for (let t = 0; t < count; t++) {
+    if (smooth[t] < lowest) continue;
+    const begin = t;
+    let highest = smooth[t];
+    while (++t < count && smooth[t] >= lowest) if (smooth[t] > highest) highest = smooth[t];
+    if (highest < threshold) continue;
+    if (stop >= 0 && begin - stop <= gap) {
+      peak = Math.max(peak, highest);
+    } else {
+      give();
+      first = begin;
+      peak = highest;
+    }
+    stop = t;
+  }
+  give();
+  return events;
+}
+
+/**
+ * `value`, zero or more, with so many decimals, exact halves to the even neighbour: Python's format. JavaScript's
+ * toFixed differs in exact halves alone, which it rounds up.
+ */
+export function fixed(value, decimals) {
+  const halves = value * 2 ** (decimals + 1);
+  if (!Number.isInteger(halves) || halves % 2 === 0) return value.toFixed(decimals);
+  const below = Math.floor(value * 10 ** decimals);
+  return ((below % 2 === 0 ? below : below + 1) / 10 ** decimals).toFixed(decimals);
+}
+
+/** An event as the service tells it: milliseconds, and six decimals of the score. @param {Event} event @returns {Event} */
+export function told({ onset, offset, score }) {
+  return { onset: Number(fixed(onset, 3)), offset: Number(fixed(offset, 3)), score: Number(fixed(score, 6)) };
+}
