@@ -2,6 +2,7 @@
 # make test   every test
 # make check  ruff and mypy
 # make checkpoint  the bundled checkpoint again: sounds from their Debian packages, then hours of training
+# make page   the page's libraries from npm, which make run and make test fetch too; without them it draws plain waveforms
 # make clean  removes the virtual environment and caches; the library in data/ stays
 #
 # PYTHON     the interpreter (3.11 or newer) that makes .venv
@@ -15,13 +16,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input $(PIP_FLAGS)
 
-.PHONY: run test check checkpoint clean
+.PHONY: run test check checkpoint page clean
 .DELETE_ON_ERROR:
 
-run: $(VENV)/.run
+run: $(VENV)/.run $(VENV)/.page
 	@exec $(BIN)/finelap serve --demo demo/sounds $(ARGS)
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.page
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.test
@@ -34,8 +35,11 @@ checkpoint: $(VENV)/.test
 	@$(BIN)/python -m training.fetch runs/sounds
 	@$(BIN)/finelap train --config training/configs/finelap-small.yaml $(ARGS)
 
+page: $(VENV)/.python
+	@$(BIN)/python app/web/install.py --wheel
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) app/web/vendor build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find app index model tests training -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -55,3 +59,8 @@ $(VENV)/.test: $(VENV)/.python pyproject.toml
 	@$(PIP) -e '.[test,train]'
 	@$(PIP) -e '.[evaluate]' || echo "No C compiler? The tests of PSDS and event F1 will be skipped." >&2
 	@touch $(VENV)/.run $@
+
+# once for each version: where it fails the page works without, and make page tries again
+$(VENV)/.page: $(VENV)/.python app/web/package-lock.json app/web/install.py
+	@$(BIN)/python app/web/install.py --wheel
+	@touch $@

@@ -12,13 +12,11 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -26,6 +24,7 @@ from app import bodies, errors, manual, openapi
 from app.engine import Engine, load_model
 from app.metrics import Metrics
 from app.middleware import Envelope, Gate, Lifeline
+from app.page import WEB, PageFiles
 from app.routes import clips, detect, embed, openai, search, system
 from app.services import Load, Services
 from app.settings import FAISS, Settings
@@ -37,7 +36,6 @@ from index.records import CatalogError
 
 log = logging.getLogger(__name__)
 
-_WEB = Path(__file__).resolve().parent / "web"
 _ABOUT = (
     "Find a sound by describing it, and know when in a recording it happens. Times are seconds; errors are "
     "`application/problem+json` (RFC 9457) with the request's id. HEAD is answered wherever GET is."
@@ -134,8 +132,8 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
     for router in _ROUTERS:
         app.include_router(router)
     manual.add(app)
-    if _WEB.is_dir():
-        app.mount("/web", StaticFiles(directory=_WEB), name="web")
+    if WEB.is_dir():
+        app.mount("/web", PageFiles(), name="web")
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]

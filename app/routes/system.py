@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from importlib import metadata
-from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from app import examples, media
+from app import page as pages
 from app.errors import NotReady
 from app.openapi import example, problems
 from app.schemas import MAX_TEXT, MAX_TEXTS, Health, Info, Limits, ModelInfo
@@ -17,8 +17,6 @@ from app.services import Services, Serving
 
 router = APIRouter()
 
-_PAGE = Path(__file__).resolve().parent.parent / "web" / "index.html"
-_NO_PAGE = "<!doctype html><title>FineLAP</title><h1>FineLAP</h1><p>See <a href='/docs'>the API</a>.</p>"
 _CHECK_TIMEOUT = 30.0  # seconds
 
 
@@ -106,8 +104,7 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def page() -> HTMLResponse:
-    try:
-        return HTMLResponse(await asyncio.to_thread(_PAGE.read_text, encoding="utf-8"))
-    except FileNotFoundError:
-        return HTMLResponse(_NO_PAGE)
+async def page(request: Request) -> HTMLResponse:
+    services: Services = request.app.state.services  # also while loading: the page then waits
+    html = await asyncio.to_thread(pages.page, bool(services.settings.api_keys))
+    return HTMLResponse(html, headers={"Cache-Control": "no-cache"})

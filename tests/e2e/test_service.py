@@ -201,7 +201,7 @@ def test_the_page_and_all_it_needs_are_served(service: Service) -> None:
     page = httpx.get(service.address, trust_env=False)
     assert page.headers["content-type"].startswith("text/html")
     needed = re.findall(r'(?:href|src)="(/[^"]+)"', page.text)
-    assert "/web/app.js" in needed
+    assert "/web/main.js" in needed
     for path in needed:
         assert httpx.get(service.address + path, trust_env=False).status_code == 200, path
     assert not re.search(r'(?:href|src)="(?:https?:)?//', page.text)

@@ -1,0 +1,6 @@
+// The Library tab.
+
+/** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
+export function mount(panel, shell) {
+  return { shown() {}, hidden() {} };
+}

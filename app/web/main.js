@@ -1,0 +1,212 @@
+// The page's shell: tabs, the address, keys, the dialogs for the API key and for help, and the service's state.
+// What the tabs do is theirs: search.js, detect.js, library.js.
+
+import { get, Problem } from "./api.js";
+import { openClip } from "./clip.js";
+import * as detect from "./detect.js";
+import { $, announce } from "./dom.js";
+import * as library from "./library.js";
+import * as search from "./search.js";
+
+const TABS = ["search", "detect", "library"];
+const MODULES = { search, detect, library };
+const RETRY = 2000; // ms, while the service is loading or away
+const LETTERS = "finelap-letters"; // localStorage: "off" where single letters are no shortcuts
+
+const mounted = {};
+let shown = null;
+
+/**
+ * What the shell gives to the tabs.
+ * @typedef {typeof shell} Shell
+ */
+export const shell = {
+  /** GET /info, null until the service has answered. */
+  info: null,
+
+  /** The parameters of the page's address. `tab` is the shell's, `open` the open clip; the others are the tab's. */
+  get params() {
+    return new URLSearchParams(location.search);
+  },
+
+  /**
+   * Changes parameters: null, "" and [] remove one, a list repeats it. Adds a step to the history unless `replace`.
+   * The tab itself is not told: it knows what it did.
+   */
+  setParams(changes, { replace = false } = {}) {
+    const params = shell.params;
+    for (const [name, value] of Object.entries(changes)) {
+      params.delete(name);
+      for (const each of [value].flat()) if (each !== null && each !== undefined && each !== "") params.append(name, each);
+    }
+    const address = params.size ? `?${params}` : location.pathname;
+    if (address === (location.search || location.pathname)) return;
+    history[replace ? "replaceState" : "pushState"](history.state, "", address);
+  },
+
+  /**
+   * Shows a tab. With `push` (the default) that is a step of the history; `params` then replace all others, or, without
+   * them, the tab comes back with those it had.
+   * @param {"search" | "detect" | "library"} tab
+   * @param {{push?: boolean, params?: Record<string, any> | null}} [options]
+   */
+  show(tab, { push = true, params = null } = {}) {
+    if (push && (params || tab !== shown)) {
+      if (shown) remembered[shown] = location.search;
+      const address = params ? withTab(tab, params) : (remembered[tab] ?? withTab(tab, {}));
+      if (address !== location.search) history.pushState(null, "", address || location.pathname);
+    }
+    reveal(tab);
+  },
+
+  /** Opens a clip's details: `clip` as the API gives it, or its id. `moments` are marked in its waveform. */
+  openClip(clip, moments = []) {
+    return openClip(shell, clip, moments);
+  },
+
+  /** Asks for GET /info again: after clips were added or deleted, say. */
+  refresh: () => connect(),
+};
+
+const remembered = {}; // tab → location.search
+
+function withTab(tab, params) {
+  const query = new URLSearchParams();
+  if (tab !== TABS[0]) query.set("tab", tab);
+  for (const [name, value] of Object.entries(params)) for (const each of [value].flat()) query.append(name, each);
+  return query.size ? `?${query}` : "";
+}
+
+function reveal(tab) {
+  for (const each of TABS) {
+    const chosen = each === tab;
+    $(`tab-${each}`).setAttribute("aria-selected", String(chosen));
+    $(`tab-${each}`).tabIndex = chosen ? 0 : -1;
+    $(each).hidden = !chosen;
+  }
+  if (shown && shown !== tab) mounted[shown].hidden();
+  shown = tab;
+  document.title = tab === TABS[0] ? "FineLAP" : `${$(`tab-${tab}`).textContent} · FineLAP`;
+  mounted[tab].shown(shell.params);
+}
+
+/** What the address says: at the start, and when the reader goes back or forward. */
+function follow() {
+  const { params } = shell;
+  const tab = TABS.includes(params.get("tab")) ? params.get("tab") : TABS[0];
+  reveal(tab);
+  const open = params.get("open");
+  if (open) shell.openClip(open);
+  else if ($("clip-dialog").open) $("clip-dialog").close();
+}
+
+// The service's state
+
+let timer = 0;
+
+async function connect() {
+  clearTimeout(timer);
+  try {
+    shell.info = await get("/info");
+  } catch (error) {
+    const loading = error instanceof Problem && error.status === 503;
+    tell(loading ? "waiting" : "wrong", loading ? "The model is loading …" : error.message);
+    if (error.status === 0 || error.status >= 500) timer = setTimeout(connect, RETRY);
+    return;
+  }
+  const { clips, model } = shell.info;
+  tell("ready", `${clips.toLocaleString("en")} ${clips === 1 ? "sound" : "sounds"} · ${model.name} on ${model.device}`);
+  document.dispatchEvent(new CustomEvent("finelap:info", { detail: shell.info }));
+}
+
+function tell(state, text) {
+  $("status").dataset.state = state;
+  $("status-text").textContent = text;
+  $("status").title = text;
+}
+
+// The API key
+
+document.addEventListener("finelap:key", ({ detail: { wrong, done } }) => {
+  const dialog = $("key-dialog");
+  let given = null;
+  $("key").value = "";
+  $("key-message").textContent = wrong ? "The service does not know this key." : "";
+  const submit = () => {
+    given = $("key").value.trim() || null;
+  };
+  $("key-form").addEventListener("submit", submit, { once: true });
+  dialog.addEventListener(
+    "close",
+    () => {
+      $("key-form").removeEventListener("submit", submit);
+      done(given);
+    },
+    { once: true },
+  );
+  dialog.showModal();
+});
+$("key-cancel").addEventListener("click", () => $("key-dialog").close());
+
+// Keys
+
+const isTyping = (node) =>
+  node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=range], [type=button])");
+
+/** Whether letters, digits and signs are shortcuts: the reader may switch them off. */
+export const lettersAreKeys = () => localStorage.getItem(LETTERS) !== "off";
+
+document.addEventListener("keydown", (event) => {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (isTyping(event.target) || document.querySelector("dialog[open]") || !lettersAreKeys()) return;
+  if (event.key === "?") showHelp();
+  else if (event.key === "/") {
+    shell.show("search");
+    $("query").focus();
+    $("query").select();
+  } else if (TABS["123".indexOf(event.key)]) {
+    const tab = TABS["123".indexOf(event.key)];
+    shell.show(tab);
+    $(`tab-${tab}`).focus();
+  } else return;
+  event.preventDefault();
+});
+
+function showHelp() {
+  $("letters").checked = lettersAreKeys();
+  $("help-dialog").showModal();
+}
+
+$("help-button").addEventListener("click", showHelp);
+$("help-close").addEventListener("click", () => $("help-dialog").close());
+$("letters").addEventListener("change", () => {
+  localStorage.setItem(LETTERS, $("letters").checked ? "on" : "off");
+  announce($("letters").checked ? "Shortcuts are on" : "Shortcuts are off");
+});
+for (const dialog of document.querySelectorAll("dialog:not(#key-dialog)")) {
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close(); // beside it
+  });
+}
+
+// Tabs
+
+for (const [i, tab] of TABS.entries()) {
+  $(`tab-${tab}`).addEventListener("click", () => shell.show(tab));
+  $(`tab-${tab}`).addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const next = TABS[(i + step + TABS.length) % TABS.length];
+    shell.show(next);
+    $(`tab-${next}`).focus();
+  });
+}
+
+// A file dropped beside a place for files must not replace the page.
+for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
+
+for (const tab of TABS) mounted[tab] = MODULES[tab].mount($(tab), shell);
+addEventListener("popstate", follow);
+connect();
+follow();

@@ -1,0 +1,116 @@
+// One sound that can be heard: an <audio> that is only loaded when it is wanted, from any second to any other.
+// Only one plays at a time. Draws nothing; knows no service.
+
+let current = null; // the player that was asked to play last
+
+export class Player {
+  #start = null; // where to begin once the file is there
+  #until = null; // where to stop
+  #loading = null;
+  #frame = 0;
+  #duration;
+  #src;
+
+  /**
+   * @param {{src: () => Promise<string>, duration: number, onTime?: (t: number) => void,
+   *          onState?: (state: "playing" | "paused" | "failed", error?: Error) => void}} options
+   */
+  constructor({ src, duration, onTime = () => {}, onState = () => {} }) {
+    this.#src = src;
+    this.#duration = duration;
+    this.onTime = onTime;
+    this.onState = onState;
+    this.audio = new Audio();
+    this.audio.preload = "none";
+    this.audio.addEventListener("play", () => {
+      this.onState("playing");
+      this.#follow();
+    });
+    this.audio.addEventListener("pause", () => this.#stopped());
+    this.audio.addEventListener("ended", () => this.#stopped());
+    this.audio.addEventListener("seeked", () => this.onTime(this.time));
+  }
+
+  /** Seconds: where it is, or where it will begin. */
+  get time() {
+    return this.#start ?? this.audio.currentTime;
+  }
+
+  get duration() {
+    return this.#duration;
+  }
+
+  get playing() {
+    return !this.audio.paused && !this.audio.ended;
+  }
+
+  /** Plays from `from`, or from where it is, to `to`, or to the end. Where it cannot, `onState` hears why. */
+  async play(from, to) {
+    if (current !== this) current?.pause();
+    current = this;
+    this.#until = to ?? null;
+    if (from !== undefined && from !== null) this.seek(from);
+    else if (this.time >= this.#duration - 0.02) this.seek(0);
+    try {
+      await (this.#loading ??= this.#load());
+      if (current === this) await this.audio.play();
+    } catch (error) {
+      if (error.name === "AbortError") return; // paused before it began
+      this.#loading = null;
+      if (current === this) current = null;
+      this.onState("failed", error);
+    }
+  }
+
+  pause() {
+    if (current === this) current = null;
+    this.audio.pause();
+  }
+
+  toggle() {
+    if (this.playing) this.pause();
+    else return this.play();
+  }
+
+  seek(t) {
+    const target = Math.min(Math.max(t, 0), this.#duration);
+    if (this.audio.readyState >= HTMLMediaElement.HAVE_METADATA) this.audio.currentTime = target;
+    else this.#start = target;
+    this.onTime(target);
+  }
+
+  destroy() {
+    this.pause();
+    cancelAnimationFrame(this.#frame);
+    this.onTime = this.onState = () => {};
+    this.audio.removeAttribute("src");
+    this.audio.load();
+  }
+
+  async #load() {
+    this.audio.src = await this.#src();
+    await new Promise((resolve, reject) => {
+      this.audio.addEventListener("loadedmetadata", resolve, { once: true });
+      this.audio.addEventListener("error", () => reject(new Error("This browser cannot play the file.")), { once: true });
+      this.audio.load();
+    });
+    if (this.#start !== null) this.audio.currentTime = this.#start;
+    this.#start = null;
+  }
+
+  #follow() {
+    cancelAnimationFrame(this.#frame);
+    const step = () => {
+      if (this.#until !== null && this.audio.currentTime >= this.#until) return this.pause();
+      this.onTime(this.time);
+      if (this.playing) this.#frame = requestAnimationFrame(step);
+    };
+    this.#frame = requestAnimationFrame(step);
+  }
+
+  #stopped() {
+    cancelAnimationFrame(this.#frame);
+    this.onTime(this.time);
+    this.onState("paused");
+  }
+}

@@ -1,0 +1,256 @@
+// A sound one can see and hear. The only module that knows wavesurfer, which the set-up puts into /web/vendor/; where it
+// is missing, and in lists, a plain canvas shows the same without zoom, timeline and spectrogram.
+
+import { clock } from "./dom.js";
+import { colours, Outline } from "./outline.js";
+import { Player } from "./player.js";
+
+/** @typedef {{start: number, end: number, label?: string, color?: string}} Region  seconds */
+
+const LONGEST_SPECTROGRAM = 600; // seconds; longer recordings would take too much of the browser's memory
+const scheme = matchMedia("(prefers-color-scheme: dark)");
+let library = null;
+
+/** wavesurfer and its plugins, loaded once when first wanted; null where the set-up could not install them. */
+export function wavesurfer() {
+  library ??= document.documentElement.hasAttribute("data-vendor") ? load() : Promise.resolve(null);
+  return library;
+}
+
+async function load() {
+  const files = ["wavesurfer", "regions", "timeline", "spectrogram"];
+  const found = await Promise.all(files.map((name) => import(`./vendor/${name}.esm.js`)));
+  return Object.fromEntries(files.map((name, i) => [name, found[i].default]));
+}
+
+export class Wave {
+  #container;
+  #options;
+  #view;
+  #gone = false;
+
+  /**
+   * @param {HTMLElement} container
+   * @param {object} options
+   * @param {() => Promise<string>} options.src  where the audio is; asked when it is first played
+   * @param {number} options.duration  seconds
+   * @param {[number, number][] | null} [options.peaks]  lowest and highest of equal stretches
+   * @param {Region[]} [options.regions]
+   * @param {number} [options.height]  css pixels
+   * @param {string} [options.label]  for screen readers
+   * @param {boolean} [options.light]  only ever a canvas that is no stop of the Tab key, for lists
+   * @param {boolean} [options.timeline]
+   * @param {boolean} [options.spectrogram]  of recordings up to ten minutes; the browser decodes the whole file
+   * @param {(t: number) => void} [options.onTime]
+   * @param {(region: Region) => void} [options.onRegion]  a region was clicked
+   * @param {(t: number) => void} [options.onSeek]  the waveform was clicked, or a key moved in it
+   * @param {(state: "playing" | "paused" | "failed", error?: Error) => void} [options.onState]
+   */
+  constructor(container, options) {
+    this.#container = container;
+    this.#options = { peaks: null, regions: [], height: 64, label: "Waveform", ...options };
+    this.player = new Player({
+      src: options.src,
+      duration: options.duration,
+      onTime: (t) => this.#moved(t),
+      onState: (...state) => this.#options.onState?.(...state),
+    });
+    container.classList.add("wave");
+    container.setAttribute("aria-label", this.#options.label);
+    if (options.light) container.setAttribute("role", "img");
+    else this.#beSlider();
+    this.#view = new Outline(container, this.#viewOptions());
+    if (!options.light) this.#upgrade();
+  }
+
+  get time() {
+    return this.player.time;
+  }
+
+  get duration() {
+    return this.player.duration;
+  }
+
+  get playing() {
+    return this.player.playing;
+  }
+
+  play(from, to) {
+    return this.player.play(from, to);
+  }
+
+  pause() {
+    this.player.pause();
+  }
+
+  toggle() {
+    return this.player.toggle();
+  }
+
+  seek(t) {
+    this.player.seek(t);
+  }
+
+  setPeaks(peaks) {
+    this.#options.peaks = peaks;
+    this.#view.setPeaks(peaks);
+  }
+
+  /** @param {Region[]} regions */
+  setRegions(regions) {
+    this.#options.regions = regions;
+    this.#view.setRegions(regions);
+  }
+
+  zoom(pxPerSecond) {
+    this.#view.zoom(pxPerSecond);
+  }
+
+  destroy() {
+    this.#gone = true;
+    this.player.destroy();
+    this.#view.destroy();
+  }
+
+  #viewOptions() {
+    const { duration, peaks, regions, height, timeline, spectrogram, src } = this.#options;
+    const onPick = (t, region) => {
+      this.seek(t);
+      this.#options.onSeek?.(t);
+      if (region) this.#options.onRegion?.(region);
+    };
+    return { duration, peaks, regions, height, timeline, spectrogram, src, onPick, media: this.player.audio };
+  }
+
+  async #upgrade() {
+    const parts = await wavesurfer().catch(() => null); // the canvas stays
+    if (!parts || this.#gone) return;
+    const canvas = this.#view;
+    this.#view = new Surfer(this.#container, this.#viewOptions(), parts);
+    canvas.destroy();
+    this.#view.setTime(this.time);
+  }
+
+  #moved(t) {
+    this.#view.setTime(t);
+    if (!this.#options.light) this.#tell(t);
+    this.#options.onTime?.(t);
+  }
+
+  #beSlider() {
+    const node = this.#container;
+    node.setAttribute("role", "slider");
+    node.tabIndex = 0;
+    node.setAttribute("aria-valuemin", "0");
+    node.setAttribute("aria-valuemax", String(this.duration));
+    this.#tell(0);
+    node.addEventListener("keydown", (event) => {
+      if (this.#gone || event.ctrlKey || event.altKey || event.metaKey) return;
+      const step = seekStep(this.duration) * (event.shiftKey ? 4 : 1);
+      const to = { ArrowLeft: this.time - step, ArrowRight: this.time + step, Home: 0, End: this.duration }[event.key];
+      if (to === undefined && event.key !== " ") return;
+      event.preventDefault();
+      event.stopPropagation();
+      if (event.key === " ") return this.toggle();
+      this.seek(to);
+      this.#options.onSeek?.(this.time);
+    });
+  }
+
+  #tell(t) {
+    const text = `${clock(t)} of ${clock(this.duration)}`;
+    if (this.#container.getAttribute("aria-valuetext") === text) return;
+    this.#container.setAttribute("aria-valuenow", t.toFixed(2));
+    this.#container.setAttribute("aria-valuetext", text);
+  }
+}
+
+/** Seconds that an arrow key moves in a recording of this length. */
+export const seekStep = (duration) => Math.min(Math.max(duration / 20, 0.1), 5);
+
+/** The view that wavesurfer draws, around an <audio> that belongs to the Player. */
+class Surfer {
+  #surfer;
+  #regions;
+  #options;
+
+  constructor(container, options, { wavesurfer, regions, timeline, spectrogram }) {
+    this.#options = options;
+    const colour = colours();
+    const plugins = [];
+    if (options.timeline) plugins.push(timeline.create({ height: 18, style: { fontSize: "11px", color: colour.soft } }));
+    this.#surfer = wavesurfer.create({
+      container,
+      media: options.media,
+      height: options.height,
+      peaks: channels(options.peaks),
+      duration: options.duration,
+      normalize: true,
+      barWidth: 2,
+      barGap: 1,
+      barRadius: 1,
+      barMinHeight: 1,
+      cursorWidth: 2,
+      ...this.#colours(),
+      plugins,
+    });
+    this.#regions = this.#surfer.registerPlugin(regions.create());
+    this.#surfer.on("interaction", (t) => options.onPick(t, this.#at(t)));
+    this.#surfer.on("decode", () => this.setRegions(this.#options.regions));
+    this.recolour = () => this.#surfer.setOptions(this.#colours());
+    scheme.addEventListener("change", this.recolour);
+    if (options.spectrogram && options.duration <= LONGEST_SPECTROGRAM) this.#showSpectrogram(spectrogram);
+  }
+
+  setTime(t) {
+    if (this.#options.media.readyState < HTMLMediaElement.HAVE_METADATA) this.#surfer.setTime(t);
+  }
+
+  setPeaks(peaks) {
+    this.#options.peaks = peaks;
+    this.#surfer.load("", channels(peaks), this.#options.duration);
+  }
+
+  setRegions(regions) {
+    this.#options.regions = regions;
+    this.#regions.clearRegions();
+    const plain = colours().region;
+    for (const { start, end, label, color } of regions) {
+      this.#regions.addRegion({ start, end, content: label, color: color || plain, drag: false, resize: false });
+    }
+  }
+
+  zoom(pxPerSecond) {
+    this.#surfer.zoom(pxPerSecond);
+  }
+
+  destroy() {
+    scheme.removeEventListener("change", this.recolour);
+    this.#surfer.destroy();
+  }
+
+  #at(t) {
+    return this.#options.regions.find(({ start, end }) => t >= start && t <= end);
+  }
+
+  #colours() {
+    const { wave, played, accent } = colours();
+    return { waveColor: wave, progressColor: played, cursorColor: accent };
+  }
+
+  /** The plugin wants samples, not peaks: they are decoded here and then drawn as the waveform too. */
+  async #showSpectrogram(plugin) {
+    const url = await this.#options.src();
+    const data = await (await fetch(url)).arrayBuffer();
+    const rate = 32_000; // Hz
+    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(data);
+    this.#surfer.registerPlugin(plugin.create({ height: 128, labels: true, frequencyMax: rate / 2, scale: "mel" }));
+    await this.#surfer.load("", [audio.getChannelData(0)], this.#options.duration);
+  }
+}
+
+/** Peaks as wavesurfer takes them: the upper half and the lower, both upwards. */
+function channels(peaks) {
+  if (!peaks?.length) return [[0, 0]];
+  return [peaks.map(([, high]) => Math.max(high, 0)), peaks.map(([low]) => Math.max(-low, 0))];
+}
