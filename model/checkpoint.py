@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from model import published
 from model.config import ConfigError, FineLAPConfig
 from model.finelap import FineLAP
+from model.tokenizer import read_fast
 from model.weight_files import (
     INDEX,
     WEIGHTS,
@@ -280,9 +281,11 @@ def _find_tokenizer(content: _Read, asked: str | Path | None, download: Download
 
 
 def _read_tokenizer(folder: Path) -> Any:
-    from transformers.models.auto.tokenization_auto import AutoTokenizer  # slow to import
-
     try:
+        if (fast := read_fast(folder)) is not None:
+            return fast
+        from transformers.models.auto.tokenization_auto import AutoTokenizer  # slow to import
+
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the tokenizer class makes of broken files
         raise CheckpointError(f"{folder}: no tokenizer could be read from it: {error}") from error

@@ -1,7 +1,8 @@
 """The text tower: any Hugging Face encoder, pooled to one vector and projected into the shared space.
 
 Knows nothing of audio or of tokenizers; it takes token ids. The network is built from the checkpoint's own copy of
-the tower's config, so that nothing is fetched, and its weights are loaded with the rest of the checkpoint.
+the tower's config, so that nothing is fetched, and its weights are loaded with the rest of the checkpoint. BERT and
+RoBERTa are built by model.bert; every other kind by transformers, which is imported for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import bert
 from model.config import ConfigError, TextConfig
 
 
@@ -24,7 +26,7 @@ class TextTower(nn.Module):
         if config.pooling not in ("first", "mean"):
             raise ConfigError(f"unknown text pooling {config.pooling!r}; known: first, mean")
         self.pooling = config.pooling
-        encoder, hf_config = build_hf_encoder(config.hf_config)
+        encoder, hf_config = build_text_encoder(config.hf_config)
         self.vocabulary = int(hf_config.vocab_size)  # rows of the token table
         self.encoder = encoder
         self.projector = build_projector(config, int(hf_config.hidden_size), dim)
@@ -78,18 +80,29 @@ def build_projector(config: TextConfig, width: int, dim: int) -> nn.Module:
     return projector
 
 
-def build_hf_encoder(hf_config: dict[str, Any]) -> tuple[nn.Module, Any]:
-    """A Hugging Face encoder with fresh float32 weights, without its pooling head where it can go, and its config.
+def build_text_encoder(hf_config: dict[str, Any]) -> tuple[nn.Module, Any]:
+    """The encoder that a Hugging Face config describes, with fresh float32 weights and no pooling head, and its sizes.
 
-    Only classes that ship with transformers are built: code that a config points at is never fetched or run.
+    The sizes have vocab_size and hidden_size. Code that a config points at is never fetched or run.
     """
-    from transformers.models.auto.configuration_auto import AutoConfig  # slow to import
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING, AutoModel
-
     values = {k: v for k, v in hf_config.items() if k not in ("auto_map", "transformers_version")}
     kind = values.pop("model_type", None)
     if kind is None:
         raise ConfigError("text.hf_config has no model_type")
+    if not bert.supports(kind, values):
+        return build_hf_encoder(kind, values)
+    try:
+        config = bert.BertConfig.from_hf(kind, values)
+        return bert.BertEncoder(config), config
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that PyTorch refuses
+        raise ConfigError(f"text.hf_config: no {kind!r} can be built of it: {error}") from error
+
+
+def build_hf_encoder(kind: str, values: dict[str, Any]) -> tuple[nn.Module, Any]:
+    """An encoder of transformers' own classes, without its pooling head where it can go, and its config."""
+    from transformers.models.auto.configuration_auto import AutoConfig  # slow to import
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING, AutoModel
+
     try:
         config = AutoConfig.for_model(kind, **values)
         options = {"add_pooling_layer": False} if _takes(MODEL_MAPPING[type(config)], "add_pooling_layer") else {}

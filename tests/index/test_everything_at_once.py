@@ -174,6 +174,7 @@ class Watcher(threading.Thread):
         return self.states[:3] == ["flat", "codes", "flat"] and len(self.codes) > self.states.count("codes")
 
 
+@pytest.mark.timeout(300 + 3 * SECONDS)
 def test_every_answer_is_the_librarys_at_one_moment(tmp_path: Path, new_clip: Callable[..., NewClip]) -> None:
     news = {seed: new_clip(seed, {"seed": seed, "kind": "moving"}) for seed in range(CLIPS)}
     queries = np.stack([new_clip(5000 + n).embedding for n in range(20)])

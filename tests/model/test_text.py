@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from model.config import ConfigError, FineLAPConfig, TextConfig
-from model.text import ResidualProjector, TextTower, build_hf_encoder, masked_mean
+from model.text import ResidualProjector, TextTower, build_text_encoder, masked_mean
 
 IDS = torch.tensor([[2, 6, 11, 3, 0, 0], [2, 4, 7, 12, 9, 3]])
 MASK = (IDS != 0).long()
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
 @pytest.fixture
@@ -75,16 +76,18 @@ def test_configs_that_cannot_be_built_are_refused(text_config: TextConfig, chang
         built(replace(text_config, **changes))
 
 
-def test_no_pooling_head_is_built_whether_or_not_the_class_can_leave_it_out(text_config: TextConfig) -> None:
-    bert, _ = build_hf_encoder(text_config.hf_config)
-    assert not [n for n in bert.state_dict() if "pooler" in n]
-    distil, config = build_hf_encoder({"model_type": "distilbert", "vocab_size": 30, "dim": 16, "n_heads": 2})
+def test_other_kinds_are_built_by_transformers_without_a_pooling_head() -> None:
+    electra, _ = build_text_encoder({"model_type": "electra", "vocab_size": 30, "embedding_size": 8, **SMALL})
+    assert not [n for n in electra.state_dict() if "pooler" in n]
+    distil, config = build_text_encoder({"model_type": "distilbert", "vocab_size": 30, "dim": 16, "n_heads": 2})
     assert config.hidden_size == 16
     assert distil(input_ids=torch.tensor([[1, 2]])).last_hidden_state.shape == (1, 2, 16)
 
 
-def test_code_that_a_config_points_at_is_left_alone(text_config: TextConfig) -> None:
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_code_that_a_config_points_at_is_left_alone(kind: str) -> None:
     remote = {"AutoModel": "someone/repo--modeling.Model", "AutoConfig": "someone/repo--config.Config"}
-    encoder, _ = build_hf_encoder(text_config.hf_config | {"auto_map": remote, "dtype": "float16"})
-    assert type(encoder).__module__.startswith("transformers.")
+    small = SMALL if kind == "bert" else {"dim": 16, "n_heads": 2, "n_layers": 1}
+    encoder, _ = build_text_encoder({"model_type": kind, "auto_map": remote, "dtype": "float16", **small})
+    assert type(encoder).__module__.startswith(("model.", "transformers."))
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
