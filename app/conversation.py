@@ -1,4 +1,4 @@
-"""What the server says to a decoding worker and hears from it, over the worker's socket (see app.decoder)."""
+"""What the server says to a decoding worker and hears from it, over the worker's socket (see app.wire)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from app import decoder
+from app import wire
 from app.forking import Worker
 
 NONSENSE = "sent what makes no sense"
@@ -30,7 +30,7 @@ def send_request(worker: Worker, file: int, max_duration: float) -> bool:
     cpu_s = 60 + min(max_duration, 86_400.0) / 4  # many times what any format needs; what stalls is seen much earlier
     worker.files += 1
     try:
-        socket.send_fds(worker.socket, [decoder.REQUEST.pack(max_duration, cpu_s)], [file])
+        socket.send_fds(worker.socket, [wire.REQUEST.pack(max_duration, cpu_s)], [file])
     except OSError:
         return False
     return True
@@ -49,14 +49,14 @@ async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
 
 
 async def _read(sock: socket.socket) -> tuple[bytes, Any]:
-    header = bytearray(decoder.HEADER.size)
+    header = bytearray(wire.HEADER.size)
     await _fill(sock, memoryview(header))
-    kind, size = decoder.HEADER.unpack(header)
-    if size > _MAX_MESSAGE or (kind == decoder.AUDIO and size % 4):
+    kind, size = wire.HEADER.unpack(header)
+    if size > _MAX_MESSAGE or (kind == wire.AUDIO and size % 4):
         raise Died(NONSENSE)
     payload = bytearray(size)
     await _fill(sock, memoryview(payload))
-    if kind == decoder.AUDIO:
+    if kind == wire.AUDIO:
         return kind, np.frombuffer(payload, dtype=np.float32)
     try:
         told = json.loads(payload)

@@ -2,17 +2,7 @@
 
 The forking process has the decoders loaded and no thread, so that a worker costs milliseconds and shares its memory.
 `app.forking` starts it as `main(…)` in a fresh interpreter. Knows no HTTP, no asyncio and no file names: files come as
-open descriptors, and sound goes back over the worker's socket.
-
-With the forking process, each a `CONTROL` (kind, pid, status):
-    → FORK, with the new worker's end of a socket pair    ← BORN pid; 0 if it cannot be
-    → KILL pid                                            ← DIED pid status, when a worker has ended, as waitpid says it
-                                                          ← READY, once at the start
-With a worker:
-    → `REQUEST` max_duration (seconds, inf for none) and CPU seconds allowed, with the file
-    ← messages, each a `HEADER` (kind, bytes that follow): INFO {sample_rate, channels}, any number of AUDIO (float32,
-      mono, 16 kHz), END {duration, decode_s, resample_s, tags}; or ERROR {reason, why, read} at any place.
-After END the worker waits for its next file; after an ERROR, or when its socket closes, it ends.
+open descriptors, and sound goes back over the worker's socket; app.wire has the messages.
 """
 
 from __future__ import annotations
@@ -26,7 +16,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -34,13 +23,22 @@ from typing import NoReturn
 from app import ucs
 from app.media import MediaError, open_stream
 from app.tags import read_tags
-
-CONTROL = struct.Struct("<cIi")
-FORK, KILL, BORN, DIED, READY = b"F", b"K", b"B", b"D", b"R"
-REQUEST = struct.Struct("<dd")
-HEADER = struct.Struct("<cI")
-INFO, AUDIO, END, ERROR = b"i", b"a", b"e", b"x"
-OUT_OF_MEMORY, UNEXPECTED = "memory", "unexpected"  # reasons of an ERROR that is no MediaError
+from app.wire import (
+    AUDIO,
+    BORN,
+    CONTROL,
+    DIED,
+    END,
+    ERROR,
+    FORK,
+    HEADER,
+    INFO,
+    KILL,
+    OUT_OF_MEMORY,
+    READY,
+    REQUEST,
+    UNEXPECTED,
+)
 
 _NICE = 5  # the server's event loop and the model come first
 _FILES = 24  # descriptors a worker may have; it needs about six

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from app import decoder, media_errors
+from app import media_errors, wire
 from app.batching import Closed
 from app.conversation import NONSENSE, Died, cause, numbers, read_message, send_request
 from app.forking import ForkServer, Worker
@@ -61,7 +61,7 @@ class DecodedStream:
         while not self._ended:
             try:
                 kind, payload = await self._receive()
-                if kind == decoder.AUDIO:
+                if kind == wire.AUDIO:
                     self._delivered = True
                     return payload
                 self._take_end(kind, payload)
@@ -79,7 +79,7 @@ class DecodedStream:
                 continue
             try:
                 kind, info = await self._receive()
-                if kind != decoder.INFO:
+                if kind != wire.INFO:
                     raise Died(NONSENSE)
                 rate, channels = numbers(info, "sample_rate", "channels")
                 self.sample_rate, self.channels = int(rate), int(channels)
@@ -104,15 +104,15 @@ class DecodedStream:
         """The next message: AUDIO with an array, any other kind with a dict. Raises Died, or what ERROR tells of."""
         assert self._worker is not None
         kind, payload = await read_message(self._worker, self._pool._stall_s)
-        if kind == decoder.ERROR:
+        if kind == wire.ERROR:
             self._raise(payload)
         return kind, payload
 
     def _raise(self, told: dict[str, Any]) -> None:
         reason, why = str(told.get("reason")), str(told.get("why"))
-        if reason == decoder.OUT_OF_MEMORY:
+        if reason == wire.OUT_OF_MEMORY:
             raise Died(f"needed more than its {self._pool._memory_mb} MB of memory")
-        if reason == decoder.UNEXPECTED:
+        if reason == wire.UNEXPECTED:
             raise Died(f"failed ({why})")
         if reason not in _ERRORS:
             raise Died(NONSENSE)
@@ -122,7 +122,7 @@ class DecodedStream:
         raise error
 
     def _take_end(self, kind: bytes, end: Any) -> None:
-        if kind != decoder.END:
+        if kind != wire.END:
             raise Died(NONSENSE)
         self.duration, self.decode_s, self.resample_s = numbers(end, "duration", "decode_s", "resample_s")
         self.tags = checked(end.get("tags"))  # a worker says what a file made it say

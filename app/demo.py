@@ -16,7 +16,6 @@ from app.checksums import Checksums
 from app.client import Client, ServerError, Stopped
 from app.errors import request_id
 from app.finding import Source, find_sources
-from app.upload import ingest
 
 _REQUEST_ID = "welcome"  # of our own requests, which the access log leaves out
 _PATIENCE = 60.0  # seconds one sound waits for a busy service
@@ -64,6 +63,8 @@ def _add_demo(client: Client, folder: Path) -> None:
     sources = [
         _with_credits(source, credits) for credits in [_credits(folder)] for source in find_sources([folder], {})
     ]
+    from app.upload import ingest  # here: few starts need it
+
     print(f"The library is empty: adding {len(sources)} demo sounds from {folder}", flush=True)
     with Checksums(None) as checksums:
         summary = ingest(client, sources, checksums)

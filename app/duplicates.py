@@ -9,7 +9,7 @@ import asyncio
 
 import numpy as np
 
-from app.media import MediaError
+from app.media_errors import MediaError
 from app.services import Services
 from index.duplicates import near_duplicates
 from index.frames import FrameCodes

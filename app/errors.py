@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app import batching, media
+from app import batching, media_errors
 from index import records
 
 log = logging.getLogger(__name__)
@@ -102,17 +102,17 @@ KINDS: dict[type[Exception], Kind] = {
     records.ClipNotFound: Kind(404, "clip-not-found", "No such clip"),
     records.AudioMissing: Kind(404, "audio-missing", "The clip's audio is missing"),
     BodyTooLarge: Kind(413, "body-too-large", "Request too large"),
-    media.TooLong: Kind(413, "audio-too-long", "Audio too long"),
+    media_errors.TooLong: Kind(413, "audio-too-long", "Audio too long"),
     AddressTooLong: Kind(414, "address-too-long", "Address too long"),
     UnsupportedType: Kind(415, "unsupported-media-type", "Unsupported media type"),
-    media.NotAudio: Kind(415, "not-audio", "Not audio that can be decoded"),
-    media.DecoderFailed: Kind(415, "decoder-failed", "The decoder failed on this file"),
+    media_errors.NotAudio: Kind(415, "not-audio", "Not audio that can be decoded"),
+    media_errors.DecoderFailed: Kind(415, "decoder-failed", "The decoder failed on this file"),
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "Range not satisfiable"),
     Invalid: Kind(422, "invalid-value", "Invalid value"),
-    media.EmptyAudio: Kind(422, "audio-empty", "Empty audio"),
-    media.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),
-    media.TooShort: Kind(422, "audio-too-short", "Audio too short"),
-    media.InvalidSamples: Kind(422, "audio-invalid-samples", "Audio with invalid samples"),
+    media_errors.EmptyAudio: Kind(422, "audio-empty", "Empty audio"),
+    media_errors.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),
+    media_errors.TooShort: Kind(422, "audio-too-short", "Audio too short"),
+    media_errors.InvalidSamples: Kind(422, "audio-invalid-samples", "Audio with invalid samples"),
     records.InvalidFilter: Kind(422, "invalid-filter", "Invalid filter"),
     records.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
     records.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),
@@ -165,7 +165,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, FilesFailed):
         problem["errors"] = error.failures
     first = error.first if isinstance(error, FilesFailed) else error
-    if isinstance(first, media.TruncatedAudio) and first.read is not None:
+    if isinstance(first, media_errors.TruncatedAudio) and first.read is not None:
         problem["readable_s"] = round(first.read, 3)
     return problem
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import decoder
+from app import wire
 
 log = logging.getLogger(__name__)
 
@@ -99,22 +99,22 @@ class ForkServer:
         ours.setblocking(False)
         self._unborn.append(ours)
         with theirs, contextlib.suppress(OSError):  # if it has died, `on_lost` tells
-            socket.send_fds(self._control, [decoder.CONTROL.pack(decoder.FORK, 0, 0)], [theirs.fileno()])
+            socket.send_fds(self._control, [wire.CONTROL.pack(wire.FORK, 0, 0)], [theirs.fileno()])
 
     def kill(self, worker: Worker) -> None:
         """Kills a worker. By its parent, who knows whether the number is still this worker's."""
         if not worker.ended.done() and self._control is not None:
             with contextlib.suppress(OSError):
-                self._control.send(decoder.CONTROL.pack(decoder.KILL, worker.pid, 0))
+                self._control.send(wire.CONTROL.pack(wire.KILL, worker.pid, 0))
 
     async def _watch(self) -> None:
         """Passes on what it tells, and starts it again when it dies."""
         failures = 0
         while True:
             while message := await self._message():
-                kind, pid, status = decoder.CONTROL.unpack(message)
+                kind, pid, status = wire.CONTROL.unpack(message)
                 self._hear(kind, pid, status)
-                failures = 0 if kind == decoder.BORN else failures
+                failures = 0 if kind == wire.BORN else failures
             failures += 1
             log.error("the process that forks decoders ended")
             await asyncio.to_thread(self._end)
@@ -131,7 +131,7 @@ class ForkServer:
                 return
 
     def _hear(self, kind: bytes, pid: int, status: int) -> None:
-        if kind == decoder.BORN:
+        if kind == wire.BORN:
             ours = self._unborn.popleft()
             if not pid:
                 ours.close()
@@ -139,7 +139,7 @@ class ForkServer:
                 return
             self._children[pid] = Worker(pid, ours, asyncio.get_running_loop().create_future())
             self._on_born(self._children[pid])
-        elif kind == decoder.DIED:
+        elif kind == wire.DIED:
             worker = self._children.pop(pid)
             worker.ended.set_result(status)
             self._on_died(worker)
@@ -148,9 +148,9 @@ class ForkServer:
         """The next message; empty when there will be none."""
         assert self._control is not None
         loop, message = asyncio.get_running_loop(), b""
-        while len(message) < decoder.CONTROL.size:
+        while len(message) < wire.CONTROL.size:
             try:
-                part = await loop.sock_recv(self._control, decoder.CONTROL.size - len(message))
+                part = await loop.sock_recv(self._control, wire.CONTROL.size - len(message))
             except OSError:
                 return b""
             if not part:

@@ -18,6 +18,7 @@ import numpy as np
 import soxr
 
 from app.media_errors import (
+    MIN_DURATION,
     DecoderFailed,
     EmptyAudio,
     InvalidSamples,
@@ -47,7 +48,6 @@ __all__ = [
 ]
 
 SAMPLE_RATE = 16_000  # Hz, what the model hears
-MIN_DURATION = 0.05  # seconds; less holds hardly more than one 25 ms spectrum
 BLOCK = SAMPLE_RATE  # samples of each block but the last
 _RATES = (1_000, 768_000)  # Hz
 _MAX_PEAK = 1e6  # |sample|; integer-scaled floats pass, values that overflow a power spectrum do not

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MIN_DURATION = 0.05  # seconds; less holds hardly more than one 25 ms spectrum
+
 
 class MediaError(Exception):
     """A file that cannot be used. The message names the file and the reason."""

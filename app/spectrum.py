@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from app.peaks import envelope, reduce
-from model.audio import mel_filters
 
 RATE = 16_000  # Hz
 HOP = 160  # samples: a frame every 10 ms
@@ -36,6 +35,8 @@ class Spectrum:
         """`step`: frames a column, 1 or more."""
         if step < 1:
             raise ValueError(f"a column needs a frame at least; here {step}")
+        from model.audio import mel_filters  # here: a service answers before it has loaded PyTorch
+
         self._step = step
         self._group = max(1, _TOGETHER // step)  # columns computed at once: always as many, so rounding is the same
         taper = np.hanning(WINDOW + 1)[:-1]

@@ -12,13 +12,9 @@ import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import av
-import av.container
-
 from app import ucs
 from app.chunks import chunk_order, read_chunks
 from app.tag_names import Tags, Value, read_text
-from app.tracks import DEMUXERS
 
 MAX_READ = 16 << 20  # bytes that FFmpeg may read; beyond, a file seems to end
 _PROBE = {"probesize": "65536", "analyzeduration": "0", "usetoc": "0"}  # headers are enough
@@ -94,6 +90,10 @@ class _Bounded(io.RawIOBase):
 
 def _by_ffmpeg(file: BinaryIO) -> Iterator[tuple[str, object]]:
     """(name as FFmpeg has it, value): of the file, then of its first track of sound, where Ogg has its comments."""
+    import av.container  # here, as DEMUXERS: the server joins tags that workers read, and loads no decoder
+
+    from app.tracks import DEMUXERS
+
     file.seek(0)
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none", **_PROBE}
     # bytes that are no UTF-8 come through as they are: ID3v1 and INFO do not say what they are written in
