@@ -83,14 +83,16 @@ class Catalog:
         self._broken: str | None = None
 
     @classmethod
-    def open(cls, data_dir: Path, *, dim: int, checkpoint: str, limits: Limits | None = None) -> Catalog:
+    def open(
+        cls, data_dir: Path, *, dim: int, checkpoint: str, limits: Limits | None = None, gpu: bool = False
+    ) -> Catalog:
         """Opens the library in `data_dir`, or begins one; migrates, heals and makes it searchable.
 
         `checkpoint` identifies the embedding space and `dim` its dimensions; an empty library adopts them, and one that
         was embedded again for them (see index.reindex) changes over. `limits`: when a search takes which way, if not as
-        measured.
+        measured. `gpu`: make a large library's search index on a GPU.
         Raises CheckpointMismatch when a library with clips was made by another, LibraryInUse when it is open elsewhere,
-        CatalogError when a newer release wrote it or it cannot be read, StorageFull.
+        GpuMissing, CatalogError when a newer release wrote it or it cannot be read, StorageFull.
         """
         if dim < 1 or not checkpoint:
             raise ValueError("a library needs a positive dim and the checkpoint's name")
@@ -102,11 +104,11 @@ class Catalog:
             lock = _lock_folder(folder)
         try:
             try:
-                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits)
+                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
             except StorageFull:
                 if not Reserve(folder / "reserve").release():
                     raise
-                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits)
+                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
         except BaseException:
             os.close(lock)
             raise
@@ -115,7 +117,9 @@ class Catalog:
         return catalog
 
     @classmethod
-    def _open_locked(cls, folder: Path, lock: int, dim: int, checkpoint: str, limits: Limits | None) -> Catalog:
+    def _open_locked(
+        cls, folder: Path, lock: int, dim: int, checkpoint: str, limits: Limits | None, gpu: bool
+    ) -> Catalog:
         with storage_errors(folder):
             audio = AudioFiles(folder / "audio")
             _refuse_lost_database(folder / "catalog.sqlite3", audio)
@@ -125,7 +129,7 @@ class Catalog:
                 fsync_folder(folder)
                 _adopt(database, folder, checkpoint, dim)
                 stored = StoredVectors(database, dim)
-                index = VectorIndex(dim, stored, stamp=checkpoint, folder=folder / "index", limits=limits)
+                index = VectorIndex(dim, stored, stamp=checkpoint, folder=folder / "index", limits=limits, gpu=gpu)
                 catalog = cls(folder=folder, lock=lock, database=database, audio=audio, index=index)
                 catalog.healed = heal(database, audio)
                 catalog._fill_segments()

@@ -86,6 +86,10 @@ class LibraryInUse(CatalogError):
     """Another catalog, in this process or another, has the library open."""
 
 
+class GpuMissing(CatalogError):
+    """The vector index was asked to use a GPU, and FAISS has none; the message says what is missing."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """One audio item of the library."""

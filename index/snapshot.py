@@ -25,7 +25,7 @@ import numpy as np
 from index.approximate import Codes
 from index.audio_files import fsync_folder
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 
 
@@ -62,6 +62,7 @@ def write(folder: Path, snapshot: Snapshot, stamp: str) -> None:
             "count": len(snapshot.rows),
             "highest_row": int(snapshot.rows.max(initial=0)),
             "learnt_from": snapshot.codes.learnt_from,
+            "reach": [round(float(reach), 6) for reach in snapshot.codes.reach],
             "files": [{"name": p.name, "bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files],
         }
         aside = folder / f"{name}.json"
@@ -108,7 +109,8 @@ def _read(folder: Path, manifest: dict[str, Any], stamp: str, dim: int) -> Snaps
     rows = rows.astype(np.int64)
     if len(rows) != manifest["count"] or int(rows.max(initial=0)) != manifest["highest_row"]:
         raise SnapshotRefused("its rows are not those of its manifest")
-    codes = Codes.load(folder / Path(codes_file["name"]).name, rows, int(manifest["learnt_from"]))
+    reach = np.array(manifest["reach"], dtype=np.float32)
+    codes = Codes.load(folder / Path(codes_file["name"]).name, rows, int(manifest["learnt_from"]), reach)
     if codes.dim != dim:
         raise SnapshotRefused(f"its codes have {codes.dim} dimensions")
     return Snapshot(codes, rows, keys.astype(np.uint64))

@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from index import snapshot
-from index.approximate import FEWEST, Codes, Stopped, best, sample_size
+from index.approximate import FEWEST, Codes, Stopped, best, check_gpu, sample_size
 from index.faiss_index import FaissIndex, ReadWriteLock
 from index.rows import RowSet
 from index.snapshot import Snapshot, SnapshotRefused
+from index.spare_core import SpareCore
 from index.stored import PAGE, Stored
 
 _log = logging.getLogger(__name__)
@@ -80,8 +81,10 @@ class VectorIndex:
     ) -> None:
         """folder: where snapshots are kept, of vectors that the checkpoint `stamp` made; None keeps none.
 
-        gpu: group vectors on a GPU when FAISS has one; searches stay on the CPU.
+        gpu: group vectors on a GPU; searches stay on the CPU. Raises GpuMissing when FAISS has none.
         """
+        if gpu:
+            check_gpu()
         self.dim = dim
         self.limits = limits or Limits.of(dim)
         self._stored = stored
@@ -89,6 +92,7 @@ class VectorIndex:
         self._folder = folder
         self._gpu = gpu
         self._lock = ReadWriteLock()
+        self._helper = SpareCore()
         self._there = RowSet()
         self._flat: FaissIndex | None = FaissIndex(dim)
         self._codes: Codes | None = None
@@ -177,7 +181,7 @@ class VectorIndex:
             return best(vector, k, self._vectors(only))
         if self._codes is None or len(allowed) <= count:
             return best(vector, k, self._all(allowed))
-        return self._compared(vector, k, *self._codes.candidates(vector, count, allowed))
+        return self._compared(vector, k, *self._codes.candidates(vector, count, allowed, self._helper))
 
     def _compared(
         self, vector: np.ndarray, k: int, rows: np.ndarray, estimates: np.ndarray
@@ -214,6 +218,7 @@ class VectorIndex:
             builder = self._builder
         if builder is not None:
             builder.join()
+        self._helper.close()
         codes, self._codes = self._codes, None
         if codes is not None and self._has_drifted(codes, 0.01):
             self._save(codes)

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
-from index import snapshot
+from index import GpuMissing, snapshot
 from index.approximate import Codes, Stopped, groups_for, sample_size
 from index.rows import RowSet
+from index.spare_core import SpareCore
 from index.vector_index import Limits, VectorIndex
 from tests.index.stored_fake import StoredFake
 
@@ -33,9 +35,15 @@ def clustered(count: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
 class Library:
     """An index with its stored vectors, changed in the order in which the catalog does it."""
 
-    def __init__(self, folder: Path | None = None, limits: Limits = SMALL, stored: StoredFake | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        limits: Limits = SMALL,
+        stored: StoredFake | None = None,
+        gpu: bool = False,
+    ) -> None:
         self.stored = stored or StoredFake(DIM)
-        self.index = VectorIndex(DIM, self.stored, stamp="a", folder=folder, limits=limits)
+        self.index = VectorIndex(DIM, self.stored, stamp="a", folder=folder, limits=limits, gpu=gpu)
         self.report = self.index.fill()
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
@@ -279,7 +287,7 @@ def _many_more(library: Library) -> None:
         (lambda folder, library: (folder / "manifest.json").write_text("{"), "manifest"),
         (lambda folder, library: (folder / "manifest.json").write_text("[1]"), "manifest"),
         (lambda folder, library: (folder / "manifest.json").write_text("{}"), "manifest"),
-        (lambda folder, library: _change(folder, format=2), "format is 2"),
+        (lambda folder, library: _change(folder, format=1), "format is 1"),
         (lambda folder, library: _change(folder, checkpoint="b"), "another checkpoint"),
         (lambda folder, library: _change(folder, dim=DIM * 2), "another checkpoint"),
         (lambda folder, library: _change(folder, count=3), "rows"),
@@ -439,3 +447,88 @@ def test_limits() -> None:
     assert Limits.of(1024).flat_rows == 24_414 and Limits.of(10**8).flat_rows == 32
     with pytest.raises(ValueError):
         Limits(flat_rows=10)
+
+
+def test_wide_groups_are_read_before_narrow_ones_that_are_as_near() -> None:
+    """What is far from every centroid, as texts are from sounds, is nearest to members of the widest group."""
+    rng = np.random.default_rng(0)
+    of = np.arange(400) % 2
+    vectors = np.eye(2, 64)[of] + np.array([0.02, 0.2])[of, None] * rng.standard_normal((400, 64))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    codes = Codes.learn(vectors, 2)  # 2.8 √2: two groups
+    codes.add(np.arange(400), vectors)
+    assert codes._sizes.tolist() == [200, 200] and (codes.reach > 0).all()
+    for sign in (1, -1):
+        query = np.eye(1, 64, 7, dtype=np.float32)[0] * sign  # at right angles to both centres
+        _, nearness, order = codes._likely(query)
+        assert np.ptp(nearness) < 0.1 < np.ptp(codes.reach)
+        nearest = int((vectors @ query).argmax())
+        assert of[nearest] == 1 and order[0] == codes.reach.argmax()
+
+
+def test_two_threads_find_what_one_finds() -> None:
+    vectors = clustered(30_000)
+    codes = Codes.learn(vectors[:5000], 30_000)
+    codes.add(np.arange(30_000), vectors)
+    helper = SpareCore(2)
+    some = RowSet(np.arange(0, 30_000, 10))
+    for query in clustered(10, 3):
+        for allowed in (codes.rows, some):
+            alone = codes.candidates(query, 100, allowed)
+            both = codes.candidates(query, 100, allowed, helper)
+            assert len(alone[0]) == 100 and [x.tolist() for x in both] == [x.tolist() for x in alone]
+    helper.close()
+
+
+def test_a_helper_takes_its_share_and_is_not_waited_for() -> None:
+    helper = SpareCore(2)
+    together = threading.Barrier(2)
+    assert helper.run([lambda: together.wait(20) >= 0] * 2) == [True, True]  # at the same time
+    busy, go = threading.Event(), threading.Event()
+    other = threading.Thread(target=helper.run, args=([lambda: busy.set() or go.wait(20), lambda: go.wait(20)],))
+    other.start()
+    assert busy.wait(20)
+    mine = threading.get_ident()
+    assert helper.run([threading.get_ident] * 5) == [mine] * 5  # while it helps another: alone
+    go.set()
+    other.join()
+    with pytest.raises(ZeroDivisionError):
+        helper.run([lambda: 1 // 0] * 3)
+    assert helper.run([lambda: 3, lambda: 4]) == [3, 4]
+    helper.close()
+    assert helper.run([threading.get_ident] * 2) == [mine] * 2
+    assert SpareCore(1).run([threading.get_ident] * 2) == [mine] * 2
+
+
+# GPU
+
+
+def test_a_gpu_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+    with pytest.raises(GpuMissing, match="without GPUs: install faiss-gpu"):
+        VectorIndex(DIM, StoredFake(DIM), gpu=True)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
+    with pytest.raises(GpuMissing, match="sees none"):
+        VectorIndex(DIM, StoredFake(DIM), gpu=True)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_groups_are_made_on_a_gpu_when_asked_for(
+    gpu: bool, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Library]
+) -> None:
+    """A FAISS that says that it has one, and notes where it was to work."""
+    asked: list[object] = []
+    real = faiss.Kmeans
+
+    def kmeans(*arguments: object, gpu: object, **keywords: object) -> object:
+        asked.append(gpu)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "Kmeans", kmeans)
+    library = make(gpu=gpu)
+    library.add(np.arange(300), clustered(300))
+    library.index.wait()
+    assert library.index.state == "codes" and set(asked) == {gpu}
