@@ -2,6 +2,7 @@
 # make test   every test
 # make check  ruff and mypy
 # make checkpoint  the bundled checkpoint again: sounds from their Debian packages, then hours of training
+# make docs   the documentation as a site in site/, links and pages checked
 # make page   the page's libraries from npm, which make run and make test fetch too; without them it draws plain waveforms
 # make clean  removes the virtual environment and caches; the library in data/ stays
 #
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input $(PIP_FLAGS)
 
-.PHONY: run test check checkpoint page clean
+.PHONY: run test check checkpoint docs page clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run $(VENV)/.page
@@ -35,11 +36,16 @@ checkpoint: $(VENV)/.test
 	@$(BIN)/python -m training.fetch runs/sounds
 	@$(BIN)/finelap train --config training/configs/finelap-small.yaml $(ARGS)
 
+docs: $(VENV)/.python
+	@$(PIP) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html; with its search: $(BIN)/python -m http.server --directory site"
+
 page: $(VENV)/.python
 	@$(BIN)/python app/web/install.py --wheel
 
 clean:
-	rm -rf $(VENV) app/web/vendor build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) app/web/vendor site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find app index model tests training -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -56,7 +62,7 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml
 
 $(VENV)/.test: $(VENV)/.python pyproject.toml
 	@echo "Installing FineLAP with what its tests need into $(VENV) (first time only, some minutes) ..."
-	@$(PIP) -e '.[test,train]'
+	@$(PIP) -e '.[test,train,docs]'
 	@$(PIP) -e '.[evaluate]' || echo "No C compiler? The tests of PSDS and event F1 will be skipped." >&2
 	@touch $(VENV)/.run $@
 

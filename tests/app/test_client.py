@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import io
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -634,29 +633,3 @@ def test_more_than_one_file_or_one() -> None:
     assert several(("a", b"")) == [("a", b"")] and several(("a", file)) == [("a", file)]
     assert several(pairs) == pairs and several(["a", "b"]) == ["a", "b"] == several(("a", "b"))
     assert several((Path("a"), file)) == [Path("a"), file]
-
-
-# The tutorial
-
-
-def test_the_tutorial_runs(
-    run_server: Callable[..., str],
-    repo_dir: Path,
-    tmp_path: Path,
-    sounds: SimpleNamespace,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("dog.wav").write_bytes(sounds.wav(800, 2.0))
-    Path("rain.flac").write_bytes(sounds.encode(sounds.tone(200, 2.0), "FLAC"))
-    Path("recording.wav").write_bytes(sounds.wav(1600, 25.0))
-    text = (repo_dir / "docs/client.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) > 10
-    names: dict[str, Any] = {}
-    server = run_server()
-    for block in blocks:
-        exec(compile(block.replace("http://127.0.0.1:8080", server), "docs/client.md", "exec"), names)
-    assert Path("copy.wav").read_bytes() == Path("dog.wav").read_bytes()
-    assert names["png"].startswith(b"\x89PNG") and names["outline"].shape == (200, 2)
-    assert names["texts"].shape == (2, 16) and names["sounds"].audio[0].frames.shape[1] == 16

@@ -1,0 +1,101 @@
+"""Commands in the documentation that are not run still exist: their options and the files of the checkout they name."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import Block, commands, session
+from tests.docs.test_examples import BLOCKS, RUN
+
+_COMMAND = re.compile(r"^(?:[A-Z_]+=\S+ +)*(finelap|curl|make|pip|python3?|docker|accelerate|git|mkdocs) ")
+_SYNOPSIS = re.compile(r"…|\[-|\b[A-Z]{2,}\b")  # a pattern to fill in, not a command to paste
+_ALL = [block for blocks in BLOCKS.values() for block in blocks]
+
+
+def lines(block: Block) -> list[str]:
+    """The commands of a block, if it has any."""
+    if block.language == "console":
+        return [line for command, _ in session(block.text) for line in commands(command)]
+    return [line for line in commands(block.text) if _COMMAND.match(line)]
+
+
+def test_commands_stand_in_blocks_that_are_run() -> None:
+    """A block without a language escapes the tests, so it may have patterns of commands and no commands."""
+    escaped = [
+        f"{block}: {line}"
+        for block in _ALL
+        if block.language not in RUN
+        for line in lines(block)
+        if not _SYNOPSIS.search(line)
+    ]
+    assert not escaped, "mark these as sh, if need be with a reason not to run them:\n" + "\n".join(escaped)
+
+
+def test_what_is_not_run_says_why() -> None:
+    for block in _ALL:
+        assert block.reason is None or (block.language in RUN and len(block.reason) > 10), str(block)
+
+
+@functools.cache
+def options(command: tuple[str, ...], repo: Path) -> set[str]:
+    """What `COMMAND --help` lists."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", *command, "--help"], cwd=repo, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"finelap {' '.join(command)} is no command:\n{done.stderr}"
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_options_exist(page: str, repo_dir: Path) -> None:
+    for block in BLOCKS[page]:
+        for line in lines(block):
+            found = re.match(r"(?:.*\s)?finelap +([a-z]+)\b(.*)", line)
+            if found is None or "mkdocs" in line:
+                continue
+            used = re.findall(r"(?<![\w-])--?[a-z][\w-]*", re.sub(r"'[^']*'|\"[^\"]*\"|[|;&].*", "", found[2]))
+            assert set(used) <= options((found[1],), repo_dir), f"{block}: {line}"
+
+
+def test_inline_commands_exist(repo_dir: Path) -> None:
+    """`finelap detect --plot` in a sentence."""
+    for page in BLOCKS:
+        source = (repo_dir / page).read_text(encoding="utf-8")
+        for command, rest in re.findall(r"`finelap ([a-z]+)\b([^`\n]*)`", source):
+            known = options((command,), repo_dir)
+            assert set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", re.sub(r"\"[^\"]*\"", "", rest))) <= known, (
+                page,
+                command,
+            )
+
+
+def test_files_of_the_checkout_exist(repo_dir: Path) -> None:
+    seen = 0
+    for block in _ALL:
+        for line in lines(block):
+            for word in re.findall(r"(?:training|benchmarks|demo|checkpoints)/[\w./-]+\w", line):
+                if not _SYNOPSIS.search(line) and not line.startswith(
+                    ("finelap convert", "finelap serve --checkpoint")
+                ):
+                    assert (repo_dir / word).exists(), f"{block}: {word}"
+                    seen += 1
+            for name in re.findall(r"python3? -m ((?:benchmarks|training)\.\w+)", line):
+                assert (repo_dir / (name.replace(".", "/") + ".py")).exists(), f"{block}: {name}"
+                seen += 1
+    assert seen > 10
+
+
+def test_make_targets_exist(repo_dir: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (repo_dir / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {
+        word for block in _ALL for line in lines(block) if line.startswith("make ") for word in shlex.split(line)[1:]
+    }
+    wanted = {word for word in named if re.fullmatch(r"[a-z]+", word)}
+    assert wanted and wanted <= targets
