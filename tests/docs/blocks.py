@@ -64,7 +64,7 @@ def without_code(source: str) -> str:
 
 def commands(text: str) -> list[str]:
     """The commands of a shell block, a line each: continued lines joined, comments and empty lines left out."""
-    joined = re.sub(r"\\\n\s*", " ", text)
+    joined = re.sub(r" *\\\n\s*", " ", text)
     lines = (re.sub(r"(^|\s)#\s.*", "", line).strip() for line in joined.splitlines())
     return [line for line in lines if line]
 

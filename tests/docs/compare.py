@@ -70,7 +70,7 @@ def same_values(shown: Any, given: Any, where: str = "answer") -> None:
     elif isinstance(shown, float):
         assert math.isclose(shown, given, abs_tol=TOLERANCE), (where, shown, given)
     else:
-        assert shown == given, (where, given)
+        assert type(shown) is type(given) and shown == given, (where, given)
 
 
 def same_text(shown: str, given: str) -> None:

@@ -7,12 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.docs.blocks import Block, commands, session
 from tests.docs.test_examples import BLOCKS, RUN
+from training.train_config import TrainConfig, from_plain
 
 _COMMAND = re.compile(r"^(?:[A-Z_]+=\S+ +)*(finelap|curl|make|pip|python3?|docker|accelerate|git|mkdocs) ")
 _SYNOPSIS = re.compile(r"…|\[-|\b[A-Z]{2,}\b")  # a pattern to fill in, not a command to paste
@@ -90,6 +93,21 @@ def test_files_of_the_checkout_exist(repo_dir: Path) -> None:
                 assert (repo_dir / (name.replace(".", "/") + ".py")).exists(), f"{block}: {name}"
                 seen += 1
     assert seen > 10
+
+
+def test_yaml_is_what_the_trainer_reads() -> None:
+    """Each top-level key of a training's configuration, with its values as the trainer would read them."""
+    hints = typing.get_type_hints(TrainConfig)
+    seen = 0
+    for block in _ALL:
+        if block.language != "yaml":
+            continue
+        for piece in filter(str.strip, re.split(r"^(?=\w)", block.text, flags=re.MULTILINE)):
+            for key, values in yaml.safe_load(piece).items():
+                assert key in hints, f"{block}: {key}"
+                from_plain(hints[key], values, str(block))
+                seen += 1
+    assert seen >= 5
 
 
 def test_make_targets_exist(repo_dir: Path) -> None:
