@@ -26,6 +26,7 @@ TRACK = slice(270, 1217)  # pixel columns of the time axis
 def no_warnings() -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of whatever other tests left, collected meanwhile
         yield
 
 
