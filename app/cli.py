@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -220,9 +221,13 @@ def _serve(args: argparse.Namespace) -> int:
     settings = _settings(args, "host", "port", "checkpoint", "data_dir", "device")
     if args.demo is not None and not args.demo.is_dir():
         raise UsageError(f"--demo {args.demo}: no such folder")
-    from app.serve import serve
+    gc.disable()  # until all is loaded: a collection in between finds nothing and takes a tenth of a start
+    try:
+        from app.serve import serve
 
-    return serve(settings, args.demo)
+        return serve(settings, args.demo)
+    finally:
+        gc.enable()
 
 
 def _ingest(args: argparse.Namespace) -> int:

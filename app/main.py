@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import gc
 import logging
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +20,7 @@ from starlette.responses import Response
 
 from app import bodies, errors, manual, openapi
 from app.engine import Engine, load_model
+from app.leaving import Leave
 from app.metrics import Metrics
 from app.middleware import Envelope, Gate, Lifeline
 from app.page import WEB, PageFiles
@@ -67,6 +66,10 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None) -> Fas
             app.state.failure = error
             log.critical("The service could not start: %s", error, exc_info=not _is_expected(error))
             (stop or _terminate)()
+        finally:
+            if not gc.isenabled():  # app.cli: of what a start makes nothing is garbage, and it stays
+                gc.freeze()
+                gc.enable()
 
     async def begin(services: Services) -> None:
         app.state.loading = asyncio.create_task(load(services))
@@ -118,9 +121,7 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
         try:
             yield
         finally:
-            if (loading := getattr(app.state, "loading", None)) is not None:
-                await asyncio.wait({loading})
-            await services.close()
+            await services.close(getattr(app.state, "loading", None))
 
     services = Services(settings, metrics)
     app = FastAPI(
@@ -138,9 +139,10 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     # the last added is the outermost
-    app.add_middleware(Lifeline, timeout=settings.request_timeout_s)
+    app.add_middleware(Lifeline, timeout=settings.request_timeout_s, ending=services.ending)
     app.add_middleware(Gate, api_keys=settings.api_keys, max_body=settings.max_upload_bytes)
     app.add_middleware(Envelope, metrics=metrics)
+    app.add_middleware(Leave, stopping=lambda: services.closing)
     return app
 
 
@@ -161,34 +163,3 @@ def _allowed(path: str) -> set[str]:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     bodies.raise_invalid([{**fault, "loc": fault["loc"][1:]} for fault in error.errors()])
-
-
-def configure_logging(settings: Settings, level: int = logging.INFO) -> None:
-    """Log lines to stderr, each with its request id: as text, or one JSON object a line."""
-    handler = logging.StreamHandler()
-    handler.addFilter(_add_request_id)
-    if settings.log_format == "json":
-        handler.setFormatter(_JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-
-
-def _add_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = errors.request_id.get()
-    return True
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "request_id": getattr(record, "request_id", "-"),
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)

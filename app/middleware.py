@@ -18,7 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
+from app.batching import Closed
 from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauthorized, kind_of, problem_response
+from app.leaving import Ending
 from app.metrics import Metrics
 
 log = logging.getLogger("app.access")
@@ -123,11 +125,11 @@ class Gate:
 
 
 class Lifeline:
-    """Ends work that nobody waits for: the caller has left, or the deadline came before the answer began."""
+    """Ends work before its answer began: the caller has left, or the deadline came, or the service's end."""
 
-    def __init__(self, app: ASGIApp, timeout: float) -> None:
+    def __init__(self, app: ASGIApp, timeout: float, ending: Ending) -> None:
         """`timeout` in seconds."""
-        self.app, self.timeout = app, timeout
+        self.app, self.timeout, self.ending = app, timeout, ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -136,12 +138,15 @@ class Lifeline:
         line = _Line(scope, receive, send)
         work = asyncio.ensure_future(self.app(scope, line.receive, line.send))
         watch = asyncio.ensure_future(line.watch())
+        ending = self.ending.moment()
         try:
-            await asyncio.wait({work, watch}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, watch, ending}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
             if work.done() or line.answering:
                 await work
             elif watch.done():
                 log.info("the caller of %s %s has left", scope["method"], scope["path"])
+            elif ending.done():
+                raise Closed("The service is shutting down.")
             else:
                 raise TimedOut(f"The request took longer than {self.timeout:g} s and was given up.")
         finally:

@@ -5,21 +5,30 @@ Owns the process: signals, the listening socket, what is printed. The applicatio
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-import signal
 import socket
-import threading
+import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from app.demo import welcome
 from app.settings import Settings
+from app.stopping import Stop, close_door
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _TALKATIVE = ("uvicorn", "httpx", "faiss.loader")  # what they say of a start, the greeting says better
-_GRACE = 20  # seconds that running requests have once the service is told to stop
+_LEAVE = 0.5  # seconds that callers with an open connection have for a last request and its 503
+_REST = 3.0  # seconds that callers have to send the rest of a body, or read the rest of an answer
+_CLOSING = 6.0  # seconds from the end of the requests' grace to the end of the process, whatever hangs
+_SAVING = 3.0  # seconds of these that are kept for closing the library
+
+log = logging.getLogger(__name__)
 
 
 class ServeError(Exception):
@@ -33,37 +42,72 @@ def serve(settings: Settings, demo: Path | None) -> int:
     """
     # first the port, then the model: whoever forgot a running server learns it at once
     with _listen(settings.host, settings.port) as listener:
+        stop = Stop(settings.stop_grace_s + _CLOSING)
         print(f"Loading {settings.checkpoint} …", flush=True)
-        from app.main import build_app, configure_logging
+        from app.logs import configure_logging, log_what_nobody_caught
+        from app.main import build_app
         from app.protocol import Protocol
 
         configure_logging(settings)
+        log_what_nobody_caught()
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
         app = build_app(settings)
-        stop = threading.Event()
-        # the application writes its own log, one line a request
-        config = uvicorn.Config(app, http=Protocol, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE)
-        welcome(_address(listener), next(iter(settings.api_keys), None), demo, stop)
-        _run(_Server(config, stop), listener)
-    if app.state.failure is not None:  # the log has said why
-        return 1
-    print("Stopped.", flush=True)
-    return 0
+        # the application writes its own log, one line a request, and waits for its requests itself
+        config = uvicorn.Config(app, http=Protocol, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        welcome(_address(listener), next(iter(settings.api_keys), None), demo, stop.asked)
+        if not stop.asked.is_set():
+            _Server(config, stop, app).run(sockets=[listener])
+        else:
+            print("Stopped.", flush=True)
+    return stop.code
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that tells the greeting when it is to stop."""
+    """uvicorn that lets its callers finish: who comes while it stops is answered with 503 until nobody is served."""
 
-    def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Stop, app: FastAPI) -> None:
         super().__init__(config)
-        self._stop = stop
+        self._stop, self._app = stop, app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._stop.is_set() and sig == signal.SIGINT:
-            os._exit(130)  # asked twice: at once, whatever still runs; what was acknowledged is on disk
-        self._stop.set()
-        super().handle_exit(sig, frame)
+        """A signal's handler."""
+        self._stop.handle(sig, frame)
+        self._app.state.services.refuse()
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; whether it is time to stop."""
+        return self._stop.asked.is_set() or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Running requests finish; then the door is closed, and those who came through it have their answer."""
+        await self._app.state.services.drain()
+        for listener in sockets or []:
+            close_door(listener)
+        await self._let_go()
+        await super().shutdown(sockets)
+        if self._app.state.failure is None:
+            print("Stopped.", flush=True)
+        else:  # the log has said why
+            self._stop.code = 1
+        self._stop.saved.set()
+
+    async def _let_go(self) -> None:
+        """Waits for the connections that are left: a moment for idle ones, longer for those with an answer to read."""
+        began, connections = time.monotonic(), self.server_state.connections
+        while (waited := time.monotonic() - began) < _REST and self._stop.seconds_left > _SAVING:
+            if not connections or (waited > _LEAVE and not any(_is_busy(c) for c in connections)):
+                return
+            await asyncio.sleep(0.02)
+        for connection in [c for c in connections if _is_busy(c)]:
+            log.warning("a caller who does not read its answer, or go on with its request, is cut off")
+            connection.transport.abort()
+
+
+def _is_busy(connection: Any) -> bool:
+    """Whether a connection of uvicorn's has an answer that is not complete."""
+    return connection.cycle is not None and not connection.cycle.response_complete
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -89,15 +133,3 @@ def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _run(server: _Server, listener: socket.socket) -> None:
-    """Serves. uvicorn raises the signal that stopped it once more at its end; by then the work is done."""
-    before = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
-    for sig in before:
-        signal.signal(sig, lambda *_: None)
-    try:
-        server.run(sockets=[listener])
-    finally:
-        for sig, handler in before.items():
-            signal.signal(sig, handler)

@@ -13,7 +13,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -21,12 +21,13 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import numpy as np
 from fastapi import Depends, Request
 
-from app import hearing, media
+from app import hearing, media_errors
 from app.batching import Closed, Urgency
 from app.decoding import DecodedStream, DecoderPool
 from app.engine import Engine
 from app.errors import NotReady
 from app.hearing import Hearing, Pen, Recording
+from app.leaving import Ending
 from app.metrics import Metrics
 from app.peaks import Envelope
 from app.settings import Settings
@@ -40,7 +41,8 @@ log = logging.getLogger(__name__)
 
 _READERS = 8  # threads
 _WRITERS = 4  # threads of their own, so that a search never waits behind an ingest
-_GRACE = 30.0  # seconds that running requests have to finish
+_LAST = 1.5  # seconds that requests have to say so which are ended because the service stops
+_LOADING = 3.0  # seconds that loading has to end; what it has begun is left to the process's end
 
 
 class Services:
@@ -52,6 +54,8 @@ class Services:
         self._catalog: Library | None = None
         self._failure: str | None = None
         self._closing = False
+        self._drained = False
+        self.ending = Ending()
         self._active = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -74,11 +78,11 @@ class Services:
             raise NotReady(self._failure or "The library is being opened.")
         return self._catalog
 
-    async def open(self, engine: Engine, catalog: Library) -> None:
-        """Starts the engine and takes both into use."""
+    async def open(self, engine: Engine, catalog: Library, decoders: Awaitable[None] | None = None) -> None:
+        """Starts the engine and takes both into use. `decoders`: their start, if it has begun."""
         engine.on_batch = self.metrics.observe_batch
         try:
-            await asyncio.gather(self.decoders.start(), engine.start())
+            await asyncio.gather(decoders or self.decoders.start(), engine.start())
         except BaseException:
             await self.decoders.close()
             await engine.close(grace=0)
@@ -95,23 +99,62 @@ class Services:
 
     async def load(self, load: Load) -> None:
         """`open` with what `load` (blocking) makes. What it raises is kept as the reason for not being ready."""
+        decoders = asyncio.create_task(self.decoders.start())  # beside loading: they are processes of their own
         try:
             engine, catalog = await asyncio.to_thread(load)
-            await self.open(engine, catalog)
+            if self._closing:  # nobody needs them any more
+                await asyncio.to_thread(catalog.close)
+                return
+            await self.open(engine, catalog, decoders)
         except Exception as error:
             self._failure = f"The service could not start: {error}"
             raise
+        finally:
+            decoders.cancel()
+            await asyncio.gather(decoders, return_exceptions=True)
 
-    async def close(self) -> None:
-        """Refuses new requests, waits for running ones, then closes everything."""
+    @property
+    def closing(self) -> bool:
+        """Whether new requests are refused."""
+        return self._closing
+
+    def refuse(self) -> None:
+        """Refuses new requests from now on. May be called by a signal handler."""
         self._closing = True
+
+    async def drain(self) -> None:
+        """Refuses new requests, lets running ones finish for `stop_grace_s`, and has the rest told that it is over."""
+        self._closing = True
+        grace = self.settings.stop_grace_s
+        if self._drained or await self._is_quiet(grace):
+            return
+        self._drained = True
+        log.warning("%d requests still ran after %g s; they are told that the service stops", self._active, grace)
+        self.ending.come()
+        await self._stop_working()
+        if not await self._is_quiet(_LAST):
+            log.warning("%d requests could not be answered", self._active)
+
+    async def _is_quiet(self, within: float) -> bool:
+        """Whether no request runs, at the latest after so many seconds."""
         try:
-            await asyncio.wait_for(self._quiet.wait(), _GRACE)
+            await asyncio.wait_for(self._quiet.wait(), within)
         except TimeoutError:
-            log.warning("%d requests still ran after %g s", self._active, _GRACE)
-        if self._engine is not None:
-            await self._engine.close()
-        await self.decoders.close()
+            return False
+        return True
+
+    async def _stop_working(self) -> None:
+        """Ends model and decoders; who still waits for them gets Closed."""
+        engine = self._engine.close(grace=0) if self._engine is not None else asyncio.sleep(0)
+        await asyncio.gather(engine, self.decoders.close())
+
+    async def close(self, loading: asyncio.Task[None] | None = None) -> None:
+        """Drains, then closes everything. `loading`: a `load` that may still be under way."""
+        await self.drain()
+        if loading is not None:
+            await asyncio.wait({loading}, timeout=_LOADING)
+            loading.cancel()
+        await self._stop_working()
         for pool in (self._computing, self._reading, self._writing):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._catalog is not None:
@@ -140,7 +183,7 @@ class Services:
                     self.metrics.observe_stage("decode", sound.decode_s)
                     self.metrics.observe_stage("resample", sound.resample_s)
                     self.metrics.audio_seconds.inc(sound.duration)
-        except media.MediaError as error:
+        except media_errors.MediaError as error:
             self.metrics.decode_failures.labels(error.reason).inc()
             raise
 

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(5, ge=0)  # that a batch waits for company; an idle server never waits
     max_queue_windows: int = Field(512, ge=1)
     request_timeout_s: float = Field(600, gt=0)  # until an answer begins
+    stop_grace_s: float = Field(18, ge=0)  # that running requests have once it is to stop; the process ends 6 s later
     log_format: Literal["json", "text"] = "text"
 
     @field_validator("api_keys", mode="before")

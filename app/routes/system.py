@@ -8,7 +8,7 @@ from importlib import metadata
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
-from app import examples, media
+from app import examples, media_errors
 from app import page as pages
 from app.errors import NotReady
 from app.openapi import example, problems
@@ -79,7 +79,7 @@ async def info(services: Serving) -> Info:
         limits=Limits(
             max_upload_mb=settings.max_upload_mb,
             max_duration_s=settings.max_duration_s,
-            min_duration_s=media.MIN_DURATION,
+            min_duration_s=media_errors.MIN_DURATION,
             max_phrases=settings.max_phrases,
             max_texts=MAX_TEXTS,
             max_text_length=MAX_TEXT,

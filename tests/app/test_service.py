@@ -23,7 +23,8 @@ from starlette.routing import Mount
 
 from app import main
 from app.engine import Engine
-from app.main import build_app, configure_logging
+from app.logs import configure_logging
+from app.main import build_app
 from app.protocol import Protocol
 from app.settings import Settings
 from index.catalog import Catalog
