@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input $
 run: $(VENV)/.run $(VENV)/.page
 	@exec $(BIN)/finelap serve --demo demo/sounds $(ARGS)
 
-test: $(VENV)/.test $(VENV)/.page
+test: $(VENV)/.test $(VENV)/.page $(VENV)/.axe
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.test
@@ -45,7 +45,7 @@ page: $(VENV)/.python
 	@$(BIN)/python app/web/install.py --wheel
 
 clean:
-	rm -rf $(VENV) app/web/vendor site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) app/web/vendor tests/e2e/browser/vendor site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find app index model tests training -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -69,4 +69,9 @@ $(VENV)/.test: $(VENV)/.python pyproject.toml
 # once for each version: where it fails the page works without, and make page tries again
 $(VENV)/.page: $(VENV)/.python app/web/package-lock.json app/web/install.py
 	@$(BIN)/python app/web/install.py --wheel
+	@touch $@
+
+# axe-core, by which the tests of the page look for what keeps people out
+$(VENV)/.axe: $(VENV)/.python tests/e2e/browser/package-lock.json app/web/install.py
+	@$(BIN)/python app/web/install.py --wheel tests/e2e/browser
 	@touch $@

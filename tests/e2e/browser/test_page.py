@@ -1,0 +1,71 @@
+"""The page's shell in a browser: it loads whole, small and without a complaint, and lets everybody in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.common import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Response
+
+TABS = ("search", "detect", "library")
+MOST_SCRIPT = 300_000  # bytes over the wire
+
+
+def wait_until_ready(page: Page) -> None:
+    page.wait_for_selector("#status[data-state=ready]")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab_is_accessible(
+    open_page: Callable[..., Page], check_accessibility: Callable[[Page], None], width: int, scheme: str
+) -> None:
+    page = open_page(width, scheme=scheme)
+    wait_until_ready(page)
+    for tab in TABS:
+        page.click(f"#tab-{tab}")
+        page.wait_for_selector(f"#{tab}:not([hidden])", state="attached")
+        check_accessibility(page)
+
+
+def test_scripts_are_small(open_page: Callable[..., Page], server: Server) -> None:
+    """All scripts that any tab loads, the libraries included, as they come over the wire."""
+    scripts: list[Response] = []
+
+    def keep(response: Response) -> None:
+        if response.url.partition("?")[0].endswith(".js"):
+            scripts.append(response)
+
+    page = open_page()
+    page.on("response", keep)
+    page.reload()
+    wait_until_ready(page)
+    for tab in TABS:
+        page.click(f"#tab-{tab}")
+    page.click("#tab-search")
+    page.wait_for_load_state("networkidle")
+    sizes = {script.url: script.request.sizes()["responseBodySize"] for script in scripts}
+    assert {url.rpartition("/")[2] for url in sizes} >= {"main.js", "api.js", "dom.js"}
+    assert 0 < sum(sizes.values()) < MOST_SCRIPT, sizes
+
+
+def test_tabs_are_reached_by_keys(page: Page) -> None:
+    def shown() -> list[str]:
+        return page.eval_on_selector_all("[role=tabpanel]:not([hidden])", "panels => panels.map(({id}) => id)")
+
+    wait_until_ready(page)
+    page.focus("#tab-search")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-detect" and shown() == ["detect"]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-library" and shown() == ["library"]
+    page.keyboard.press("1")
+    assert shown() == ["search"]
+    page.go_back()
+    page.wait_for_selector("#library:not([hidden])", state="attached")
+    assert shown() == ["library"]
