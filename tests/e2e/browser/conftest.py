@@ -128,11 +128,11 @@ def complaints() -> Iterator[Complaints]:
 
 @pytest.fixture
 def open_page(browser: Browser, server: Server, complaints: Complaints) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a profile of its own; `server` may be another one. All are closed at the end of the test."""
+    """Opens the page in a profile of its own, of another `server` too; path None: nothing yet. Closed at the end."""
     contexts = []
 
     def open_page(
-        width: int = WIDE, path: str = "/", *, scheme: str = "light", server: Server = server, **options: Any
+        width: int = WIDE, path: str | None = "/", *, scheme: str = "light", server: Server = server, **options: Any
     ) -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": HEIGHTS.get(width, 800)},
@@ -147,7 +147,8 @@ def open_page(browser: Browser, server: Server, complaints: Complaints) -> Itera
         contexts.append(context)
         page = context.new_page()
         complaints.listen(page, server.address)
-        page.goto(server.address + path)
+        if path is not None:
+            page.goto(server.address + path)
         return page
 
     yield open_page

@@ -41,15 +41,16 @@ def test_scripts_are_small(open_page: Callable[..., Page], server: Server) -> No
         if response.url.partition("?")[0].endswith(".js"):
             scripts.append(response)
 
-    page = open_page()
+    clip = server.get("/clips", limit=1).json()["clips"][0]["id"]
+    page = open_page(path=None)
     page.on("response", keep)
-    page.reload()
-    wait_until_ready(page)
-    for tab in TABS:
-        page.click(f"#tab-{tab}")
-    page.click("#tab-search")
-    page.wait_for_load_state("networkidle")
-    sizes = {script.url: script.request.sizes()["responseBodySize"] for script in scripts}
+    for address in ("/", "/?tab=detect", "/?tab=library", f"/?open={clip}"):
+        page.goto(server.address + address)
+        wait_until_ready(page)
+        page.wait_for_load_state("networkidle")
+    sizes: dict[str, int] = {}
+    for script in scripts:  # later ones may come from the cache
+        sizes[script.url] = max(sizes.get(script.url, 0), script.request.sizes()["responseBodySize"])
     assert {url.rpartition("/")[2] for url in sizes} >= {"main.js", "api.js", "dom.js"}
     assert 0 < sum(sizes.values()) < MOST_SCRIPT, sizes
 

@@ -1,0 +1,97 @@
+// Deleting with a way back. The service is only asked to delete once the time for "Undo" has passed, so that undoing
+// brings back the very clip, with its id and its vectors, and a browser that crashes loses nothing. Leaving the page
+// does not undo: what was about to go is deleted then.
+
+import { call, key } from "./api.js";
+import { $, announce, el, icon } from "./dom.js";
+
+const TIME = 8; // seconds; they stand still while the notice has the focus or the pointer
+
+export class Deletions {
+  /** @type {Map<string, {clip: any, left: number, notice: HTMLElement, held: number}>} */
+  #pending = new Map();
+  #on;
+  #timer = 0;
+
+  /**
+   * @param {{back: (clip: any) => void, gone: (clip: any) => void, failed: (clip: any, error: Error) => void}} on
+   *   `back`: it was undone; `gone`: the service has deleted it; `failed`: it has not
+   */
+  constructor(on) {
+    this.#on = on;
+    addEventListener("pagehide", () => this.#leave());
+  }
+
+  has(id) {
+    return this.#pending.has(id);
+  }
+
+  get any() {
+    return this.#pending.size > 0;
+  }
+
+  add(clip) {
+    const undo = el("button", { type: "button", class: "undo", text: "Undo", "aria-label": `Undo: keep ${clip.filename}`, onclick: () => this.undo(clip.id) });
+    const now = el(
+      "button",
+      { type: "button", class: "ghost round", "aria-label": `Delete ${clip.filename} now`, title: "Delete it now", onclick: () => this.#finish(clip.id) },
+      icon("trash"),
+    );
+    const notice = el("div", { class: "notice" }, el("p", {}, "Deleting ", el("strong", { text: clip.filename })), undo, now);
+    const entry = { clip, left: TIME, notice, held: 0 };
+    const hold = (by) => () => (entry.held += by);
+    for (const name of ["pointerenter", "focusin"]) notice.addEventListener(name, hold(1));
+    for (const name of ["pointerleave", "focusout"]) notice.addEventListener(name, hold(-1));
+    this.#pending.set(clip.id, entry);
+    $("notices").append(notice);
+    announce(`Deleting ${clip.filename}. Control Z brings it back.`);
+    this.#timer ||= setInterval(() => this.#tick(), 250);
+  }
+
+  /** Keeps the clip with this id, or the one that was deleted last. */
+  undo(id = [...this.#pending.keys()].at(-1)) {
+    const entry = this.#take(id);
+    if (!entry) return;
+    announce(`${entry.clip.filename} is kept`);
+    this.#on.back(entry.clip);
+  }
+
+  #tick() {
+    for (const [id, entry] of this.#pending) {
+      if (entry.held > 0) continue;
+      entry.left -= 0.25;
+      entry.notice.style.setProperty("--left", entry.left / TIME);
+      if (entry.left <= 0) this.#finish(id);
+    }
+  }
+
+  #take(id) {
+    const entry = this.#pending.get(id);
+    this.#pending.delete(id);
+    entry?.notice.remove();
+    if (!this.#pending.size) {
+      clearInterval(this.#timer);
+      this.#timer = 0;
+    }
+    return entry;
+  }
+
+  async #finish(id) {
+    const entry = this.#take(id);
+    if (!entry) return;
+    try {
+      await call(`/clips/${encodeURIComponent(id)}`, { method: "DELETE" });
+    } catch (error) {
+      if (error.status !== 404) return this.#on.failed(entry.clip, error); // 404: somebody else has deleted it
+    }
+    this.#on.gone(entry.clip);
+  }
+
+  #leave() {
+    for (const id of [...this.#pending.keys()]) {
+      this.#take(id);
+      const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
+      fetch(`/clips/${encodeURIComponent(id)}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+    }
+  }
+}

@@ -1,0 +1,216 @@
+// Uploads, one file a request and two at a time: how far each is, and what became of it. Knows no list of clips.
+
+import { Problem, upload } from "./api.js";
+import { $, announce, bytes, count, el, icon } from "./dom.js";
+
+const AT_ONCE = 2;
+const MOST_SHOWN = 200; // files that were added; the others stay until they are cleared
+const FIRST_WAIT = 1000; // ms, while the service is busy; doubled each time
+const LONGEST_WAIT = 30_000;
+const MOST_TRIES = 12;
+const BUSY = [429, 503];
+
+/**
+ * @typedef {object} Task
+ * @property {File} file
+ * @property {Record<string, any>} metadata
+ * @property {number} sent  share of the file
+ * @property {"waiting" | "sending" | "added" | "there" | "failed" | "stopped"} state
+ * @property {string} problem
+ * @property {HTMLElement | null} row
+ */
+
+export class Uploads {
+  /** @type {Task[]} */
+  #tasks = [];
+  #running = 0;
+  #stop = new AbortController();
+  #onAdded;
+  #onIdle;
+  #limit;
+  #shown = [];
+
+  /**
+   * @param {{onAdded: () => void, onIdle: () => void, open: (clip: any) => void, limit: () => number | null}} on
+   *   `onAdded`: a file is in the library now; `onIdle`: nothing is left to do; `limit`: bytes a file may have
+   */
+  constructor({ onAdded, onIdle, open, limit }) {
+    this.#onAdded = onAdded;
+    this.#onIdle = onIdle;
+    this.open = open;
+    this.#limit = limit;
+    $("uploads-stop").addEventListener("click", () => this.stop());
+    $("uploads-again").addEventListener("click", () => this.again());
+    $("uploads-clear").addEventListener("click", () => this.clear());
+    addEventListener("beforeunload", (event) => {
+      if (this.busy) event.preventDefault(); // the browser asks
+    });
+  }
+
+  get busy() {
+    return this.#tasks.some(({ state }) => state === "waiting" || state === "sending");
+  }
+
+  /** @param {{file: File, metadata: Record<string, any>}[]} files */
+  add(files) {
+    if (!files.length) return;
+    if (!this.busy) this.#stop = new AbortController();
+    this.#tasks.push(...files.map(({ file, metadata }) => ({ file, metadata, sent: 0, state: "waiting", problem: "", row: null })));
+    $("uploads").hidden = false;
+    announce(`Adding ${count(files.length, "file")}`);
+    this.#pump();
+  }
+
+  stop() {
+    for (const task of this.#tasks) if (task.state === "waiting") task.state = "stopped";
+    this.#stop.abort();
+    this.#tell();
+  }
+
+  /** Tries what failed or was stopped once more. */
+  again() {
+    if (!this.busy) this.#stop = new AbortController();
+    for (const task of this.#tasks) {
+      if (task.state !== "failed" && task.state !== "stopped") continue;
+      task.row?.remove();
+      Object.assign(task, { state: "waiting", sent: 0, problem: "", row: null });
+    }
+    $("uploads-head").focus();
+    this.#pump();
+  }
+
+  clear() {
+    this.#tasks = this.#tasks.filter(({ state }) => state === "waiting" || state === "sending");
+    this.#shown = [];
+    const kept = this.#tasks.map(({ row }) => row).filter(Boolean);
+    $("upload-list").replaceChildren(...kept);
+    $("uploads").hidden = !this.#tasks.length;
+    if ($("uploads").hidden) $("add-files").focus();
+    this.#tell();
+  }
+
+  #pump() {
+    while (this.#running < AT_ONCE) {
+      const task = this.#tasks.find(({ state }) => state === "waiting");
+      if (!task) break;
+      task.state = "sending";
+      this.#running += 1;
+      this.#run(task).finally(() => {
+        this.#running -= 1;
+        this.#pump();
+        if (!this.busy && !this.#running) this.#end();
+      });
+    }
+    this.#tell();
+  }
+
+  async #run(task) {
+    this.#show(task);
+    try {
+      const { status, body } = await this.#send(task);
+      task.state = status === 201 ? "added" : "there";
+      task.clip = body.clips[0];
+      if (status === 201) this.#onAdded();
+    } catch (error) {
+      task.state = error.name === "AbortError" ? "stopped" : "failed";
+      task.problem = error.errors?.[0]?.problem?.detail ?? error.detail ?? error.message;
+    }
+    task.sent = 1;
+    this.#show(task);
+  }
+
+  async #send(task) {
+    const limit = this.#limit();
+    if (limit && task.file.size > limit) throw new Error(`The file has ${bytes(task.file.size)}; the limit is ${bytes(limit)}.`);
+    const form = new FormData();
+    form.append("files", task.file);
+    if (Object.keys(task.metadata).length) form.append("metadata", JSON.stringify(task.metadata));
+    const { signal } = this.#stop;
+    const onProgress = (sent, total) => {
+      task.sent = total ? sent / total : 0;
+      this.#show(task);
+      this.#tell();
+    };
+    for (let tries = 1; ; tries += 1) {
+      try {
+        return await upload("/clips", form, { onProgress, signal });
+      } catch (error) {
+        if (error instanceof Problem && error.status === 0 && !(await isReadable(task.file))) throw new Error("The file cannot be read any more.");
+        if (!BUSY.includes(error.status) || tries === MOST_TRIES) throw error;
+        task.sent = 0;
+        this.#show(task, "the service is busy; it is tried again");
+        await wait(Math.min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT), signal);
+      }
+    }
+  }
+
+  /** One row a file, from when it is sent. Of the files that were added the earliest make room. */
+  #show(task, waiting = "") {
+    const { file, state, sent } = task;
+    task.row ??= $("upload-list").appendChild(el("li"));
+    task.row.dataset.state = state;
+    if (state === "sending" && task.bar?.isConnected) {
+      task.bar.value = sent;
+      task.outcome.textContent = waiting || progress(sent);
+      return;
+    }
+    task.outcome = el("span", { class: "outcome", text: OUTCOMES[state]?.(task) ?? (waiting || progress(sent)) });
+    task.bar = state === "sending" ? el("progress", { max: 1, value: sent, "aria-label": `${file.name}: how much is sent` }) : null;
+    const name = task.clip
+      ? el("button", { type: "button", class: "ghost name", text: file.name, onclick: () => this.open(task.clip) })
+      : el("span", { class: "name", text: file.name });
+    task.row.replaceChildren(...[icon(ICONS[state]), name, el("span", { class: "size", text: bytes(file.size) }), task.outcome, task.bar].filter(Boolean));
+    if (state !== "added") return;
+    this.#shown.push(task);
+    if (this.#shown.length > MOST_SHOWN) this.#shown.shift().row.remove();
+  }
+
+  #tell() {
+    const all = this.#tasks;
+    const how = (...states) => all.filter(({ state }) => states.includes(state));
+    const [added, there, failed, stopped] = ["added", "there", "failed", "stopped"].map((state) => how(state).length);
+    const done = all.length - how("waiting", "sending").length;
+    const size = ({ file }) => file.size + 1; // so that an empty file counts too
+    const total = all.reduce((sum, task) => sum + size(task), 0);
+    $("uploads-progress").value = total ? all.reduce((sum, task) => sum + size(task) * (task.state === "waiting" ? 0 : task.sent), 0) / total : 0;
+    $("uploads-progress").hidden = !this.busy;
+    const parts = [`${done.toLocaleString("en")} of ${count(all.length, "file")}`];
+    if (added) parts.push(`${added.toLocaleString("en")} added`);
+    if (there) parts.push(`${there.toLocaleString("en")} there already`);
+    if (failed) parts.push(`${failed.toLocaleString("en")} failed`);
+    if (stopped) parts.push(`${stopped.toLocaleString("en")} stopped`);
+    $("uploads-about").textContent = parts.join(" · ");
+    $("uploads-stop").hidden = !this.busy;
+    $("uploads-again").hidden = !failed && !stopped;
+    $("uploads-clear").hidden = this.busy;
+    return parts.slice(1).join(", ");
+  }
+
+  #end() {
+    announce(this.#tell() || "Nothing was added");
+    this.#onIdle();
+  }
+}
+
+const ICONS = { waiting: "up", sending: "up", added: "check", there: "same", failed: "close", stopped: "close" };
+
+const OUTCOMES = {
+  added: () => "added",
+  there: ({ clip, file }) => (clip.filename === file.name ? "is in the library already" : `is in the library already, as ${clip.filename}`),
+  failed: ({ problem }) => problem,
+  stopped: () => "stopped",
+};
+
+const progress = (sent) => (sent < 1 ? `${Math.floor(sent * 100)} %` : "being heard");
+
+const isReadable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+
+function wait(ms, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}
