@@ -1,4 +1,4 @@
-// The service's HTTP API as the page uses it: problems as errors, the API key, lines, uploads with progress.
+// The service's HTTP API as the page uses it: problems as errors, the API key, uploads with progress, lines as they come.
 // Knows no tab. The key lives in sessionStorage, so it is gone with the browser's tab.
 
 const KEY = "finelap-key";
@@ -96,34 +96,15 @@ export function get(path, params = {}, options = {}) {
   return json(query.size ? `${path}?${query}` : path, options);
 }
 
-/** Calls `onLine(object)` for every line of an ndjson answer, as it comes. */
-export async function lines(response, onLine, signal) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  const stop = () => reader.cancel().catch(() => {});
-  signal?.addEventListener("abort", stop, { once: true });
-  let rest = "";
-  try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      const parts = (rest + (value ?? "")).split("\n");
-      rest = done ? "" : parts.pop();
-      for (const part of parts) if (part.trim()) onLine(JSON.parse(part));
-      if (done) break;
-    }
-  } finally {
-    signal?.removeEventListener("abort", stop);
-  }
-  signal?.throwIfAborted();
-}
-
 /**
- * POST of a form that says how far it is: fetch cannot.
+ * POST of a form that says how far it is: fetch cannot. With `onLine` the answer is ndjson, told line by line as it comes;
+ * `body` is then null.
  * @param {string} path
  * @param {FormData} form
- * @param {{onProgress?: (sent: number, total: number) => void, signal?: AbortSignal}} [options]
+ * @param {{onProgress?: (sent: number, total: number) => void, onLine?: (line: any) => void, signal?: AbortSignal}} [options]
  * @returns {Promise<{status: number, body: any}>}
  */
-export function upload(path, form, { onProgress, signal } = {}) {
+export function upload(path, form, { onProgress, onLine, signal } = {}) {
   const attempt = (used) =>
     new Promise((resolve, reject) => {
       const request = new XMLHttpRequest();
@@ -133,8 +114,21 @@ export function upload(path, form, { onProgress, signal } = {}) {
       request.open("POST", path);
       if (used) request.setRequestHeader("Authorization", `Bearer ${used}`);
       request.upload.onprogress = (event) => onProgress?.(event.loaded, event.total);
+      let told = 0; // characters of the lines that `onLine` has had
+      const tell = () => {
+        if (request.status !== 200) return;
+        const text = request.responseText;
+        for (let end; (end = text.indexOf("\n", told)) !== -1; told = end + 1) {
+          if (end > told) onLine(JSON.parse(text.slice(told, end)));
+        }
+      };
+      if (onLine) request.onprogress = tell;
       request.onload = () => {
         let body = null;
+        if (onLine && request.status < 300) {
+          tell();
+          return resolve({ status: request.status, body });
+        }
         try {
           body = JSON.parse(request.responseText);
         } catch {

@@ -1,5 +1,203 @@
-// The details of a clip.
+// The details of one clip, in a drawer: a large waveform with all moments, what is known of the file, what can be done
+// with it. The open clip is `open` in the page's address.
 
-export function openClip(shell, clip, moments) {
-  shell.setParams({ open: clip.id ?? clip });
+import { download, get, soundUrl } from "./api.js";
+import { $, announce, clock, el, icon } from "./dom.js";
+import { including } from "./filters.js";
+import { Wave, wavesurfer } from "./sound.js";
+
+const COLUMNS = 1600;
+const ZOOM = 1.6; // a step
+
+let open = null; // {clip, wave, moments, body}
+
+/**
+ * Shows a clip, or the one with this id. `moments` are marked; the first is where it plays from.
+ * @param {import("./main.js").Shell} shell
+ * @param {any | string} clip
+ * @param {{start: number, end: number, score: number}[]} moments
+ */
+export async function openClip(shell, clip, moments = []) {
+  const id = typeof clip === "string" ? clip : clip.id;
+  if (open?.clip.id === id) return;
+  const dialog = $("clip-dialog");
+  close();
+  shell.setParams({ open: id });
+  prepare(dialog, shell);
+  try {
+    if (typeof clip === "string") clip = await get(`/clips/${encodeURIComponent(id)}`);
+  } catch (error) {
+    announce(error.message);
+    dialog.replaceChildren(head(dialog, "This sound cannot be shown"), el("p", { class: "wrong", text: error.message }));
+    if (!dialog.open) dialog.showModal();
+    return;
+  }
+  if (shell.params.get("open") !== id) return; // gone back meanwhile
+  build(dialog, shell, clip, moments);
+  if (!dialog.open) dialog.showModal();
+  open.wave.focus();
+}
+
+/** Marks moments in the open clip, if it is this one and has none. */
+export function mark(clipId, moments) {
+  if (open?.clip.id !== clipId || open.moments.length) return;
+  open.moments = moments;
+  open.wave.setRegions(moments);
+  showMoments();
+}
+
+function prepare(dialog, shell) {
+  if (dialog.dataset.ready) return;
+  dialog.dataset.ready = "yes";
+  dialog.addEventListener("close", () => {
+    close();
+    if (shell.params.has("open")) shell.setParams({ open: null });
+  });
+}
+
+function close() {
+  open?.wave.destroy();
+  open = null;
+}
+
+function head(dialog, title) {
+  const button = el("button", { type: "button", class: "ghost round", "aria-label": "Close", onclick: () => dialog.close() }, icon("close"));
+  return el("div", { class: "dialog-head" }, el("h2", { id: "clip-title", text: title }), button);
+}
+
+function build(dialog, shell, clip, moments) {
+  const stage = el("div", { class: "stage" });
+  const toggle = el("button", { type: "button", class: "primary round", onclick: () => play() });
+  const time = el("output", { class: "time", "aria-label": "Position" });
+  const message = el("p", { class: "wrong" });
+  const list = el("ul", { class: "moments" });
+  const zoom = el("span", { class: "zoom" });
+  dialog.replaceChildren(
+    head(dialog, clip.filename),
+    stage,
+    el("div", { class: "transport row" }, toggle, time, zoom),
+    message,
+    el("section", { class: "moments-box", hidden: true }, el("h3", { text: "Moments that answer" }), list),
+    actions(dialog, shell, clip, message),
+    facts(clip),
+    metadata(dialog, shell, clip),
+  );
+  const tell = (t) => (time.textContent = `${clock(t)} / ${clock(clip.duration)}`);
+  const wave = new Wave(stage, {
+    src: () => soundUrl(clip.id),
+    duration: clip.duration,
+    regions: moments,
+    height: 128,
+    timeline: true,
+    label: `Waveform of ${clip.filename}`,
+    onTime: tell,
+    onSeek: (t) => wave.play(t),
+    onState: (state, error) => {
+      const playing = state === "playing";
+      toggle.replaceChildren(icon(playing ? "pause" : "play"));
+      toggle.setAttribute("aria-label", playing ? "Pause" : "Play");
+      message.textContent = state === "failed" ? error.message : "";
+    },
+  });
+  wave.focus = () => stage.focus({ preventScroll: true });
+  const play = () => {
+    if (!wave.playing && wave.time === 0) return wave.play(open.moments[0]?.start ?? 0);
+    return wave.toggle();
+  };
+  open = { clip, wave, moments, list };
+  toggle.append(icon("play"));
+  toggle.setAttribute("aria-label", "Play");
+  tell(0);
+  showMoments();
+  wavesurfer().then((there) => there && addZoom(zoom, wave, stage, clip), () => {}); // the canvas stays, without zoom
+  get(`/clips/${encodeURIComponent(clip.id)}/peaks`, { n: COLUMNS }).then(
+    ({ peaks }) => open?.wave === wave && wave.setPeaks(peaks),
+    (error) => open?.wave === wave && (message.textContent = error.message),
+  );
+}
+
+function showMoments() {
+  const { moments, list, wave } = open;
+  list.parentElement.hidden = !moments.length;
+  list.replaceChildren(
+    ...moments.map(({ start, end, score }) => {
+      const label = `${clock(start)} – ${clock(end)}`;
+      const button = el("button", { type: "button", class: "chip", "aria-label": `Play ${label}` }, icon("play"), label);
+      if (score !== undefined) button.append(el("span", { class: "quiet", text: score.toFixed(2) }));
+      button.addEventListener("click", () => wave.play(start, end));
+      return el("li", {}, button);
+    }),
+  );
+}
+
+/** Larger and smaller, where wavesurfer draws. */
+function addZoom(place, wave, stage, clip) {
+  let scale = 1;
+  const by = (factor) => () => {
+    scale = Math.min(Math.max(scale * factor, 1), 400);
+    wave.zoom(scale === 1 ? 0 : (stage.clientWidth / clip.duration) * scale);
+  };
+  const button = (text, label, factor) =>
+    el("button", { type: "button", class: "ghost round", "aria-label": label, title: label, text, onclick: by(factor) });
+  place.append(button("−", "Zoom out", 1 / ZOOM), button("+", "Zoom in", ZOOM));
+}
+
+function actions(dialog, shell, clip, message) {
+  const action = (name, text, act) => el("button", { type: "button", onclick: act }, icon(name), text);
+  const go = (tab, params) => {
+    shell.show(tab, { params });
+    if (dialog.open) dialog.close();
+  };
+  return el(
+    "div",
+    { class: "row" },
+    action("similar", "Sounds like this", () => go("search", { like: clip.id })),
+    action("detect", "Detect in it", () => go("detect", { tab: "detect", clip: clip.id })),
+    action("download", "Download", () => download(clip).catch((error) => (message.textContent = error.message))),
+  );
+}
+
+function facts(clip) {
+  const channels = { 1: "mono", 2: "stereo" }[clip.channels] ?? `${clip.channels} channels`;
+  const added = new Date(clip.created).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const pairs = [
+    ["Length", clock(clip.duration)],
+    ["Format", `${(clip.sample_rate / 1000).toLocaleString("en")} kHz, ${channels}`],
+    ["Added", added],
+    ["Id", clip.id],
+  ];
+  return table("The file", pairs.map(([name, value]) => [name, value, null]));
+}
+
+function metadata(dialog, shell, clip) {
+  const rows = Object.entries(clip.metadata).map(([key, value]) => {
+    const plain = ["string", "number", "boolean"].includes(typeof value);
+    const only = (one) => {
+      const filter = JSON.stringify(including({}, key, one));
+      shell.show("search", { params: { filter } });
+      if (dialog.open) dialog.close();
+    };
+    const chips = Array.isArray(value) && value.every((each) => typeof each === "string");
+    if (chips) return [key, el("span", { class: "chips" }, ...value.map((one) => filterButton(key, one, only))), null];
+    return [key, plain ? linked(String(value)) : JSON.stringify(value), plain ? () => only(value) : null];
+  });
+  return rows.length ? table("Metadata", rows) : null;
+}
+
+const filterButton = (key, value, only) =>
+  el("button", { type: "button", class: "chip", title: `Only ${key}: ${value}`, text: value, onclick: () => only(value) });
+
+function table(title, rows) {
+  const items = rows.map(([name, value, only]) => {
+    const label = `Only sounds with this ${name}`;
+    const button = only && el("button", { type: "button", class: "ghost round", "aria-label": label, title: label, onclick: only }, icon("filter"));
+    return el("div", {}, el("dt", { text: name }), el("dd", {}, value, button));
+  });
+  return el("section", { class: "facts" }, el("h3", { text: title }), el("dl", {}, ...items));
+}
+
+/** Text, as a link if it is a web address. */
+function linked(text) {
+  if (!/^https?:\/\/\S+$/i.test(text)) return text;
+  return el("a", { href: text, rel: "noreferrer", target: "_blank", text });
 }

@@ -1,98 +1,422 @@
-// The Detect tab: events in a dropped file.
+// The Detect tab: what is listened to and for what; the running request; where the parts of the result meet. A recording
+// is scored once by the service; events are cut from its scores here, anew with every move of a slider.
+//
+// Its parts know nothing of one another: source.js (what is listened to), phrases.js, cutting.js (the settings), recording.js
+// (what came), strips.js (the drawing), eventlist.js (the table), exports.js and picture.js (files).
 
-import { call, Problem } from "./api.js";
-import { $, say } from "./dom.js";
+import { Problem, upload } from "./api.js";
+import { Cutting } from "./cutting.js";
+import { $, announce, bytes, clock, count, el, icon, say } from "./dom.js";
+import { EventList } from "./eventlist.js";
+import { told } from "./events.js";
+import { save, TEXTS } from "./exports.js";
+import { written } from "./paint.js";
+import { Phrases } from "./phrases.js";
+import { picture } from "./picture.js";
+import { Player } from "./player.js";
+import { Recording } from "./recording.js";
+import { seekStep } from "./sound.js";
+import { Source } from "./source.js";
+import { Strips } from "./strips.js";
 
-const seconds = (s) => (s < 100 ? s.toFixed(2) : s.toFixed(1));
-
-function tell(where, error) {
-  if (error.name === "AbortError") return;
-  say(where, error instanceof Problem ? error.message : "The service cannot be reached.", true);
-}
-
-function play(audio, from) {
-  audio.currentTime = from;
-  audio.play().catch(() => {}); // the player shows what it cannot play
-}
+const AROUND = 0.1; // seconds that are heard before and after an event
+const FINE = 600; // seconds: up to here the drawing has a column every 20 ms, beyond every 100 ms
+const ZOOM = 1.6; // a step
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
 export function mount(panel, shell) {
-  return { shown() {}, hidden: () => $("player").pause() };
-}
+  let source = /** @type {Source | null} */ (null);
+  let recording = /** @type {Recording | null} */ (null);
+  let heardFrom = /** @type {Source | null} */ (null); // what the result is of: another file may have been chosen since
+  let player = /** @type {Player | null} */ (null);
+  let running = /** @type {AbortController | null} */ (null);
+  let rows = /** @type {import("./eventlist.js").Row[]} */ ([]);
+  let chosen = -1; // of the rows
+  let queued = 0;
+  let visible = false;
 
-let playing;
+  const phrases = new Phrases({ list: $("phrase-list"), field: $("phrase"), more: $("phrase-ideas") }, phrasesChanged);
+  const cutting = new Cutting(panel, () => recut());
+  const strips = new Strips($("strips"), { onSeek: seek, onPick: (phrase, event) => pick(rowOf(phrase, event), false) });
+  const list = new EventList(
+    {
+      ...{ body: $("events"), pages: $("event-pages"), where: $("events-where") },
+      ...{ before: $("events-before"), after: $("events-after") },
+    },
+    { onPick: (row) => pick(row, true), onMove: (row) => choose(row, true) },
+  );
 
-async function detect() {
-  const [file] = $("recording").files;
-  const phrases = $("phrases").value.split("\n").map((line) => line.trim()).filter(Boolean);
-  if (!file || !phrases.length) return say($("detect-message"), "Choose a recording and write a phrase.", true);
-  const form = () => {
-    const body = new FormData();
-    body.append("file", file);
-    for (const phrase of phrases) body.append("phrases", phrase);
-    body.append("threshold", $("threshold").value);
-    return body;
-  };
-  $("listen").disabled = true;
-  $("found").hidden = true;
-  say($("detect-message"), `Listening to ${file.name} …`);
-  try {
-    const answer = await (await call("/detect", { method: "POST", body: form() })).json();
-    showEvents(answer, file);
-    const drawing = form();
-    drawing.append("format", "png");
-    const picture = await (await call("/detect", { method: "POST", body: drawing })).blob();
-    URL.revokeObjectURL($("picture").src);
-    $("picture").src = URL.createObjectURL(picture);
-    $("picture").alt = `Waveform of ${file.name} and the scores of ${phrases.join(", ")} over time`;
-    $("picture-box").hidden = false;
-  } catch (error) {
-    tell($("detect-message"), error);
-  } finally {
-    $("listen").disabled = false;
+  // What is listened to
+
+  function use(next) {
+    if (source && source !== heardFrom) source.close();
+    source = next;
+    $("source-name").textContent = next.name;
+    aboutSource();
+    next.known.then(() => source === next && aboutSource());
+    say($("detect-message"), "");
+    $("source-box").classList.add("full");
   }
-}
 
-function showEvents(answer, file) {
-  if (playing) URL.revokeObjectURL(playing);
-  $("player").src = playing = URL.createObjectURL(file);
-  const events = answer.phrases.flatMap(({ phrase, events }) => events.map((event) => ({ phrase, ...event })));
-  events.sort((a, b) => a.onset - b.onset);
-  const rows = events.map(({ phrase, onset, offset, score }) => {
-    const row = document.createElement("tr");
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = `▶ ${seconds(onset)}`;
-    button.setAttribute("aria-label", `play ${phrase} from ${seconds(onset)} seconds`);
-    button.addEventListener("click", () => play($("player"), onset));
-    for (const content of [button, seconds(offset), score.toFixed(2), phrase]) {
-      const cell = document.createElement("td");
-      cell.append(content);
-      row.append(cell);
+  function aboutSource() {
+    const { file, duration, playable, clip } = source;
+    const parts = [
+      file ? bytes(file.size) : "in the library",
+      duration ? clock(duration) : null,
+      playable === false ? "this browser cannot play it; the service may hear it all the same" : null,
+    ];
+    say($("source-about"), parts.filter(Boolean).join(" · "));
+    const most = shell.info?.limits.max_upload_mb;
+    if (file && most && file.size > most * 2 ** 20) say($("source-about"), `${bytes(file.size)}: the service takes ${most} MB`, true);
+    if (clip) shell.setParams({ clip: clip.id }, { replace: true });
+  }
+
+  function useFile(file) {
+    shell.setParams({ clip: null }, { replace: true });
+    use(Source.file(file));
+    announce(`Chosen: ${file.name}`);
+  }
+
+  async function useClip(id, listen) {
+    try {
+      use(await Source.clip(id));
+      if (listen) start();
+    } catch (error) {
+      say($("detect-message"), error.message, true);
     }
-    return row;
-  });
-  $("events").replaceChildren(...rows);
-  const missing = answer.phrases.filter((p) => !p.events.length);
-  $("missing").textContent = missing.length
-    ? `Not found: ${missing.map((p) => `${p.phrase} (highest ${p.max_score.toFixed(2)})`).join(", ")}`
-    : "";
-  say($("detect-message"), `${events.length === 1 ? "1 event" : `${events.length} events`} in ${seconds(answer.duration)} s`);
-  $("picture-box").hidden = true;
-  $("found").hidden = false;
-}
+  }
 
-$("detect-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  detect();
-});
-$("threshold").addEventListener("input", () => {
-  $("threshold-value").value = Number($("threshold").value).toFixed(2);
-});
-for (const name of ["dragover", "dragleave", "drop"]) {
-  $("drop").addEventListener(name, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop" && event.dataTransfer.files.length) $("recording").files = event.dataTransfer.files;
+  function phrasesChanged() {
+    if (!visible) return;
+    shell.setParams({ p: phrases.all }, { replace: true });
+    if ($("detect-message").classList.contains("wrong")) say($("detect-message"), "");
+  }
+
+  // Listening
+
+  async function start() {
+    phrases.take();
+    if (!source) return refuse("Choose a recording first.", $("recording"));
+    if (!phrases.all.length) return refuse("Say what to listen for: write or choose a phrase.", $("phrase"));
+    running?.abort();
+    const run = (running = new AbortController());
+    const form = new FormData();
+    source.into(form);
+    for (const phrase of phrases.all) form.append("phrases", phrase);
+    const step = source.duration && source.duration <= FINE ? 0.02 : 0.1;
+    const fields = { format: "ndjson", frames: true, encoding: "base64", outline: true, outline_step: step };
+    for (const [name, value] of Object.entries(fields)) form.append(name, value);
+    setRunning(true);
+    begin();
+    const began = performance.now();
+    let problem = null;
+    const onLine = (line) => {
+      if (run.signal.aborted) return;
+      if (line.type === "error") problem = new Problem(line.status, line);
+      else take(line);
+    };
+    try {
+      await upload("/detect", form, { signal: run.signal, onLine, onProgress: sending });
+      if (problem) throw problem;
+      if (!recording?.ended) throw new Problem(0, { detail: "The service's answer broke off." });
+      finish(`in ${clock((performance.now() - began) / 1000)}`);
+    } catch (error) {
+      if (running !== run) return;
+      failed(error);
+    }
+    if (running === run) setRunning(false);
+  }
+
+  function refuse(text, field) {
+    say($("detect-message"), text, true);
+    announce(text);
+    field.focus();
+  }
+
+  function setRunning(yes) {
+    if (!yes) running = null;
+    panel.classList.toggle("running", yes);
+    const focused = [$("stop"), $("listen")].includes(document.activeElement);
+    $("stop").hidden = !yes;
+    $("listen").hidden = yes;
+    if (focused) (yes ? $("stop") : $("listen")).focus();
+    $("detect-progress").hidden = !yes;
+    $("detect-progress").removeAttribute("value");
+  }
+
+  function begin() {
+    player?.destroy();
+    if (heardFrom && heardFrom !== source) heardFrom.close();
+    heardFrom = source;
+    player = null;
+    recording = null;
+    rows = [];
+    chosen = -1;
+    $("found").hidden = true;
+    say($("detect-message"), source.file ? "Sending …" : "Waiting for the service …");
+    announce(`Listening to ${source.name}`);
+  }
+
+  function sending(sent, total) {
+    if (recording) return;
+    say($("detect-message"), sent < total ? `Sending … ${bytes(sent)} of ${bytes(total)}` : "Sent. The service begins to listen …");
+  }
+
+  /** A line of the answer. */
+  function take(line) {
+    if (line.type === "start") {
+      recording = new Recording();
+      recording.take(line);
+      open();
+    } else {
+      recording?.take(line);
+    }
+    if (["frames", "outline", "end"].includes(line.type)) queue();
+  }
+
+  /** The result is shown as soon as there is anything to show. */
+  function open() {
+    cutting.setPhrases(recording.phrases);
+    const name = (text) => el("div", {}, el("span", { class: "name", title: text, text }), el("span", { class: "many" }));
+    strips.names.replaceChildren(...["Waveform", "Spectrogram", ...recording.phrases].map(name));
+    player = new Player({
+      src: () => heardFrom.src(),
+      duration: heardFrom.duration ?? 86_400,
+      onTime: moved,
+      onState: (state, error) => {
+        const playing = state === "playing";
+        $("found-play").replaceChildren(icon(playing ? "pause" : "play"));
+        $("found-play").setAttribute("aria-label", playing ? "Pause" : "Play");
+        if (state === "failed") say($("detect-message"), error.message, true);
+      },
+    });
+    $("found-play").replaceChildren(icon("play"));
+    $("found").hidden = false;
+    strips.show(recording, heardFrom.duration ?? 10);
+    moved(0);
+    recut();
+  }
+
+  function queue() {
+    queued ||= requestAnimationFrame(() => {
+      queued = 0;
+      if (!recording) return;
+      recut();
+      if (running) progress();
+    });
+  }
+
+  function progress() {
+    const { heard } = recording;
+    const whole = heardFrom.duration;
+    if (whole) $("detect-progress").value = Math.min(heard / whole, 1);
+    say($("detect-message"), `Heard ${clock(heard)}${whole ? ` of ${clock(whole)}` : ""} …`);
+  }
+
+  function finish(took) {
+    heardFrom.duration = recording.duration;
+    player.setDuration(recording.duration);
+    recut();
+    const text = `${clock(recording.duration)} heard ${took}`;
+    say($("detect-message"), text);
+    announce(`${text}: ${count(rows.length, "event")}`);
+  }
+
+  function failed(error) {
+    const stopped = error.name === "AbortError";
+    const text = stopped ? `Stopped${recording ? ` after ${clock(recording.heard)}` : ""}.` : error.message;
+    say($("detect-message"), text, !stopped);
+    announce(text);
+  }
+
+  // The result
+
+  /** Events anew from the scores there are. */
+  function recut() {
+    if (!recording?.tracks.length) return;
+    const before = rows[chosen];
+    const events = recording.tracks.map((track, i) => {
+      return track.length ? track.events(cutting.of(recording.phrases[i]), recording.hop, recording.duration) : [];
+    });
+    rows = events.flatMap((each, phrase) => each.map((event, i) => ({ phrase, event: i, ...event })));
+    rows.sort((a, b) => a.onset - b.onset || a.offset - b.offset);
+    chosen = before ? again(before) : -1;
+    strips.extend(recording.ended ? recording.duration : Math.max(recording.heard, heardFrom.duration ?? 10));
+    strips.setEvents(events);
+    strips.choose(rows[chosen]?.phrase, rows[chosen]?.event, { reveal: false });
+    list.show(rows, recording.phrases, chosen);
+    aboutEvents(events);
+    strips.scroll.setAttribute("aria-valuemax", strips.total.toFixed(1));
+    moved(player.time);
+  }
+
+  /** The row that the chosen one has become: of its phrase, the first that overlaps it. */
+  function again({ phrase, onset, offset }) {
+    return rows.findIndex((row) => row.phrase === phrase && row.onset < offset && row.offset > onset);
+  }
+
+  function aboutEvents(events) {
+    events.forEach((each, i) => {
+      const { highest } = recording.tracks[i];
+      const name = strips.names.children[i + 2];
+      const many = name.querySelector(".many");
+      const text = each.length ? String(each.length) : `up to ${highest.toFixed(2)}`;
+      if (many.textContent !== text) many.textContent = text;
+      name.classList.toggle("none", !each.length);
+    });
+    const found = events.filter((each) => each.length).length;
+    $("events-head").textContent = count(rows.length, "event");
+    const missing = recording.phrases.filter((_, i) => !events[i].length);
+    $("events-about").textContent = missing.length && found ? `none of ${missing.slice(0, 4).join(", ")}${missing.length > 4 ? " …" : ""}` : "";
+    $("event-table").hidden = !rows.length;
+    $("no-events").hidden = Boolean(rows.length);
+    const highest = Math.max(...recording.tracks.map((track) => track.highest));
+    const none = running ? "Nothing so far." : `Nothing reaches the threshold. The highest score is ${highest.toFixed(2)}: move the slider below it.`;
+    if (!rows.length && $("no-events").textContent !== none) $("no-events").textContent = none;
+  }
+
+  const rowOf = (phrase, event) => rows.findIndex((row) => row.phrase === phrase && row.event === event);
+
+  function choose(row, focus) {
+    chosen = row;
+    strips.choose(rows[row]?.phrase, rows[row]?.event);
+    list.choose(row, focus);
+  }
+
+  /** Plays an event. */
+  function pick(row, focus) {
+    if (!rows[row]) return;
+    choose(row, focus);
+    const { onset, offset } = rows[row];
+    player.play(Math.max(0, onset - AROUND), offset + AROUND);
+  }
+
+  function step(by) {
+    if (!rows.length) return;
+    const t = player.time;
+    const from = chosen >= 0 ? chosen + by : by > 0 ? rows.findIndex((row) => row.onset >= t) : rows.findLastIndex((row) => row.onset < t);
+    if (rows[from]) pick(from, list.focused);
+  }
+
+  function seek(t) {
+    choose(-1, false);
+    player?.seek(t);
+    if (player && !player.playing) player.play();
+  }
+
+  function moved(t) {
+    strips.setTime(t, player?.playing);
+    const whole = recording?.duration ?? 0;
+    const text = `${written(t, true)} / ${written(whole)}`;
+    if ($("found-time").textContent !== text) $("found-time").textContent = text;
+    const slider = strips.scroll;
+    const spoken = `${clock(t)} of ${clock(whole)}`;
+    if (slider.getAttribute("aria-valuetext") === spoken) return;
+    slider.setAttribute("aria-valuenow", t.toFixed(1));
+    slider.setAttribute("aria-valuetext", spoken);
+  }
+
+  async function exported(kind) {
+    const stem = heardFrom.name.replace(/\.[^.]*$/, "") || "events";
+    try {
+      if (kind === "png") {
+        const about = cutting.describe(recording.phrases);
+        save(`${stem}.png`, await picture(strips, `${heardFrom.name} · ${count(rows.length, "event")}`, about));
+      } else {
+        const { make, name, type } = TEXTS[kind];
+        const tracks = strips.events.map((events, i) => ({ phrase: recording.phrases[i], events: events.map(told) }));
+        const text = make({ filename: heardFrom.name, phrases: tracks });
+        save(name(stem), new Blob([text], { type: `${type};charset=utf-8` }));
+      }
+      announce("Saved");
+    } catch (error) {
+      say($("detect-message"), error.message, true);
+    }
+  }
+
+  // What the reader does
+
+  $("recording").addEventListener("change", () => {
+    const [file] = $("recording").files;
+    if (file) useFile(file);
+    $("recording").value = "";
   });
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    panel.addEventListener(name, (event) => {
+      event.preventDefault();
+      $("detect-form").classList.toggle("over", name === "dragover");
+      if (name === "drop" && event.dataTransfer.files.length) useFile(event.dataTransfer.files[0]);
+    });
+  }
+  $("detect-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    start();
+  });
+  $("stop").addEventListener("click", () => running?.abort());
+  $("found-play").addEventListener("click", () => player.toggle());
+  $("cutting-toggle").addEventListener("click", () => {
+    const open = $("cutting").hidden;
+    $("cutting").hidden = !open;
+    $("cutting-toggle").setAttribute("aria-expanded", String(open));
+  });
+  $("threshold").addEventListener("change", () => {
+    shell.setParams({ t: $("threshold").value === "0.5" ? null : $("threshold").value }, { replace: true });
+    announce(count(rows.length, "event"));
+  });
+  $("zoom-in").addEventListener("click", () => strips.zoom(ZOOM));
+  $("zoom-out").addEventListener("click", () => strips.zoom(1 / ZOOM));
+  $("zoom-fit").addEventListener("click", () => strips.fit());
+  for (const button of $("exports").querySelectorAll("button")) {
+    button.addEventListener("click", () => exported(button.dataset.export));
+  }
+  panel.addEventListener("keydown", (event) => {
+    if (!player || event.ctrlKey || event.metaKey || event.altKey) return;
+    const act = keys(event);
+    if (!act) return;
+    event.preventDefault();
+    event.stopPropagation();
+    act();
+  });
+
+  function keys(event) {
+    const { key, target } = event;
+    if (target.matches("input:not([type=range]), textarea")) return null;
+    const inTable = list.focused;
+    const inStrips = target === strips.scroll;
+    const far = seekStep(recording.duration) * (event.shiftKey ? 4 : 1);
+    const letters = shell.letters() && { "[": () => step(-1), "]": () => step(1) };
+    if (inTable) {
+      const here = list.page * list.size + target.closest("tr").sectionRowIndex;
+      const to = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: rows.length - 1 }[key];
+      if (to !== undefined) return () => rows[to] && choose(to, true);
+    }
+    if (inStrips) {
+      const to = { ArrowLeft: player.time - far, ArrowRight: player.time + far, Home: 0, End: recording.duration }[key];
+      if (to !== undefined) return () => player.seek(Math.min(Math.max(to, 0), recording.duration));
+      const zoom = { "+": ZOOM, "=": ZOOM, "-": 1 / ZOOM, "−": 1 / ZOOM }[key];
+      if (zoom) return () => strips.zoom(zoom);
+      if (key === "0") return () => strips.fit();
+      if (key === " ") return () => player.toggle();
+      if (key === "Enter" && rows[chosen]) return () => pick(chosen, false);
+    }
+    return (letters && letters[key]) || null;
+  }
+
+  return {
+    shown(params) {
+      visible = true;
+      if (shell.info) phrases.limit = shell.info.limits.max_phrases;
+      const wanted = params.getAll("p");
+      if (wanted.length && wanted.join("\n") !== phrases.all.join("\n")) phrases.set(wanted);
+      const threshold = Number(params.get("t"));
+      if (threshold > 0 && threshold < 1) cutting.set(threshold);
+      const clip = params.get("clip");
+      if (clip && source?.clip?.id !== clip) useClip(clip, wanted.length > 0);
+      strips.redraw();
+    },
+    hidden() {
+      visible = false;
+      player?.pause();
+    },
+  };
 }

@@ -54,6 +54,11 @@ export class Track {
     return this._scores.subarray(0, this._count);
   }
 
+  /** The scores as `events` last smoothed them: a view, until the next `push`. */
+  get smoothed() {
+    return this._smooth.subarray(0, this._done);
+  }
+
   /** The next scores. @param {Float32Array} part */
   push(part) {
     const needed = this._count + part.length;

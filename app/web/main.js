@@ -64,6 +64,9 @@ export const shell = {
     return openClip(shell, clip, moments);
   },
 
+  /** Whether letters, digits and signs are shortcuts: the reader may switch them off. */
+  letters: () => localStorage.getItem(LETTERS) !== "off",
+
   /** Asks for GET /info again: after clips were added or deleted, say. */
   refresh: () => connect(),
 };
@@ -153,12 +156,9 @@ $("key-cancel").addEventListener("click", () => $("key-dialog").close());
 const isTyping = (node) =>
   node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=range], [type=button])");
 
-/** Whether letters, digits and signs are shortcuts: the reader may switch them off. */
-export const lettersAreKeys = () => localStorage.getItem(LETTERS) !== "off";
-
 document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (isTyping(event.target) || document.querySelector("dialog[open]") || !lettersAreKeys()) return;
+  if (isTyping(event.target) || document.querySelector("dialog[open]") || !shell.letters()) return;
   if (event.key === "?") showHelp();
   else if (event.key === "/") {
     shell.show("search");
@@ -173,7 +173,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 function showHelp() {
-  $("letters").checked = lettersAreKeys();
+  $("letters").checked = shell.letters();
   $("help-dialog").showModal();
 }
 

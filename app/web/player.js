@@ -40,6 +40,11 @@ export class Player {
     return this.#duration;
   }
 
+  /** How long it is, if that was not known. */
+  setDuration(seconds) {
+    this.#duration = seconds;
+  }
+
   get playing() {
     return !this.audio.paused && !this.audio.ended;
   }

@@ -192,6 +192,7 @@ class Surfer {
       barMinHeight: 1,
       cursorWidth: 2,
       ...this.#colours(),
+      cspNonce: document.querySelector("script[nonce]")?.nonce,
       plugins,
     });
     this.#regions = this.#surfer.registerPlugin(regions.create());

@@ -1,0 +1,102 @@
+// The settings by which scores are cut into events: a threshold for all, one of its own for a phrase, and the rest.
+// Reads and writes its form; what is done with the settings is not its business.
+
+import { el } from "./dom.js";
+import { DEFAULTS, MAX_MEDIAN_FILTER } from "./events.js";
+
+export class Cutting {
+  /** @param {HTMLElement} root  with #threshold and the fields named after the settings  @param {() => void} onChange */
+  constructor(root, onChange) {
+    this.onChange = onChange;
+    this.threshold = root.querySelector("#threshold");
+    this.output = root.querySelector("#threshold-value");
+    this.own = root.querySelector("#own-thresholds");
+    this.fields = ["medianFilter", "minDuration", "maxGap"].map((name) => [name, root.querySelector(`[name=${name}]`)]);
+    this.thresholds = new Map(); // phrase → a threshold of its own
+    for (const input of [this.threshold, ...this.fields.map(([, field]) => field)]) {
+      input.addEventListener("input", () => this._changed());
+    }
+    root.querySelector("#cutting-reset").addEventListener("click", () => this.reset());
+    this.reset();
+  }
+
+  /** Everything as the service does it unasked. */
+  reset() {
+    this.threshold.value = DEFAULTS.threshold;
+    for (const [name, field] of this.fields) field.value = DEFAULTS[name];
+    this.thresholds.clear();
+    for (const row of this.own.children) this._follow(row);
+    this._changed();
+  }
+
+  /** Sets the threshold for all. */
+  set(threshold) {
+    if (Number(this.threshold.value) === threshold) return;
+    this.threshold.value = threshold;
+    this._changed();
+  }
+
+  /** A row for each phrase. @param {string[]} phrases */
+  setPhrases(phrases) {
+    this.own.replaceChildren(...phrases.map((phrase, i) => this._row(phrase, i)));
+  }
+
+  /** @returns {import("./events.js").Settings} of one phrase */
+  of(phrase) {
+    const settings = { ...DEFAULTS, threshold: this.thresholds.get(phrase) ?? Number(this.threshold.value) };
+    for (const [name, field] of this.fields) {
+      const most = name === "medianFilter" ? MAX_MEDIAN_FILTER : 86_400;
+      const value = field.value === "" ? NaN : Number(field.value);
+      field.toggleAttribute("aria-invalid", !(value >= 0 && value <= most));
+      settings[name] = value >= 0 && value <= most ? value : DEFAULTS[name];
+    }
+    return settings;
+  }
+
+  /** In words, for a picture's foot. @param {string[]} phrases */
+  describe(phrases) {
+    const { threshold, medianFilter, minDuration, maxGap } = this.of(null);
+    const own = phrases.filter((phrase) => this.thresholds.has(phrase));
+    return [
+      `threshold ${threshold.toFixed(2)}`,
+      ...own.map((phrase) => `${phrase} ${this.thresholds.get(phrase).toFixed(2)}`),
+      `median ${medianFilter} s`,
+      `gaps up to ${maxGap} s joined`,
+      ...(minDuration ? [`at least ${minDuration} s`] : []),
+    ].join(" · ");
+  }
+
+  _changed() {
+    this.output.value = Number(this.threshold.value).toFixed(2);
+    for (const row of this.own.children) this._follow(row);
+    this.onChange();
+  }
+
+  _row(phrase, i) {
+    const id = `threshold-${i}`;
+    const slider = el("input", { id, type: "range", min: "0.02", max: "0.98", step: "0.01" });
+    const back = el("button", { type: "button", class: "ghost", "aria-label": `${phrase}: as all` }, "as all");
+    const row = el("li", { dataset: { phrase } }, el("label", { for: id, text: phrase }), slider, el("output", { for: id }), back);
+    slider.addEventListener("input", () => {
+      this.thresholds.set(phrase, Number(slider.value));
+      this._changed();
+    });
+    back.addEventListener("click", () => {
+      this.thresholds.delete(phrase);
+      this._changed();
+      slider.focus(); // the button is gone
+    });
+    this._follow(row);
+    return row;
+  }
+
+  _follow(row) {
+    const own = this.thresholds.get(row.dataset.phrase);
+    const value = own ?? Number(this.threshold.value);
+    const [, slider, output, back] = row.children;
+    slider.value = value;
+    output.value = value.toFixed(2);
+    back.hidden = own === undefined;
+    row.toggleAttribute("data-own", own !== undefined);
+  }
+}

@@ -1,0 +1,137 @@
+// Filters as the API takes them ({"tags": "field", "duration": {"lt": 5}}) and as a reader sees them: chips and a form.
+// Suggests metadata of the newest clips. Knows no search.
+
+import { get } from "./api.js";
+import { $, clock, el, icon } from "./dom.js";
+
+const LOOKED_AT = 300; // clips from which keys and values are suggested
+const MOST_VALUES = 200; // of one key
+const DULL = new Set(["sha1", "path", "umid", "time_reference"]); // different for every clip: nothing to choose from
+const KEYS = ["tags", "category"]; // suggested first
+
+/** A chip with a button that takes it away. */
+export function chip(text, remove) {
+  const button = el("button", { type: "button", "aria-label": `Remove ${text}`, onclick: remove }, icon("close"));
+  return el("span", { class: "chip removable" }, text, button);
+}
+
+/** The chips of a filter: one for each key and, for a list, each value. `change(filter)` gets what is left. */
+export function filterChips(filter, change) {
+  return Object.entries(filter).flatMap(([key, wanted]) => {
+    if (Array.isArray(wanted)) return wanted.map((value) => chip(`${key}: ${value}`, () => change(without(filter, key, value))));
+    if (wanted === null || typeof wanted !== "object") return chip(`${key}: ${wanted}`, () => change(without(filter, key, wanted)));
+    return chip(bounds(key, wanted), () => change(without(filter, key)));
+  });
+}
+
+function bounds(key, wanted) {
+  const number = (n) => (key === "duration" ? clock(n) : String(n));
+  const low = wanted.gte ?? wanted.gt;
+  const high = wanted.lte ?? wanted.lt;
+  if (low === undefined) return `${key}: up to ${number(high)}`;
+  if (high === undefined) return `${key}: from ${number(low)}`;
+  return `${key}: ${number(low)} to ${number(high)}`;
+}
+
+/** A filter that also, for a key that is there already alternatively, asks for a value. */
+export function including(filter, key, value) {
+  const before = filter[key];
+  if (before === undefined || (typeof before === "object" && !Array.isArray(before))) return { ...filter, [key]: value };
+  const values = [...new Set([before, value].flat())];
+  return { ...filter, [key]: values.length > 1 ? values : values[0] };
+}
+
+/** A filter without a value of a key, or without the key. */
+export function without(filter, key, value) {
+  const { [key]: before, ...others } = filter;
+  const left = value === undefined ? [] : [before].flat().filter((each) => each !== value);
+  if (!left.length) return others;
+  return { ...filter, [key]: left.length > 1 ? left : left[0] };
+}
+
+/** The form behind the button "Filters"; `change(filter)` is called with every new filter. */
+export class FilterForm {
+  #filter = {};
+  #values = null; // key → Map(value → how many clips)
+  #change;
+
+  constructor(change) {
+    this.#change = change;
+    $("filter-toggle").addEventListener("click", () => this.toggle());
+    $("filter-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#add();
+    });
+    for (const name of ["shortest", "longest"]) $(name).addEventListener("change", () => this.#setDuration());
+    $("filter-key").addEventListener("input", () => this.#suggestValues());
+    $("filter-form").addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      this.toggle(false);
+      $("filter-toggle").focus();
+    });
+  }
+
+  show(filter) {
+    this.#filter = filter;
+    const { gte, lte } = typeof filter.duration === "object" ? filter.duration : {};
+    $("shortest").value = gte ?? "";
+    $("longest").value = lte ?? "";
+    const number = Object.keys(filter).length;
+    $("filter-count").textContent = number || "";
+    $("filter-toggle").setAttribute("aria-label", number ? `Filters, ${number} set` : "Filters");
+  }
+
+  toggle(open = $("filter-form").hidden) {
+    $("filter-form").hidden = !open;
+    $("filter-toggle").setAttribute("aria-expanded", String(open));
+    if (!open) return;
+    $("filter-key").focus();
+    this.#look();
+  }
+
+  async #look() {
+    if (this.#values) return;
+    this.#values = new Map();
+    const { clips } = await get("/clips", { limit: LOOKED_AT }).catch(() => ({ clips: [] }));
+    for (const { metadata } of clips) {
+      for (const [key, content] of Object.entries(metadata)) {
+        if (DULL.has(key)) continue;
+        const counts = this.#values.get(key) ?? new Map();
+        this.#values.set(key, counts);
+        for (const value of [content].flat()) {
+          if (["string", "number", "boolean"].includes(typeof value)) counts.set(String(value), (counts.get(String(value)) ?? 0) + 1);
+        }
+      }
+    }
+    const rank = (key) => (KEYS.includes(key) ? KEYS.indexOf(key) : KEYS.length);
+    const keys = [...this.#values.keys()].sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
+    $("filter-keys").replaceChildren(...keys.map((key) => el("option", { value: key })));
+    if (!$("filter-key").value && keys.length) $("filter-key").placeholder = keys[0];
+    this.#suggestValues();
+  }
+
+  #key() {
+    return $("filter-key").value.trim() || $("filter-key").placeholder;
+  }
+
+  #suggestValues() {
+    const counts = [...(this.#values?.get(this.#key()) ?? [])].sort(([a, n], [b, m]) => m - n || a.localeCompare(b));
+    const options = counts.slice(0, MOST_VALUES).map(([value, n]) => el("option", { value, label: `${value} (${n})` }));
+    $("filter-values").replaceChildren(...options);
+  }
+
+  #add() {
+    const value = $("filter-value").value.trim();
+    if (!value) return $("filter-value").focus();
+    $("filter-value").value = "";
+    this.#change(including(this.#filter, this.#key(), value));
+  }
+
+  #setDuration() {
+    const seconds = (name) => ($(name).value === "" ? undefined : Math.max(0, Number($(name).value)));
+    const [gte, lte] = [seconds("shortest"), seconds("longest")];
+    const range = { ...(gte !== undefined && { gte }), ...(lte !== undefined && { lte }) };
+    this.#change(Object.keys(range).length ? { ...this.#filter, duration: range } : without(this.#filter, "duration"));
+  }
+}

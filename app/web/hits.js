@@ -1,0 +1,261 @@
+// A list of sounds one moves through by keys: each with its waveform, the stretches that answer, score and tags.
+// Knows the API's hits and nothing of how they were found.
+
+import { soundUrl } from "./api.js";
+import { announce, clock, el, icon } from "./dom.js";
+import { knownPeaks, peaksOf } from "./peaks.js";
+import { seekStep, Wave } from "./sound.js";
+
+/** @typedef {{clip: any, score?: number, similarity?: number, moments?: {start: number, end: number, score: number}[]}} Hit */
+
+const TAGS = ["tags", "category", "subcategory", "label", "genre"]; // metadata that is shown as something to filter by
+const SHOWN_TAGS = 4;
+const ABOUT = ["title", "description"];
+const WHO = ["artist", "author", "creator", "designer", "originator"];
+const RIGHTS = ["license", "licence"];
+
+export class HitList {
+  #list;
+  #on;
+  #rows = [];
+  #pending = new AbortController();
+  #watch = null;
+
+  /**
+   * @param {HTMLOListElement} list
+   * @param {{open: (hit: Hit) => void, similar: (hit: Hit) => void, download: (hit: Hit) => void,
+   *          filter: (key: string, value: any) => void, leave: () => void, used: () => void, letters: () => boolean}} on
+   *   `leave`: upwards out of the list; `used`: a hit was played or opened.
+   */
+  constructor(list, on) {
+    this.#list = list;
+    this.#on = on;
+    list.addEventListener("keydown", (event) => this.#key(event));
+    list.addEventListener("focusin", ({ target }) => this.#setCurrent(this.#rowOf(target)));
+  }
+
+  get hits() {
+    return this.#rows.map(({ hit }) => hit);
+  }
+
+  /** Shows these instead. Rows whose clip stays in its place, when `k` grew, stay as they are. */
+  show(hits) {
+    const focused = this.#list.contains(document.activeElement);
+    const same = this.#rows.findIndex((row, i) => !hits[i] || id(row.hit) !== id(hits[i]));
+    const keep = same === -1 && hits.length >= this.#rows.length ? this.#rows.length : 0;
+    if (!keep) this.clear();
+    const fresh = hits.slice(keep).map((hit) => this.#row(hit));
+    this.#list.append(...fresh.map(({ item }) => item));
+    this.#rows.push(...fresh);
+    this.#watch ??= new IntersectionObserver((seen) => this.#seen(seen), { rootMargin: "200px" });
+    for (const { item } of fresh) this.#watch.observe(item);
+    if (this.#rows.length && !this.#rows.some(({ link }) => link.tabIndex === 0)) this.#setCurrent(this.#rows[0]);
+    if (focused && !keep) (this.#rows[0]?.link ?? this.#list).focus();
+  }
+
+  clear() {
+    this.#pending.abort();
+    this.#pending = new AbortController();
+    this.#watch?.disconnect();
+    for (const { wave } of this.#rows) wave.destroy();
+    this.#rows = [];
+    this.#list.replaceChildren();
+  }
+
+  pause() {
+    for (const { wave } of this.#rows) wave.pause();
+  }
+
+  /** Focuses a hit: 0 the first, -1 the last. False if there is none. */
+  focus(index) {
+    const row = this.#rows.at(index);
+    row?.link.focus();
+    row?.item.scrollIntoView({ block: "nearest" });
+    return Boolean(row);
+  }
+
+  #seen(entries) {
+    for (const { isIntersecting, target } of entries) {
+      const row = isIntersecting && this.#rows.find(({ item }) => item === target);
+      if (!row) continue;
+      this.#watch.unobserve(target);
+      peaksOf(row.hit.clip.id, this.#pending.signal).then(
+        (peaks) => row.wave.setPeaks(peaks),
+        (error) => error.name !== "AbortError" && row.item.classList.add("no-wave"),
+      );
+    }
+  }
+
+  #row(hit) {
+    const { clip, score, similarity, moments } = hit;
+    const best = moments?.[0];
+    const name = el("span", { class: "name", text: clip.filename });
+    const link = el("a", { class: "title", href: `?open=${encodeURIComponent(clip.id)}`, tabindex: -1 }, name);
+    const play = el("button", { type: "button", class: "round play", tabindex: -1 }, icon("play"));
+    const time = el("span", { class: "time", text: clock(clip.duration) });
+    const stage = el("div", { class: "stage" });
+    const similar = action("similar", `Sounds like ${clip.filename}`, "Sounds like this one (S)");
+    const download = action("download", `Download ${clip.filename}`, "Download (D)");
+    const meter =
+      score === undefined
+        ? null
+        : el("span", { class: "score", title: similarity === undefined ? null : `similarity ${similarity.toFixed(3)}` });
+    if (meter) {
+      const bar = el("span", { class: "bar" });
+      bar.style.setProperty("--share", score);
+      meter.append(el("span", { class: "unseen", text: "score " }), score.toFixed(2), bar);
+    }
+    const tags = this.#tags(clip);
+    const texts = aboutOf(clip).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));
+    const facts = el("div", { class: "about" }, time, tags, ...texts);
+    const item = el(
+      "li",
+      { class: "hit", dataset: { clip: clip.id } },
+      play,
+      el("div", { class: "info" }, link, facts),
+      stage,
+      meter,
+      el("div", { class: "tools" }, similar, download),
+    );
+    const wave = new Wave(stage, {
+      light: true,
+      src: () => soundUrl(clip.id),
+      duration: clip.duration,
+      peaks: knownPeaks(clip.id),
+      regions: moments ?? [],
+      height: 44,
+      label: `Waveform of ${clip.filename}${best ? `; the best moment is from ${clock(best.start)} to ${clock(best.end)}` : ""}`,
+      onSeek: () => this.#listen(row, null),
+      onTime: (t) => {
+        time.textContent = row.touched ? `${clock(t)} of ${clock(clip.duration)}` : clock(clip.duration);
+      },
+      onState: (state, error) => this.#changed(row, state, error),
+    });
+    const row = { hit, item, link, play, wave, touched: false, controls: [play, similar, download, link] };
+    row.controls.push(...item.querySelectorAll(".tags button"));
+    this.#changed(row, "paused");
+    play.addEventListener("click", () => this.#toggle(row));
+    link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      this.#on.used();
+      this.#on.open(hit);
+    });
+    similar.addEventListener("click", () => this.#on.similar(hit));
+    download.addEventListener("click", () => this.#on.download(hit));
+    return row;
+  }
+
+  #tags(clip) {
+    const all = TAGS.flatMap((key) => [clip.metadata[key]].flat().map((value) => ({ key, value })));
+    const tags = all.filter(({ value }) => typeof value === "string" && value).slice(0, SHOWN_TAGS);
+    if (!tags.length) return null;
+    const chips = tags.map(({ key, value }) => {
+      const about = { type: "button", class: "chip", tabindex: -1, title: `Only ${key}: ${value}` };
+      const chip = el("button", about, el("span", { text: value }));
+      chip.addEventListener("click", () => this.#on.filter(key, value));
+      return chip;
+    });
+    return el("div", { class: "tags" }, ...chips);
+  }
+
+  /** Plays from the moment that answers, or goes on where it was paused; pauses. */
+  #toggle(row) {
+    if (row.wave.playing) return row.wave.pause();
+    this.#listen(row, row.touched && row.wave.time < row.wave.duration - 0.05 ? null : (row.hit.moments?.[0]?.start ?? 0));
+  }
+
+  #listen(row, from) {
+    row.touched = true;
+    this.#on.used();
+    this.#setCurrent(row);
+    row.wave.play(from ?? undefined);
+  }
+
+  #changed(row, state, error) {
+    const playing = state === "playing";
+    const best = row.hit.moments?.[0];
+    row.item.classList.toggle("playing", playing);
+    row.play.replaceChildren(icon(playing ? "pause" : "play"));
+    const from = best && !row.touched ? ` from ${clock(best.start)}` : "";
+    row.play.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${row.hit.clip.filename}${from}`);
+    if (state !== "failed") return;
+    row.item.querySelector(".problem")?.remove();
+    row.item.querySelector(".info").append(el("p", { class: "problem wrong", text: error.message }));
+    announce(`${row.hit.clip.filename}: ${error.message}`);
+  }
+
+  #rowOf(node) {
+    const item = node.closest?.("li.hit");
+    return this.#rows.find((row) => row.item === item);
+  }
+
+  /** One hit's controls are in the Tab order; the arrows reach the others. */
+  #setCurrent(row) {
+    if (!row) return;
+    for (const each of this.#rows) {
+      const current = each === row;
+      each.item.classList.toggle("current", current);
+      for (const control of each.controls) control.tabIndex = current ? 0 : -1;
+    }
+  }
+
+  #key(event) {
+    const row = this.#rowOf(event.target);
+    if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
+    const letters = this.#on.letters();
+    const seek = (sign) => {
+      row.touched = true;
+      row.wave.seek(row.wave.time + sign * seekStep(row.wave.duration) * (event.shiftKey ? 4 : 1));
+    };
+    const keys = {
+      ArrowDown: () => this.#move(row, 1),
+      ArrowUp: () => this.#move(row, -1),
+      Home: () => this.focus(0),
+      End: () => this.focus(-1),
+      ArrowLeft: () => seek(-1),
+      ArrowRight: () => seek(1),
+      ...(event.target === row.link && { " ": () => this.#toggle(row) }),
+      ...(letters && {
+        "[": () => this.#moment(row, -1),
+        "]": () => this.#moment(row, 1),
+        s: () => this.#on.similar(row.hit),
+        d: () => this.#on.download(row.hit),
+      }),
+    };
+    const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+
+  /** To the next hit; what plays hands over, so one can audition by the arrows alone. */
+  #move(row, step) {
+    const index = this.#rows.indexOf(row) + step;
+    if (index < 0) return this.#on.leave();
+    const next = this.#rows[index];
+    if (!next) return;
+    this.focus(index);
+    if (row.wave.playing) this.#listen(next, next.hit.moments?.[0]?.start ?? 0);
+  }
+
+  /** To the moment before or after, in time. */
+  #moment(row, step) {
+    const starts = (row.hit.moments ?? []).map(({ start }) => start).sort((a, b) => a - b);
+    const here = row.wave.time;
+    const to = step > 0 ? starts.find((start) => start > here + 0.05) : starts.findLast((start) => start < here - 0.25);
+    if (to !== undefined) this.#listen(row, to);
+  }
+}
+
+const id = ({ clip, moments }) => `${clip.id} ${moments?.[0]?.start ?? ""}`;
+
+function action(name, label, title) {
+  return el("button", { type: "button", class: "ghost round", "aria-label": label, title, tabindex: -1 }, icon(name));
+}
+
+/** What a line has room for: what it is, who made it, under which terms. */
+function aboutOf({ metadata }) {
+  const first = (keys) => keys.map((key) => metadata[key]).find((value) => typeof value === "string" && value);
+  return [first(ABOUT), first(WHO), first(RIGHTS)].filter(Boolean);
+}

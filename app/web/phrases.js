@@ -1,0 +1,103 @@
+// The phrases to listen for, as chips with a field to write more. Knows its elements alone.
+
+import { announce, el, icon } from "./dom.js";
+
+const SUGGESTED = [
+  "speech", "dog barking", "birds singing", "rain", "wind", "thunder", "car passing", "engine", "siren", "footsteps",
+  "door slam", "glass breaking", "water dripping", "crowd", "laughter", "music", "bell", "explosion", "gunshot", "silence",
+];
+const SHOWN = 8;
+const LONGEST = 1000; // characters, the service's limit
+
+export class Phrases {
+  /** @param {{list: HTMLElement, field: HTMLInputElement, more: HTMLElement}} nodes  @param {() => void} onChange */
+  constructor({ list, field, more }, onChange) {
+    this.list = list;
+    this.field = field;
+    this.more = more;
+    this.onChange = onChange;
+    this.limit = 100;
+    /** @type {string[]} */
+    this.all = [];
+    field.addEventListener("keydown", (event) => this._key(event));
+    field.addEventListener("paste", (event) => this._paste(event));
+    this._show();
+  }
+
+  /** Takes the text of the field, too; without one nothing happens. */
+  take() {
+    const text = this.field.value;
+    this.field.value = "";
+    this.add(text.split(/[,;\n]/));
+  }
+
+  /** Adds those that are new and not empty. @param {string[]} texts */
+  add(texts) {
+    const before = this.all.length;
+    for (const text of texts) {
+      const phrase = text.replace(/\s+/g, " ").trim().slice(0, LONGEST);
+      if (phrase && !this.all.includes(phrase) && this.all.length < this.limit) this.all.push(phrase);
+    }
+    if (this.all.length === before) return;
+    this._show();
+    this.onChange();
+  }
+
+  /** @param {string[]} phrases  instead of those there are */
+  set(phrases) {
+    this.all = [];
+    this.add(phrases);
+  }
+
+  _remove(phrase) {
+    const at = this.all.indexOf(phrase);
+    this.all.splice(at, 1);
+    this._show();
+    const next = this.list.children[Math.min(at, this.all.length - 1)];
+    (next?.querySelector("button") ?? this.field).focus();
+    announce(`Removed ${phrase}`);
+    this.onChange();
+  }
+
+  _show() {
+    this.list.replaceChildren(
+      ...this.all.map((phrase) => {
+        const remove = { type: "button", "aria-label": `Remove ${phrase}`, onclick: () => this._remove(phrase) };
+        return el("li", { class: "chip" }, el("span", { text: phrase }), el("button", remove, icon("close")));
+      }),
+    );
+    this.list.hidden = !this.all.length;
+    const left = SUGGESTED.filter((text) => !this.all.includes(text)).slice(0, SHOWN);
+    this.more.replaceChildren(
+      ...left.map((text) => el("button", { type: "button", class: "chip", onclick: () => this._suggested(text) }, text)),
+    );
+  }
+
+  _suggested(text) {
+    const at = [...this.more.children].indexOf(document.activeElement);
+    this.add([text]);
+    announce(`Added ${text}`);
+    this.more.children[Math.min(Math.max(at, 0), this.more.children.length - 1)]?.focus();
+  }
+
+  _key(event) {
+    if (event.isComposing) return;
+    if ((event.key === "Enter" || event.key === ",") && this.field.value.trim()) {
+      event.preventDefault();
+      this.take();
+    } else if (event.key === "Backspace" && !this.field.value && this.all.length) {
+      this.field.value = this.all.at(-1); // to be mended
+      this.all.pop();
+      this._show();
+      this.onChange();
+      event.preventDefault();
+    }
+  }
+
+  _paste(event) {
+    const text = event.clipboardData.getData("text");
+    if (!/[,;\n]/.test(text.trim())) return;
+    event.preventDefault();
+    this.add(text.split(/[,;\n]/));
+  }
+}
