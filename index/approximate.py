@@ -185,7 +185,7 @@ class Codes:
             )
             return rows, estimates
 
-        shared = helper is not None and self._sizes[groups].sum() > _WORTH_SHARING
+        shared = helper is not None and helper.helps and self._sizes[groups].sum() > _WORTH_SHARING
         parts = [partial(read, groups[n::_PARTS]) for n in range(_PARTS)] if shared else [partial(read, groups)]
         found = helper.run(parts) if helper is not None else [part() for part in parts]
         rows, estimates = (np.concatenate(x) for x in zip(*found, strict=True))

@@ -16,7 +16,6 @@ made anew. Knows no clip, no metadata and no SQL.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from index.approximate import FEWEST, Codes, Stopped, best, check_gpu, sample_si
 from index.faiss_index import FaissIndex, ReadWriteLock
 from index.rows import RowSet
 from index.snapshot import Snapshot, SnapshotRefused
-from index.spare_core import SpareCore
+from index.spare_core import SpareCore, usable_cores
 from index.stored import PAGE, Stored
 
 _log = logging.getLogger(__name__)
@@ -218,8 +217,9 @@ class VectorIndex:
             builder = self._builder
         if builder is not None:
             builder.join()
+        with self._lock.write():  # after the searches that still run
+            codes, self._codes = self._codes, None
         self._helper.close()
-        codes, self._codes = self._codes, None
         if codes is not None and self._has_drifted(codes, 0.01):
             self._save(codes)
 
@@ -393,4 +393,4 @@ def _leave_a_core() -> None:
     """Making an index takes all cores but one, if there are several; the setting belongs to the calling thread."""
     import faiss
 
-    faiss.omp_set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    faiss.omp_set_num_threads(max(1, usable_cores() - 1))

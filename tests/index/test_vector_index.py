@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +15,10 @@ import faiss
 import numpy as np
 import pytest
 
-from index import GpuMissing, snapshot
+from index import GpuMissing, approximate, snapshot
 from index.approximate import Codes, Stopped, groups_for, sample_size
 from index.rows import RowSet
-from index.spare_core import SpareCore
+from index.spare_core import SpareCore, usable_cores
 from index.vector_index import Limits, VectorIndex
 from tests.index.stored_fake import StoredFake
 
@@ -496,8 +499,48 @@ def test_a_helper_takes_its_share_and_is_not_waited_for() -> None:
         helper.run([lambda: 1 // 0] * 3)
     assert helper.run([lambda: 3, lambda: 4]) == [3, 4]
     helper.close()
-    assert helper.run([threading.get_ident] * 2) == [mine] * 2
+    assert helper.run([threading.get_ident] * 2) == [mine] * 2 and not helper.helps
     assert SpareCore(1).run([threading.get_ident] * 2) == [mine] * 2
+
+
+def test_without_a_second_core_work_is_not_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "_WORTH_SHARING", 0)
+    codes = Codes.learn(clustered(1000), 1000)
+    codes.add(np.arange(1000), clustered(1000))
+    counts: list[int] = []
+    for cores in (1, 2):
+        helper = SpareCore(cores)
+        monkeypatch.setattr(helper, "run", lambda parts: counts.append(len(parts)) or [part() for part in parts])
+        codes.candidates(clustered(1, 3)[0], 10, codes.rows, helper)
+        helper.close()
+    assert counts == [1, 4]
+
+
+def test_work_goes_on_where_no_thread_can_be_started_any_more() -> None:
+    """As while the interpreter ends, and in a process that was forked and has not the helper's thread."""
+    helper = SpareCore(2)
+    mine = threading.get_ident()
+    assert helper._pool is not None
+    helper._pool.shutdown()
+    assert helper.run([threading.get_ident] * 3) == [mine] * 3
+    code = """
+import os
+from index.spare_core import SpareCore
+helper = SpareCore(2)
+helper.run([lambda: 1] * 2)  # its thread has begun
+child = os.fork()
+if child == 0:
+    os._exit(0 if helper.run([lambda: 3, lambda: 4]) == [3, 4] else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+    helper.close()
+
+
+def test_every_system_says_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert usable_cores() == os.cpu_count()
 
 
 # GPU
