@@ -22,7 +22,6 @@ from app.batching import Closed
 from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauthorized, kind_of, problem_response
 from app.leaving import Ending
 from app.metrics import Metrics
-from app.security import harden
 
 log = logging.getLogger("app.access")
 
@@ -53,9 +52,7 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                harden(headers)
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
             elif inner is not scope:
                 message = {**message, "body": b""}
             await send(message)

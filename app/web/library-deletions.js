@@ -10,6 +10,7 @@ const TIME = 8; // seconds; they stand still while the notice has the focus or t
 export class Deletions {
   /** @type {Map<string, {clip: any, left: number, notice: HTMLElement, held: number}>} */
   #pending = new Map();
+  #going = new Set(); // asked of the service, not answered yet
   #on;
   #timer = 0;
 
@@ -22,8 +23,9 @@ export class Deletions {
     addEventListener("pagehide", () => this.#leave());
   }
 
+  /** Whether this clip is about to go, or on its way. */
   has(id) {
-    return this.#pending.has(id);
+    return this.#pending.has(id) || this.#going.has(id);
   }
 
   get any() {
@@ -79,16 +81,19 @@ export class Deletions {
   async #finish(id) {
     const entry = this.#take(id);
     if (!entry) return;
+    this.#going.add(id);
     try {
       await call(`/clips/${encodeURIComponent(id)}`, { method: "DELETE" });
     } catch (error) {
+      this.#going.delete(id);
       if (error.status !== 404) return this.#on.failed(entry.clip, error); // 404: somebody else has deleted it
     }
+    this.#going.delete(id);
     this.#on.gone(entry.clip);
   }
 
   #leave() {
-    for (const id of [...this.#pending.keys()]) {
+    for (const id of [...this.#pending.keys(), ...this.#going]) {
       this.#take(id);
       const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
       fetch(`/clips/${encodeURIComponent(id)}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});

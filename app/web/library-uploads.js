@@ -113,7 +113,8 @@ export class Uploads {
       if (status === 201) this.#onAdded();
     } catch (error) {
       task.state = error.name === "AbortError" ? "stopped" : "failed";
-      task.problem = error.errors?.[0]?.problem?.detail ?? error.detail ?? error.message;
+      const name = `${task.file.name}: `; // stands beside it already
+      task.problem = error.message.startsWith(name) ? error.message.slice(name.length) : error.message;
     }
     task.sent = 1;
     this.#show(task);

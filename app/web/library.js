@@ -1,6 +1,248 @@
-// The Library tab.
+// The Library tab: adds files, lists the clips, changes and deletes them, and says how the service is.
+
+import { call } from "./api.js";
+import { $, announce, bytes, clock, count, debounce, el, say } from "./dom.js";
+import { filterChips, including } from "./filters.js";
+import { Deletions } from "./library-deletions.js";
+import { editClip, splitTags } from "./library-edit.js";
+import { chosen, dropped } from "./library-files.js";
+import { ClipList } from "./library-list.js";
+import { Uploads } from "./library-uploads.js";
+
+const PAUSE = 250; // ms after the last letter
+const LOOK_AGAIN = 30_000; // ms between two looks at the service, while the tab is shown
+const WHILE_ADDING = 5000; // ms between two looks at the list
+const SORTS = ["-created", "created", "filename", "-filename", "-duration", "duration"];
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
 export function mount(panel, shell) {
-  return { shown() {}, hidden() {} };
+  let query = { words: "", sort: SORTS[0], filter: {} };
+  let here = false;
+  let loaded = false;
+  let looking = 0;
+  let stale = 0;
+
+  const deletions = new Deletions({
+    back: async (clip) => {
+      await load();
+      if (here) list.focusClip(clip.id);
+    },
+    gone: () => shell.refresh(),
+    failed: async (clip, error) => {
+      await load();
+      tell(`${clip.filename} was not deleted: ${error.message}`);
+    },
+  });
+
+  const list = new ClipList($("clips"), {
+    open: (clip) => shell.openClip(clip),
+    edit: editClip,
+    remove: (clip) => {
+      deletions.add(clip);
+      list.take(clip.id);
+      describe();
+    },
+    filter: (key, value) => change({ filter: including(query.filter, key, value) }),
+    letters: shell.letters ?? (() => true),
+    leave: () => $("words").focus(),
+    isGoing: (id) => deletions.has(id),
+  });
+
+  const uploads = new Uploads({
+    onAdded: () => {
+      stale ||= setTimeout(() => refresh(), WHILE_ADDING);
+    },
+    onIdle: () => refresh(),
+    open: (clip) => shell.openClip(clip),
+    limit: () => (shell.info ? shell.info.limits.max_upload_mb * 1e6 : null),
+  });
+
+  /** The list and the number of clips, after something came. */
+  function refresh() {
+    clearTimeout(stale);
+    stale = 0;
+    shell.refresh();
+    if (here) load();
+  }
+
+  async function load() {
+    panel.setAttribute("aria-busy", "true");
+    try {
+      await list.load(query);
+      loaded = true;
+      tell("");
+    } catch (error) {
+      tell(error.message);
+    } finally {
+      panel.removeAttribute("aria-busy");
+    }
+    describe();
+  }
+
+  function tell(problem) {
+    say($("clips-message"), problem, Boolean(problem));
+    $("clips-again").hidden = !problem;
+    if (problem) announce(problem);
+  }
+
+  /** What is shown, in words. */
+  function describe() {
+    if (!loaded) return;
+    const { words, filter } = query;
+    const narrowed = words || Object.keys(filter).length > 0;
+    const n = list.length;
+    const more = list.more;
+    const all = shell.info?.clips;
+    $("clips-more").hidden = !more;
+    const known = !narrowed && all !== undefined && more;
+    $("clips-about").textContent = known ? `${n.toLocaleString("en")} of ${count(all, "sound")}` : `${count(n, "sound")}${more ? ", and more" : ""}`;
+    const wrong = Boolean($("clips-message").textContent);
+    $("no-clips").hidden = n > 0 || wrong || deletions.any;
+    $("no-clips").replaceChildren(
+      el("h2", { text: narrowed ? "Nothing like that" : "No sounds yet" }),
+      el("p", { text: narrowed ? "No clip has these words and this metadata." : "Choose files above, or drop them anywhere on this page." }),
+      ...(narrowed ? [el("button", { type: "button", text: "Show all", onclick: () => change({ words: "", filter: {} }) })] : []),
+    );
+  }
+
+  /** Another query: into the address, the fields and the list. */
+  function change(changes, { replace = false } = {}) {
+    query = { ...query, ...changes };
+    const { words, sort, filter } = query;
+    const some = Object.keys(filter).length > 0;
+    shell.setParams({ words, sort: sort === SORTS[0] ? null : sort, filter: some ? JSON.stringify(filter) : null }, { replace });
+    show();
+    return load().then(() => announce($("clips-about").textContent));
+  }
+
+  function show() {
+    const { words, sort, filter } = query;
+    if ($("words").value.trim() !== words) $("words").value = words;
+    $("sort").value = words ? "best" : sort;
+    $("sort").disabled = Boolean(words);
+    $("sort-best").hidden = !words;
+    const chips = filterChips(filter, (left) => {
+      change({ filter: left });
+      $("words").focus();
+    });
+    $("clips-filter").replaceChildren(...chips);
+  }
+
+  const typed = debounce(() => change({ words: $("words").value.trim() }, { replace: true }), PAUSE);
+  $("words").addEventListener("input", () => typed());
+  $("words").addEventListener("keydown", (event) => {
+    if (event.key === "ArrowDown" && list.focus(0)) event.preventDefault();
+  });
+  $("clips-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    typed.now();
+  });
+  $("sort").addEventListener("change", () => change({ sort: $("sort").value }));
+  $("clips-more").addEventListener("click", async () => {
+    $("clips-more").disabled = true;
+    try {
+      await list.loadMore();
+    } catch (error) {
+      tell(error.message);
+    }
+    $("clips-more").disabled = false;
+    describe();
+  });
+  $("clips-again").addEventListener("click", () => load());
+
+  // Files
+
+  const add = ({ found, others }) => {
+    const tags = splitTags($("add-tags").value);
+    uploads.add(found.map(({ file, path }) => ({ file, metadata: { ...(path && { path }), ...(tags.length && { tags }) } })));
+    const left = others ? `${count(others, "file")} of the folder ${others === 1 ? "is" : "are"} no sound and left out.` : "";
+    say($("add-message"), left || (found.length ? "" : "There is no sound file in it."));
+  };
+  for (const input of [$("add-files"), $("add-folder")]) {
+    input.addEventListener("change", () => {
+      add(chosen(input));
+      input.value = "";
+    });
+  }
+  $("add-folder").parentElement.hidden = !("webkitdirectory" in HTMLInputElement.prototype) || matchMedia("(pointer: coarse)").matches;
+  let inside = 0;
+  panel.addEventListener("dragenter", () => $("add").classList.toggle("over", ++inside > 0));
+  panel.addEventListener("dragleave", () => $("add").classList.toggle("over", --inside > 0));
+  panel.addEventListener("dragover", (event) => event.preventDefault());
+  panel.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    inside = 0;
+    $("add").classList.remove("over");
+    try {
+      add(await dropped(event.dataTransfer));
+    } catch {
+      say($("add-message"), "The folder cannot be read.", true);
+    }
+  });
+
+  // Keys of the tab
+
+  document.addEventListener("keydown", (event) => {
+    if (!here || !deletions.any || event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey) return;
+    if (event.target.matches("input:not([type=checkbox]), textarea") || document.querySelector("dialog[open]")) return;
+    event.preventDefault();
+    deletions.undo();
+  });
+
+  // The service
+
+  async function look() {
+    clearTimeout(looking);
+    looking = here ? setTimeout(look, LOOK_AGAIN) : 0;
+    if (document.hidden) return;
+    try {
+      await call("/health/ready");
+      health("ready", "Ready");
+    } catch (error) {
+      health("wrong", error.message);
+    }
+  }
+
+  function health(state, text) {
+    $("health").dataset.state = state;
+    $("health-text").textContent = text;
+  }
+
+  function about({ version, model, clips, limits }) {
+    const facts = {
+      Model: `${model.name}, ${model.dtype} on ${model.device}`,
+      Index: `${count(clips, "sound")}, ${model.dim} dimensions`,
+      "Largest file": `${bytes(limits.max_upload_mb * 1e6)}, ${clock(limits.max_duration_s)}`,
+      Version: version,
+    };
+    $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
+    describe();
+  }
+  document.addEventListener("finelap:info", ({ detail }) => about(detail));
+
+  return {
+    shown(params) {
+      here = true;
+      let filter = {};
+      try {
+        filter = JSON.parse(params.get("filter") ?? "{}") ?? {};
+      } catch {
+        // an address that somebody typed
+      }
+      const sort = SORTS.includes(params.get("sort")) ? params.get("sort") : SORTS[0];
+      query = { words: params.get("words") ?? "", sort, filter };
+      show();
+      load();
+      look();
+      if (!shell.info) return; // it is being asked for
+      about(shell.info);
+      shell.refresh(); // others may have added sounds
+    },
+    hidden() {
+      here = false;
+      clearTimeout(looking);
+      typed.cancel();
+      list.pause();
+    },
+  };
 }

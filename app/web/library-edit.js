@@ -1,0 +1,253 @@
+// The dialog in which a clip's metadata is changed: tags as chips, every other key as what its value is. What is saved is
+// a merge patch with the keys that changed, so what somebody else changed meanwhile stays.
+
+import { json } from "./api.js";
+import { announce, el, icon } from "./dom.js";
+
+const USUAL = ["title", "description", "category", "subcategory", "artist", "license", "location", "comment", "source"];
+
+let dialog = null;
+
+/**
+ * Lets the reader change `clip`. Resolves with the clip as it is then, null if it stays as it is.
+ * @returns {Promise<any | null>}
+ */
+export function editClip(clip) {
+  dialog ??= document.body.appendChild(el("dialog", { class: "edit", "aria-labelledby": "edit-title" }));
+  return new Promise((resolve) => {
+    let changed = null;
+    const form = new Form(clip, (saved) => {
+      changed = saved;
+      dialog.close();
+    });
+    dialog.replaceChildren(form.node);
+    dialog.addEventListener("close", () => resolve(changed), { once: true });
+    dialog.showModal();
+    form.focus();
+  });
+}
+
+class Form {
+  #clip;
+  #saved;
+  #fields = new Map(); // key → Field
+  #removed = new Set();
+  #tags;
+  #list = el("div", { class: "edit-fields" });
+  #message = el("p", { class: "wrong", role: "alert" });
+  #save = el("button", { class: "primary", text: "Save" });
+  #key;
+  #value;
+
+  constructor(clip, saved) {
+    this.#clip = clip;
+    this.#saved = saved;
+    this.#tags = new TagField(clip.metadata.tags);
+    for (const [key, value] of Object.entries(clip.metadata)) {
+      if (key !== "tags" || !this.#tags.node) this.#add(key, value);
+    }
+    const close = el("button", { type: "button", class: "ghost round", "aria-label": "Close", onclick: () => dialog.close() }, icon("close"));
+    this.node = el(
+      "form",
+      { onsubmit: (event) => this.#submit(event) },
+      el("div", { class: "dialog-head" }, el("h2", { id: "edit-title", text: `Edit ${clip.filename}` }), close),
+      this.#tags.node,
+      this.#list,
+      this.#adder(),
+      this.#message,
+      el("div", { class: "actions" }, el("button", { type: "button", text: "Cancel", onclick: () => dialog.close() }), this.#save),
+    );
+  }
+
+  focus() {
+    (this.#tags.input ?? this.#save).focus();
+  }
+
+  #add(key, value) {
+    const field = new Field(key, value, () => {
+      const next = field.node.nextElementSibling ?? field.node.previousElementSibling;
+      this.#removed.add(key);
+      this.#fields.delete(key);
+      field.node.remove();
+      (next?.querySelector("input, textarea") ?? this.#key).focus();
+      announce(`${key} removed`);
+    });
+    this.#fields.set(key, field);
+    this.#list.append(field.node);
+    return field;
+  }
+
+  #adder() {
+    this.#key = el("input", { id: "edit-key", list: "edit-keys", autocomplete: "off", autocapitalize: "none", maxlength: 200 });
+    this.#value = el("input", { id: "edit-value", autocomplete: "off" });
+    const add = () => this.#takeNew() && this.#key.focus();
+    for (const input of [this.#key, this.#value]) {
+      input.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || event.isComposing || !(this.#key.value.trim() && this.#value.value.trim())) return;
+        event.preventDefault(); // a second Enter saves
+        add();
+      });
+    }
+    const names = USUAL.filter((key) => !(key in this.#clip.metadata)).map((key) => el("option", { value: key }));
+    return el(
+      "fieldset",
+      { class: "adder" },
+      el("legend", { text: "Add a field" }),
+      el("div", {}, el("label", { for: "edit-key", text: "Name" }), this.#key, el("datalist", { id: "edit-keys" }, ...names)),
+      el("div", {}, el("label", { for: "edit-value", text: "Value" }), this.#value),
+      el("button", { type: "button", text: "Add", onclick: add }),
+    );
+  }
+
+  /** Makes a field of what was typed into "Add a field"; true if there was something. */
+  #takeNew() {
+    const [key, value] = [this.#key.value.trim(), this.#value.value.trim()];
+    if (!key || !value) return false;
+    if (key === "tags" && this.#tags.node) this.#tags.add(value);
+    else if (this.#fields.has(key)) this.#fields.get(key).input.value = value;
+    else this.#add(key, value);
+    this.#key.value = this.#value.value = "";
+    return true;
+  }
+
+  async #submit(event) {
+    event.preventDefault();
+    this.#takeNew();
+    this.#message.textContent = "";
+    let metadata;
+    try {
+      metadata = this.#changes();
+    } catch (error) {
+      this.#message.textContent = error.message;
+      return;
+    }
+    if (!Object.keys(metadata).length) return dialog.close();
+    this.#save.disabled = true;
+    try {
+      this.#saved(await json(`/clips/${encodeURIComponent(this.#clip.id)}`, { method: "PATCH", body: { metadata } }));
+      announce("Saved");
+    } catch (error) {
+      this.#message.textContent = error.message;
+    } finally {
+      this.#save.disabled = false;
+    }
+  }
+
+  /** What is to be set, and null for what is to go. Throws Error if a field cannot be read. */
+  #changes() {
+    const now = Object.fromEntries([...this.#fields].map(([key, field]) => [key, field.read()]));
+    for (const key of this.#removed) now[key] ??= null;
+    if (this.#tags.node) now.tags = this.#tags.read();
+    const before = this.#clip.metadata;
+    const same = (key) => JSON.stringify(now[key] ?? null) === JSON.stringify(before[key] ?? null);
+    return Object.fromEntries(Object.entries(now).filter(([key]) => !same(key)));
+  }
+}
+
+/** One key: its input, and how that is read again as what the value was. Empty means that the key goes. */
+class Field {
+  constructor(key, value, remove) {
+    this.key = key;
+    this.kind = kindOf(value);
+    const text = { lines: () => value.join("\n"), json: () => JSON.stringify(value) }[this.kind]?.() ?? String(value);
+    const id = `edit-${key.replace(/\W/g, (c) => `_${c.codePointAt(0)}_`)}-field`;
+    const long = this.kind === "lines" || this.kind === "json" || text.length > 60 || text.includes("\n");
+    this.input = long ? el("textarea", { id, rows: Math.min(5, Math.max(2, text.split("\n").length)) }) : el("input", { id, autocomplete: "off" });
+    this.input.value = text;
+    const hint = { lines: "one a line", json: "JSON" }[this.kind];
+    const label = el("label", { for: id }, key, hint ? el("span", { class: "hint", text: ` ${hint}` }) : null);
+    const button = el("button", { type: "button", class: "ghost round", "aria-label": `Remove ${key}`, title: `Remove ${key}`, onclick: remove }, icon("close"));
+    this.node = el("div", { class: "edit-field" }, label, this.input, button);
+    this.input.addEventListener("input", () => this.input.removeAttribute("aria-invalid"));
+  }
+
+  read() {
+    const text = this.input.value.trim();
+    if (text === "") return null;
+    if (this.kind === "number") return Number.isFinite(Number(text)) ? Number(text) : text;
+    if (this.kind === "boolean") return { true: true, false: false }[text.toLowerCase()] ?? text;
+    if (this.kind === "lines") return text.split("\n").map((line) => line.trim()).filter(Boolean);
+    if (this.kind === "text") return text;
+    try {
+      return JSON.parse(text);
+    } catch {
+      this.input.setAttribute("aria-invalid", "true");
+      this.input.focus();
+      throw new Error(`${this.key} is not valid JSON.`);
+    }
+  }
+}
+
+function kindOf(value) {
+  if (Array.isArray(value) && value.length && value.every((each) => typeof each === "string" && !each.includes("\n"))) return "lines";
+  return { string: "text", number: "number", boolean: "boolean" }[typeof value] ?? "json";
+}
+
+/** Tags as chips with a field behind them: Enter or a comma adds one, Backspace in the empty field takes the last back. */
+export class TagField {
+  #tags = [];
+  #list = el("ul", { class: "chips", "aria-label": "Tags" });
+
+  /** @param {any} value  of `metadata.tags`; what is neither text nor a list of texts is left to a Field: no `node` */
+  constructor(value) {
+    const given = value === undefined || value === null ? [] : [value].flat();
+    this.node = null;
+    if (!given.every((each) => typeof each === "string")) return;
+    this.before = value;
+    this.#tags = [...given];
+    this.input = el("input", { id: "edit-tags", autocomplete: "off", autocapitalize: "none", maxlength: 200, placeholder: "add a tag", "aria-describedby": "edit-tags-hint" });
+    this.input.addEventListener("keydown", (event) => this.#key(event));
+    const field = el("div", { class: "tag-field", onclick: ({ target }) => target === field && this.input.focus() }, this.#list, this.input);
+    this.node = el(
+      "div",
+      {},
+      el("label", { for: "edit-tags", text: "Tags" }),
+      field,
+      el("p", { id: "edit-tags-hint", class: "unseen", text: "Enter or a comma adds a tag; Backspace in the empty field takes the last one back." }),
+    );
+    this.#draw();
+  }
+
+  add(text) {
+    const fresh = splitTags(text).filter((tag) => !this.#tags.includes(tag));
+    this.#tags.push(...fresh);
+    this.input.value = "";
+    this.#draw();
+    if (fresh.length) announce(`${fresh.join(", ")} added`);
+  }
+
+  read() {
+    if (this.input.value.trim()) this.add(this.input.value);
+    if (typeof this.before === "string" && this.#tags.length === 1 && this.#tags[0] === this.before) return this.before;
+    if (this.#tags.length) return this.#tags;
+    return Array.isArray(this.before) && !this.before.length ? [] : null;
+  }
+
+  #key(event) {
+    if (event.isComposing) return;
+    if ((event.key === "Enter" || event.key === ",") && this.input.value.trim()) this.add(this.input.value);
+    else if (event.key === "Backspace" && !this.input.value && this.#tags.length) this.#remove(this.#tags.length - 1);
+    else if (event.key !== ",") return;
+    event.preventDefault();
+  }
+
+  #remove(index) {
+    const [tag] = this.#tags.splice(index, 1);
+    this.#draw();
+    announce(`${tag} removed`);
+    this.input.focus();
+  }
+
+  #draw() {
+    this.#list.hidden = !this.#tags.length;
+    this.#list.replaceChildren(
+      ...this.#tags.map((tag, i) => {
+        const button = el("button", { type: "button", "aria-label": `Remove the tag ${tag}`, onclick: () => this.#remove(i) }, icon("close"));
+        return el("li", { class: "chip removable" }, el("span", { text: tag }), button);
+      }),
+    );
+  }
+}
+
+/** "dog, bark" as ["dog", "bark"]. */
+export const splitTags = (text) => [...new Set(text.split(/[,;\n]/).map((tag) => tag.trim()).filter(Boolean))];
