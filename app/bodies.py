@@ -18,14 +18,14 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
-from app.errors import Invalid, Malformed, UnsupportedType
+from app.errors import BodyTooLarge, Invalid, Malformed, UnsupportedType
+from app.forms import MAX_FIELD_BYTES, parse_form
 
 M = TypeVar("M", bound=BaseModel)
 
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-MAX_FILES = 1000  # of one request
-_MAX_FIELDS = 10_000
-_MAX_FIELD_BYTES = 1 << 20
+MAX_JSON = 8 << 20  # bytes of a body
+MAX_VALUES = 1_000_000  # in a body, about: a few bytes of text may become a hundred of memory
 _LARGE = 1 << 20  # bytes of JSON that are parsed on a thread
 _MAX_NAME = 255  # characters of a file name
 # they change the order in which the rest of a line is shown, so that a name can pose as another
@@ -72,7 +72,9 @@ def media_type_of(request: Request) -> str:
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
-    """JSON as RFC 8259 has it: no NaN, nothing that is not Unicode. Raises Malformed."""
+    """JSON as RFC 8259 has it: no NaN, nothing that is not Unicode. Raises Malformed, BodyTooLarge."""
+    if len(text) > MAX_VALUES and _count_marks(text) > MAX_VALUES:
+        raise BodyTooLarge(f"{what} has more than {MAX_VALUES} values.")
     try:
         value = json.loads(text, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate passes the parser
@@ -81,12 +83,12 @@ def parse_json(text: str | bytes, what: str) -> Any:
     return value
 
 
-async def read_json(request: Request, shape: type[M]) -> M:
-    """The JSON body as `shape`. Raises Malformed, UnsupportedType, Invalid."""
+async def read_json(request: Request, shape: type[M], limit: int = MAX_JSON) -> M:
+    """The JSON body as `shape`, of at most `limit` bytes. Raises Malformed, UnsupportedType, BodyTooLarge, Invalid."""
     kind = media_type_of(request)
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedType(f"The body must be application/json; it came as {kind}.")
-    data = await request.body()
+    data = await _read(request, limit)
     if len(data) > _LARGE:
         value = await asyncio.to_thread(parse_json, data, "the body")
     else:
@@ -107,7 +109,8 @@ async def open_form(
     kind = media_type_of(request)
     if kind not in FORMS:
         raise UnsupportedType(f"The body must be multipart/form-data; it came as {kind or 'nothing'}.")
-    async with request.form(max_files=MAX_FILES, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES) as form:
+    form = await parse_form(request)
+    try:
         uploads: list[Upload] = []
         values: dict[str, Any] = {}
         for name, value in form.multi_items():
@@ -125,6 +128,8 @@ async def open_form(
             else:
                 values[name] = parse_json(value, f"the field {name!r}") if name in json_fields else value
         yield Form(uploads, validate(shape, values))
+    finally:
+        await form.close()
 
 
 def validate(shape: type[M], value: Any) -> M:
@@ -142,10 +147,27 @@ def raise_invalid(faults: list[Any]) -> NoReturn:
     raise Invalid(detail + (f"; and {len(errors) - 5} more" if len(errors) > 5 else ""), errors=errors[:100])
 
 
+def _count_marks(text: str | bytes) -> int:
+    """At least the number of values that the JSON has; no base64 has any of these marks."""
+    if isinstance(text, bytes):
+        return sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    return sum(text.count(mark) for mark in (",", "[", "{"))
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    pieces, received = [], 0
+    async for piece in request.stream():
+        pieces.append(piece)
+        received += len(piece)
+        if received > limit:
+            raise BodyTooLarge(f"A JSON body has at most {limit / 1e6:g} MB here.")
+    return b"".join(pieces)
+
+
 async def _as_text(name: str, file: UploadFile) -> str:
-    data = await file.read(_MAX_FIELD_BYTES + 1)
-    if len(data) > _MAX_FIELD_BYTES:
-        raise Invalid(f"The field {name!r} is longer than {_MAX_FIELD_BYTES} bytes.")
+    data = await file.read(MAX_FIELD_BYTES + 1)
+    if len(data) > MAX_FIELD_BYTES:
+        raise Invalid(f"The field {name!r} is longer than {MAX_FIELD_BYTES} bytes.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -7,8 +7,10 @@ open descriptors, and sound goes back over the worker's socket; app.wire has the
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
+import io
 import json
 import math
 import os
@@ -17,12 +19,15 @@ import select
 import signal
 import socket
 import time
+import wave
 from pathlib import Path
 from typing import NoReturn
 
 from app import ucs
 from app.media import MediaError, open_stream
+from app.sandbox import confine
 from app.tags import read_tags
+from app.tracks import open_by_ffmpeg, open_source
 from app.wire import (
     AUDIO,
     BORN,
@@ -42,6 +47,7 @@ from app.wire import (
 
 _NICE = 5  # the server's event loop and the model come first
 _FILES = 24  # descriptors a worker may have; it needs about six
+_ENCODINGS = ("cp1252", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "ascii")  # of tags
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server decides when decoding ends
 
 
@@ -56,12 +62,13 @@ def main(control_fd: int, memory_mb: int) -> None:
     signal.set_wakeup_fd(wake_w)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     ucs.categories()  # read once, for all workers
+    _rehearse()
     gc.collect()
     gc.freeze()  # what is here is not collected in the workers, so its pages stay shared
     _silence()
     children: set[int] = set()
     with contextlib.suppress(OSError):  # it is the server's end that has closed
-        control.sendall(CONTROL.pack(READY, 0, 0))
+        control.sendall(CONTROL.pack(READY, 0, _unconfined()))
         while True:
             readable, _, _ = select.select([control.fileno(), wake_r], [], [])
             if wake_r in readable:
@@ -99,6 +106,31 @@ def _fork(fd: int, not_for_it: tuple[int, ...], memory_mb: int) -> int:
     return pid
 
 
+def _rehearse() -> None:
+    """Loads what decoders and readers of tags load when they first need it: a worker can open no file any more."""
+    for name in _ENCODINGS:
+        codecs.lookup(name)
+    with wave.open(file := io.BytesIO(), "wb") as sound:
+        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+        sound.writeframes(bytes(32_000))
+    for opened in (open_source(file, "", 2.0), open_by_ffmpeg(file, "", 2.0)):
+        for _ in opened.blocks:
+            pass
+        opened.close()
+    read_tags(file)
+
+
+def _unconfined() -> int:
+    """0 if workers can be confined here (app.sandbox), another number if not; tried by a process that ends at once."""
+    try:
+        pid = os.fork()
+    except OSError:
+        return 1
+    if pid == 0:
+        os._exit(1 if confine() else 0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def _ended(children: set[int]) -> list[tuple[int, int]]:
     ended = [(pid, status) for pid, status in (os.waitpid(child, os.WNOHANG) for child in children) if pid]
     children.difference_update(pid for pid, _ in ended)
@@ -124,6 +156,7 @@ def _work(fd: int, not_for_it: tuple[int, ...], memory_mb: int) -> NoReturn:
         sock = socket.socket(fileno=fd)
         sock.setblocking(True)
         _limit(memory_mb)
+        confine()
         while _serve(sock):
             pass
         status = 0

@@ -40,6 +40,14 @@ class Unauthorized(RequestError):
     """No API key, or a wrong one."""
 
 
+class CrossOrigin(RequestError):
+    """A browser was made to send this by another site's page."""
+
+
+class Misdirected(RequestError):
+    """The request is for a name that is not this service's."""
+
+
 class BodyTooLarge(RequestError):
     """More bytes than a request may have."""
 
@@ -98,6 +106,7 @@ INTERNAL = Kind(500, "internal-error", "Internal error")
 KINDS: dict[type[Exception], Kind] = {
     Malformed: Kind(400, "malformed", "Malformed request"),
     Unauthorized: Kind(401, "unauthorized", "Missing or wrong API key"),
+    CrossOrigin: Kind(403, "cross-origin", "From another site"),
     ModelNotFound: Kind(404, "model-not-found", "No such model"),
     records.ClipNotFound: Kind(404, "clip-not-found", "No such clip"),
     records.AudioMissing: Kind(404, "audio-missing", "The clip's audio is missing"),
@@ -108,6 +117,7 @@ KINDS: dict[type[Exception], Kind] = {
     media_errors.NotAudio: Kind(415, "not-audio", "Not audio that can be decoded"),
     media_errors.DecoderFailed: Kind(415, "decoder-failed", "The decoder failed on this file"),
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "Range not satisfiable"),
+    Misdirected: Kind(421, "misdirected", "Not this service's name"),
     Invalid: Kind(422, "invalid-value", "Invalid value"),
     media_errors.EmptyAudio: Kind(422, "audio-empty", "Empty audio"),
     media_errors.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),

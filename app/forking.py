@@ -79,6 +79,7 @@ class ForkServer:
         if not message:
             await asyncio.to_thread(self._end)
             raise RuntimeError(_NO_START)
+        self._hear(*wire.CONTROL.unpack(message))
         self._watching = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -139,6 +140,8 @@ class ForkServer:
                 return
             self._children[pid] = Worker(pid, ours, asyncio.get_running_loop().create_future())
             self._on_born(self._children[pid])
+        elif kind == wire.READY and status:
+            log.warning("this system lets nobody refuse decoders the network and other files: see docs/security.md")
         elif kind == wire.DIED:
             worker = self._children.pop(pid)
             worker.ended.set_result(status)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 Ids = Callable[[], Mapping[str, str]]
 
 
@@ -74,10 +76,17 @@ class _Marks(logging.Filter):
 
 
 class _TextFormatter(logging.Formatter):
-    """A line an event: a line break inside a message, which may come from outside, is written as \\n."""
+    """A line an event: control characters inside a message, which may come from outside, are written as \\n, \\x1b."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+        return _shown(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return "\n".join(map(_shown, super().formatException(ei).split("\n")))
+
+
+def _shown(text: str) -> str:
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -93,4 +102,5 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
-        return json.dumps(line, ensure_ascii=False)
+        # what JSON leaves as it is and some readers of lines take for the end of one, or terminals for a command
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(line, ensure_ascii=False))

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app import bodies, errors, manual, openapi
@@ -25,6 +26,7 @@ from app.metrics import Metrics
 from app.middleware import Envelope, Gate, Lifeline
 from app.page import WEB, PageFiles
 from app.routes import clips, detect, embed, openai, search, system
+from app.security import Door, is_local
 from app.services import Load, Services
 from app.settings import FAISS, Settings
 from app.waveforms import Waveforms
@@ -141,7 +143,21 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
     # the last added is the outermost
     app.add_middleware(Lifeline, timeout=settings.request_timeout_s, ending=services.ending)
     app.add_middleware(Gate, api_keys=settings.api_keys, max_body=settings.max_upload_bytes)
+    app.add_middleware(
+        Door,
+        hosts=settings.allowed_hosts,
+        origins=settings.cors_origins,
+        local=is_local(settings.host) and not settings.api_keys,
+    )
     app.add_middleware(Envelope, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After", "Content-Range"],
+        )
     app.add_middleware(Leave, stopping=lambda: services.closing)
     return app
 

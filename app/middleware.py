@@ -22,6 +22,7 @@ from app.batching import Closed
 from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauthorized, kind_of, problem_response
 from app.leaving import Ending
 from app.metrics import Metrics
+from app.security import harden
 
 log = logging.getLogger("app.access")
 
@@ -52,7 +53,9 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                harden(headers)
             elif inner is not scope:
                 message = {**message, "body": b""}
             await send(message)

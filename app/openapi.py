@@ -20,6 +20,11 @@ _SHAPES = "#/components/schemas/"
 _SAYS = {
     400: ("Malformed request", "malformed", "the body is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
     401: ("Missing or wrong API key", "unauthorized", "The API key is not one of this service's."),
+    403: (
+        "Sent by another site's page",
+        "cross-origin",
+        "A page of another site may not send this; FINELAP_CORS_ORIGINS says which may.",
+    ),
     404: ("Not found", "clip-not-found", "no clip has the id '3f9a'"),
     405: ("Another method is meant; see Allow", "method-not-allowed", "Method Not Allowed"),
     413: ("Too large or too long", "audio-too-long", "day.wav: it is longer than the limit of 14400 s."),
@@ -30,6 +35,11 @@ _SAYS = {
         "notes.wav: this is not a sound file that can be decoded (Invalid data found when processing input).",
     ),
     416: ("The range is not in the file", "range-not-satisfiable", "The file has 31044 bytes."),
+    421: (
+        "Sent to a name that is not this service's",
+        "misdirected",
+        "This service does not answer under that name; FINELAP_ALLOWED_HOSTS says which names are its own.",
+    ),
     422: ("Invalid value", "invalid-value", "k: Input should be greater than or equal to 1"),
     429: ("Queue full; see Retry-After", "queue-full", "the audio queue is full (512 of 512 windows)"),
     500: ("Internal error", "internal-error", "An unexpected error; the log has it under this request id."),
@@ -126,6 +136,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 call["operationId"] = _operation_id(method, path)
                 for content in call.get("requestBody", {}).get("content", {}).values():
                     content["schema"] = _move(content["schema"], shapes)
+                if method not in ("get", "head"):
+                    call["responses"].setdefault("403", _problem(403))
+                call["responses"].setdefault("421", _problem(421))
+                call["responses"] = dict(sorted(call["responses"].items()))
                 for response in call["responses"].values():
                     response["headers"] = {**_HEADERS, **response.get("headers", {})}
         # what the framework adds for its own refusals, which are problems here

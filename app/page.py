@@ -15,6 +15,7 @@ WEB = Path(__file__).resolve().parent / "web"
 VENDOR = WEB / "vendor"  # wavesurfer, put there by app/web/install.py
 _NO_PAGE = "<!doctype html><title>FineLAP</title><h1>FineLAP</h1><p>See <a href='/docs'>the API</a>.</p>"
 _ROOT = '<html lang="en">'
+_SCRIPT = "<script "
 
 
 class PageFiles(StaticFiles):
@@ -29,8 +30,10 @@ class PageFiles(StaticFiles):
         return response
 
 
-def page(needs_key: bool) -> str:
+def page(needs_key: bool, nonce: str) -> str:
     """The page's HTML. Its root says whether there is a wavesurfer to load and whether the service wants a key.
+
+    `nonce` (see app.security) is its script's, which passes it on to wavesurfer.
 
     So the page asks for neither in vain: browsers log failed requests as errors.
     """
@@ -39,4 +42,5 @@ def page(needs_key: bool) -> str:
     except FileNotFoundError:
         return _NO_PAGE
     told = [name for name, so in (("data-key", needs_key), ("data-vendor", VENDOR.is_dir())) if so]
-    return html.replace(_ROOT, " ".join([_ROOT[:-1], *told]) + ">", 1)
+    html = html.replace(_ROOT, " ".join([_ROOT[:-1], *told]) + ">", 1)
+    return html.replace(_SCRIPT, f'<script nonce="{nonce}" ', 1)

@@ -54,7 +54,9 @@ def serve(settings: Settings, demo: Path | None) -> int:
             logging.getLogger(name).setLevel(logging.WARNING)
         app = build_app(settings)
         # the application writes its own log, one line a request, and waits for its requests itself
-        config = uvicorn.Config(app, http=Protocol, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, http=Protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
         welcome(_address(listener), next(iter(settings.api_keys), None), demo, stop.asked)
         if not stop.asked.is_set():
             _Server(config, stop, app).run(sockets=[listener])

@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()  # comma-separated; none: open to everyone
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # names it answers under; none: see app.security.Door
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # other sites whose pages may call it
     max_upload_mb: float = Field(512, gt=0)  # of one request's body, 10^6 bytes each
     max_duration_s: float = Field(14_400, gt=0)  # of one recording
     max_phrases: int = Field(100, ge=1)  # of one request: phrases, labels
@@ -39,11 +41,11 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(18, ge=0)  # that running requests have once it is to stop; the process ends 6 s later
     log_format: Literal["json", "text"] = "text"
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(key.strip() for key in value.split(",") if key.strip())
+            return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
     @field_validator("index_url")

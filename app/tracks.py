@@ -58,7 +58,7 @@ class _Forward(soundfile.SoundFile):
 
 def open_source(file: BinaryIO, filename: str, max_duration: float) -> Source:
     """Opens a seekable file. Raises NotAudio or TooLong (by its header); the caller closes `file`."""
-    return _open_sndfile(file, filename, max_duration) or _open_av(file, filename, max_duration)
+    return _open_sndfile(file, filename, max_duration) or open_by_ffmpeg(file, filename, max_duration)
 
 
 def too_long(filename: str, max_duration: float) -> TooLong:
@@ -101,7 +101,7 @@ def _open_sndfile(file: BinaryIO, filename: str, max_duration: float) -> Source 
     return Source(rate, sound.channels, blocks(), check_end, sound.close)
 
 
-def _open_av(file: BinaryIO, filename: str, max_duration: float) -> Source:
+def open_by_ffmpeg(file: BinaryIO, filename: str, max_duration: float) -> Source:
     """The first sound track through FFmpeg. Raises NotAudio where it finds none."""
     file.seek(0)
     try:

@@ -6,7 +6,8 @@ server need not load what decodes.
 With the forking process, each a `CONTROL` (kind, pid, status):
     → FORK, with the new worker's end of a socket pair    ← BORN pid; 0 if it cannot be
     → KILL pid                                            ← DIED pid status, when a worker has ended, as waitpid says it
-                                                          ← READY, once at the start
+                                                          ← READY 0, once at the start; another number: workers
+                                                            are not confined
 With a worker:
     → `REQUEST` max_duration (seconds, inf for none) and CPU seconds allowed, with the file
     ← messages, each a `HEADER` (kind, bytes that follow): INFO {sample_rate, channels}, any number of AUDIO (float32,

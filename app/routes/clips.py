@@ -173,7 +173,6 @@ async def audio(clip_id: str, request: Request, services: Serving) -> Response:
         headers={
             "ETag": f'"{clip.sha256}"',
             "Cache-Control": "private, max-age=31536000, immutable",
-            "X-Content-Type-Options": "nosniff",
         },
     )
 

@@ -25,6 +25,7 @@ from app.services import Services, Serving
 
 router = APIRouter(prefix="/v1", tags=["embeddings"])
 
+_MAX_BODY = 64 * 10**6  # bytes, which are kept in memory: about ten minutes of WAV, hours of what is compressed
 _TEXT: TypeAdapter[str] = TypeAdapter(schemas.Text)
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII | re.IGNORECASE)
 
@@ -67,7 +68,7 @@ async def embeddings(request: Request, services: Serving) -> Response:
 
     If one item of the input cannot be used, none is, and the problem names its index.
     """
-    wanted = await bodies.read_json(request, schemas.OpenAIRequest)
+    wanted = await bodies.read_json(request, schemas.OpenAIRequest, _MAX_BODY)
     engine = services.engine
     _find(services, wanted.model)
     if wanted.dimensions not in (None, engine.dim):

@@ -13,6 +13,7 @@ from app import page as pages
 from app.errors import NotReady
 from app.openapi import example, problems
 from app.schemas import MAX_TEXT, MAX_TEXTS, Health, Info, Limits, ModelInfo
+from app.security import nonce, page_policy
 from app.services import Services, Serving
 
 router = APIRouter()
@@ -106,5 +107,6 @@ async def metrics(request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> HTMLResponse:
     services: Services = request.app.state.services  # also while loading: the page then waits
-    html = await asyncio.to_thread(pages.page, bool(services.settings.api_keys))
-    return HTMLResponse(html, headers={"Cache-Control": "no-cache"})
+    word = nonce()
+    html = await asyncio.to_thread(pages.page, bool(services.settings.api_keys), word)
+    return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Content-Security-Policy": page_policy(word)})

@@ -180,6 +180,7 @@ class Surfer {
     const plugins = [];
     if (options.timeline) plugins.push(timeline.create({ height: 18, style: { fontSize: "11px", color: colour.soft } }));
     this.#surfer = wavesurfer.create({
+      cspNonce: document.querySelector("script[nonce]")?.nonce,
       container,
       media: options.media,
       height: options.height,

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from app.engine import Engine
 from app.main import create_app
+from app.protocol import Protocol
 from app.settings import Settings
 from index.catalog import Catalog
 from model.config import FineLAPConfig, WindowConfig
@@ -167,7 +168,9 @@ def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(**settings: Any) -> str:
-        server = uvicorn.Server(uvicorn.Config(make_app(**settings), port=0, log_config=None, access_log=False))
+        server = uvicorn.Server(
+            uvicorn.Config(make_app(**settings), port=0, http=Protocol, ws="none", log_config=None, access_log=False)
+        )
         thread = threading.Thread(target=server.run)
         thread.start()
         running.append((server, thread))

@@ -1,8 +1,9 @@
 """Any sequence of changes with searches beside them: each answer is the exact one for one state of the library, which
 it had between the question and the answer.
 
-A thread makes the changes that Hypothesis chooses, one after another, while others ask its questions again and again: what
-falls together is left to them. The library goes to and fro across the size at which its vector index changes its kind.
+A thread makes the changes that Hypothesis chooses, one after another, while others ask its questions again and again:
+what falls together is left to them. The library goes to and fro across the size at which its vector index changes its
+kind.
 """
 
 from __future__ import annotations
