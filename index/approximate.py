@@ -123,14 +123,15 @@ class Codes:
         Rows (≤ count,) int64 and what their codes make of their inner products (≤ count,) float32, best first: off by
         a few thousandths, all of one answer by about the same.
 
-        The fewer of the codes are allowed, the more groups are read; all of them when that many are not found else.
+        The fewer of the codes are allowed, the farther away the best are and the more groups are read, growing with the
+        square root; all of them when that many are not found else.
         helper: who may do a part of it.
         """
         bitmap = allowed.packed()
         if not len(bitmap):
             return np.empty(0, np.int64), np.empty(0, np.float32)
         query, nearness, order = self._likely(vector)
-        wanted = READ * len(self) * len(self) / max(1, len(allowed))
+        wanted = READ * len(self) * (len(self) / max(1, len(allowed))) ** 0.5
         groups = max(_LEAST_READ, 1 + int(np.searchsorted(np.cumsum(self._sizes[order]), wanted)))
         rows, estimates = self._read(query, nearness, order[:groups], count, bitmap, helper)
         if len(rows) < min(count, len(allowed)) and groups < len(order):

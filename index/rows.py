@@ -30,14 +30,14 @@ class RowSet:
             longer = np.zeros(max(highest + 1, len(self._mask) * 5 // 4), dtype=bool)
             longer[: len(self._mask)] = self._mask
             self._mask = longer
-        new = np.unique(rows[~self._mask[rows]])
+        new = _distinct(rows[~self._mask[rows]])
         self._mask[new] = True
         self._count += len(new)
         self._packed = None
 
     def remove(self, rows: np.ndarray) -> int:
         """Takes rows (N,) out; how many of them were in."""
-        gone = np.unique(rows[self.has(rows)])
+        gone = _distinct(rows[self.has(rows)])
         self._mask[gone] = False
         self._count -= len(gone)
         self._packed = None
@@ -55,6 +55,14 @@ class RowSet:
         rows = self.rows()
         return rows[~other.has(rows)]
 
+    def among(self, rows: np.ndarray) -> RowSet:
+        """Those of the rows (N,) that are here, as a set of their own."""
+        found = RowSet()
+        found._mask = np.zeros(len(self._mask), dtype=bool)
+        found._mask[rows[self.has(rows)]] = True
+        found._count = int(np.count_nonzero(found._mask))
+        return found
+
     def rows(self) -> np.ndarray:
         """All of them (N,) int64, ascending."""
         return np.flatnonzero(self._mask)
@@ -65,3 +73,9 @@ class RowSet:
         if packed is None:
             packed = self._packed = np.packbits(self._mask, bitorder="little")
         return packed
+
+
+def _distinct(rows: np.ndarray) -> np.ndarray:
+    """Rows (N,) without repetitions, ascending. np.unique of many integers takes ten times as long as sorting them."""
+    rows = np.sort(rows)
+    return rows[np.diff(rows, prepend=-1) != 0]

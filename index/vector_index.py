@@ -169,9 +169,8 @@ class VectorIndex:
         vector = np.ascontiguousarray(vector, dtype=np.float32)
         allowed = self._there
         if only is not None:
-            only = np.unique(only)
-            only = only[self._there.has(only)]
-            allowed = RowSet(only)
+            allowed = self._there.among(only)
+            only = allowed.rows()
         k = min(k, len(allowed))
         if k == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)

@@ -543,6 +543,23 @@ def test_every_system_says_how_many_cores_there_are(monkeypatch: pytest.MonkeyPa
     assert usable_cores() == os.cpu_count()
 
 
+def test_a_set_of_rows_is_a_set() -> None:
+    rng = np.random.default_rng(0)
+    rows, there = RowSet(), set()
+    for _ in range(200):
+        some = rng.integers(0, 300, rng.integers(0, 40))  # with repetitions
+        if rng.random() < 0.5:
+            rows.add(some)
+            there |= set(some.tolist())
+        else:
+            assert rows.remove(some) == len(there & set(some.tolist()))
+            there -= set(some.tolist())
+        both = rows.among(some)
+        assert both.rows().tolist() == sorted(there & set(some.tolist())) and len(both) == len(both.rows())
+        assert rows.rows().tolist() == sorted(there) and len(rows) == len(there)
+        assert np.flatnonzero(np.unpackbits(rows.packed(), bitorder="little")).tolist() == sorted(there)
+
+
 # GPU
 
 
