@@ -82,7 +82,7 @@ function build(dialog, shell, clip, moments) {
     facts(clip),
     metadata(dialog, shell, clip),
   );
-  const tell = (t) => (time.textContent = `${clock(t)} / ${clock(clip.duration)}`);
+  const tell = (t) => (time.textContent = `${clock(Math.min(t, clip.duration))} / ${clock(clip.duration)}`);
   const wave = new Wave(stage, {
     src: () => soundUrl(clip.id),
     duration: clip.duration,
@@ -152,7 +152,7 @@ function actions(dialog, shell, clip, message) {
     "div",
     { class: "row" },
     action("similar", "Sounds like this", () => go("search", { like: clip.id })),
-    action("detect", "Detect in it", () => go("detect", { tab: "detect", clip: clip.id })),
+    action("detect", "Detect in it", () => go("detect", { clip: clip.id })),
     action("download", "Download", () => download(clip).catch((error) => (message.textContent = error.message))),
   );
 }

@@ -127,7 +127,7 @@ export class HitList {
       label: `Waveform of ${clip.filename}${best ? `; the best moment is from ${clock(best.start)} to ${clock(best.end)}` : ""}`,
       onSeek: () => this.#listen(row, null),
       onTime: (t) => {
-        time.textContent = row.touched ? `${clock(t)} of ${clock(clip.duration)}` : clock(clip.duration);
+        time.textContent = row.touched ? `${clock(Math.min(t, clip.duration))} of ${clock(clip.duration)}` : clock(clip.duration);
       },
       onState: (state, error) => this.#changed(row, state, error),
     });

@@ -3,6 +3,7 @@
 
 import { clock } from "./dom.js";
 import { colours, Outline } from "./outline.js";
+import { written } from "./paint.js";
 import { Player } from "./player.js";
 
 /** @typedef {{start: number, end: number, label?: string, color?: string}} Region  seconds */
@@ -168,17 +169,20 @@ export class Wave {
 /** Seconds that an arrow key moves in a recording of this length. */
 export const seekStep = (duration) => Math.min(Math.max(duration / 20, 0.1), 5);
 
+const LABEL = 64; // css pixels from label to label, at least
+const INTERVALS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600]; // seconds
+
 /** The view that wavesurfer draws, around an <audio> that belongs to the Player. */
 class Surfer {
   #surfer;
   #regions;
   #options;
+  #container;
+  #timeline = null;
+  #ruler = null; // {interval, plugin}
 
   constructor(container, options, { wavesurfer, regions, timeline, spectrogram }) {
     this.#options = options;
-    const colour = colours();
-    const plugins = [];
-    if (options.timeline) plugins.push(timeline.create({ height: 18, style: { fontSize: "11px", color: colour.soft } }));
     this.#surfer = wavesurfer.create({
       cspNonce: document.querySelector("script[nonce]")?.nonce,
       container,
@@ -194,8 +198,12 @@ class Surfer {
       cursorWidth: 2,
       ...this.#colours(),
       cspNonce: document.querySelector("script[nonce]")?.nonce,
-      plugins,
     });
+    this.#container = container;
+    if (options.timeline) {
+      this.#timeline = timeline;
+      this.#rule(container.clientWidth / options.duration);
+    }
     this.#regions = this.#surfer.registerPlugin(regions.create());
     this.#surfer.on("interaction", (t) => options.onPick(t, this.#at(t)));
     this.#surfer.on("decode", () => this.setRegions(this.#options.regions));
@@ -224,6 +232,23 @@ class Surfer {
 
   zoom(pxPerSecond) {
     this.#surfer.zoom(pxPerSecond);
+    if (this.#timeline) this.#rule(pxPerSecond || this.#container.clientWidth / this.#options.duration);
+  }
+
+  /** A time line with labels as far apart as they want; the plugin by itself is made for long recordings. */
+  #rule(pxPerSecond) {
+    const interval = INTERVALS.find((seconds) => seconds * pxPerSecond >= LABEL) ?? INTERVALS.at(-1);
+    if (this.#ruler?.interval === interval) return;
+    this.#ruler?.plugin.destroy();
+    const plugin = this.#timeline.create({
+      height: 18,
+      timeInterval: interval / 5,
+      primaryLabelInterval: interval,
+      secondaryLabelInterval: interval,
+      formatTimeCallback: (t) => (interval < 1 ? t.toFixed(interval < 0.1 ? 2 : 1) : written(t)),
+      style: { fontSize: "11px", color: colours().soft },
+    });
+    this.#ruler = { interval, plugin: this.#surfer.registerPlugin(plugin) };
   }
 
   destroy() {
