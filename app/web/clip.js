@@ -67,7 +67,7 @@ function head(dialog, title) {
 
 function build(dialog, shell, clip, moments) {
   const stage = el("div", { class: "stage" });
-  const toggle = el("button", { type: "button", class: "primary round", onclick: () => play() });
+  const toggle = el("button", { type: "button", class: "primary round", onclick: () => wave.toggle() });
   const time = el("output", { class: "time", "aria-label": "Position" });
   const message = el("p", { class: "wrong" });
   const list = el("ul", { class: "moments" });
@@ -87,6 +87,7 @@ function build(dialog, shell, clip, moments) {
     src: () => soundUrl(clip.id),
     duration: clip.duration,
     regions: moments,
+    start: () => open?.moments[0]?.start ?? 0,
     height: 128,
     timeline: true,
     label: `Waveform of ${clip.filename}`,
@@ -100,10 +101,6 @@ function build(dialog, shell, clip, moments) {
     },
   });
   wave.focus = () => stage.focus({ preventScroll: true });
-  const play = () => {
-    if (!wave.playing && wave.time === 0) return wave.play(open.moments[0]?.start ?? 0);
-    return wave.toggle();
-  };
   open = { clip, wave, moments, list };
   toggle.append(icon("play"));
   toggle.setAttribute("aria-label", "Play");
@@ -122,7 +119,7 @@ function showMoments() {
   list.replaceChildren(
     ...moments.map(({ start, end, score }) => {
       const label = `${clock(start)} – ${clock(end)}`;
-      const button = el("button", { type: "button", class: "chip", "aria-label": `Play ${label}` }, icon("play"), label);
+      const button = el("button", { type: "button", class: "chip" }, icon("play"), el("span", { class: "unseen", text: "Play " }), label);
       if (score !== undefined) button.append(el("span", { class: "quiet", text: score.toFixed(2) }));
       button.addEventListener("click", () => wave.play(start, end));
       return el("li", {}, button);

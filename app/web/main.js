@@ -154,7 +154,7 @@ $("key-cancel").addEventListener("click", () => $("key-dialog").close());
 // Keys
 
 const isTyping = (node) =>
-  node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=range], [type=button])");
+  node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=range], [type=button], [type=file])");
 
 document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -64,7 +64,8 @@ export function mount(panel, shell) {
 
   /** Asks for something else, from the first hit on. */
   function change(changes, { replace = false } = {}) {
-    const next = { ...asked, k: STEP, ...changes };
+    const q = $("query").value.trim(); // words that the debounce has not told yet
+    const next = { ...asked, q, k: STEP, ...changes };
     shell.setParams(written(next), { replace });
     settled ||= !replace;
     run(next);

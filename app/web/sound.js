@@ -39,6 +39,7 @@ export class Wave {
    * @param {Region[]} [options.regions]
    * @param {number} [options.height]  css pixels
    * @param {string} [options.label]  for screen readers
+   * @param {() => number} [options.start]  where Space begins to play what has not been played yet; 0 without
    * @param {boolean} [options.light]  only ever a canvas that is no stop of the Tab key, for lists
    * @param {boolean} [options.timeline]
    * @param {boolean} [options.spectrogram]  of recordings up to ten minutes; the browser decodes the whole file
@@ -85,7 +86,8 @@ export class Wave {
   }
 
   toggle() {
-    return this.player.toggle();
+    const fresh = !this.playing && this.time === 0;
+    return fresh ? this.play(this.#options.start?.() ?? 0) : this.player.toggle();
   }
 
   seek(t) {
@@ -218,7 +220,8 @@ class Surfer {
 
   setPeaks(peaks) {
     this.#options.peaks = peaks;
-    this.#surfer.load("", channels(peaks), this.#options.duration);
+    const { media, duration } = this.#options;
+    this.#surfer.load(media.currentSrc || media.src, channels(peaks), duration); // another address would stop what plays
   }
 
   setRegions(regions) {
