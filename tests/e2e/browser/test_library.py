@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import RATE, SOUNDS, Server, encode
+from tests.e2e.browser.waiting import wait_for_count, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -100,7 +101,7 @@ def test_a_clips_life(
     there = clips(server)
     assert set(there) - set(before) == {"low.wav", "höhe ♪.wav"}
     assert there["low.wav"]["metadata"]["tags"] == ["made here", "sine"]
-    page.wait_for_function(f"document.querySelector('#facts').innerText.includes('{len(before) + 2} sounds')")
+    wait_until(page, f"document.querySelector('#facts').innerText.includes('{len(before) + 2} sounds')")
     assert page.inner_text("#health-text") == "Ready"
     check_accessibility(page)
     shoot(page, f"library-{width}-{scheme}")
@@ -118,7 +119,7 @@ def test_a_clips_life(
     assert changed == {"tags": ["made here", "sine", "Brummton"], "location": "cellar"}
 
     page.fill("#words", "brummton")
-    page.wait_for_function("document.querySelectorAll('#clips > li').length === 1")
+    wait_for_count(page, "#clips > li", 1)
     assert shown(page) == ["low.wav"] and page.is_disabled("#sort")
     assert "words=brummton" in page.url
     page.click("#tab-search")
@@ -140,7 +141,7 @@ def test_a_clips_life(
         page.click(".notice button[aria-label='Delete low.wav now']")
     assert answer.value.status == 204
     assert server.get(f"/clips/{there['low.wav']['id']}").status_code == 404
-    page.wait_for_function(f"document.querySelector('#facts').innerText.includes('{len(before) + 1} sounds')")
+    wait_until(page, f"document.querySelector('#facts').innerText.includes('{len(before) + 1} sounds')")
 
 
 def test_by_keys_alone(page: Page, server: Server, check_accessibility: Callable[[Page], None]) -> None:
@@ -163,7 +164,7 @@ def test_by_keys_alone(page: Page, server: Server, check_accessibility: Callable
     press("3")
     tab_to(lambda: page.evaluate("document.activeElement.id") == "words")
     page.keyboard.type("keyboard only")
-    page.wait_for_function("document.querySelectorAll('#clips > li').length === 1")
+    wait_for_count(page, "#clips > li", 1)
     press("ArrowDown")
     assert active() == "keyboard only.wav"
     press("Space")
@@ -245,7 +246,7 @@ def test_pages_order_filter_and_words(page: Page, server: Server) -> None:
     page.wait_for_selector(f"#clips-about:text-is('50 of {total} sounds')")
     for number in range(100, total + 50, 50):
         page.click("#clips-more")
-        page.wait_for_function(f"document.querySelectorAll('#clips > li').length === {min(number, total)}")
+        wait_for_count(page, "#clips > li", min(number, total))
     assert not page.is_visible("#clips-more") and page.inner_text("#clips-about") == f"{total} sounds"
     names = shown(page)
     assert len(set(names)) == total
@@ -261,11 +262,11 @@ def test_pages_order_filter_and_words(page: Page, server: Server) -> None:
     assert page.input_value("#sort") == "filename"
 
     page.fill("#words", "zz")
-    page.wait_for_function("document.querySelectorAll('#clips > li').length === 2")
+    wait_for_count(page, "#clips > li", 2)
     page.click("#clips button.chip:has-text('rare thing')")
-    page.wait_for_function("document.querySelectorAll('#clips > li').length === 1")
+    wait_for_count(page, "#clips > li", 1)
     page.fill("#words", "")
-    page.wait_for_function("!new URLSearchParams(location.search).has('words')")
+    wait_until(page, "!new URLSearchParams(location.search).has('words')")
     wait_for_first(page, "zz short.wav")
     assert shown(page) == ["zz short.wav"] and page.input_value("#sort") == "filename"
     page.reload()
@@ -310,8 +311,8 @@ def test_folders_drops_and_a_slow_line(page: Page, server: Server, tmp_path: Pat
     line.send("Network.enable")
     line.send("Network.emulateNetworkConditions", slow)
     page.set_input_files("#add-files", [file(f"slow {i}.wav", tone(610 + i, 15)) for i in range(3)])
-    page.wait_for_function(
-        "[...document.querySelectorAll('#upload-list progress')].some(({value}) => value > 0 && value < 1)"
+    wait_until(
+        page, "[...document.querySelectorAll('#upload-list progress')].some(({value}) => value > 0 && value < 1)"
     )
     part = page.evaluate("document.getElementById('uploads-progress').value")
     assert 0 < part < 1 and re.fullmatch(r"\d+ %", page.inner_text("#upload-list .outcome >> nth=0"))
@@ -320,7 +321,7 @@ def test_folders_drops_and_a_slow_line(page: Page, server: Server, tmp_path: Pat
     assert "3 stopped" in page.inner_text("#uploads-about")
     line.send("Network.emulateNetworkConditions", slow | {"uploadThroughput": -1})
     page.click("#uploads-again")
-    page.wait_for_function("document.getElementById('uploads-about').innerText === '3 of 3 files · 3 added'")
+    wait_until(page, "document.getElementById('uploads-about').innerText === '3 of 3 files · 3 added'")
     assert {"slow 0.wav", "slow 1.wav", "slow 2.wav"} <= set(clips(server))
 
 
@@ -355,7 +356,7 @@ def test_the_key_is_asked_for_once(
     page.click("#clips > li:first-child .play")
     page.wait_for_selector("#clips li.playing")
     page.reload()
-    page.wait_for_function("document.querySelectorAll('#clips > li').length === 3")
+    wait_for_count(page, "#clips > li", 3)
     assert page.evaluate("window.asked") == 0
     page.click("#clips > li:first-child button[aria-label^=Delete]")
     page.goto("about:blank")  # deletes, and gives the key to do so
