@@ -67,6 +67,28 @@ class BatchReport:
     seconds: float
 
 
+@dataclass
+class CallReport:
+    """What one caller's items went through, for whoever follows a request. Moments are those of time.perf_counter.
+
+    items: that were computed. entered: when the first joined the queue. began: when the first batch with one of them
+    did. ended: when the last such batch did. waited: seconds in the queue, of all items together.
+    """
+
+    items: int = 0
+    entered: float = math.inf
+    began: float = math.inf
+    ended: float = -math.inf
+    waited: float = 0.0
+
+    def add(self, since: float, began: float, ended: float) -> None:
+        """One more item."""
+        self.items += 1
+        self.entered, self.began = min(self.entered, since), min(self.began, began)
+        self.ended = max(self.ended, ended)
+        self.waited += began - since
+
+
 class Device:
     """One thread; who wants it asks for a turn, first come, first served."""
 
@@ -90,6 +112,8 @@ class _Entry(Generic[T, R]):
     places: Places | None  # where it holds a place until it is computed
     future: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
+    began: float = math.nan  # the batch that gave its result
+    ended: float = math.nan
     queued: bool = True
 
 
@@ -106,6 +130,7 @@ class Batcher(Generic[T, R]):
     max_wait: seconds a batch waits, at most, for as much as the batch before it had, counted from that batch's end.
         Callers that ask again as soon as they are answered thus meet again; anyone else finds no wait.
     observe: is told about every batch.
+    observe_call: is told about every caller with results, at its end and in its own context.
     """
 
     def __init__(
@@ -119,10 +144,11 @@ class Batcher(Generic[T, R]):
         max_seconds: float = math.inf,
         cost: Callable[[T], float] = lambda _: 1,
         observe: Callable[[BatchReport], None] = lambda _: None,
+        observe_call: Callable[[CallReport], None] = lambda _: None,
         name: str = "request",
     ) -> None:
         self.name = name
-        self._run, self._cost, self._observe = run, cost, observe
+        self._run, self._cost, self._observe, self._observe_call = run, cost, observe, observe_call
         self._device = device
         self._max_cost, self._max_wait, self._max_seconds = max_cost, max_wait, max_seconds
         self._first_places = Places(max_queue)
@@ -166,12 +192,12 @@ class Batcher(Generic[T, R]):
 
         A probe goes to the front and needs no place: it must not fail because the queue is long.
         """
-        with self._calling():
+        with self._calling() as report:
             self._refuse_if_closing()
             if not probe:
                 self._take_first_place()
             entry = self._enter(item, Flow(urgency), None if probe else self._first_places, ahead=probe)
-            return await self._answer(entry)
+            return await self._answer(entry, report)
 
     async def map(self, items: Iterable[T], in_flight: int, urgency: Urgency = Urgency.INTERACTIVE) -> list[R]:
         """`stream` over items that are all there: their results, in order."""
@@ -206,12 +232,12 @@ class Batcher(Generic[T, R]):
                 if isinstance(items, AsyncGenerator):
                     await items.aclose()
 
-        with self._calling():
+        with self._calling() as report:
             self._refuse_if_closing()
             sender = asyncio.create_task(send())
             try:
                 while (entry := await sent.get()) is not None:
-                    result = await self._answer(entry)
+                    result = await self._answer(entry, report)
                     room.release()
                     yield result
                 await sender  # what it raised
@@ -246,9 +272,11 @@ class Batcher(Generic[T, R]):
         self._arrival.set()
         return entry
 
-    async def _answer(self, entry: _Entry[T, R]) -> R:
+    async def _answer(self, entry: _Entry[T, R], report: CallReport) -> R:
         try:
-            return await entry.future
+            result = await entry.future
+            report.add(entry.since, entry.began, entry.ended)
+            return result
         finally:
             self._leave(entry)
 
@@ -265,15 +293,18 @@ class Batcher(Generic[T, R]):
                 entry.places.give_back(1)
 
     @contextlib.contextmanager
-    def _calling(self) -> Iterator[None]:
+    def _calling(self) -> Iterator[CallReport]:
         self._callers += 1
         self._idle.clear()
+        report = CallReport()
         try:
-            yield
+            yield report
         finally:
             self._callers -= 1
             if not self._callers:
                 self._idle.set()
+            if report.items:
+                self._observe_call(report)
 
     def _retry_after(self) -> int:
         return min(60, max(1, math.ceil(self._waiting_cost * self._pace)))
@@ -350,6 +381,7 @@ class Batcher(Generic[T, R]):
                 self._fail(batch[0], outcome)
             return True
         for entry, result in zip(batch, outcome, strict=True):
+            entry.began, entry.ended = began, ended
             if not entry.future.done():
                 entry.future.set_result(result)
         return False

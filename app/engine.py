@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from app.batching import Batcher, BatchReport, Device, Urgency
+from app.batching import Batcher, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
 from model.config import FineLAPConfig
 from model.windows import Joiner, Window, WindowCutter, frame_count, window_samples
@@ -152,6 +152,7 @@ class Engine:
         self._checked_at = -_READY_FOR
         self._checking = asyncio.Lock()
         self.on_batch: Callable[[str, BatchReport], None] = lambda lane, report: None
+        self.on_call: Callable[[str, CallReport], None] = lambda lane, report: None
         self.audio_lane: Batcher[np.ndarray, WindowEmbedding] = Batcher(
             self._encode_windows,
             device=self._device,
@@ -161,6 +162,7 @@ class Engine:
             max_queue=max_queue_windows,
             max_wait=max_wait,
             observe=lambda report: self.on_batch("audio", report),
+            observe_call=lambda report: self.on_call("audio", report),
             name="audio",
         )
         self.text_lane: Batcher[str, np.ndarray] = Batcher(
@@ -171,6 +173,7 @@ class Engine:
             max_queue=max_queue_windows,
             max_wait=max_wait,
             observe=lambda report: self.on_batch("text", report),
+            observe_call=lambda report: self.on_call("text", report),
             name="text",
         )
         self.name, self.stamp = model.name, model.stamp

@@ -34,7 +34,7 @@ def configure_logging(settings: Settings, level: int = logging.INFO, ids: Ids = 
     if settings.log_format == "json":
         handler.setFormatter(_JsonFormatter())
     else:
-        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
+        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)s %(name)s [%(marks)s] %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -70,8 +70,9 @@ class _Marks(logging.Filter):
         self._ids = ids
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = errors.request_id.get()
-        record.ids = self._ids()
+        request_id, ids = errors.request_id.get(), self._ids()
+        record.request_id, record.ids = request_id, ids
+        record.marks = " ".join([request_id, *(f"{name}={value}" for name, value in ids.items())])
         return True
 
 

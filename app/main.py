@@ -25,10 +25,12 @@ from app.leaving import Leave
 from app.metrics import Metrics
 from app.middleware import Envelope, Gate, Lifeline
 from app.page import WEB, PageFiles
+from app.readiness import Readiness
 from app.routes import clips, detect, embed, openai, search, system
 from app.security import Door, is_local
 from app.services import Load, Services
 from app.settings import FAISS, Settings
+from app.tracing import Tracing
 from app.waveforms import Waveforms
 from index.catalog import Catalog
 from index.library import Library
@@ -44,16 +46,16 @@ _ABOUT = (
 _ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
 
 
-def create_app(settings: Settings, engine: Engine, catalog: Library) -> FastAPI:
+def create_app(settings: Settings, engine: Engine, catalog: Library, tracing: Tracing | None = None) -> FastAPI:
     """The service around a ready engine and library; its lifespan starts and closes both."""
 
     async def begin(services: Services) -> None:
         await services.open(engine, catalog)
 
-    return _assemble(settings, begin)
+    return _assemble(settings, begin, tracing or Tracing())
 
 
-def build_app(settings: Settings, stop: Callable[[], None] | None = None) -> FastAPI:
+def build_app(settings: Settings, stop: Callable[[], None] | None = None, tracing: Tracing | None = None) -> FastAPI:
     """The service for these settings. It answers at once, and is ready when model and library are loaded.
 
     If they cannot be loaded the reason is logged, kept as `app.state.failure` (an exception), and `stop` is called;
@@ -76,7 +78,7 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None) -> Fas
     async def begin(services: Services) -> None:
         app.state.loading = asyncio.create_task(load(services))
 
-    app = _assemble(settings, begin)
+    app = _assemble(settings, begin, tracing or Tracing())
     return app
 
 
@@ -114,7 +116,7 @@ def _terminate() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) -> FastAPI:
+def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]], tracing: Tracing) -> FastAPI:
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
@@ -125,11 +127,12 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
         finally:
             await services.close(getattr(app.state, "loading", None))
 
-    services = Services(settings, metrics)
+    services = Services(settings, metrics, tracing)
     app = FastAPI(
         title="FineLAP", version=system.version(), description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.services = services
+    app.state.readiness = Readiness(services)
     app.state.waveforms = Waveforms()
     app.state.failure = None
     for router in _ROUTERS:
@@ -149,7 +152,7 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]]) 
         origins=settings.cors_origins,
         local=is_local(settings.host) and not settings.api_keys,
     )
-    app.add_middleware(Envelope, metrics=metrics)
+    app.add_middleware(Envelope, metrics=metrics, tracing=tracing)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

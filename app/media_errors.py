@@ -62,3 +62,6 @@ class DecoderFailed(MediaError):
     """The decoder itself crashed, ran out of memory, took too long or hung on this file."""
 
     reason = "decoder"
+
+
+REASONS = tuple(kind.reason for kind in MediaError.__subclasses__())

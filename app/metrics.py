@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from app.batching import BatchReport
 
@@ -65,6 +68,14 @@ class Metrics:
             "finelap_model_info", "The model in use; always 1.", ["checkpoint", "device", "dtype"], registry=registry
         )
         self._gpu_memory = Gauge("finelap_gpu_memory_bytes", "GPU memory of this process.", ["kind"], registry=registry)
+        self.ready = Gauge(
+            "finelap_ready", "1 while a forward pass and the library work, as /health/ready says.", registry=registry
+        )
+        self._disk_free = Gauge(
+            "finelap_disk_free_bytes", "Room left where the library is, for this process.", registry=registry
+        )
+        self._disk_size = Gauge("finelap_disk_size_bytes", "Size of the file system of the library.", registry=registry)
+        ProcessCollector(registry=registry)  # process_*: memory, processor time, descriptors, start
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for lane in LANES:
@@ -105,6 +116,16 @@ class Metrics:
         """Reads the number of clips whenever the metrics are asked for."""
         self._clips.set_function(count)
 
+    def watch_disk(self, folder: Path) -> None:
+        """Reads the room on the file system of a folder whenever the metrics are asked for."""
+        self._disk_free.set_function(lambda: _room(folder, "free"))
+        self._disk_size.set_function(lambda: _room(folder, "total"))
+
+    def expect(self, counter: Counter, labels: Iterable[str]) -> None:
+        """Begins a counter's series at 0, so that the first event counts as an increase."""
+        for label in labels:
+            counter.labels(label)
+
     def watch_gpu(self, memory: Callable[[str], int], kinds: tuple[str, ...]) -> None:
         """Reads GPU memory by kind whenever the metrics are asked for."""
         for kind in kinds:
@@ -113,3 +134,11 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition."""
         return generate_latest(self.registry)
+
+
+def _room(folder: Path, what: str) -> float:
+    """Bytes `free` for this process, or in `total`; unknown where the folder is not there."""
+    try:
+        return float(getattr(shutil.disk_usage(folder), what))
+    except OSError:
+        return math.nan

@@ -23,6 +23,7 @@ from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauth
 from app.leaving import Ending
 from app.metrics import Metrics
 from app.security import harden
+from app.tracing import Answered, Tracing
 
 log = logging.getLogger("app.access")
 
@@ -30,21 +31,35 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 _OPEN = frozenset(("/", "/health/live", "/health/ready", "/favicon.ico"))  # and /web/: they hold no data
 _MAX_ADDRESS = 1 << 15  # bytes
 _PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
+_REFUSALS = frozenset((413, 429, 503, 507))  # statuses with which the service protects itself
 
 
 class Envelope:
-    """Outermost: gives the request an id, turns whatever is raised into a problem, counts and logs the request."""
+    """Gives the request an id, turns whatever is raised into a problem, counts, traces and logs the request."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
+        refusals = [kind.slug for kind in errors.KINDS.values() if kind.status in _REFUSALS]
+        metrics.expect(metrics.rejected, refusals)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         token = errors.request_id.set(request_id)
+        try:
+            with self.tracing.request(
+                scope["method"], quote(scope["path"], errors="replace"), headers, request_id
+            ) as end:
+                await self._answer(scope, receive, send, end)
+        finally:
+            errors.request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, answered: Answered) -> None:
+        request_id = answered.request_id
         began, status, failure = time.perf_counter(), 0, ""
         # HEAD is GET without a body (RFC 9110, section 9.3.2)
         inner = {**scope, "method": "GET", "finelap.head": True} if scope["method"] == "HEAD" else scope
@@ -67,11 +82,12 @@ class Envelope:
             if status:  # too late for another answer; the server closes the connection
                 raise
             failure = kind_of(error).slug
-            if kind_of(error).status in (413, 429, 503, 507):
+            if kind_of(error).status in _REFUSALS:
                 self.metrics.rejected.labels(failure).inc()
             await problem_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
             route = getattr(inner.get("route"), "path", "other")
+            answered.route, answered.status = route, status
             seconds = time.perf_counter() - began
             self.metrics.requests.labels(route, _outcome(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
@@ -79,7 +95,6 @@ class Envelope:
             path = quote(scope["path"], errors="replace")  # a path may hold line breaks
             fields = {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1e3, 1)}
             log.log(level, "%s %s %d %.1f ms %s", *fields.values(), failure, extra={"fields": fields})
-            errors.request_id.reset(token)
 
 
 class Gate:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import uvicorn
 from app.demo import welcome
 from app.settings import Settings
 from app.stopping import Stop, close_door
+from app.tracing import TracingError, open_tracing
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -47,12 +49,17 @@ def serve(settings: Settings, demo: Path | None) -> int:
         from app.logs import configure_logging, log_what_nobody_caught
         from app.main import build_app
         from app.protocol import Protocol
+        from app.routes.system import version
 
-        configure_logging(settings)
+        try:
+            tracing = open_tracing(os.environ, version())
+        except TracingError as error:
+            raise ServeError(str(error)) from error
+        configure_logging(settings, ids=tracing.ids)
         log_what_nobody_caught()
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        app = build_app(settings)
+        app = build_app(settings, tracing=tracing)
         # the application writes its own log, one line a request, and waits for its requests itself
         config = uvicorn.Config(
             app, http=Protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
@@ -62,6 +69,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
             _Server(config, stop, app).run(sockets=[listener])
         else:
             print("Stopped.", flush=True)
+        tracing.close()
     return stop.code
 
 

@@ -13,6 +13,7 @@ import io
 import logging
 import math
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from fastapi import Depends, Request
 
 from app import hearing, media_errors
-from app.batching import Closed, Urgency
+from app.batching import CallReport, Closed, Urgency
 from app.decoding import DecodedStream, DecoderPool
 from app.engine import Engine
 from app.errors import NotReady
@@ -31,6 +32,7 @@ from app.leaving import Ending
 from app.metrics import Metrics
 from app.peaks import Envelope
 from app.settings import Settings
+from app.tracing import Tracing
 from index.library import Library
 from index.records import CatalogError
 
@@ -48,8 +50,10 @@ _LOADING = 3.0  # seconds that loading has to end; what it has begun is left to 
 class Services:
     """Engine, library, pools and metrics of one app."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
+    def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
+        self.settings, self.metrics, self.tracing = settings, metrics, tracing
+        metrics.expect(metrics.decode_failures, media_errors.REASONS)
+        metrics.watch_disk(settings.data_dir)
         self._engine: Engine | None = None
         self._catalog: Library | None = None
         self._failure: str | None = None
@@ -81,6 +85,7 @@ class Services:
     async def open(self, engine: Engine, catalog: Library, decoders: Awaitable[None] | None = None) -> None:
         """Starts the engine and takes both into use. `decoders`: their start, if it has begun."""
         engine.on_batch = self.metrics.observe_batch
+        engine.on_call = self._trace_call
         try:
             await asyncio.gather(decoders or self.decoders.start(), engine.start())
         except BaseException:
@@ -176,6 +181,7 @@ class Services:
     @contextlib.asynccontextmanager
     async def decoded(self, file: BinaryIO | Path, filename: str) -> AsyncGenerator[DecodedStream, None]:
         """A sound file being decoded in a process of its own, measured when it has ended. Raises a MediaError."""
+        began, about = time.perf_counter(), dict[str, float | str]()
         try:
             async with self.decoders.open(file, filename, self.settings.max_duration_s) as sound:
                 yield sound
@@ -183,9 +189,13 @@ class Services:
                     self.metrics.observe_stage("decode", sound.decode_s)
                     self.metrics.observe_stage("resample", sound.resample_s)
                     self.metrics.audio_seconds.inc(sound.duration)
+                    about = {"duration": sound.duration, "decode_s": sound.decode_s, "resample_s": sound.resample_s}
         except media_errors.MediaError as error:
             self.metrics.decode_failures.labels(error.reason).inc()
+            about = {"failure": error.reason}
             raise
+        finally:
+            self.tracing.record("decode", began, time.perf_counter(), **about)
 
     @contextlib.asynccontextmanager
     async def hear(
@@ -233,23 +243,29 @@ class Services:
 
     async def read(self, function: Callable[..., R], *args: Any) -> R:
         """Asks the library something, on a thread, as the stage `index`."""
-        with self.metrics.stage("index"):
-            return await self._on(self._reading, function, *args)
+        return await self._in("index", self._reading, function, *args)
 
     async def write(self, function: Callable[..., R], *args: Any) -> R:
         """Changes the library, on a thread, as the stage `index`."""
-        with self.metrics.stage("index"):
-            return await self._on(self._writing, function, *args)
+        return await self._in("index", self._writing, function, *args)
 
     async def compute(self, function: Callable[..., R], *args: Any) -> R:
         """Runs work on results (scores, events, pictures, long answers) on a thread, as the stage `post`."""
-        with self.metrics.stage("post"):
-            return await self._on(self._computing, function, *args)
+        return await self._in("post", self._computing, function, *args)
 
-    @staticmethod
-    async def _on(pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> R:
+    async def _in(self, stage: str, pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> R:
         run = contextvars.copy_context().run  # with the request's id, for the log
-        return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+        began = time.perf_counter()
+        try:
+            with self.metrics.stage(stage):
+                return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+        finally:
+            self.tracing.record(stage, began, time.perf_counter(), call=getattr(function, "__name__", ""))
+
+    def _trace_call(self, lane: str, report: CallReport) -> None:
+        """What a caller's items went through in a lane, as two stages of its request."""
+        self.tracing.record("queue", report.entered, report.began, lane=lane)
+        self.tracing.record("infer", report.began, report.ended, lane=lane, items=report.items, waited_s=report.waited)
 
 
 def _count(catalog: Library) -> float:

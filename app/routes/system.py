@@ -10,15 +10,13 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from app import examples, media_errors
 from app import page as pages
-from app.errors import NotReady
 from app.openapi import example, problems
+from app.readiness import Readiness, check
 from app.schemas import MAX_TEXT, MAX_TEXTS, Health, Info, Limits, ModelInfo
 from app.security import nonce, page_policy
 from app.services import Services, Serving
 
 router = APIRouter()
-
-_CHECK_TIMEOUT = 30.0  # seconds
 
 
 def version() -> str:
@@ -47,14 +45,7 @@ async def live() -> Health:
 )
 async def ready(services: Serving) -> Health:
     """200 only while the model answers a real forward pass and the library is open."""
-    engine, catalog = services.engine, services.catalog
-    try:
-        async with asyncio.timeout(_CHECK_TIMEOUT):
-            await asyncio.gather(engine.check(), services.read(catalog.check))
-    except TimeoutError as error:
-        raise NotReady(f"The model did not answer within {_CHECK_TIMEOUT:g} s.") from error
-    except Exception as error:
-        raise NotReady(f"The service cannot work: {error}") from error
+    await check(services)
     return Health()
 
 
@@ -100,6 +91,8 @@ async def info(services: Serving) -> Info:
 )
 async def metrics(request: Request) -> Response:
     services: Services = request.app.state.services  # also while loading and closing
+    readiness: Readiness = request.app.state.readiness
+    services.metrics.ready.set(await readiness.look())
     text = await asyncio.to_thread(services.metrics.render)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

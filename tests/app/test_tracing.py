@@ -1,0 +1,225 @@
+"""A request's trace: whose it is, its stages, what it does not tell; and no traces unless somebody asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.engine import Engine
+from app.logs import configure_logging
+from app.main import create_app
+from app.settings import Settings
+from app.tracing import Tracing, TracingError, open_tracing
+from index.catalog import Catalog
+
+pytest.importorskip("opentelemetry.sdk")
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider  # noqa: E402
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from opentelemetry.trace import StatusCode  # noqa: E402
+
+from app.otel import OtelTracing  # noqa: E402
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+
+
+class Traced:
+    """A client of a traced app, and the spans that have ended."""
+
+    def __init__(self, app: FastAPI, client: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
+        self.app, self.client, self._spans = app, client, spans
+
+    def spans(self) -> list[ReadableSpan]:
+        """Those since the last call, in the order in which they ended."""
+        ended = list(self._spans.get_finished_spans())
+        self._spans.clear()
+        return ended
+
+
+@pytest.fixture
+async def traced(
+    make_settings: Callable[..., Settings], fake_model: Any, open_client: Callable[..., httpx.AsyncClient]
+) -> AsyncIterator[Traced]:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    settings = make_settings()
+    catalog = Catalog.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp)
+    app = create_app(settings, Engine(fake_model), catalog, OtelTracing(provider))
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        yield Traced(app, client, spans)
+
+
+def told(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+async def test_a_detection_has_its_stages(traced: Traced, sounds: SimpleNamespace) -> None:
+    secret = {"files": {"file": ("secret name.wav", sounds.wav(400, 25))}, "data": {"phrases": ["tone 400", "secret"]}}
+    response = await traced.client.post("/detect", **secret, headers=TRACEPARENT | {"X-Request-ID": "call-1"})
+    assert response.status_code == 200
+    spans = traced.spans()
+    request = spans[-1]
+    assert request.name == "POST /detect" and request.parent is not None
+    assert f"{request.context.trace_id:032x}" == TRACE and f"{request.parent.span_id:016x}" == PARENT
+    assert told(request) == {
+        "http.request.method": "POST",
+        "url.path": "/detect",
+        "http.route": "/detect",
+        "http.response.status_code": 200,
+        "finelap.request_id": "call-1",
+    }
+    stages = spans[:-1]
+    assert {(span.name, told(span).get("finelap.lane")) for span in stages} >= {
+        ("decode", None),
+        ("queue", "text"),
+        ("infer", "text"),
+        ("queue", "audio"),
+        ("infer", "audio"),
+    }
+    for span in stages:
+        assert span.parent is not None and span.parent.span_id == request.context.span_id
+        assert (
+            request.start_time - 1e6 <= span.start_time <= span.end_time <= request.end_time + 1e6
+        )  # 1 ms: two clocks
+    (heard,) = [told(span) for span in stages if (span.name, told(span).get("finelap.lane")) == ("infer", "audio")]
+    assert heard["finelap.items"] == 3  # windows of 25 s
+    (decoded,) = [told(span) for span in stages if span.name == "decode"]
+    assert decoded["finelap.duration"] == 25
+    assert "secret" not in json.dumps([[span.name, told(span)] for span in spans])
+
+
+async def test_a_search_asks_the_index(traced: Traced) -> None:
+    await traced.client.get("/search", params={"q": "tone 800"})
+    *stages, request = traced.spans()
+    assert request.parent is None and request.name == "GET /search"
+    assert {span.name for span in stages} >= {"queue", "infer", "index"}
+    assert "search" in [told(span).get("finelap.call") for span in stages if span.name == "index"]
+    await traced.client.get("/search", params={"q": "tone 800"})
+    assert "infer" not in {span.name for span in traced.spans()}  # the text is known by now
+
+
+async def test_requests_beside_each_other_keep_their_stages_apart(traced: Traced, sounds: SimpleNamespace) -> None:
+    def embed(number: int) -> Any:
+        files = {"files": ("a.wav", sounds.wav(400, 1 + number))}
+        return traced.client.post("/embed", files=files, headers={"traceparent": f"00-{number + 1:032x}-{PARENT}-01"})
+
+    assert {response.status_code for response in await asyncio.gather(*map(embed, range(8)))} == {200}
+    spans = traced.spans()
+    for number in range(8):
+        mine = [span for span in spans if span.context.trace_id == number + 1]
+        assert sorted(span.name for span in mine if span.name != "post") == ["POST /embed", "decode", "infer", "queue"]
+        (decoded,) = [told(span)["finelap.duration"] for span in mine if span.name == "decode"]
+        assert decoded == 1 + number
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "name"),
+    [
+        (("GET", "/clips/nothing"), 404, "GET /clips/{clip_id}"),
+        (("GET", "/nowhere"), 404, "GET other"),
+        (("GET", "/search?q=breaks"), 500, "GET /search"),
+    ],
+)
+async def test_failures_are_told(
+    traced: Traced, fake_model: Any, call: tuple[str, str], status: int, name: str
+) -> None:
+    fake_model.fail_on = "breaks"
+    assert (await traced.client.request(*call)).status_code == status
+    request = traced.spans()[-1]
+    assert request.name == name and told(request)["http.response.status_code"] == status
+    assert (request.status.status_code is StatusCode.ERROR) == (status >= 500)
+
+
+async def test_a_file_that_is_no_sound_says_so(traced: Traced) -> None:
+    await traced.client.post("/detect", files={"file": ("a.wav", b"no sound" * 100)}, data={"phrases": ["rain"]})
+    failed = [told(span)["finelap.failure"] for span in traced.spans() if span.name == "decode"]
+    assert failed == ["not_audio"]
+
+
+async def test_probes_are_not_traced(traced: Traced) -> None:
+    for path in ("/health/live", "/health/ready", "/metrics"):
+        assert (await traced.client.get(path, headers=TRACEPARENT)).status_code == 200
+    assert traced.spans() == []
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+async def test_log_lines_name_the_trace(
+    traced: Traced, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    try:
+        configure_logging(make_settings(log_format=kind), ids=traced.app.state.services.tracing.ids)
+        await traced.client.get("/clips", headers=TRACEPARENT | {"X-Request-ID": "call-7"})
+        logging.getLogger("app").info("outside")
+        lines = capsys.readouterr().err.splitlines()
+    finally:
+        root.handlers, root.level = before, level
+    (access,) = [line for line in lines if "app.access" in line]
+    (outside,) = [line for line in lines if "outside" in line]
+    span = f"{traced.spans()[-1].context.span_id:016x}"
+    if kind == "json":
+        line = json.loads(access)
+        assert (line["request_id"], line["trace_id"], line["span_id"]) == ("call-7", TRACE, span)
+        assert line["logger"] == "app.access" and "trace_id" not in json.loads(outside)
+    else:
+        assert f"[call-7 trace_id={TRACE} span_id={span}] GET /clips 200" in access and "[-] outside" in outside
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_SDK_DISABLED": "true"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_TRACES_EXPORTER": "none"},
+    ],
+)
+def test_nothing_is_traced_unless_somebody_asks(environment: dict[str, str]) -> None:
+    tracing = open_tracing(environment, "1")
+    assert type(tracing) is Tracing and tracing.ids() == {}
+    tracing.close()
+
+
+def test_nothing_is_imported_unless_somebody_asks(repo_dir: Path) -> None:
+    """FastAPI looks for OpenTelemetry's interface by itself; what costs time and memory is the rest."""
+    code = (
+        "import app.serve, app.main, sys; print([n for n in sys.modules if n.startswith('opentelemetry.')], app.main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "opentelemetry.sdk" not in done.stdout and "opentelemetry.exporter" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http/protobuf only"),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "zipkin"),
+    ],
+)
+def test_what_is_asked_for_and_not_done_is_refused(more: dict[str, str], message: str) -> None:
+    with pytest.raises(TracingError, match=message):
+        open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"} | more, "1")
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "app.otel")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(TracingError, match=r"pip install 'finelap\[otel\]'"):
+        open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, "1")
