@@ -32,7 +32,7 @@ def test_settings_in_the_pages_exist(repo_dir: Path) -> None:
     known = {f"FINELAP_{name.upper()}" for name in Settings.model_fields}
     for room in ("app", "benchmarks", "tests", "docker"):
         for file in (repo_dir / room).rglob("*"):
-            if file.suffix in (".py", ".yml", "") and file.is_file() and file != Path(__file__):
+            if file.suffix in (".py", ".yml", ".env", "") and file.is_file() and file != Path(__file__):
                 known |= set(name.findall(file.read_text(encoding="utf-8", errors="replace")))
     for page in [repo_dir / "README.md", *(repo_dir / "docs").glob("*.md")]:
         named = set(name.findall(page.read_text(encoding="utf-8")))
