@@ -6,7 +6,7 @@ frame of those clips, which is exact. Knows engine and library; no requests and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ import numpy as np
 from app.engine import Engine
 from app.services import Services
 from index.library import Library
-from index.records import Clip, ClipNotFound
+from index.records import Clip
 from model.detection import Moment, find_moments
 
 CANDIDATES = 200  # clips that are looked at frame by frame, for each sound that is asked for
 OVERLAP = 0.5  # seconds that a sound may begin before the one before it ends: as exact as smoothed frames are
 _OF_ONE_CLIP = 50  # moments of one sound in one clip that are kept, the best
 _TOGETHER = 25  # clips looked at in one go; in between, a caller who left is noticed
+_SECONDS = 600.0  # of sound whose frames are in memory at once; a longer clip is alone
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,45 @@ async def best_moments(
     waiting = list(clips.values())
     found: list[ClipMoment] = []
     for at in range(0, len(waiting), _TOGETHER):
-        found += await services.compute(_of_clips, engine, catalog, waiting[at : at + _TOGETHER], sounds, max_gap)
-    found.sort(key=lambda moment: (-moment.score, moment.clip.id, moment.start))
-    return found[:k], len(waiting)
+        least = found[-1].score if len(found) == k else 0.0
+        some = waiting[at : at + _TOGETHER]
+        found += await services.compute(_of_clips, engine, catalog, some, sounds, max_gap, least)
+        found.sort(key=lambda moment: (-moment.score, moment.clip.id, moment.start))
+        del found[k:]
+    return found, len(waiting)
 
 
 def _of_clips(
-    engine: Engine, catalog: Library, clips: list[Clip], sounds: np.ndarray, max_gap: float
+    engine: Engine, catalog: Library, clips: list[Clip], sounds: np.ndarray, max_gap: float, least: float
 ) -> list[ClipMoment]:
+    """Moments of these clips, at least all of those with a score of `least` or more."""
     found = []
-    for clip in clips:
-        try:
-            frames, hop = catalog.frames(clip.id)
-        except ClipNotFound:  # deleted since the search
+    for some in _together(clips):
+        codes = catalog.frame_codes_of([clip.id for clip in some])
+        there = [clip for clip in some if clip.id in codes]  # the others were deleted since the search
+        if not there:
             continue
-        scores = engine.frame_score(frames, sounds)
-        tracks = [find_moments(track, hop, clip.duration, _OF_ONE_CLIP) for track in scores]
-        found += [ClipMoment(clip, parts) for parts in find_sequences(tracks, max_gap)]
+        frames = [codes[clip.id][0].decode() for clip in there]
+        stops = np.cumsum([len(own) for own in frames])
+        scores = np.split(engine.frame_score(np.concatenate(frames), sounds), stops[:-1], axis=1)
+        for clip, own in zip(there, scores, strict=True):
+            if own.max(axis=1).min() < least:  # a moment has the score of one of its frames, or of a lower one
+                continue
+            tracks = [find_moments(track, codes[clip.id][1], clip.duration, _OF_ONE_CLIP) for track in own]
+            found += [ClipMoment(clip, parts) for parts in find_sequences(tracks, max_gap)]
     return found
+
+
+def _together(clips: list[Clip]) -> Iterator[list[Clip]]:
+    """The clips in groups of at most _SECONDS."""
+    group: list[Clip] = []
+    for clip in clips:
+        if group and sum(other.duration for other in group) + clip.duration > _SECONDS:
+            yield group
+            group = []
+        group.append(clip)
+    if group:
+        yield group
 
 
 def follows(first: Moment, second: Moment, max_gap: float) -> bool:

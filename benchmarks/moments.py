@@ -86,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     timing = commands.add_parser("time")
     timing.add_argument("--cache", type=Path, required=True)
     timing.add_argument("--clips", type=int, default=100_000)
+    timing.add_argument("--folder", type=Path, help="keeps the library there, and takes it if it is there already")
     options = parser.parse_args(arguments)
     model = FineLAP.from_pretrained(options.checkpoint)
     if options.command == "find":
@@ -100,8 +101,11 @@ def main(arguments: list[str] | None = None) -> None:
         if options.out:
             options.out.write_text(json.dumps(table, indent=1) + "\n")
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(measure(model, pickle.loads(options.cache.read_bytes()), options.clips, Path(folder)))
+        with tempfile.TemporaryDirectory() as aside:
+            folder = options.folder or Path(aside)
+            if not (folder / "catalog.sqlite3").exists():
+                make_many(model, pickle.loads(options.cache.read_bytes()), options.clips, folder)
+            asyncio.run(measure(model, folder))
 
 
 # What is found
@@ -247,13 +251,19 @@ def _iou(start: float, end: float, onset: float, offset: float) -> float:
 # What it costs
 
 
-async def measure(model: FineLAP, library: list[Recording], count: int, folder: Path) -> None:
-    """Prints size, start-up, memory and latencies of a library of so many clips."""
+def make_many(model: FineLAP, library: list[Recording], count: int, folder: Path) -> None:
+    """A library of so many clips in `folder`, which appears there when it is whole."""
     began = time.perf_counter()
-    catalog = Catalog.open(folder, dim=model.dim, checkpoint=model.stamp)
-    catalog.close()
-    fill(folder / "catalog.sqlite3", model, [r for r in library if r.duration <= 15], count)
-    print(f"made {count} clips in {time.perf_counter() - began:.0f} s")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        Catalog.open(Path(aside), dim=model.dim, checkpoint=model.stamp).close()
+        fill(Path(aside) / "catalog.sqlite3", model, [r for r in library if r.duration <= 15], count)
+        (Path(aside) / "catalog.sqlite3").rename(folder / "catalog.sqlite3")
+    print(f"made {count} clips in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+async def measure(model: FineLAP, folder: Path) -> None:
+    """Prints size, start-up, memory and latencies of the library."""
     process = psutil.Process()
     before, began = process.memory_info().rss, time.perf_counter()
     catalog = Catalog.open(folder, dim=model.dim, checkpoint=model.stamp)

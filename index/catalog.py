@@ -370,6 +370,12 @@ class Catalog:
             codes, hop = store.frame_codes(view, row)
         return FrameCodes.from_bytes(codes, self._index.dim), hop
 
+    def frame_codes_of(self, clip_ids: Sequence[str]) -> dict[str, tuple[FrameCodes, float]]:
+        """`frame_codes` of several clips, by id, of those that are there."""
+        with self._store.read() as view:
+            found = store.frame_codes_of(view, clip_ids)
+        return {clip_id: (FrameCodes.from_bytes(codes, self._index.dim), hop) for clip_id, codes, hop in found}
+
     def audio_path(self, clip_id: str) -> Path:
         """Where the uploaded file is, to be opened soon: a delete removes it. Raises ClipNotFound, AudioMissing."""
         path = self._audio.path(self.get(clip_id).sha256)

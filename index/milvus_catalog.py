@@ -252,13 +252,23 @@ class MilvusCatalog:
         return codes.decode(), hop
 
     def frame_codes(self, clip_id: str) -> tuple[FrameCodes, float]:
-        row = self._rows.row(clip_id, [*RECORD, "hop"])
+        return self._frame_codes(self._rows.row(clip_id, [*RECORD, "hop"]))
+
+    def frame_codes_of(self, clip_ids: Sequence[str]) -> dict[str, tuple[FrameCodes, float]]:
+        found = {}
+        for row in self._rows.rows(clip_ids, [*RECORD, "hop"]):
+            with suppress(ClipNotFound):  # deleted since
+                found[row["id"]] = self._frame_codes(row)
+        return found
+
+    def _frame_codes(self, row: dict[str, Any]) -> tuple[FrameCodes, float]:
+        clip = read_clip(row)
         with library_errors():
             try:
-                blob = self._objects.local(frames_object(read_clip(row))).read_bytes()
+                blob = self._objects.local(frames_object(clip)).read_bytes()
             except FileNotFoundError as error:
-                self.get(clip_id)  # a delete takes row and objects
-                raise CatalogError(f"the frames of clip {clip_id} are missing; add the same file again") from error
+                self.get(clip.id)  # a delete takes row and objects
+                raise CatalogError(f"the frames of clip {clip.id} are missing; add the same file again") from error
         return FrameCodes.from_bytes(blob, self._dim), float(row["hop"])
 
     def audio_path(self, clip_id: str) -> Path:

@@ -85,10 +85,13 @@ class Collection:
 
     def by_id(self, ids: Iterable[str], where: str = "") -> dict[str, Clip]:
         """Id → clip, for those of the ids that are there and pass `where`."""
-        quoted = ", ".join(f'"{clip_id}"' for clip_id in ids)
+        return {row["id"]: read_clip(row) for row in self.rows(ids, RECORD, where)}
+
+    def rows(self, ids: Iterable[str], fields: Sequence[str], where: str = "") -> list[dict[str, Any]]:
+        """The rows, with `fields` and the id, of those of the ids that are there and pass `where`, in any order."""
+        quoted = ", ".join(f'"{clip_id}"' for clip_id in ids if _ID.fullmatch(clip_id))
         named = f"id in [{quoted}]" + (f" and ({where})" if where else "")
-        rows = self.query(named, [*RECORD, "id"]) if quoted else []
-        return {row["id"]: read_clip(row) for row in rows}
+        return self.query(named, [*fields, "id"]) if quoted else []
 
     def search(
         self, field: str, query: Any, k: int, where: str, fields: Sequence[str], how: dict[str, Any]

@@ -485,6 +485,14 @@ def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]
     return codes, hop
 
 
+def frame_codes_of(connection: sqlite3.Connection, clip_ids: Sequence[str]) -> list[tuple[str, bytes, float]]:
+    """(id, what FrameCodes.to_bytes made, hop in seconds) of those of the clips that are there."""
+    return connection.execute(
+        "SELECT id, codes, hop FROM clips JOIN frames USING (row) WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(clip_ids)),),
+    ).fetchall()
+
+
 def vectors_of(connection: sqlite3.Connection, rows: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Those of the rows that are there: rows (M,) int64, ascending, and vectors (M, D) float32."""
     found = connection.execute(

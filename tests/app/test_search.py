@@ -289,6 +289,24 @@ async def test_moments_are_looked_for_in_the_nearest_clips(
     assert (await client.post("/search/moments", json=both)).json()["candidates"] in (3, 4)
 
 
+async def test_few_moments_are_the_first_of_many(
+    client: httpx.AsyncClient, library: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips that cannot be among the best are left out early, and long ones looked at alone: neither shows."""
+    for sounds in ({"query": "tone 800"}, {"sequence": ["tone 800", "tone 6400"], "max_gap": 3}):
+        whole = (await client.post("/search/moments", json=sounds | {"k": 100})).json()["hits"]
+        for together, seconds in ((1, 600.0), (2, 3.0), (100, 0.0)):
+            monkeypatch.setattr(moments, "_TOGETHER", together)
+            monkeypatch.setattr(moments, "_SECONDS", seconds)
+            for k in (1, 2, 3, 100):
+                hits = (await client.post("/search/moments", json=sounds | {"k": k})).json()["hits"]
+                assert [best_of(hit) for hit in hits] == [best_of(hit) for hit in whole[:k]]
+
+
+def best_of(hit: dict[str, Any]) -> tuple[str, float, float, float]:
+    return hit["clip"]["filename"], hit["start"], hit["end"], pytest.approx(hit["score"], abs=1e-6)
+
+
 async def test_half_a_second_in_an_hour_is_found(
     make_app: Callable[..., FastAPI],
     open_client: Callable[..., httpx.AsyncClient],

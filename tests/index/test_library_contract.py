@@ -71,6 +71,18 @@ def _objects(tmp_path: Path) -> list[str]:
 # Adding
 
 
+def test_frames_of_several_clips_at_once(library: Library, new_clip: Make) -> None:
+    ids = [clip.id for clip, _ in library.add_many([new_clip(seed) for seed in range(4)])]
+    gone = ids.pop()
+    library.delete(gone)
+    found = library.frame_codes_of([ids[2], gone, ids[0], "0" * 32, 'no"id'])
+    assert found.keys() == {ids[0], ids[2]} and library.frame_codes_of([]) == {}
+    for clip_id, (codes, hop) in found.items():
+        frames, its_hop = library.frames(clip_id)
+        np.testing.assert_array_equal(codes.decode(), frames)
+        assert hop == its_hop
+
+
 def test_what_is_added_is_there(library: Library, new_clip: Make) -> None:
     new = new_clip(1, {"tags": ["dog", "bark"], "deep": {"a": [1, None]}, "ütf": "ß\u0000\U0001f415", "q\"'\\": 1})
     clip, created = library.add(new)
