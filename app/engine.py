@@ -60,18 +60,22 @@ class Model(Protocol):
 def load_model(settings: Settings) -> FineLAP:
     """The settings' checkpoint on their device. Raises CheckpointError.
 
-    The device `auto` is a GPU where there is one, the dtype `auto` bfloat16 on a GPU and float32 elsewhere.
+    The device `auto` is a GPU where there is one. The dtype `auto` is bfloat16 on a GPU; elsewhere float32, or bfloat16
+    where model.precision finds that it is faster and gives the same embeddings.
     """
     import torch
 
     from model import FineLAP
+    from model.precision import use_bfloat16
 
     device, dtype = settings.device, settings.dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    return FineLAP.from_pretrained(settings.checkpoint, device=device, dtype=getattr(torch, dtype))
+    if dtype != "auto":
+        return FineLAP.from_pretrained(settings.checkpoint, device=device, dtype=getattr(torch, dtype))
+    if device.startswith("cuda"):
+        return FineLAP.from_pretrained(settings.checkpoint, device=device, dtype=torch.bfloat16)
+    return use_bfloat16(FineLAP.from_pretrained(settings.checkpoint, device=device))
 
 
 class NotFinite(Exception):

@@ -77,6 +77,7 @@ class EAT(AudioEncoder):
     """
 
     positions: Tensor
+    likes_bfloat16 = True
 
     def __init__(
         self,

@@ -32,9 +32,12 @@ class AudioEncoder(nn.Module):
     """Base of the encoders: `width` is C, and `forward` takes the normalised log-mel of whole frames.
 
     The number of mel frames given is a multiple of `mel_frames / frames` of the WindowConfig, and T is that multiple.
+    `likes_bfloat16`: its embeddings stay the same in bfloat16 (cosine 0.999 and more, single frames included), so that
+    a service may choose that by itself.
     """
 
     width: int
+    likes_bfloat16: bool = False
 
     def forward(self, mel: Tensor) -> EncoderOutput:
         """(B, mel_frames, bins) normalised log-mel → EncoderOutput."""

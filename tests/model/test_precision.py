@@ -1,0 +1,87 @@
+"""bfloat16 on a CPU: chosen where it may be, refused where it crashes, lies, or changes the embeddings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import precision
+from model.cnn import ConvEncoder
+from model.finelap import FineLAP
+from model.precision import agree, bfloat16_is_fast, trial_passes, use_bfloat16
+
+INTEL, AMD = "GenuineIntel", "AuthenticAMD"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "fast"),
+    [
+        (INTEL, "fma avx512f avx512_bf16 amx_bf16 amx_tile", True),
+        (INTEL, "fma avx512f avx512_bf16", False),
+        (AMD, "fma avx512f avx512_bf16", True),
+        (AMD, "fma avx2", False),
+    ],
+)
+def test_what_the_processor_announces(tmp_path: Path, vendor: str, flags: str, fast: bool) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: X\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    assert bfloat16_is_fast(file) is fast
+
+
+def test_no_cpuinfo_is_no(tmp_path: Path) -> None:
+    assert not bfloat16_is_fast(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"),
+    [
+        ("pass", True),
+        ("raise SystemExit(1)", False),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", False),
+        ("import time; time.sleep(60)", False),
+    ],
+)
+def test_a_trial_that_ends_in_order(code: str, passes: bool) -> None:
+    assert trial_passes([sys.executable, "-S", "-c", code], 5.0 if passes else 1.0) is passes
+
+
+def test_a_trial_that_cannot_begin(tmp_path: Path) -> None:
+    assert not trial_passes([str(tmp_path / "missing")])
+
+
+def test_the_real_trial_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process only where the processor is said to be fine: elsewhere it may end the tests."""
+    if not precision.bfloat16_is_sound():
+        pytest.skip("this processor has no fast bfloat16")
+    assert precision._trial() == 0
+    monkeypatch.setattr(precision, "_TOLERANCE", 1e-6)
+    assert precision._trial() == 1
+
+
+def test_agreement_is_of_every_part() -> None:
+    a = torch.nn.functional.normalize(torch.randn(5, 64), dim=-1)
+    near = torch.nn.functional.normalize(a + 0.001 * torch.randn(5, 64), dim=-1)
+    assert agree([a, a[0]], [near, near[0]])
+    assert not agree([a, a[0]], [near, -a[0]])
+    assert not agree([a * torch.nan], [a])
+
+
+def test_bfloat16_is_used_where_it_is_sound(tiny: FineLAP) -> None:
+    stamp = tiny.stamp
+    assert tiny.audio_encoder.likes_bfloat16
+    assert use_bfloat16(tiny, lambda: False) is tiny
+    rounded = use_bfloat16(tiny, lambda: True)
+    assert rounded.dtype == torch.bfloat16 and tiny.dtype == torch.float32
+    assert rounded.tokenizer is tiny.tokenizer and tiny.stamp == stamp
+
+
+def test_a_model_that_changes_stays_as_it_is(tiny: FineLAP, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "agree", lambda *_: False)
+    assert use_bfloat16(tiny, lambda: True) is tiny
+
+
+def test_the_bundled_checkpoint_keeps_float32() -> None:
+    assert not ConvEncoder.likes_bfloat16  # libraries hold its embeddings
