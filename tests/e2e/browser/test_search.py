@@ -1,4 +1,4 @@
-"""The Search tab in a browser, as people use it: typing, listening by keys, filters, sounds as questions, the address."""
+"""The Search tab in a browser, as people use it: typing, hearing by keys, filters, sounds as questions, the address."""
 
 from __future__ import annotations
 
