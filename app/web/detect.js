@@ -359,10 +359,12 @@ export function mount(panel, shell) {
     $("cutting").hidden = !open;
     $("cutting-toggle").setAttribute("aria-expanded", String(open));
   });
-  $("threshold").addEventListener("change", () => {
-    shell.setParams({ t: $("threshold").value === "0.5" ? null : $("threshold").value }, { replace: true });
-    announce(count(rows.length, "event"));
-  });
+  for (const [name, event] of [["threshold", "change"], ["cutting-reset", "click"]]) {
+    $(name).addEventListener(event, () => {
+      shell.setParams({ t: $("threshold").value === "0.5" ? null : $("threshold").value }, { replace: true });
+      announce(count(rows.length, "event"));
+    });
+  }
   $("zoom-in").addEventListener("click", () => strips.zoom(ZOOM));
   $("zoom-out").addEventListener("click", () => strips.zoom(1 / ZOOM));
   $("zoom-fit").addEventListener("click", () => strips.fit());

@@ -53,9 +53,9 @@ export class Player {
   async play(from, to) {
     if (current !== this) current?.pause();
     current = this;
-    this.#until = to ?? null;
     if (from !== undefined && from !== null) this.seek(from);
     else if (this.time >= this.#duration - 0.02) this.seek(0);
+    this.#until = to ?? null;
     try {
       await (this.#loading ??= this.#load());
       if (current === this) await this.audio.play();
@@ -77,7 +77,9 @@ export class Player {
     else return this.play();
   }
 
+  /** Goes to a second; what was played to an end is then played on. */
   seek(t) {
+    this.#until = null;
     const target = Math.min(Math.max(t, 0), this.#duration);
     if (this.audio.readyState >= HTMLMediaElement.HAVE_METADATA) this.audio.currentTime = target;
     else this.#start = target;
