@@ -6,6 +6,7 @@ Plain ASGI, so that bodies stream through. Knows no route.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -15,6 +16,7 @@ import uuid
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
@@ -160,7 +162,8 @@ class Lifeline:
         try:
             await asyncio.wait({work, watch, ending}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
             if work.done() or line.answering:
-                await work
+                with contextlib.suppress(ClientDisconnect):  # in the middle of its body: nobody is there to be answered
+                    await work
             elif watch.done():
                 log.info("the caller of %s %s has left", scope["method"], scope["path"])
             elif ending.done():
