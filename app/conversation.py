@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -60,7 +61,7 @@ async def _read(sock: socket.socket) -> tuple[bytes, Any]:
         return kind, np.frombuffer(payload, dtype=np.float32)
     try:
         told = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Died(NONSENSE) from error
     if not isinstance(told, dict):
         raise Died(NONSENSE)
@@ -68,11 +69,14 @@ async def _read(sock: socket.socket) -> tuple[bytes, Any]:
 
 
 def numbers(told: dict[str, Any], *names: str) -> list[float]:
-    """The numbers of these names in a message. Raises Died where they are none."""
+    """The numbers of these names in a message. Raises Died where they are none, or not finite."""
     try:
-        return [float(told[name]) for name in names]
-    except (KeyError, TypeError, ValueError) as error:
+        found = [float(told[name]) for name in names]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Died(NONSENSE) from error
+    if not all(map(math.isfinite, found)):
+        raise Died(NONSENSE)
+    return found
 
 
 async def _fill(sock: socket.socket, target: memoryview) -> None:

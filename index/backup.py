@@ -229,7 +229,7 @@ def _read_manifest(source: Path, name: str) -> Snapshot:
         if manifest.pop("format") != _FORMAT:
             raise CatalogError(f"{path} was written by a newer release: use that one")
         return Snapshot(**manifest)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CatalogError(f"{path} is no manifest of a backup: {error}") from error
 
 

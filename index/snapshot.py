@@ -85,11 +85,11 @@ def read(folder: Path, stamp: str, dim: int) -> Snapshot | None:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SnapshotRefused(f"its manifest cannot be read: {error}") from error
     try:
         return _read(folder, manifest, stamp, dim)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise SnapshotRefused(f"its manifest is not one: {error!r}") from error
     except (OSError, ValueError) as error:
         raise SnapshotRefused(str(error)) from error

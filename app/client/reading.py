@@ -18,12 +18,15 @@ from app.client.errors import ServerError, ServerFault
 
 T = TypeVar("T")
 
+# what answers raise where they are not made as the service makes them
+NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+
 
 def read(call: Call[T], response: httpx.Response, server: str) -> T:
     """The call's answer. Raises ServerFault for a response of something else than this service."""
     try:
         return call.read(response)
-    except (ValueError, KeyError, TypeError) as error:
+    except NOT_OURS as error:
         raise errors.unreadable(server, response.status_code) from error
 
 
@@ -72,7 +75,7 @@ class DetectionMessages:
                 message = None
             else:
                 message = parsing.detection_message(members)
-        except (ValueError, KeyError, TypeError) as error:
+        except NOT_OURS as error:
             raise errors.unreadable(self._server, 200) from error
         if failure is not None:
             raise failure

@@ -1,0 +1,369 @@
+"""What is fuzzed: each parser of ours as a function of bytes that raises only when something is wrong with the parser.
+
+A target feeds the bytes to the parser in the shape that it takes, lets the errors pass that the parser promises, and
+checks what comes out against what the rest of the service relies on. `tests/fuzz/run.py` drives them by coverage,
+`test_fuzz.py` with the kept corpora and with made-up bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import base64
+import contextlib
+import functools
+import io
+import json
+import math
+import re
+import shutil
+import socket
+import sqlite3
+import tempfile
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.datastructures import Headers, UploadFile
+
+from app import bodies, chunks, containers, conversation, forms, ranges, security, tags, ucs
+from app.client import ServerError, parsing
+from app.client.reading import NOT_OURS, DetectionMessages
+from app.errors import RequestError
+from app.ixml import read_ixml
+from app.routes import openai
+from app.settings import Settings
+from app.tag_names import MAX_TOTAL, checked
+from index import backup, catalog, filters, milvus_filters, milvus_pages, milvus_url, snapshot, store, words
+from index.frames import FrameCodes
+from index.records import CatalogError, InvalidCursor, InvalidFilter, dump_metadata, metadata_facts
+
+Target = Callable[[bytes], None]
+TARGETS: dict[str, Target] = {}
+
+_SORTS = ("created", "-created", "filename", "-filename", "duration", "-duration")
+
+
+def target(function: Target) -> Target:
+    TARGETS[function.__name__] = function
+    return function
+
+
+def text_of(data: bytes) -> str:
+    """Any text, lone surrogates too, as JSON and file systems can give them."""
+    return data.decode("utf-8", "surrogateescape" if len(data) % 2 else "replace")
+
+
+@functools.cache
+def folder() -> Path:
+    made = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    atexit.register(shutil.rmtree, made, True)
+    return made
+
+
+# What files say
+
+
+@target
+def embedded_tags(data: bytes) -> None:
+    check_tags(tags.read_tags(io.BytesIO(data)))
+
+
+def check_tags(told: dict[str, Any]) -> None:
+    assert checked(told) == told
+    dump_metadata(told)
+    sizes = (len(name) + (sum(map(len, v)) if isinstance(v, list) else len(str(v))) for name, v in told.items())
+    assert sum(sizes) <= MAX_TOTAL + 1000  # a category that belongs to a CatID comes on top
+
+
+@target
+def riff_chunks(data: bytes) -> None:
+    whole = b"RIFF\xff\xff\xff\xffWAVE" + data
+    told, _ = chunks.read_chunks(io.BytesIO(whole), "little")
+    assert all(isinstance(name, str) for name, _ in told)
+    chunks.read_chunks(io.BytesIO(b"FORM\xff\xff\xff\xffAIFF" + data), "big")
+    chunks.read_bext(data)
+    chunks.read_info(b"INFO" + data)
+    kept = tags.Tags()
+    kept.put_all(told)
+    check_tags(kept.values)
+
+
+@target
+def ixml(data: bytes) -> None:
+    for name, value in read_ixml(data):
+        assert isinstance(name, str) and isinstance(value, str | list)
+
+
+@target
+def ucs_names(data: bytes) -> None:
+    name = text_of(data)
+    found = ucs.parse(name)
+    if found is not None:
+        assert all(isinstance(value, str) and value for value in found.tags().values())
+    tags.joined({"category": "x"}, name, {"given": None})
+
+
+@target
+def container_heads(data: bytes) -> None:
+    assert "/" in containers.media_type(data[:16])
+    for head in (b"", b"RIFF\xff\xff\xff\x7fWAVE", b"FORM\0\0\0\0AIFF", b"OggS", containers._ASF[:12]):
+        said = containers.missing_bytes(head + data)
+        assert said is None or said
+    containers.missing_by_log(text_of(data))
+
+
+# What callers send
+
+
+@target
+def json_bodies(data: bytes) -> None:
+    try:
+        value = bodies.parse_json(data, "the body")
+    except RequestError:
+        return
+    json.dumps(value, allow_nan=True, ensure_ascii=False).encode("utf-8")
+
+
+@target
+def multipart_bodies(data: bytes) -> None:
+    async def stream() -> Any:
+        for at in range(0, len(data), 61):
+            yield data[at : at + 61]
+
+    async def parse() -> None:
+        for kind in ("multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):
+            request = types.SimpleNamespace(headers=Headers({"content-type": kind}), stream=stream)
+            try:
+                form = await forms.parse_form(request)  # type: ignore[arg-type]
+            except RequestError:
+                continue
+            for name, value in form.multi_items():
+                assert isinstance(name, str)
+                if isinstance(value, UploadFile):
+                    check_name(value.filename)
+            await form.close()
+
+    asyncio.run(parse())
+
+
+@target
+def file_names(data: bytes) -> None:
+    check_name(text_of(data))
+
+
+def check_name(name: str | None) -> None:
+    clean = bodies.clean_filename(name)
+    assert clean and len(clean) <= 255 and not re.search(r"[\x00-\x1f\x7f/\\\u202e\u2028]", clean)
+    assert clean not in (".", "..") and bodies.clean_filename(clean) == clean
+    clean.encode("utf-8")
+
+
+@target
+def hosts_and_origins(data: bytes) -> None:
+    door = security.Door(None, (), (), True)  # type: ignore[arg-type]
+    host, _, origin = text_of(data).partition("\n")
+    door._is_ours(host)
+    door._may_change(Headers({"origin": origin.encode("ascii", "ignore").decode()}), host)
+
+
+@target
+def range_headers(data: bytes) -> None:
+    size = len(data)
+    assert ranges.can_serve(text_of(data), size) in (True, False, None)
+
+
+@target
+def data_uris(data: bytes) -> None:
+    item = openai._Item(0, text_of(data))
+    with contextlib.suppress(RequestError):
+        asyncio.run(item.read())
+
+
+@target
+def filters_of_clips(data: bytes) -> None:
+    """A filter that is taken is one that both stores understand."""
+    try:
+        conditions = filters.parse_filter(bodies.parse_json(data, "the filter"))
+    except (RequestError, InvalidFilter):
+        return
+    said = milvus_filters.expression(conditions)
+    assert re.fullmatch(r"[\w\s(),.\"<>=\[\]+-]*", said, re.ASCII), said
+    if conditions:
+        store.rows_passing(library(), conditions)
+
+
+@target
+def queries_in_words(data: bytes) -> None:
+    match = words.match(text_of(data))
+    if match is not None:
+        match.encode("utf-8", "surrogatepass")
+        if not re.search("[\ud800-\udfff]", match):
+            store.rows_matching(library(), match, 5, [])
+
+
+@functools.cache
+def library() -> sqlite3.Connection:
+    """A library's database with a few clips."""
+    opened = store.Store(folder() / "catalog.sqlite3")
+    connection = opened._writer
+    for number, about in enumerate(({"tags": ["dog"], "n": 1}, {"n": 1.5, "flag": True}, {})):
+        connection.execute(
+            "INSERT INTO clips (id, sha256, filename, duration, sample_rate, channels, created, metadata) "
+            "VALUES (?, ?, 'Dog_01.wav', 1, 16000, 1, '2026', ?)",
+            (str(number), str(number), json.dumps(about)),
+        )
+        store._insert_facts(connection, number + 1, metadata_facts(about))
+        store._insert_words(connection, number + 1, "Dog_01.wav", about)
+    return connection
+
+
+@target
+def cursors(data: bytes) -> None:
+    """Both as a caller would write one, and in the form that it has inside."""
+    inside = base64.urlsafe_b64encode(data).decode().rstrip("=")
+    for cursor in (text_of(data), inside):
+        for sort in _SORTS:
+            try:
+                after = catalog._read_cursor(cursor, sort)
+                store.page(library(), 2, [], by=sort.removeprefix("-"), descending=sort[0] == "-", after=after)
+            except InvalidCursor:
+                pass
+            try:
+                position = milvus_pages.read_cursor(cursor, sort)
+            except InvalidCursor:
+                continue
+            said = milvus_pages._beyond("name", position, True)
+            assert re.fullmatch(r"[\w\s()\"<>=.+-]*", said, re.ASCII), said
+
+
+@target
+def metadata_to_keep(data: bytes) -> None:
+    try:
+        about = bodies.parse_json(data, "the metadata")
+        text = dump_metadata(about)
+    except (RequestError, CatalogError):
+        return
+    for fact in metadata_facts(about):
+        hash(fact)
+    columns = words.columns("a.wav", about)
+    assert json.loads(text) == about or text.count("e") and len(columns) == 3
+
+
+# What is configured, and what lies on the disk
+
+
+@target
+def milvus_addresses(data: bytes) -> None:
+    secret = "s3cr3t-pass"
+    for url in (text_of(data), f"milvus://user:{secret}@{text_of(data)}"):
+        try:
+            found = milvus_url.parse_milvus_url(url)
+        except ValueError as error:
+            assert secret not in str(error)
+            continue
+        assert found.host and 0 < found.port < 65536 and secret not in found.uri
+
+
+@target
+def settings(data: bytes) -> None:
+    values = text_of(data).split("\n")
+    names = list(Settings.model_fields)
+    given = {names[number % len(names)]: value for number, value in enumerate(values)}
+    try:
+        made = Settings(_env_file=None, **given)  # type: ignore[arg-type, call-arg]
+    except ValidationError:
+        return
+    assert made.max_upload_bytes >= 0 and all(map(str.strip, made.api_keys))
+
+
+@target
+def snapshot_manifests(data: bytes) -> None:
+    where = folder() / "index"
+    where.mkdir(exist_ok=True)
+    (where / "manifest.json").write_bytes(data)
+    (where / "codes-a.npy").write_bytes(data)
+    try:
+        snapshot.read(where, "stamp", 8)
+    except snapshot.SnapshotRefused as error:
+        assert str(error)
+
+
+@target
+def backup_manifests(data: bytes) -> None:
+    where = folder() / "copies" / backup.SNAPSHOTS / "one"
+    where.mkdir(parents=True, exist_ok=True)
+    (where / "manifest.json").write_bytes(data)
+    try:
+        found = backup._read_manifest(folder() / "copies", "one")
+        assert isinstance(found.name, str) and isinstance(found.catalog_sha256, str)
+    except CatalogError:
+        pass
+
+
+@target
+def frame_codes(data: bytes) -> None:
+    try:
+        frames = FrameCodes.from_bytes(data, 8)
+    except ValueError:
+        return
+    assert frames.to_bytes() == data and frames.decode().shape == (len(frames), 8)
+
+
+# What the other end of a connection says
+
+
+@target
+def worker_messages(data: bytes) -> None:
+    """A decoder that is no longer itself."""
+
+    async def listen() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours, theirs:
+            theirs.setblocking(False)
+            theirs.send(data[:100_000])
+            theirs.shutdown(socket.SHUT_WR)
+            worker = types.SimpleNamespace(socket=ours)
+            try:
+                while True:
+                    kind, told = await conversation.read_message(worker, 5.0)  # type: ignore[arg-type]
+                    if isinstance(told, dict):
+                        checked(told.get("tags"))
+                        assert all(map(math.isfinite, conversation.numbers(told, "duration")))
+                    assert len(kind) == 1
+            except conversation.Died:
+                pass
+
+    asyncio.run(listen())
+
+
+@target
+def detection_lines(data: bytes) -> None:
+    """A server that is none of ours."""
+    messages = DetectionMessages("http://x")
+    try:
+        for at in range(0, len(data), 97):
+            for _ in messages.push(data[at : at + 97]):
+                pass
+        for _ in messages.finish():
+            pass
+    except ServerError as error:
+        str(error)
+
+
+@target
+def answers(data: bytes) -> None:
+    """The client takes the errors of NOT_OURS for an answer that is none of the service's."""
+    try:
+        members = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    for read in (
+        parsing.clip, parsing.clip_page, parsing.search_result, parsing.moment_result, parsing.detection, parsing.info,
+        parsing.peaks, parsing.labels, parsing.embedded, parsing.text_embeddings,
+    ):  # fmt: skip
+        with contextlib.suppress(*NOT_OURS):
+            read(members)
