@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -19,6 +20,7 @@ from index.library import Library
 from index.records import AudioMissing, Clip, NewClip
 
 _PIECE = 1 << 20  # bytes
+_LARGE = 16 << 20  # bytes whose copy others should not wait for
 _TOGETHER = 4  # files of one request under way at once
 
 
@@ -90,7 +92,9 @@ async def add_file(services: Services, source: Source, metadata: dict[str, Any])
         frame_hop=heard.frame_hop,
         audio=audio,
     )
-    return await services.write(catalog.add, new)
+    if audio.seek(0, io.SEEK_END) > _LARGE:
+        return await services.write(catalog.add, new)
+    return await services.add(new)
 
 
 def _find_whole(catalog: Library, sha256: str) -> Clip | None:

@@ -23,7 +23,7 @@ import numpy as np
 from fastapi import Depends, Request
 
 from app import hearing, media_errors
-from app.batching import CallReport, Closed, Urgency
+from app.batching import Batcher, CallReport, Closed, Device, Urgency
 from app.decoding import DecodedStream, DecoderPool
 from app.engine import Engine
 from app.errors import NotReady
@@ -34,7 +34,7 @@ from app.peaks import Envelope
 from app.settings import Settings
 from app.tracing import Tracing
 from index.library import Library
-from index.records import CatalogError
+from index.records import CatalogError, Clip, NewClip
 
 R = TypeVar("R")
 Load = Callable[[], tuple[Engine, Library]]
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _READERS = 8  # threads
 _WRITERS = 4  # threads of their own, so that a search never waits behind an ingest
+_ADDED_TOGETHER = 64  # clips in one transaction
+_ADDING = 10_000  # clips that may wait for theirs; what is let in further up is far less
 _LAST = 1.5  # seconds that requests have to say so which are ended because the service stops
 _LOADING = 3.0  # seconds that loading has to end; what it has begun is left to the process's end
 
@@ -66,6 +68,7 @@ class Services:
         self.decoders = DecoderPool()
         self._reading = ThreadPoolExecutor(_READERS, "read")
         self._writing = ThreadPoolExecutor(_WRITERS, "write")
+        self._additions: Batcher[NewClip, tuple[Clip, bool]] | None = None
         self._computing = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "post")
 
     @property
@@ -99,6 +102,10 @@ class Services:
         self.metrics.model_info.labels(engine.name, engine.device, engine.dtype).set(1)
         if engine.device.startswith("cuda"):
             self.metrics.watch_gpu(engine.gpu_memory, ("allocated", "reserved"))
+        self._additions = Batcher(
+            catalog.add_many, device=Device("add"), max_cost=_ADDED_TOGETHER, max_queue=_ADDING, name="addition"
+        )
+        self._additions.start()
         self._engine, self._catalog = engine, catalog
         log.info("ready: %s on %s, %d clips", engine.name, engine.device, await self.read(len, catalog))
 
@@ -160,6 +167,8 @@ class Services:
             await asyncio.wait({loading}, timeout=_LOADING)
             loading.cancel()
         await self._stop_working()
+        if self._additions is not None:
+            await self._additions.close(grace=_LAST)
         for pool in (self._computing, self._reading, self._writing):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._catalog is not None:
@@ -248,6 +257,17 @@ class Services:
     async def write(self, function: Callable[..., R], *args: Any) -> R:
         """Changes the library, on a thread, as the stage `index`."""
         return await self._in("index", self._writing, function, *args)
+
+    async def add(self, new: NewClip) -> tuple[Clip, bool]:
+        """Adds a clip as Catalog.add does, as the stage `index`; what comes meanwhile shares the next transaction."""
+        if self._additions is None:
+            raise NotReady(self._failure or "The library is being opened.")
+        began = time.perf_counter()
+        try:
+            with self.metrics.stage("index"):
+                return await self._additions.submit(new)
+        finally:
+            self.tracing.record("index", began, time.perf_counter(), call="add")
 
     async def compute(self, function: Callable[..., R], *args: Any) -> R:
         """Runs work on results (scores, events, pictures, long answers) on a thread, as the stage `post`."""
