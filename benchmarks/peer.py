@@ -1,6 +1,6 @@
 """FineLAP beside what people would use instead: infinity serving CLAP, over the same HTTP load in the same run.
 
-    python -m benchmarks.peer --work FOLDER [--rounds 5] [--seconds 8] [--callers 16] [--json FILE]
+    python -m benchmarks.peer --work FOLDER [--rounds 2] [--samples 3] [--seconds 5] [--callers 16] [--json FILE]
 
 Makes, once, a virtual environment in FOLDER with infinity_emb and its dependencies from PyPI, and a CLAP (HTS-AT, 27.5
 million parameters) with random weights. Then rounds alternate between infinity and `finelap serve` with finelap-small,
@@ -63,10 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
                 measure(f"{address}/embeddings", "clap", audio, options, found["infinity"])
             with Server(dict(pair.split("=", 1) for pair in options.set)) as server:
                 measure(f"{server.address}/v1/embeddings", "finelap-small", audio, options, found["finelap"])
-            command = [str(python), str(_CLAP), "loop", str(model), str(options.seconds), "8"]
+            command = [str(python), str(_CLAP), "loop", str(model), str(options.seconds), "8", str(options.samples)]
             said = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-            for kind, rate in said.items():
-                found["transformers"][kind].append(rate)
+            for kind, rates in said.items():
+                found["transformers"][kind] += rates
     medians = {name: {k: statistics.median(v) for k, v in rates.items()} for name, rates in found.items()}
     ratios = {k: medians["finelap"][k] / medians["infinity"][k] for k in ("clips", "texts")}
     report = {
@@ -140,7 +140,7 @@ def clips(count: int) -> list[str]:
 
 
 def measure(url: str, model: str, audio: list[str], options: argparse.Namespace, into: dict[str, list[float]]) -> None:
-    """Clips and texts a second of a server, added to what is known of it."""
+    """Samples of the clips and of the texts a second of a server, added to what is known of it."""
     hear = [
         json.dumps({"model": model, "modality": "audio", "input": [f"data:audio/wav;base64,{clip}"]}).encode()
         for clip in audio
@@ -153,7 +153,8 @@ def measure(url: str, model: str, audio: list[str], options: argparse.Namespace,
     numbers = iter(range(1 << 30))
     for kind, body, items in (("clips", lambda: hear[next(numbers) % len(hear)], 1), ("texts", read, _TEXTS)):
         asyncio.run(_saturate(url, body, options.callers, 1.0))  # warm
-        into[kind].append(items * asyncio.run(_saturate(url, body, options.callers, options.seconds)))
+        for _ in range(options.samples):
+            into[kind].append(items * asyncio.run(_saturate(url, body, options.callers, options.seconds)))
 
 
 async def _saturate(url: str, body: Any, callers: int, seconds: float) -> float:
@@ -176,8 +177,9 @@ async def _saturate(url: str, body: Any, callers: int, seconds: float) -> float:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where the environment is made, 3 GB")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=3, help="of each kind in a round (3)")
+    parser.add_argument("--seconds", type=float, default=5, help="of a sample (5)")
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a FINELAP_ setting")
     parser.add_argument("--json", type=Path)

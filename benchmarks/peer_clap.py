@@ -1,7 +1,7 @@
 """Runs in the peer's own environment (benchmarks.peer makes it): a CLAP with random weights, and its plain loop.
 
     python peer_clap.py make FOLDER     the model with its processor, as transformers saves them
-    python peer_clap.py loop FOLDER SECONDS BATCH      one JSON line: clips a second, texts a second
+    python peer_clap.py loop FOLDER SECONDS BATCH SAMPLES      one JSON line: clips a second, texts a second
 
 The sizes are transformers' defaults, those of laion/clap-htsat-unfused: HTS-AT with 27.5 million parameters,
 RoBERTa-base, 48 kHz. Random weights cost what trained ones do. Imports nothing of ours.
@@ -41,7 +41,7 @@ def make(folder: str) -> None:
     print(sum(p.numel() for p in model.audio_model.parameters()), flush=True)
 
 
-def loop(folder: str, seconds: float, batch: int) -> None:
+def loop(folder: str, seconds: float, batch: int, samples: int) -> None:
     """The model and its processor, batch after batch, with nothing around them."""
     model, processor = ClapModel.from_pretrained(folder).eval(), ClapProcessor.from_pretrained(folder)
     rng = np.random.default_rng(0)
@@ -55,7 +55,11 @@ def loop(folder: str, seconds: float, batch: int) -> None:
         return model.get_text_features(**processor(text=texts, return_tensors="pt", padding=True))
 
     with torch.no_grad():
-        print(json.dumps({"clips": _rate(hear, seconds, batch), "texts": _rate(read, seconds, batch)}), flush=True)
+        rates = {
+            kind: [_rate(once, seconds, batch) for _ in range(samples)]
+            for kind, once in (("clips", hear), ("texts", read))
+        }
+    print(json.dumps(rates), flush=True)
 
 
 def _rate(once: Callable[[], Any], seconds: float, batch: int) -> float:
@@ -71,4 +75,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(sys.argv[2])
     else:
-        loop(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+        loop(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
