@@ -99,6 +99,8 @@ def _walk(file: BinaryIO, order: Literal["little", "big"]) -> Iterator[tuple[byt
     end = file.seek(0, io.SEEK_END)
     at, long_size = 12, 0
     for _ in range(MAX_CHUNKS):
+        if at > end:  # also beyond what can be sought: RF64 has sizes of 64 bits
+            return
         file.seek(at)
         header = file.read(8)
         if len(header) < 8:

@@ -6,9 +6,11 @@ Knows nothing of files, requests or the library. Audio is mono float32 at 16 kHz
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -272,14 +274,16 @@ class Engine:
         return int(torch.cuda.memory_allocated() if kind == "allocated" else torch.cuda.memory_reserved())
 
     def _encode_windows(self, windows: list[np.ndarray]) -> list[WindowEmbedding]:
-        encoded = [(np.asarray(clip), np.asarray(frames)) for clip, frames in self._model.encode_windows(windows)]
+        with _memory_errors():
+            encoded = [(np.asarray(clip), np.asarray(frames)) for clip, frames in self._model.encode_windows(windows)]
         for clip, frames in encoded:
             if not (np.isfinite(clip).all() and np.isfinite(frames).all()):
                 raise NotFinite("the model gave numbers that are not finite for this audio")
         return encoded
 
     def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
-        vectors = np.asarray(self._model.encode_text(texts), dtype=np.float32)
+        with _memory_errors():
+            vectors = np.asarray(self._model.encode_text(texts), dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise NotFinite("the model gave numbers that are not finite for this text")
         return [vector.copy() for vector in vectors]  # a copy does not keep the whole batch alive in the cache
@@ -301,6 +305,26 @@ class Engine:
             for size in sizes:
                 self._encode_windows([np.zeros(samples, dtype=np.float32)] * size)
         self._encode_texts(["a sound"])
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """What PyTorch says when memory runs out, as MemoryError; on a GPU what it had set aside is given back."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_initialized():
+            cuda.empty_cache()
+        raise MemoryError("The model needs more memory for this than there is now.") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()  # PyTorch has a class of its own for GPUs only
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    )
 
 
 async def _single(samples: np.ndarray) -> AsyncGenerator[np.ndarray, None]:

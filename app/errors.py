@@ -127,6 +127,7 @@ KINDS: dict[type[Exception], Kind] = {
     records.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
     records.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),
     batching.QueueFull: Kind(429, "queue-full", "Queue full"),
+    MemoryError: Kind(503, "out-of-memory", "Not enough memory"),
     batching.Closed: Kind(503, "shutting-down", "Shutting down"),
     NotReady: Kind(503, "not-ready", "Not ready"),
     TimedOut: Kind(503, "timed-out", "Took too long"),
@@ -159,10 +160,15 @@ def describe(error: BaseException) -> dict[str, Any]:
     if kind is INTERNAL:
         log.error("unexpected error", exc_info=error)
         detail = "An unexpected error; the log has it under this request id."
+    elif isinstance(error, MemoryError):
+        log.error("out of memory", exc_info=error)
+        detail = str(error) or "There is not enough memory for this now."
     elif isinstance(error, HTTPException):
         detail = str(error.detail)
     else:
         detail = str(error)
+        if isinstance(error, records.LibraryUnavailable | records.StorageFull):  # nobody's fault who asks
+            log.error("%s", detail)
     problem: dict[str, Any] = {
         "type": TYPE_PREFIX + kind.slug,
         "title": kind.title,
@@ -188,7 +194,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return dict(error.headers or {})
     if isinstance(error, batching.QueueFull):
         return {"Retry-After": str(error.retry_after)}
-    if isinstance(error, NotReady | batching.Closed | TimedOut | records.LibraryUnavailable):
+    if isinstance(error, NotReady | batching.Closed | TimedOut | records.LibraryUnavailable | MemoryError):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):
         return {"Content-Range": f"bytes */{error.size}"}

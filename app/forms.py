@@ -6,6 +6,7 @@ on the headers of a part (8, of 4 KiB). Here: what all fields have together, and
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
@@ -14,6 +15,7 @@ from starlette.formparsers import FormParser, MultiPartException, MultiPartParse
 from starlette.requests import Request
 
 from app.errors import BodyTooLarge, Malformed
+from index.records import StorageFull
 
 MAX_FILES = 1000  # of one request
 MAX_FIELDS = 10_000
@@ -26,7 +28,7 @@ _SPOOL_FURTHER = 1 << 16
 
 
 async def parse_form(request: Request) -> FormData:
-    """The form in the request's body; close it to get rid of its files. Raises Malformed, BodyTooLarge."""
+    """The form in the request's body; close it to get rid of its files. Raises Malformed, BodyTooLarge, StorageFull."""
     multipart = request.headers.get("content-type", "").lower().startswith("multipart/")
     try:
         async with aclosing(request.stream()) as stream:
@@ -38,6 +40,10 @@ async def parse_form(request: Request) -> FormData:
             ).parse()
     except MultiPartException as error:
         raise Malformed(error.message) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("no room left for uploads in the folder of temporary files (TMPDIR)") from error
+        raise
 
 
 class _Parts(MultiPartParser):

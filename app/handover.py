@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import io
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from index.records import StorageFull
 
 
 async def open_apart(file: BinaryIO | Path) -> int:
     """A descriptor of the file, for reading, with a position of its own where the system can give that (Linux can).
 
     `file` may be a path, any open file, also one spooled or held in memory. The caller closes the descriptor. Raises
-    OSError.
+    OSError, StorageFull.
     """
     opening = asyncio.create_task(asyncio.to_thread(_descriptor, file))
     try:
@@ -29,15 +34,28 @@ def _descriptor(file: BinaryIO | Path) -> int:
     if isinstance(file, Path):
         return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        file.flush()
-        descriptor = file.fileno()  # a file spooled in memory moves to disk for this
-        file.flush()
+        with _room():
+            file.flush()
+            descriptor = file.fileno()  # a file spooled in memory moves to disk for this
+            file.flush()
     except io.UnsupportedOperation:  # in memory for good
-        return _copied(file)
+        with _room():
+            return _copied(file)
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return os.dup(descriptor)
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """A full disk by its name. io.UnsupportedOperation is an OSError too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull("no room left for uploads in the folder of temporary files (TMPDIR)") from error
+        raise
 
 
 def _copied(file: BinaryIO) -> int:

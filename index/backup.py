@@ -10,6 +10,7 @@ name only whole; what an interrupted backup has copied is used by the next. Know
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -19,7 +20,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from index import store
@@ -32,6 +33,7 @@ Progress = Callable[[str, int, int], None]  # what is being done, how much of it
 
 _MARK, SNAPSHOTS, _MANIFEST = "finelap-backups", "snapshots", "manifest.json"
 _FORMAT = 1
+_NAME = "%Y%m%dT%H%M%S.%fZ"  # of a snapshot
 _PAGES = 4096  # of the database copied at a time
 _TOGETHER = 64  # audio files that get their names at once
 _PIECE = 1 << 20  # bytes
@@ -91,6 +93,14 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _next_name(now: datetime, folder: Path) -> str:
+    """A name for the time, behind those that are there, also when the clock was put back since."""
+    for path in folder.iterdir():
+        with contextlib.suppress(ValueError):  # what somebody else put there
+            now = max(now, datetime.strptime(path.name, _NAME).replace(tzinfo=UTC) + timedelta(microseconds=1))
+    return now.strftime(_NAME)
+
+
 class _Backup:
     """One backup under way."""
 
@@ -98,7 +108,7 @@ class _Backup:
         self._library, self._dest = library, dest
         self._progress, self._copy = progress, copy
         self._audio = AudioFiles(dest / AUDIO)
-        self._name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self._name = _next_name(datetime.now(UTC), dest / SNAPSHOTS)
         self._new = dest / SNAPSHOTS / f".{self._name}"
         self._added: set[str] = set()
         self._damaged: dict[str, str] = {}

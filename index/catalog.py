@@ -423,9 +423,10 @@ def _refuse_lost_database(path: Path, audio: AudioFiles) -> None:
     """The database is made before the first audio file: files without it are a library that lost it, not leftovers."""
     if not path.exists() and (path.parent / UNFINISHED).exists():
         raise CatalogError(f"{path.parent} was not restored to the end: run finelap restore again")
-    if not path.exists() and any(True for _ in audio.names()):
+    if (not path.exists() or not path.stat().st_size) and any(True for _ in audio.names()):
         raise CatalogError(
-            f"{audio.root} has audio files and {path.name} is not there: put the database back, or move the files away"
+            f"{audio.root} has audio files and {path.name} is not there or empty: put the database back, or move the "
+            "files away"
         )
 
 

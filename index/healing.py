@@ -9,6 +9,7 @@ from index import store
 from index.audio_files import AudioFiles
 from index.store import Store
 
+_LEFTOVERS = 100  # audio files without a record that an interrupted change can leave, and more
 _NAMED = 100  # how many clips without audio are reported by name
 
 
@@ -25,9 +26,16 @@ def heal(database: Store, audio: AudioFiles) -> list[str]:
     with database.read() as view:
         named = {sha256: (clip_id, filename) for sha256, clip_id, filename in store.all_sha256(view)}
         vectors = store.count_vectors(view)
-    removed, there = audio.remove_unless(named.__contains__)
-    if removed:
-        report.append(f"removed {_files(len(removed))} that no record names")
+    there = set(audio.names())
+    unnamed = there - set(named)
+    if len(unnamed) > _LEFTOVERS:  # no crash leaves so many
+        report.append(
+            f"{len(unnamed)} audio files have no record and are kept: was the database replaced by an older one?"
+        )
+    elif unnamed:
+        for sha256 in unnamed:
+            audio.remove(sha256)
+        report.append(f"removed {_files(len(unnamed))} that no record names")
     missing = [clip for sha256, clip in named.items() if sha256 not in there]
     for clip_id, filename in missing[:_NAMED]:
         report.append(f"the audio of clip {clip_id} ({filename}) is missing; add the file again to restore it")

@@ -79,7 +79,11 @@ class StorageFull(CatalogError):
 
 
 class LibraryUnavailable(CatalogError):
-    """The server that keeps the library does not answer, or not as it should."""
+    """What keeps the library does not answer, or not as it should: a server, a disk, a lock. It may again."""
+
+
+class LibraryDamaged(LibraryUnavailable):
+    """The database is not whole: a disk, or something that writes into it, has changed it."""
 
 
 class LibraryInUse(CatalogError):

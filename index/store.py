@@ -21,7 +21,7 @@ import numpy as np
 from index import words
 from index.filters import Condition
 from index.frames import FrameCodes
-from index.records import CatalogError, Clip, Fact, StorageFull
+from index.records import CatalogError, Clip, Fact, LibraryDamaged, LibraryUnavailable, StorageFull
 from index.segments import cut_segments
 
 APPLICATION_ID = 0x46494E45  # "FINE", in the file's header: this is a library and not some other database
@@ -85,13 +85,18 @@ MIGRATIONS: tuple[str, ...] = (
 
 _CLIP = "id, filename, sha256, duration, sample_rate, channels, created, metadata"  # as Clip has them
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_MAY_PASS = {  # another process has the lock, the disk is read-only or fails, rights are missing
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
+}  # fmt: skip
 _BUSY_MS = 10_000
 _LITTLE_ROOM = 64 * 1024  # bytes free under which a failed write is put down to the disk being full
 
 
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Turns what SQLite and the file system raise into StorageFull or CatalogError."""
+    """Turns what SQLite and the file system raise into a CatalogError: StorageFull, LibraryDamaged, … by the cause."""
     try:
         yield
     except sqlite3.Error as error:
@@ -99,11 +104,15 @@ def storage_errors(folder: Path) -> Iterator[None]:
         # Only some writes that meet a full disk are reported as such; growing the shared memory file, for one, is not.
         if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _room(folder) < _LITTLE_ROOM):
             raise StorageFull(f"no room left in {folder}: the change was not made") from error
+        if code in _DAMAGED:
+            raise LibraryDamaged(f"the database in {folder} is damaged ({error}): restore a backup of it") from error
+        if code in _MAY_PASS:
+            raise LibraryUnavailable(f"the library in {folder} cannot do this now: {error}") from error
         raise CatalogError(f"the library's database failed: {error}") from error
     except OSError as error:
         if error.errno in _FULL_ERRNOS:
             raise StorageFull(f"no room left in {folder}: the change was not made") from error
-        raise CatalogError(f"the library's folder failed: {error}") from error
+        raise LibraryUnavailable(f"the library's folder failed: {error}") from error
 
 
 def _room(folder: Path) -> int:
@@ -126,7 +135,8 @@ class Store:
         self._readers: list[sqlite3.Connection] = []  # idle ones
         self._pool = threading.Lock()
         self._closed = False
-        with storage_errors(path.parent):
+        self._damage: LibraryDamaged | None = None  # once it was met
+        with self._errors():
             self._writer = self._connect()
             try:
                 self._prepare(migrations)
@@ -167,6 +177,15 @@ class Store:
     def _scalar(self, statement: str) -> int:
         return int(self._writer.execute(statement).fetchone()[0])
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with storage_errors(self.path.parent):
+                yield
+        except LibraryDamaged as error:
+            self._damage = error
+            raise
+
     # Transactions
 
     @contextmanager
@@ -174,7 +193,7 @@ class Store:
         """One transaction, on the disk when the block ends, undone when it raises. One caller at a time."""
         if self._closed:
             raise CatalogError("the library is closed")
-        with storage_errors(self.path.parent):
+        with self._errors():
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -187,7 +206,7 @@ class Store:
     @contextmanager
     def attached(self, path: Path, name: str) -> Iterator[None]:
         """Gives the tables of another database to `write` under `name` for as long as the block; not inside `write`."""
-        with storage_errors(self.path.parent):
+        with self._errors():
             self._writer.execute(f"ATTACH ? AS {name}", (str(path),))
             try:
                 yield
@@ -196,7 +215,7 @@ class Store:
 
     def shrink_log(self) -> None:
         """Gives back the room of the write-ahead log, which keeps the size of the largest transaction."""
-        with storage_errors(self.path.parent):
+        with self._errors():
             self._writer.execute("PRAGMA main.wal_checkpoint(TRUNCATE)")
 
     @contextmanager
@@ -206,7 +225,7 @@ class Store:
             if self._closed:
                 raise CatalogError("the library is closed")
             connection = self._readers.pop() if self._readers else None
-        with storage_errors(self.path.parent):
+        with self._errors():
             if connection is None:
                 connection = self._connect()
                 connection.execute("PRAGMA query_only = ON")
@@ -233,7 +252,9 @@ class Store:
         self._writer.close()
 
     def check(self) -> None:
-        """Raises CatalogError unless the database answers and is still the file that was opened."""
+        """Raises CatalogError unless the database answers, was whole so far, and is still the file that was opened."""
+        if self._damage is not None:
+            raise LibraryDamaged(str(self._damage)) from self._damage
         with self.read() as connection:
             connection.execute("SELECT dim FROM library").fetchone()
             if self.path.stat().st_ino != self._inode:
