@@ -8,8 +8,8 @@ import { Player } from "./player.js";
 const PAGE = 50;
 const MOST_FOUND = 1000; // by words: the API's limit
 const SHOWN_TAGS = 5;
-const TAGS = ["tags", "category", "subcategory"];
-const TEXTS = ["title", "description", "path", "artist", "author"]; // the first two that are there
+const TAGS = ["tags", "category", "subcategory", "label", "genre"];
+const TEXTS = ["title", "description", "artist", "author", "path"]; // the first two that are there
 
 export class ClipList {
   #list;

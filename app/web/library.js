@@ -210,7 +210,8 @@ export function mount(panel, shell) {
 
   function about({ version, model, clips, limits }) {
     const facts = {
-      Model: `${model.name}, ${model.dtype} on ${model.device}`,
+      Model: model.name,
+      Device: `${model.device}, ${model.dtype}`,
       Index: `${count(clips, "sound")}, ${model.dim} dimensions`,
       "Largest file": `${bytes(limits.max_upload_mb * 1e6)}, ${clock(limits.max_duration_s)}`,
       Version: version,

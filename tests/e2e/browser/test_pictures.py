@@ -1,0 +1,102 @@
+"""The pictures of the page in the documentation, made by using it.
+
+    FINELAP_SCREENSHOTS=docs/images python -m pytest tests/e2e/browser/test_pictures.py
+
+Without the variable nothing is kept; that the page comes to what the pictures show is tested all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from benchmarks.common import RATE, SOUNDS, Server, encode, load
+from tests.e2e.browser.waiting import wait_for_count, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+SHARP = 1.5  # pixels of the picture for one of the page
+NIGHT = (("dog-barking-7ddbed", 6), ("glass-shattering-cd90fe", 15), ("thunder-4ac79b", 24), ("dog-barking-7ddbed", 33))
+PHRASES = ("dog barking", "breaking glass", "thunder")
+FIELD = ("rain-9a5405", "crow-5da38b", "water-drip-e697f4")
+
+
+@pytest.fixture
+def look(open_page: Callable[..., Page]) -> Callable[[str], Page]:
+    """Opens the page as the pictures have it."""
+
+    def look(path: str) -> Page:
+        page = open_page(1280, path, device_scale_factor=SHARP)
+        page.set_viewport_size({"width": 1180, "height": 660})
+        page.wait_for_selector("#status[data-state=ready]")
+        return page
+
+    return look
+
+
+@pytest.fixture
+def added(server: Server) -> Iterator[None]:
+    """What a test added goes again."""
+    before = {clip["id"] for clip in server.get("/clips", limit=1000).json()["clips"]}
+    yield
+    for clip in server.get("/clips", limit=1000).json()["clips"]:
+        if clip["id"] not in before:
+            server.delete(f"/clips/{clip['id']}")
+
+
+def test_search(look: Callable[[str], Page], shoot: Callable[..., None]) -> None:
+    page = look("/?q=dog+barking")
+    page.wait_for_selector("#hits .name:has-text('dog-barking')")
+    page.wait_for_load_state("networkidle")  # the waveforms
+    assert page.locator("#hits canvas").count() >= 5
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.innerText").startswith("dog-barking")
+    shoot(page, "page-search")
+
+
+def test_detect(look: Callable[[str], Page], shoot: Callable[..., None]) -> None:
+    night = np.random.default_rng(1).normal(0, 0.001, 40 * RATE).astype(np.float32)
+    for name, at in NIGHT:
+        sound = load(SOUNDS / f"{name}.ogg")
+        night[at * RATE :][: len(sound)] += sound
+    page = look("/?tab=detect")
+    page.set_input_files(
+        "#recording", {"name": "night.flac", "mimeType": "audio/flac", "buffer": encode(night, "FLAC")}
+    )
+    while page.locator("#phrase-list .chip").count():
+        page.locator("#phrase-list .chip button").first.click()
+    for phrase in PHRASES:
+        page.fill("#phrase", phrase)
+        page.keyboard.press("Enter")
+    page.click("#listen")
+    page.wait_for_selector("#detect-progress", state="hidden")
+    page.wait_for_selector("#events tr")
+    heard = page.locator("#events").inner_text()
+    assert all(phrase in heard for phrase in PHRASES)
+    page.evaluate("document.getElementById('found-bar').scrollIntoView()")
+    page.mouse.move(0, 0)
+    page.evaluate("scrollBy(0, -75)")  # below the header
+    shoot(page, "page-detect")
+
+
+def test_library(look: Callable[[str], Page], added: None, shoot: Callable[..., None]) -> None:
+    def take(number: int, name: str) -> dict[str, object]:
+        sound = encode(load(SOUNDS / f"{name}.ogg"))
+        return {"name": f"{name.rpartition('-')[0]}, take {number}.wav", "mimeType": "audio/wav", "buffer": sound}
+
+    page = look("/?tab=library")
+    page.wait_for_selector("#clips > li")
+    page.fill("#add-tags", "garden, May")
+    known = SOUNDS / "thunder-4ac79b.ogg"
+    page.set_input_files("#add-files", [take(i, name) for i, name in enumerate(FIELD, 1)])
+    page.wait_for_selector("#uploads-clear:visible")
+    page.set_input_files("#add-files", known)
+    wait_for_count(page, "#upload-list > li[data-state=there]", 1)
+    wait_until(page, "document.querySelector('#clips .name').innerText.includes('take')")
+    page.evaluate("document.activeElement.blur()")
+    page.mouse.move(0, 0)
+    shoot(page, "page-library")
