@@ -62,7 +62,9 @@ def clean_filename(name: str | None) -> str:
         return "unnamed"
     if len(kept) > _MAX_NAME:
         stem, dot, suffix = kept.rpartition(".")
-        kept = f"{stem[: _MAX_NAME - len(suffix) - 1]}.{suffix}" if dot and len(suffix) < 10 else kept[:_MAX_NAME]
+        kept = (
+            f"{stem[: _MAX_NAME - len(suffix) - 1]}.{suffix}" if dot and len(suffix) < 10 else kept[:_MAX_NAME].rstrip()
+        )
     return kept
 
 

@@ -1,0 +1,152 @@
+"""Libraries of every release before open, are brought forward, and answer as they did; see libraries/make.py."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sqlite3
+import sys
+import tarfile
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from index import backup, restore
+from index.catalog import Catalog
+from index.records import CheckpointMismatch
+from index.store import MIGRATIONS
+
+LIBRARIES = Path(__file__).with_name("libraries")
+MADE = sorted(LIBRARIES.glob("*.tar.xz"))
+
+
+def _make() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_library", LIBRARIES / "make.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_library"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+make = _make()
+THERE = [n for n in range(make.CLIPS) if n != make.DELETED]
+
+
+@pytest.fixture(params=MADE, ids=lambda path: path.name.partition(".")[0])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    with tarfile.open(request.param) as archive:
+        archive.extractall(tmp_path / "data", filter="data")
+    return tmp_path / "data"
+
+
+def version(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / "catalog.sqlite3")) as database:
+        return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def metadata(number: int) -> dict:
+    about = make.about(number)
+    if number == make.PATCHED:
+        about["tags"] = ["changed"]
+        del about["loud"]
+    return about
+
+
+def check(library: Catalog, ids: dict[int, str]) -> None:
+    clips = {clip.id: clip for clip in library.list(100)[0]}
+    assert set(clips) == {ids[n] for n in THERE} and len(library) == len(THERE)
+    for n in THERE:
+        clip, data = clips[ids[n]], make.audio(n)
+        assert (clip.filename, clip.duration) == (f"DogBark_{n:02}-声.wav", 1.5 * (n + 1))
+        assert (clip.sample_rate, clip.channels) == (16_000 + n, 1 + n % 2)
+        assert clip.metadata == metadata(n) and clip.sha256 == hashlib.sha256(data).hexdigest()
+        assert library.audio_path(clip.id).read_bytes() == data
+        embedding, frames = make.vectors(n)
+        np.testing.assert_array_equal(library.clip_vector(clip.id), embedding)
+        kept, hop = library.frames(clip.id)
+        assert kept.shape == frames.shape and np.abs(kept - frames).max() < 0.01 and hop == 0.16
+
+
+def answers(library: Catalog) -> list[list[tuple[str, float]]]:
+    """What searches of every kind find, by file name, with similarities."""
+    found = []
+    for seed in range(6):
+        query = np.random.RandomState(seed).standard_normal(make.DIM).astype(np.float32)
+        found += [library.search(query, 100), library.search(query, 100, {"tags": "dog", "number": {"gte": 3}})]
+        found += [library.search(query, 4, {"loud": True, "level": {"lt": 2.75}, "duration": {"lt": 19}})]
+        found += [library.search_segments(query, 100), library.search_segments(query, 2, {"tags": ["rain", "changed"]})]
+        found += [
+            library.search_words(words, query, 100) for words in ("barking", "犬", "door 11", "changed", "nothing")
+        ]
+    return [[(hit.clip.filename, round(hit.similarity, 5)) for hit in hits] for hits in found]
+
+
+def check_searches(library: Catalog, folder: Path) -> None:
+    """Against a library that this release makes of the same clips, and against all inner products."""
+    make.fill(folder)
+    with Catalog.open(folder, dim=make.DIM, checkpoint=make.CHECKPOINT) as fresh:
+        expected = answers(fresh)
+    assert answers(library) == expected and sum(map(bool, expected)) > len(expected) / 2
+    query = np.random.RandomState(0).standard_normal(make.DIM).astype(np.float32)
+    products = np.stack([make.vectors(n)[0] for n in THERE]) @ query
+    np.testing.assert_allclose([s for _, s in expected[0]], np.sort(products)[::-1], atol=1e-5)
+
+
+def test_every_format_is_among_them(tmp_path: Path) -> None:
+    versions = set()
+    for number, made in enumerate(MADE):
+        with tarfile.open(made) as archive:
+            archive.extractall(tmp_path / str(number), filter="data")
+        versions.add(version(tmp_path / str(number)))
+    assert versions == set(range(1, len(MIGRATIONS) + 1)), "a format was added: make a library of it (make.py)"
+    assert sum(made.stat().st_size for made in MADE) < 200_000
+
+
+def test_it_opens_and_answers(old: Path, tmp_path: Path) -> None:
+    ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
+    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+        assert not library.healed
+        check(library, ids)
+        check_searches(library, tmp_path / "fresh")
+        library.delete(ids[0])
+        library.update_metadata(ids[1], {"new": 1})
+        assert library.get(ids[1]).metadata == metadata(1) | {"new": 1}
+    assert version(old) == len(MIGRATIONS)
+    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+        assert len(library) == len(THERE) - 1 and not library.healed
+
+
+def test_it_is_backed_up_and_restored(old: Path, tmp_path: Path) -> None:
+    ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
+    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT):
+        backup.back_up(old, tmp_path / "copies", lambda *_: None)
+    restore.restore(tmp_path / "copies", tmp_path / "again", lambda *_: None)
+    with Catalog.open(tmp_path / "again", dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+        check(library, ids)
+        check_searches(library, tmp_path / "fresh")
+
+
+def test_another_checkpoint_is_refused(old: Path) -> None:
+    with pytest.raises(CheckpointMismatch, match="reindex"):
+        Catalog.open(old, dim=make.DIM, checkpoint="another")
+
+
+def test_a_migration_that_is_broken_off(old: Path) -> None:
+    """The power goes while it is brought forward: the next start does it again, from where it was."""
+    before = version(old)
+    (old / "catalog.sqlite3-wal").unlink(missing_ok=True)
+    kept = (old / "catalog.sqlite3").read_bytes()
+    with closing(sqlite3.connect(old / "catalog.sqlite3", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("CREATE TABLE half (a)")
+        database.execute(f"PRAGMA user_version = {before + 1}")  # and no commit
+    assert version(old) == before
+    (old / "catalog.sqlite3").write_bytes(kept)
+    ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
+    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+        check(library, ids)
