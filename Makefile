@@ -4,6 +4,7 @@
 # make checkpoint  the bundled checkpoint again: sounds from their Debian packages, then hours of training
 # make docs   the documentation as a site in site/, links and pages checked
 # make page   the page's libraries from npm, which make run and make test fetch too; without them it draws plain waveforms
+# make audit  known vulnerabilities of what is installed, and build/sbom.json, a list of it (CycloneDX)
 # make clean  removes the virtual environment and caches; the library in data/ stays
 #
 # PYTHON     the interpreter (3.11 or newer) that makes .venv
@@ -17,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input $(PIP_FLAGS)
 
-.PHONY: run test check checkpoint docs page clean
+.PHONY: run test check checkpoint docs page audit clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run $(VENV)/.page
@@ -43,6 +44,13 @@ docs: $(VENV)/.python
 
 page: $(VENV)/.python
 	@$(BIN)/python app/web/install.py --wheel
+
+# the tools stand apart, so that they are not in the list
+audit: $(VENV)/.run
+	@if test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip \
+			install -qq --disable-pip-version-check --no-input --timeout 15 --retries 1 pip-audit cyclonedx-bom; }; \
+		then $(BIN)/python .ci/audit.py $(VENV)/audit/bin $(BIN)/python; \
+		else echo "pip-audit and cyclonedx-bom could not be installed: nothing was audited" >&2; fi
 
 clean:
 	rm -rf $(VENV) app/web/vendor tests/e2e/browser/vendor site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,9 @@ def main() -> int:
     tools, python = Path(sys.argv[1]), sys.argv[2]
     BUILD.mkdir(exist_ok=True)
     _sbom(tools, python)
-    found = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], **_text, check=True)
+    found = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], **_text, check=True
+    )
     command = [tools / "pip-audit", "--path", found.stdout.strip(), "--skip-editable", "--progress-spinner", "off"]
     try:
         done = subprocess.run([*command, "--timeout", "10", "-f", "json"], **_text, timeout=PATIENCE)
