@@ -3,7 +3,7 @@
 Three states, and a thread that leads from one to the next while the old one serves:
 
 - flat: all vectors in memory (index/faiss_index.py), compared one by one.
-- codes: D / 2 bytes a vector in memory (index/approximate.py) name candidates; their vectors are read from the
+- codes: about D / 4 bytes a vector in memory (index/approximate.py) name candidates; their vectors are read from the
   database and compared exactly. So a similarity is always exact, and what can be missed is a clip whose code was not
   among the candidates.
 - stored: nothing in memory yet, every search reads all vectors from the database: exact and slow, for as long as it
