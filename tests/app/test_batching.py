@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import Batcher, BatchReport, Closed, Device, QueueFull, Urgency
+from app.batching import Batcher, BatchReport, CallReport, Closed, Device, QueueFull, Urgency
 
 
 class Doubler:
@@ -253,6 +253,26 @@ async def test_reports_tell_sizes_and_times() -> None:
         await batcher.map([1, 2, 3], in_flight=3)
     assert [(r.size, r.cost, len(r.waited)) for r in reports] == [(3, 3, 3)]
     assert reports[0].seconds >= 0.02 and max(reports[0].waited) < 1
+
+
+async def test_each_caller_learns_what_its_own_items_went_through() -> None:
+    run, reports = Doubler(2), list[CallReport]()
+    async with running(run, max_cost=2, observe_call=reports.append) as batcher:
+        began = time.perf_counter()
+        run.gate.clear()
+        three = asyncio.create_task(batcher.map([1, 2, 3], in_flight=3))
+        one = asyncio.create_task(batcher.submit(4))
+        left = asyncio.create_task(batcher.submit(5))
+        await until(lambda: batcher.depth >= 3)
+        left.cancel()
+        await asyncio.sleep(0.05)
+        run.gate.set()
+        assert (await three, await one) == ([2, 4, 6], 8)
+    assert sorted(report.items for report in reports) == [1, 3]  # who left without a result is not told of
+    for report in reports:
+        assert began <= report.entered <= report.began <= report.ended <= time.perf_counter()
+        assert report.waited >= report.began - report.entered - 1e-6
+    assert max(report.waited for report in reports) >= 0.05
 
 
 async def test_closing_lets_present_callers_finish_and_refuses_new_ones() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -162,20 +161,6 @@ def test_prometheus_is_given_its_key(every: dict[str, Any], tmp_path: Path) -> N
     assert done.stdout.split() == every["prometheus"]["command"], done.stderr
     assert (tmp_path / "finelap-key").read_text() == "key-1 $x"
     assert (tmp_path / "finelap-key").stat().st_mode & 0o077 == 0
-
-
-def test_the_proxy_configuration_is_valid(repo_dir: Path, every: dict[str, Any], tmp_path: Path) -> None:
-    source = repo_dir / "docker" / "nginx" / "nginx.conf"
-    text = source.read_text(encoding="utf-8")
-    assert float(re.search(r"proxy_read_timeout (\d+)s", text)[1]) > Settings(_env_file=None).request_timeout_s  # type: ignore
-    assert "listen 8080;" in text and every["proxy"]["ports"][0].endswith(":8080")
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None:
-        pytest.skip("nginx is not installed")
-    copy = tmp_path / "nginx.conf"
-    copy.write_text(text.replace("/tmp/", f"{tmp_path}/").replace("/dev/std", f"{tmp_path}/std"), encoding="utf-8")
-    done = subprocess.run([nginx, "-t", "-c", str(copy), "-p", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_variables_are_put_in_as_compose_does() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +96,35 @@ def test_requirements(repo_dir: Path, project: dict[str, Any], gpu: bool) -> Non
     assert only.stdout.split() == [line for line in project["dependencies"] if line.startswith("torch")]
 
 
-def test_the_health_check_tells_ready_from_not(repo_dir: Path, small_checkpoint: Path) -> None:
+def test_the_health_check_tells_ready_from_not(repo_dir: Path, service: Server) -> None:
     def check(port: str) -> subprocess.CompletedProcess[str]:
-        script = str(repo_dir / "docker" / "healthcheck.py")
-        return subprocess.run(
-            [sys.executable, script], env={"FINELAP_PORT": port}, capture_output=True, text=True, timeout=60
-        )
+        command = [sys.executable, str(repo_dir / "docker" / "healthcheck.py")]
+        return subprocess.run(command, env={"FINELAP_PORT": port}, capture_output=True, text=True, timeout=60)
 
-    with Server({"api_keys": "secret"}) as server:
-        port = server.address.rpartition(":")[2]
-        done = check(port)
-        assert done.returncode == 0, done.stderr
-        server.process.terminate()
-        server.process.wait(30)
-        done = check(port)
-        assert done.returncode == 1 and f"no answer on port {port}" in done.stderr
+    assert check(service.address.rpartition(":")[2]).returncode == 0
+    with _loading() as port:
+        done = check(str(port))
+        assert done.returncode == 1 and "503: " in done.stderr and "being loaded" in done.stderr
+    done = check(str(port))
+    assert done.returncode == 1 and f"no answer on port {port}" in done.stderr
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[int]:
+    """A server that says what a service says while it loads; its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"status": 503, "detail": "The model is being loaded."}' if self.path == "/health/ready" else b""
+            self.send_response(503 if body else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()

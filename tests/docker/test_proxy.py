@@ -1,0 +1,159 @@
+"""The proxy's configuration in a real nginx: valid, and before a real service it changes nothing but what it is to."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import Settings
+from benchmarks.common import SOUNDS, Server
+
+CONFIG = Path(__file__).resolve().parent.parent.parent / "docker" / "nginx" / "nginx.conf"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def nginx() -> str:
+    found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if found is None:
+        pytest.skip("nginx is not installed: Debian has it in the package nginx-light")
+    return found
+
+
+def test_it_waits_longer_than_the_service() -> None:
+    (seconds,) = re.findall(r"proxy_read_timeout (\d+)s", CONFIG.read_text(encoding="utf-8"))
+    assert float(seconds) > Settings(_env_file=None).request_timeout_s  # type: ignore[call-arg]
+
+
+def test_it_is_valid(tmp_path: Path) -> None:
+    """As it is, but for the folders it writes to."""
+    copy = tmp_path / "nginx.conf"
+    text = CONFIG.read_text(encoding="utf-8")
+    copy.write_text(text.replace("/tmp/", f"{tmp_path}/").replace("/dev/std", f"{tmp_path}/std"), encoding="utf-8")
+    done = subprocess.run([nginx(), "-t", "-c", str(copy), "-p", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Starts it before servers of this machine, in the place of the name that all replicas have; its address."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin(*backends: str) -> str:
+        port, folder = free_port(), tmp_path / "nginx"
+        folder.mkdir()
+        servers = " ".join(f"server {backend};" for backend in backends)
+        text = CONFIG.read_text(encoding="utf-8")
+        for was, now in (
+            ("/tmp/", f"{folder}/"),
+            ("/dev/std", f"{folder}/std"),
+            ("listen 8080;", f"listen 127.0.0.1:{port};"),
+            ("    resolver 127.0.0.11 valid=5s ipv6=off;", f"    upstream replicas {{ {servers} }}"),
+            ("http://$replicas:8080", "http://replicas"),
+        ):
+            assert text.count(was) >= 1, was
+            text = text.replace(was, now)
+        (folder / "nginx.conf").write_text(f"daemon off; master_process off;\n{text}", encoding="utf-8")
+        running.append(subprocess.Popen([nginx(), "-c", str(folder / "nginx.conf"), "-p", str(folder)]))
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/proxy/health", trust_env=False).raise_for_status()
+                return f"http://127.0.0.1:{port}"
+            except httpx.TransportError:
+                assert running[-1].poll() is None and time.monotonic() < deadline, (folder / "stderr").read_text()
+                time.sleep(0.05)
+
+    yield begin
+    for process in running:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_service_behind_it(service: Server, start: Callable[..., str], tmp_path: Path) -> None:
+    address = start(service.address.removeprefix("http://"))
+    bark = next(iter(sorted(SOUNDS.glob("dog-barking-*"))))
+    with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+        added = client.post("/clips", files={"files": ("ü.ogg", bark.read_bytes())}, headers={"Origin": address})
+        (clip,) = added.raise_for_status().json()["clips"]
+        assert client.get("/search", params={"q": "dog"}).json()["hits"][0]["clip"]["id"] == clip["id"]
+        part = client.get(f"/clips/{clip['id']}/audio", headers={"Range": "bytes=10-19"})
+        assert part.status_code == 206 and part.content == bark.read_bytes()[10:20]
+        form = {"phrases": ["dog barking"], "format": "ndjson"}
+        answer = client.post("/detect", files={"file": (bark.name, bark.read_bytes())}, data=form)
+        assert json.loads(answer.text.splitlines()[-1])["type"] == "end"
+        assert client.get("/metrics").status_code == 404
+        large = httpx.post(f"{address}/clips", files={"files": ("large.wav", bytes(4_000_000))}, trust_env=False)
+        assert large.status_code == 413 and large.json()["type"] == "urn:finelap:problem:body-too-large"
+        other = client.delete(f"/clips/{clip['id']}", headers={"Origin": "http://elsewhere.example"})
+        assert other.status_code == 403
+        assert client.delete(f"/clips/{clip['id']}", headers={"X-Request-ID": "call-1"}).status_code == 204
+    last = json.loads((tmp_path / "nginx" / "stdout").read_text(encoding="utf-8").splitlines()[-1])
+    assert (last["method"], last["status"], last["request_id"]) == ("DELETE", 204, "call-1")
+
+
+class _Replica:
+    """Answers with its name, or, while it `stops`, with 503."""
+
+    def __init__(self, name: str) -> None:
+        self.stops = False
+        self.asked: list[str] = []
+        replica = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                replica.asked.append(self.command)
+                self.send_response(503 if replica.stops else 200)
+                self.send_header("Content-Length", str(len(name)))
+                self.end_headers()
+                self.wfile.write(name.encode())
+
+            do_POST = do_GET  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def test_one_replica_stops(start: Callable[..., str]) -> None:
+    """Reads go to the other; a write that it refused is the caller's to repeat."""
+    replicas = [_Replica("a"), _Replica("b")]
+    address = start(*(replica.address for replica in replicas))
+    with httpx.Client(base_url=address, trust_env=False) as client:
+        assert {client.get("/search").text for _ in range(10)} == {"a", "b"}
+        replicas[0].stops = True
+        told = [client.get("/search") for _ in range(10)]
+        assert {(answer.status_code, answer.text) for answer in told} == {(200, "b")} and len(replicas[0].asked) > 5
+        replicas[0].server.shutdown()
+        replicas[0].server.server_close()
+        assert {client.post("/clips", content=b"x").status_code for _ in range(10)} == {200}
+    replicas[1].server.shutdown()
+    replicas[1].server.server_close()
+
+
+def test_one_caller_does_not_take_it_all(start: Callable[..., str]) -> None:
+    replica = _Replica("a")
+    with httpx.Client(base_url=start(replica.address), trust_env=False) as client:
+        answers = [client.get("/search").status_code for _ in range(600)]
+    assert set(answers) == {200, 429} and answers[:150] == [200] * 150
+    replica.server.shutdown()
+    replica.server.server_close()
