@@ -1,0 +1,161 @@
+"""What the page makes of numbers, filters and lines, by its own scripts: times, sizes, chips, rulers, recordings."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+MODULES = ("api", "dom", "events", "filters", "paint", "recording")
+
+
+@pytest.fixture(scope="module")
+def script(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Runs a script with the page's modules by their names and `input`, a JSON value; what it returns, likewise."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed; the browser's tests run the same modules")
+    folder = tmp_path_factory.mktemp("web")
+    for name in MODULES:
+        shutil.copy(repo_dir / "app" / "web" / f"{name}.js", folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    # paint.js makes a canvas and asks for the colour scheme when it is loaded; nothing here draws
+    browser = "globalThis.matchMedia = () => ({ matches: false }); globalThis.document = { createElement: () => ({}) };"
+
+    def run(body: str, input: Any = None) -> Any:
+        imports = "".join(f'const {name} = await import("./{name}.js");\n' for name in MODULES)
+        reading = 'import { readFileSync } from "node:fs";\nconst input = JSON.parse(readFileSync(0));\n'
+        output = f"console.log(JSON.stringify(await (async () => {{ {body} }})()));\n"
+        (folder / "main.js").write_text(reading + browser + "\n" + imports + output)
+        done = subprocess.run(
+            [node, "main.js"], cwd=folder, input=json.dumps(input).encode(), capture_output=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_times_and_sizes(script: Callable[..., Any]) -> None:
+    times = {
+        0: "0.00 s",
+        0.424: "0.42 s",
+        9.99: "9.99 s",
+        59.94: "59.9 s",
+        62.26: "1:02.3",
+        3599.96: "1:00:00",
+        3723: "1:02:03",
+    }
+    assert script("return input.map((s) => dom.clock(s));", list(times)) == list(times.values())
+    sizes = {0: "0 B", 830: "830 B", 4_200: "4.2 kB", 12_345: "12 kB", 4_200_000: "4.2 MB", 635_000_000: "635 MB"}
+    assert script("return input.map((n) => dom.bytes(n));", list(sizes)) == list(sizes.values())
+    assert script('return [1, 2, 1204].map((n) => dom.count(n, "sound"));') == ["1 sound", "2 sounds", "1,204 sounds"]
+    rulers = [(5, False), (65.4, False), (3723, False), (5.24, True), (59.96, True), (3600, True)]
+    assert script("return input.map(([s, tenths]) => paint.written(s, tenths));", rulers) == [
+        *("0:05", "1:05", "1:02:03"),
+        *("0:05.2", "1:00.0", "1:00:00.0"),
+    ]
+
+
+def test_a_ruler_has_room_for_its_marks(script: Callable[..., Any]) -> None:
+    random = np.random.default_rng(0)
+    cases = [
+        [float(random.random() * 3600), float(10 ** random.uniform(-0.5, 4)), int(random.integers(200, 2000))]
+        for _ in range(200)
+    ]
+    given = script("return input.map(([from, length, w]) => paint.ticks({ from, to: from + length }, w));", cases)
+    for (start, length, width), marks in zip(cases, given, strict=True):
+        places = np.array([mark["at"] for mark in marks])
+        assert ((places >= start - 1e-6) & (places <= start + length + 1e-6)).all()
+        if len(places) > 1:
+            steps = np.diff(places)
+            assert np.allclose(steps, steps[0]) and steps[0] / length * width >= 75.9
+            assert len({mark["text"] for mark in marks}) == len(marks)
+
+
+def test_filters_take_in_and_let_go(script: Callable[..., Any]) -> None:
+    given = script(
+        """
+        const { including, without } = filters;
+        const one = including({}, "tags", "rain");
+        const two = including(one, "tags", "wind");
+        return [one, two, including(two, "tags", "rain"), without(two, "tags", "rain"), without(one, "tags", "rain"),
+                without({ duration: { lt: 5 }, ...one }, "duration"),
+                including({ duration: { lt: 5 } }, "duration", 3)];
+        """
+    )
+    rain, both = {"tags": "rain"}, {"tags": ["rain", "wind"]}
+    assert given == [rain, both, both, {"tags": "wind"}, {}, rain, {"duration": 3}]
+
+
+def test_only_the_last_of_quick_calls_is_made(script: Callable[..., Any]) -> None:
+    given = script(
+        """
+        const made = [];
+        const later = dom.debounce((x) => made.push(x), 20);
+        for (const x of [1, 2, 3]) later(x);
+        await new Promise((done) => setTimeout(done, 200));
+        later(4);
+        later.now();
+        later(5);
+        later.cancel();
+        later.now();
+        await new Promise((done) => setTimeout(done, 200));
+        return made;
+        """
+    )
+    assert given == [3, 4]
+
+
+def test_a_recording_grows_by_its_lines(script: Callable[..., Any]) -> None:
+    """Lines of any lengths: scores, outline and spectrogram are what was sent, and the loudest and quantiles theirs."""
+    random = np.random.default_rng(4)
+    frames, columns, bands, phrases = 5_000, 4_000, 6, ["rain", "a dog"]
+    scores = random.random((len(phrases), frames)).astype("<f4")
+    peaks = random.integers(-32767, 32768, (columns, 2)).astype("<i2")
+    levels = random.integers(0, 256, (columns, bands)).astype("u1")
+
+    def packed(values: np.ndarray) -> str:
+        return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+    lines: list[dict[str, Any]] = [
+        {"type": "start", "filename": "a.wav", "frame_hop": 0.16, "phrases": phrases}
+        | {"outline": {"step": 0.1, "frequencies": list(range(bands))}}
+    ]
+    edges = [0, *sorted(random.integers(0, frames, 30).tolist()), frames]
+    lines += [
+        {"type": "frames", "first": a, "scores": packed(scores[:, a:b])} for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    edges = [0, *sorted(random.integers(0, columns, 30).tolist()), columns]
+    lines += [
+        {"type": "outline", "first": a, "columns": b - a, "peaks": packed(peaks[a:b]), "spectrum": packed(levels[a:b])}
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    lines += [{"type": "progress", "position": 1.0}, {"type": "end", "duration": 799.5}]
+    given = script(
+        """
+        const r = new recording.Recording();
+        let heard;
+        for (const line of input) {
+          if (line.type === "end") heard = r.duration;
+          r.take(line);
+        }
+        return { heard, duration: r.duration, hop: r.hop, scores: r.tracks.map((track) => [...track.scores]),
+                 peaks: [...r.peaks.subarray(0, 2 * r.columns)], levels: [...r.levels.subarray(0, r.bands * r.columns)],
+                 loudest: r.loudest, quantiles: [0, 0.25, 0.9995].map((q) => r.quantile(q)) };
+        """,
+        lines,
+    )
+    assert np.array_equal(np.array(given["scores"], dtype=np.float32), scores)
+    assert given["peaks"] == peaks.ravel().tolist() and given["levels"] == levels.ravel().tolist()
+    assert given["heard"] == pytest.approx(frames * 0.16) and given["duration"] == 799.5 and given["hop"] == 0.16
+    assert given["loudest"] == int(np.abs(peaks.astype(int)).max())
+    ordered = np.sort(levels, axis=None)
+    assert given["quantiles"] == [int(ordered[int(q * len(ordered))]) for q in (0, 0.25, 0.9995)]
