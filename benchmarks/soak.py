@@ -101,8 +101,7 @@ class Caller(threading.Thread):
             self.embed: 2, self.list: 2,
         }  # fmt: skip
         while not self.stop.is_set():
-            if len(self.known) > _KEPT:
-                verbs[self.delete] = 12
+            verbs[self.delete] = 12 if len(self.known) > _KEPT else 4
             (verb,) = self._choose.choices(list(verbs), list(verbs.values()))
             try:
                 verb()
@@ -382,8 +381,10 @@ def soak(seconds: float, callers: int, pause: float = 30.0) -> Report:
                 thread.start()
             while time.monotonic() - began < seconds and server.process.poll() is None:
                 time.sleep(0.5)
-                if server.get("/health/ready").status_code != 200:
-                    report.wrong.append("not ready")
+                ready = server.get("/health/ready")
+                report.statuses["ready", ready.status_code] += 1
+                if ready.status_code != 200:
+                    report.wrong.append(f"not ready after {time.monotonic() - began:.0f} s: {ready.text[:300]}")
             stop.set()
             for thread in (*people, *beside):
                 thread.join(2 * _PATIENCE)

@@ -19,7 +19,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -246,7 +246,7 @@ class Catalog:
                     self._segments.add(np.full(len(segments), row), segments)
                     self._index.add(np.array([row]), vector[None])
                 raise
-            with storage_errors(self.folder):
+            with suppress(OSError):  # the clip is gone; its file then goes with the next start
                 self._audio.remove(clip.sha256)
             self._reserve.restore()
 
