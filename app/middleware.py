@@ -6,7 +6,6 @@ Plain ASGI, so that bodies stream through. Knows no route.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import logging
@@ -162,8 +161,10 @@ class Lifeline:
         try:
             await asyncio.wait({work, watch, ending}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
             if work.done() or line.answering:
-                with contextlib.suppress(ClientDisconnect):  # in the middle of its body: nobody is there to be answered
+                try:
                     await work
+                except ClientDisconnect:  # in the middle of its body
+                    log.info("the caller of %s %s has left", scope["method"], scope["path"])
             elif watch.done():
                 log.info("the caller of %s %s has left", scope["method"], scope["path"])
             elif ending.done():

@@ -412,3 +412,27 @@ async def test_no_websockets(run_protocol: Callable[..., Any]) -> None:
         writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + ask)
         assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 200"), path
         writer.close()
+
+
+async def test_callers_who_leave_in_the_middle_of_a_body(
+    run_protocol: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody's error: no traceback in the log, and the next one is served."""
+    caplog.set_level(logging.INFO)
+    port = run_protocol()
+    for kind in (b"multipart/form-data; boundary=b", b"application/json", b"application/x-www-form-urlencoded"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + kind + b"\r\nContent-Length: 5000\r\n\r\n"
+        writer.write(head + b"--b\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.2)
+        writer.close()
+    deadline = time.monotonic() + 20
+    while caplog.text.count("has left") < 3 and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    assert caplog.text.count("the caller of POST /embed has left") == 3
+    assert "unexpected error" not in caplog.text and "Traceback" not in caplog.text
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 200")
+    writer.close()
