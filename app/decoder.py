@@ -20,11 +20,12 @@ import signal
 import socket
 import time
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from app import ucs
-from app.media import MediaError, open_stream
+from app.media import MediaError, Stream, open_stream
 from app.sandbox import confine
 from app.tags import read_tags
 from app.tracks import open_by_ffmpeg, open_source
@@ -46,6 +47,7 @@ from app.wire import (
 )
 
 _NICE = 5  # the server's event loop and the model come first
+_TOGETHER = 4  # blocks of a second in one message
 _FILES = 24  # descriptors a worker may have; it needs about six
 _ENCODINGS = ("cp1252", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "ascii")  # of tags
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server decides when decoding ends
@@ -189,8 +191,8 @@ def _serve(sock: socket.socket) -> bool:
     try:
         with os.fdopen(fds[0], "rb") as file, open_stream(file, "", max_duration) as stream:
             _send(sock, INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))
-            for block in stream:
-                _send(sock, AUDIO, block.tobytes())
+            for blocks in _gathered(stream):
+                _send(sock, AUDIO, b"".join(blocks))
             times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
             end = _json(**times, tags=read_tags(file))
         _send(sock, END, end)
@@ -204,6 +206,19 @@ def _serve(sock: socket.socket) -> bool:
     except Exception as error:
         _send(sock, ERROR, _json(reason=UNEXPECTED, why=type(error).__name__, read=None))
     return False
+
+
+def _gathered(stream: Stream) -> Iterator[list[bytes]]:
+    """The blocks of a stream: the first at once, for who waits, then a few at a time, as each message has its price."""
+    blocks: list[bytes] = []
+    wanted = 1
+    for block in stream:
+        blocks.append(block.tobytes())
+        if len(blocks) == wanted:
+            yield blocks
+            blocks, wanted = [], _TOGETHER
+    if blocks:
+        yield blocks
 
 
 def _json(**values: object) -> bytes:

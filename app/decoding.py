@@ -39,7 +39,9 @@ _CLOSING = "The decoders are shutting down."
 
 
 class DecodedStream:
-    """A recording while a worker decodes it: iterates, once, over blocks (n,) of float32, mono, 16 kHz, of one second.
+    """A recording while a worker decodes it: iterates, once, over blocks (n,) of float32, mono, 16 kHz.
+
+    The first has a second, the others up to four.
 
     sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work), tags (what the
     file says about itself, see app.tags): after the last block. Iterating raises a MediaError, or Closed if the pool

@@ -46,11 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.base:
             settings["checkpoint"] = _write_base(Path(folder) / "checkpoint")
         report["ingest"] = ingest(options, settings, size)
+        common.write_json(options.json, report)
         if not options.base:
-            from benchmarks.crash import fill
+            settings["data_dir"] = options.library or Path(folder) / "data"
+            if not Path(str(settings["data_dir"])).exists():
+                from benchmarks.crash import fill
 
-            settings["data_dir"] = Path(folder) / "data"
-            fill(Path(folder) / "data", options.clips)
+                with common.section(f"a library of {options.clips} clips"):
+                    fill(Path(str(settings["data_dir"])), options.clips)
             with common.section("texts and searches"), Server(settings) as server:
                 report["texts_per_second"] = texts(server, options.rounds, options.seconds / 2)
                 report["search_ms"] = searches(server, 100)
@@ -84,7 +87,7 @@ def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) 
                     found[call].append(saturate(server, call, options.callers, options.seconds))
         for callers in (1, 2, 4, 8, 16, 32):
             with common.section(f"{callers} callers"):
-                found["curve"].append({"callers": callers, **saturate(server, "embed", callers, options.seconds)})
+                found["curve"].append({"callers": callers, **saturate(server, "embed", callers, options.seconds / 2)})
     rates = {call: statistics.median(part["clips_per_second"] for part in found[call]) for call in ("embed", "clips")}
     bare = statistics.median(found["loop"])
     return found | {"loop_median": bare, "medians": rates, "ratios": {call: r / bare for call, r in rates.items()}}
@@ -181,6 +184,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8, help="of each part of a round (8)")
     parser.add_argument("--callers", type=int, default=32)
     parser.add_argument("--clips", type=int, default=10_000, help="in the library that is searched")
+    parser.add_argument("--library", type=Path, help="where that library is kept for the next time")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--base", action="store_true", help="a model of the published size")
     parser.add_argument("--json", type=Path)

@@ -91,7 +91,7 @@ async def test_the_pool_gives_what_decoding_here_gives(
     async with pool.open(io.BytesIO(data), "a") as stream:
         assert (stream.sample_rate, stream.channels) == (rate, 2)
         blocks = [block async for block in stream]
-    assert all(len(block) == 16_000 for block in blocks[:-1]) and all(b.dtype == np.float32 for b in blocks)
+    assert [len(block) // 16_000 for block in blocks] == [1, 4, 2] and all(b.dtype == np.float32 for b in blocks)
     np.testing.assert_array_equal(np.concatenate(blocks), expected.samples)
     assert stream.duration == expected.duration
     assert stream.decode_s > 0 and stream.resample_s > 0
@@ -166,7 +166,8 @@ async def test_a_crash_in_the_middle_says_what_happened(pool: DecoderPool, long_
         async with pool.open(io.BytesIO(long_flac), "boom.flac") as stream:
             async for _ in stream:
                 if stream._delivered and pool._alive - set(pool._idle):
-                    os.kill(busy_pid(pool), signal.SIGSEGV)
+                    with contextlib.suppress(ProcessLookupError):  # what it sent before is read after its end
+                        os.kill(busy_pid(pool), signal.SIGSEGV)
     await until(lambda: pool.alive == 2)
     assert len(await drain(pool, long_flac)) == 960_000
 
