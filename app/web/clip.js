@@ -4,7 +4,7 @@
 import { download, get, soundUrl } from "./api.js";
 import { $, announce, clock, el, icon } from "./dom.js";
 import { including } from "./filters.js";
-import { Wave, wavesurfer } from "./sound.js";
+import { spectrogramFits, Wave, wavesurfer } from "./sound.js";
 
 const COLUMNS = 1600;
 const ZOOM = 1.6; // a step
@@ -106,7 +106,7 @@ function build(dialog, shell, clip, moments) {
   toggle.setAttribute("aria-label", "Play");
   tell(0);
   showMoments();
-  wavesurfer().then((there) => there && addZoom(zoom, wave, stage, clip), () => {}); // the canvas stays, without zoom
+  wavesurfer().then((there) => there && addViews(zoom, wave, stage, clip, message), () => {}); // the canvas stays, without zoom
   get(`/clips/${encodeURIComponent(clip.id)}/peaks`, { n: COLUMNS }).then(
     ({ peaks }) => open?.wave === wave && wave.setPeaks(peaks),
     (error) => open?.wave === wave && (message.textContent = error.message),
@@ -127,8 +127,8 @@ function showMoments() {
   );
 }
 
-/** Larger and smaller, where wavesurfer draws. */
-function addZoom(place, wave, stage, clip) {
+/** Larger and smaller, and the spectrogram, where wavesurfer draws. */
+function addViews(place, wave, stage, clip, message) {
   let scale = 1;
   const by = (factor) => () => {
     scale = Math.min(Math.max(scale * factor, 1), 400);
@@ -136,6 +136,18 @@ function addZoom(place, wave, stage, clip) {
   };
   const button = (text, label, factor) =>
     el("button", { type: "button", class: "ghost round", "aria-label": label, title: label, text, onclick: by(factor) });
+  const toggle = el("button", { type: "button", class: "ghost", "aria-pressed": "false", text: "Spectrogram" });
+  toggle.addEventListener("click", async () => {
+    const wanted = toggle.getAttribute("aria-pressed") === "false";
+    toggle.setAttribute("aria-pressed", String(wanted));
+    try {
+      await wave.spectrogram(wanted);
+    } catch (error) {
+      toggle.setAttribute("aria-pressed", "false");
+      message.textContent = error.message;
+    }
+  });
+  if (spectrogramFits(clip.duration)) place.append(toggle);
   place.append(button("−", "Zoom out", 1 / ZOOM), button("+", "Zoom in", ZOOM));
 }
 

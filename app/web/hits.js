@@ -38,7 +38,7 @@ export class HitList {
     return this.#rows.map(({ hit }) => hit);
   }
 
-  /** Shows these instead. Rows whose clip stays in its place, when `k` grew, stay as they are. */
+  /** Shows these instead. If they are those there were and more, as when `k` grew, the rows there are stay. */
   show(hits) {
     const focused = this.#list.contains(document.activeElement);
     const same = this.#rows.findIndex((row, i) => !hits[i] || id(row.hit) !== id(hits[i]));
@@ -248,7 +248,7 @@ export class HitList {
   }
 }
 
-const id = ({ clip, moments }) => `${clip.id} ${moments?.[0]?.start ?? ""}`;
+const id = ({ clip, score, moments }) => `${clip.id} ${score} ${moments?.[0]?.start}`;
 
 function action(name, label, title) {
   return el("button", { type: "button", class: "ghost round", "aria-label": label, title, tabindex: -1 }, icon(name));

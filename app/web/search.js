@@ -47,6 +47,8 @@ function written({ q, like, example, mode, without, filter, k }) {
 export function mount(panel, shell) {
   let asked = null; // what the list shows, or waits for
   let pending = new AbortController();
+  let stale = false; // whether the library may have changed since
+  let failed = false; // whether there is a message instead of an answer
   let settled = true; // whether the next words are a step of the history: the reader did something with the last
   const files = new Map(); // name → File, of the searches by example since the page was loaded
   const names = new Map(); // clip id → file name
@@ -92,6 +94,7 @@ export function mount(panel, shell) {
   /** Shows what is asked for in the controls, and asks the service. */
   async function run(next) {
     asked = next;
+    stale = failed = false;
     pending.abort();
     pending = new AbortController();
     const { signal } = pending;
@@ -106,6 +109,7 @@ export function mount(panel, shell) {
       if (error.name === "AbortError") return;
       hits.clear();
       tell(error);
+      failed = true;
     }
     panel.classList.remove("busy");
   }
@@ -254,6 +258,12 @@ export function mount(panel, shell) {
       if (name === "drop" && event.dataTransfer.files.length) useFile(event.dataTransfer.files[0]);
     });
   }
+  let connected = false;
+  document.addEventListener("finelap:info", () => {
+    if (failed && !panel.hidden) run(asked); // the service was loading, or away
+    stale = connected;
+    connected = true;
+  });
   function addUnwanted(text) {
     $("without").value = "";
     if (text && !asked.without.includes(text)) change({ without: [...asked.without, text] });
@@ -262,7 +272,7 @@ export function mount(panel, shell) {
   return {
     shown(params) {
       const next = read(params);
-      if (asked && JSON.stringify(next) === JSON.stringify(asked)) return;
+      if (asked && !stale && JSON.stringify(next) === JSON.stringify(asked)) return;
       settled = true;
       run(next);
     },

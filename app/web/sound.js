@@ -3,7 +3,7 @@
 
 import { clock } from "./dom.js";
 import { colours, Outline } from "./outline.js";
-import { written } from "./paint.js";
+import { palette, written } from "./paint.js";
 import { Player } from "./player.js";
 
 /** @typedef {{start: number, end: number, label?: string, color?: string}} Region  seconds */
@@ -19,10 +19,13 @@ export function wavesurfer() {
 }
 
 async function load() {
-  const files = ["wavesurfer", "regions", "timeline", "spectrogram"];
+  const files = ["wavesurfer", "regions", "timeline"];
   const found = await Promise.all(files.map((name) => import(`./vendor/${name}.esm.js`)));
   return Object.fromEntries(files.map((name, i) => [name, found[i].default]));
 }
+
+/** Whether a recording of so many seconds can have a spectrogram here. */
+export const spectrogramFits = (duration) => duration <= LONGEST_SPECTROGRAM;
 
 export class Wave {
   #container;
@@ -42,7 +45,6 @@ export class Wave {
    * @param {() => number} [options.start]  where Space begins to play what has not been played yet; 0 without
    * @param {boolean} [options.light]  only ever a canvas that is no stop of the Tab key, for lists
    * @param {boolean} [options.timeline]
-   * @param {boolean} [options.spectrogram]  of recordings up to ten minutes; the browser decodes the whole file
    * @param {(t: number) => void} [options.onTime]
    * @param {(region: Region) => void} [options.onRegion]  a region was clicked
    * @param {(t: number) => void} [options.onSeek]  the waveform was clicked, or a key moved in it
@@ -109,6 +111,11 @@ export class Wave {
     this.#view.zoom(pxPerSecond);
   }
 
+  /** Shows a spectrogram below the waveform, or takes it away; the browser decodes the whole file. Wants wavesurfer. */
+  spectrogram(wanted) {
+    return this.#view.spectrogram?.(wanted);
+  }
+
   destroy() {
     this.#gone = true;
     this.player.destroy();
@@ -116,13 +123,13 @@ export class Wave {
   }
 
   #viewOptions() {
-    const { duration, peaks, regions, height, timeline, spectrogram, src } = this.#options;
+    const { duration, peaks, regions, height, timeline, src } = this.#options;
     const onPick = (t, region) => {
       this.seek(t);
       this.#options.onSeek?.(t);
       if (region) this.#options.onRegion?.(region);
     };
-    return { duration, peaks, regions, height, timeline, spectrogram, src, onPick, media: this.player.audio };
+    return { duration, peaks, regions, height, timeline, src, onPick, media: this.player.audio };
   }
 
   async #upgrade() {
@@ -171,6 +178,7 @@ export class Wave {
 /** Seconds that an arrow key moves in a recording of this length. */
 export const seekStep = (duration) => Math.min(Math.max(duration / 20, 0.1), 5);
 
+const RATE = 32_000; // Hz, of what a spectrogram is made of
 const LABEL = 64; // css pixels from label to label, at least
 const INTERVALS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600]; // seconds
 
@@ -182,8 +190,9 @@ class Surfer {
   #container;
   #timeline = null;
   #ruler = null; // {interval, plugin}
+  #picture = null; // the spectrogram plugin
 
-  constructor(container, options, { wavesurfer, regions, timeline, spectrogram }) {
+  constructor(container, options, { wavesurfer, regions, timeline }) {
     this.#options = options;
     this.#surfer = wavesurfer.create({
       cspNonce: document.querySelector("script[nonce]")?.nonce,
@@ -211,7 +220,6 @@ class Surfer {
     this.#surfer.on("decode", () => this.setRegions(this.#options.regions));
     this.recolour = () => this.#surfer.setOptions(this.#colours());
     scheme.addEventListener("change", this.recolour);
-    if (options.spectrogram && options.duration <= LONGEST_SPECTROGRAM) this.#showSpectrogram(spectrogram);
   }
 
   setTime(t) {
@@ -220,8 +228,12 @@ class Surfer {
 
   setPeaks(peaks) {
     this.#options.peaks = peaks;
+    this.#load(channels(peaks));
+  }
+
+  #load(channels) {
     const { media, duration } = this.#options;
-    this.#surfer.load(media.currentSrc || media.src, channels(peaks), duration); // another address would stop what plays
+    return this.#surfer.load(media.currentSrc || media.src, channels, duration); // another address would stop what plays
   }
 
   setRegions(regions) {
@@ -269,13 +281,17 @@ class Surfer {
   }
 
   /** The plugin wants samples, not peaks: they are decoded here and then drawn as the waveform too. */
-  async #showSpectrogram(plugin) {
-    const url = await this.#options.src();
+  async spectrogram(wanted) {
+    this.#picture?.destroy();
+    this.#picture = null;
+    if (!wanted) return;
+    const [plugin, url] = await Promise.all([import("./vendor/spectrogram.esm.js"), this.#options.src()]);
     const data = await (await fetch(url)).arrayBuffer();
-    const rate = 32_000; // Hz
-    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(data);
-    this.#surfer.registerPlugin(plugin.create({ height: 128, labels: true, frequencyMax: rate / 2, scale: "mel" }));
-    await this.#surfer.load("", [audio.getChannelData(0)], this.#options.duration);
+    const audio = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(data);
+    const colorMap = [...palette().spectrum].map((pixel) => [0, 8, 16].map((shift) => ((pixel >> shift) & 255) / 255).concat(1));
+    const options = { height: 140, labels: false, frequencyMax: RATE / 2, scale: "mel", colorMap, gainDB: 20, rangeDB: 80 };
+    this.#picture = this.#surfer.registerPlugin(plugin.default.create(options));
+    await this.#load([audio.getChannelData(0)]);
   }
 }
 
