@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 
 from app import bodies, errors, manual, openapi
@@ -139,7 +140,7 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]], 
         app.include_router(router)
     manual.add(app)
     if WEB.is_dir():
-        app.mount("/web", PageFiles(), name="web")
+        app.mount("/web", GZipMiddleware(PageFiles(), minimum_size=1024, compresslevel=6), name="web")
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]

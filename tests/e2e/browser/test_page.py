@@ -53,6 +53,7 @@ def test_scripts_are_small(open_page: Callable[..., Page], server: Server) -> No
         sizes[script.url] = max(sizes.get(script.url, 0), script.request.sizes()["responseBodySize"])
     assert {url.rpartition("/")[2] for url in sizes} >= {"main.js", "api.js", "dom.js"}
     assert 0 < sum(sizes.values()) < MOST_SCRIPT, sizes
+    assert server.get("/web/search.js").headers["content-encoding"] == "gzip"
 
 
 def test_tabs_are_reached_by_keys(page: Page) -> None:
