@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import typing
 import unicodedata
 from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_JSON = 8 << 20  # bytes of a body
 MAX_VALUES = 1_000_000  # in a body, about: a few bytes of text may become a hundred of memory
 _LARGE = 1 << 20  # bytes of JSON that are parsed on a thread
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_NAME = 255  # characters of a file name
 # they change the order in which the rest of a line is shown, so that a name can pose as another
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -78,8 +80,13 @@ def parse_json(text: str | bytes, what: str) -> Any:
     if len(text) > MAX_VALUES and _count_marks(text) > MAX_VALUES:
         raise BodyTooLarge(f"{what} has more than {MAX_VALUES} values.")
     try:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text))
+        else:
+            text.encode("utf-8")  # half a surrogate pair is no character
         value = json.loads(text, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # an escaped lone surrogate passes the parser
+        if _ESCAPED_SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # alone, it passes the parser
     except (ValueError, RecursionError) as error:
         raise Malformed(f"{what} is not valid JSON: {error}") from error
     return value

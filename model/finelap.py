@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +20,19 @@ from torch import Tensor, nn
 from model.adapter import build_adapter
 from model.audio import MEL_WINDOW, SAMPLE_RATE, LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import FineLAPConfig
+from model.cores import one_thread, share_out
 from model.encoders import build_encoder
 from model.text import TextTower
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
 
 WINDOW_BATCH = 16  # windows per encoder pass of encode_audio
 TEXT_BATCH = 64  # texts per pass of encode_text
+_WINDOWS_A_CORE = 4  # windows that a CPU's core encodes together; more gain nothing
+_TEXTS_A_CORE = 16
+_FEW_TOKENS = 64  # so few are encoded sooner by one core than by several that wait for each other
 
 Array = np.ndarray | Tensor
+R = TypeVar("R")
 
 
 class TokenizerMissing(RuntimeError):
@@ -183,8 +188,8 @@ class FineLAP(nn.Module):
     def encode_windows(self, waveforms: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
         """Waveforms (n,) at 16 kHz, each within one window → per item clip (D,) and frames (T, D) of the padded window.
 
-        One encoder pass per distinct padded length. Frames past the waveform's end are there too; `Window.keep` and
-        `join_windows` drop them. Raises ValueError for what is no such waveform.
+        One encoder pass per distinct padded length, which a CPU's cores share out. Frames past the waveform's end are
+        there too; `Window.keep` and `join_windows` drop them. Raises ValueError for what is no such waveform.
         """
         arrays = [_checked(w, i) for i, w in enumerate(waveforms)]
         longest = window_samples(self.config.windows)
@@ -198,10 +203,15 @@ class FineLAP(nn.Module):
         results: dict[int, tuple[Tensor, Tensor]] = {}
         with self._inference():
             for frames, members in groups.items():
-                mel = self.mel([arrays[i] for i in members], frames * mel_per_frame)
-                clips, tracks = (x.cpu() for x in self.forward_audio(mel))
-                # clones, so that keeping one item does not keep the whole batch in memory
-                results.update({i: (clips[row].clone(), tracks[row].clone()) for row, i in enumerate(members)})
+
+                def encode(part: Sequence[int], mel_frames: int = frames * mel_per_frame) -> None:
+                    with torch.no_grad():  # which holds for one thread
+                        mel = self.mel([arrays[i] for i in part], mel_frames)
+                        clips, tracks = (x.cpu() for x in self.forward_audio(mel))
+                    # clones, so that keeping one item does not keep the whole batch in memory
+                    results.update({i: (clips[row].clone(), tracks[row].clone()) for row, i in enumerate(part)})
+
+                self._share_out(encode, members, _WINDOWS_A_CORE)
         return [results[i] for i in range(len(arrays))]
 
     def encode_audio(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[AudioEmbedding]:
@@ -251,8 +261,17 @@ class FineLAP(nn.Module):
         """(B, N) token ids and mask (1 at real tokens) → (B, D), float32 on the CPU, of unit length."""
         ids = torch.as_tensor(input_ids, dtype=torch.long, device=self.device)
         mask = torch.as_tensor(attention_mask, dtype=torch.long, device=self.device)
+
+        def encode(part: Sequence[int]) -> Tensor:
+            rows = torch.tensor(part, dtype=torch.long, device=self.device)
+            with torch.no_grad():  # which holds for one thread
+                return self.forward_text(ids[rows], mask[rows]).cpu()
+
         with self._inference():
-            return self.forward_text(ids, mask).cpu()
+            if self.device.type == "cpu" and ids.numel() <= _FEW_TOKENS:
+                with one_thread():
+                    return encode(range(len(ids)))
+            return torch.cat(self._share_out(encode, range(len(ids)), _TEXTS_A_CORE))
 
     def clip_score(self, clip: Array, text: Array) -> Tensor:
         """Clips (A, D) and texts (B, D), a single vector counting as one row → probabilities (A, B), float32."""
@@ -261,6 +280,10 @@ class FineLAP(nn.Module):
     def frame_score(self, frames: Array, text: Array) -> Tensor:
         """Frames (T, D) and texts (B, D), a single vector counting as one row → probabilities (B, T), float32."""
         return _score(_rows(text), _rows(frames), self.temp_local, self.b_local)
+
+    def _share_out(self, function: Callable[[Sequence[int]], R], items: Sequence[int], at_most: int) -> list[R]:
+        """The batch in parts that the CPU's cores take, or whole, for another device. See model.cores."""
+        return share_out(function, items, at_most) if self.device.type == "cpu" else [function(items)]
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ import { $, announce, count, debounce, el } from "./dom.js";
 import { chip, FilterForm, filterChips, including } from "./filters.js";
 import { HitList } from "./hits.js";
 
-const PAUSE = 120; // ms after the last key
+const PAUSE = 80; // ms after the last key
 const STEP = 20; // hits, and as many more each time
 const MOST = 1000;
 const IDEAS = ["dog barking", "rain on a roof", "glass breaking", "footsteps", "thunder", "a door slams"];

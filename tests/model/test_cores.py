@@ -1,0 +1,106 @@
+"""A batch shared out to cores: the same results in the same order, errors as they are, threads as they were."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model import cores
+from model.cores import one_thread, share_out
+from model.finelap import FineLAP
+
+
+@pytest.fixture(autouse=True)
+def three_threads() -> Iterator[None]:
+    """PyTorch computes with three threads, on however many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("count", "at_most", "sizes"), [(2, 4, [2]), (3, 4, [1, 1, 1]), (7, 2, [2, 2, 2, 1])])
+def test_parts_are_in_order_and_of_the_size_that_fits(count: int, at_most: int, sizes: list[int]) -> None:
+    parts = share_out(list, range(count), at_most)
+    assert [len(part) for part in parts] == sizes
+    assert [item for part in parts for item in part] == list(range(count))
+
+
+def test_parts_run_side_by_side_each_on_one_thread_of_pytorch() -> None:
+    together = threading.Barrier(3, timeout=30)
+
+    def part(items: Sequence[int]) -> tuple[int, int]:
+        together.wait()  # holds up everybody until three are here
+        return threading.get_ident(), torch.get_num_threads()
+
+    found = share_out(part, range(3), 4)
+    assert len({thread for thread, _ in found}) == 3
+    assert {threads for _, threads in found} == {1}
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_batch_that_cannot_be_shared_is_one_part(threads: int) -> None:
+    torch.set_num_threads(threads)
+    seen: list[int] = []
+    assert share_out(lambda items: seen.append(torch.get_num_threads()) or list(items), range(2), 1) == [[0, 1]]
+    assert seen == [threads]
+
+
+@pytest.mark.parametrize("bad", [0, 5, 11])
+def test_what_a_part_raises_is_raised_when_nothing_runs_any_more(bad: int) -> None:
+    running = threading.Semaphore(0)
+    begun: list[int] = []
+
+    def part(items: Sequence[int]) -> None:
+        begun.append(items[0])
+        if bad in items:
+            raise ValueError(f"item {bad}")
+        running.release()
+
+    with pytest.raises(ValueError, match=f"item {bad}"):
+        share_out(part, range(12), 1)
+    ended = sum(running.acquire(blocking=False) for _ in range(12))
+    assert ended == len(begun) - 1
+    assert torch.get_num_threads() == 3
+    assert share_out(list, range(3), 1) == [[0], [1], [2]]
+
+
+def test_one_thread_gives_back_what_there_was() -> None:
+    with pytest.raises(KeyError), one_thread():
+        assert torch.get_num_threads() == 1
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == 3
+
+
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    share_out(list, range(3), 1)
+    child = os.fork()
+    if child == 0:  # its own threads, or it would wait for ever
+        os._exit(0 if cores._helpers is None and share_out(list, range(4), 1) == [[0], [1], [2], [3]] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_embeddings_are_those_of_a_whole_batch(small_checkpoint: Path) -> None:
+    model = FineLAP.from_pretrained(small_checkpoint)
+    rng = np.random.default_rng(0)
+    sounds = [(0.1 * rng.standard_normal(n)).astype(np.float32) for n in (160_000, 9_000, 30_000, 160_000, 31_000) * 2]
+    texts = [f"a dog barks {n} times" for n in range(40)]
+    shared, shared_texts = model.encode_windows(sounds), model.encode_text(texts)
+    assert not any(x.requires_grad for pair in shared for x in pair) and not shared_texts.requires_grad
+    torch.set_num_threads(1)
+    for (clip, frames), (whole_clip, whole_frames) in zip(shared, model.encode_windows(sounds), strict=True):
+        torch.testing.assert_close(clip, whole_clip, rtol=0, atol=2e-6)
+        torch.testing.assert_close(frames, whole_frames, rtol=0, atol=2e-6)
+    torch.testing.assert_close(shared_texts, model.encode_text(texts), rtol=0, atol=2e-6)
+    assert model.encode_text([]).shape == (0, model.dim)
+    assert model.encode_tokens(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, model.dim)
