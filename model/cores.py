@@ -8,6 +8,7 @@ batch have to wait for each other only once, at the end of it. Knows no network.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +27,17 @@ def share_out(function: Callable[[Sequence[T]], R], items: Sequence[T], at_most:
     """The results of `function` for consecutive parts of `items`, in order; what it raises is raised.
 
     With fewer items than PyTorch has threads here there is one part, which all of the threads compute together. Else
-    the parts have `at_most` so many items and are computed by one thread each; whoever is done with one takes the next,
-    so a thread that is held up holds up no more than the part it has begun. `function` runs in several threads at the
-    same time.
+    the parts have `at_most` so many items, are as many as give each thread equally much, and are computed by one thread
+    each; whoever is done with one takes the next, so a thread that is held up holds up no more than the part it has
+    begun. `function` runs in several threads at the same time.
     """
     threads = torch.get_num_threads()
     if threads < 2 or len(items) < threads:
         return [function(items)]
-    size = min(at_most, len(items) // threads)
-    parts = [items[first : first + size] for first in range(0, len(items), size)]
+    rounds = -(-len(items) // (threads * at_most))
+    count = min(len(items), threads * rounds)
+    ends = [len(items) * number // count for number in range(count + 1)]
+    parts = [items[first:end] for first, end in itertools.pairwise(ends)]
     todo = deque(enumerate(parts))
     done: dict[int, R] = {}
 

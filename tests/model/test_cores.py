@@ -25,7 +25,9 @@ def three_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("count", "at_most", "sizes"), [(2, 4, [2]), (3, 4, [1, 1, 1]), (7, 2, [2, 2, 2, 1])])
+@pytest.mark.parametrize(
+    ("count", "at_most", "sizes"), [(2, 4, [2]), (3, 4, [1, 1, 1]), (7, 4, [2, 2, 3]), (13, 4, [2, 2, 2, 2, 2, 3])]
+)
 def test_parts_are_in_order_and_of_the_size_that_fits(count: int, at_most: int, sizes: list[int]) -> None:
     parts = share_out(list, range(count), at_most)
     assert [len(part) for part in parts] == sizes
