@@ -8,10 +8,9 @@ import json
 import logging
 import re
 import socket
-import threading
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +18,10 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from app import bodies, forms, protocol
 from app.logs import configure_logging
-from app.protocol import Protocol
 
 Make = Callable[..., FastAPI]
 Connect = Callable[..., httpx.AsyncClient]
@@ -39,26 +36,9 @@ def problem(response: httpx.Response, status: int, slug: str) -> str:
 
 
 @pytest.fixture
-def run_protocol(make_app: Make) -> Iterator[Callable[[], int]]:
+def run_protocol(run_server: Callable[..., str]) -> Callable[[], int]:
     """Starts a server that speaks as `finelap serve` does; its port."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start() -> int:
-        config = uvicorn.Config(make_app(), port=0, http=Protocol, ws="none", log_config=None, access_log=False)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        port: int = server.servers[0].sockets[0].getsockname()[1]
-        return port
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(30)
+    return lambda: int(run_server().rpartition(":")[2])
 
 
 # What browsers are told
