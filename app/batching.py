@@ -1,8 +1,8 @@
 """A dynamic batcher: many callers, one function that works on lists.
 
-Generic asyncio code; knows nothing of models, audio or HTTP. A `Batcher` is one lane in front of a `Device`, the one
-thread on which all lanes take turns. Each lane asks for one turn at a time, so turns alternate: a short text never
-waits for more than the audio batch under way, and a flood of texts cannot starve the audio.
+Generic asyncio code; knows nothing of models, audio or HTTP. A `Batcher` is one lane in front of a `Device`, the
+threads on which its lanes take turns. Each lane asks for one turn at a time per thread, so turns alternate: with one
+thread a short text never waits for more than the audio batch under way, and a flood of texts cannot starve the audio.
 
 What holds, whatever happens:
 - a place in the bounded queue comes first; where none is free the caller is refused at once;
@@ -90,19 +90,20 @@ class CallReport:
 
 
 class Device:
-    """One thread; who wants it asks for a turn, first come, first served."""
+    """One thread, or `threads` side by side; who wants one asks for a turn, first come, first served."""
 
-    def __init__(self, name: str = "device") -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self.turn = asyncio.Lock()
+    def __init__(self, name: str = "device", threads: int = 1) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.turn = asyncio.Semaphore(threads)
 
     async def call(self, function: Callable[..., R], *args: Any) -> R:
-        """Runs `function` on the thread. Take a turn first: `async with device.turn`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        """Runs `function` on a thread. Take a turn first: `async with device.turn`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def close(self) -> None:
-        """Lets go of the thread; a function that still runs on it is not waited for."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Lets go of the threads; a function that still runs on one is not waited for."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(eq=False)
@@ -120,7 +121,7 @@ class _Entry(Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Collects items of concurrent callers into batches for `run`.
 
-    run: list of items → list of as many results, in order; called on the device's thread, and trusted with nothing.
+    run: list of items → list of as many results, in order; called on the device's threads, and trusted with nothing.
     cost: what an item adds to a batch (1 by default).
     max_cost: budget of one batch; a dearer item gets a batch of its own.
     max_seconds: what a batch may take, as far as the pace of those before it tells. It bounds how long the other lanes
@@ -154,15 +155,14 @@ class Batcher(Generic[T, R]):
         self._first_places = Places(max_queue)
         self._further_places = Places(max(1, max_queue // 2))
         self._queue: FairQueue[_Entry[T, R]] = FairQueue(lambda entry: entry.queued)
-        self._running: list[_Entry[T, R]] = []
+        self._running: set[_Entry[T, R]] = set()
         self._arrival = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._callers = 0
         self._closing = False
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: list[asyncio.Task[None]] = []
         self._waiting_cost = 0.0
-        self._last_cost, self._last_end = 0.0, 0.0
         self._pace = 0.0  # seconds for one unit of cost, a running average
 
     @property
@@ -171,17 +171,19 @@ class Batcher(Generic[T, R]):
         return self._first_places.taken + self._further_places.taken
 
     def start(self) -> None:
-        """Starts the worker on the running event loop."""
-        self._worker = asyncio.create_task(self._work(), name=f"batcher-{self.name}")
+        """Starts the workers, one for each of the device's threads, on the running event loop."""
+        names = [f"batcher-{self.name}-{number}" for number in range(self._device.threads)]
+        self._workers = [asyncio.create_task(self._work(), name=name) for name in names]
 
     async def close(self, grace: float = 10.0) -> None:
         """Takes nothing new, lets present callers finish for `grace` seconds, then fails the rest with Closed."""
         self._closing = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait({self._worker})
+        for worker in self._workers:
+            worker.cancel()
+        if self._workers:
+            await asyncio.wait(self._workers)
         for places in (self._first_places, self._further_places):
             places.refuse_waiting(Closed("The service is shutting down."))
         for entry in [*self._running, *self._queue.clear()]:
@@ -261,7 +263,7 @@ class Batcher(Generic[T, R]):
             raise QueueFull(self.name, self._retry_after())
 
     def _refuse_if_closing(self) -> None:
-        if self._closing or self._worker is None:
+        if self._closing or not self._workers:
             raise Closed("The service is shutting down." if self._closing else "The service has not started.")
 
     def _enter(self, item: T, flow: Flow, places: Places | None, ahead: bool = False) -> _Entry[T, R]:
@@ -307,25 +309,29 @@ class Batcher(Generic[T, R]):
                 self._observe_call(report)
 
     def _retry_after(self) -> int:
-        return min(60, max(1, math.ceil(self._waiting_cost * self._pace)))
+        return min(60, max(1, math.ceil(self._waiting_cost * self._pace / self._device.threads)))
 
     async def _work(self) -> None:
+        last_cost, last_end = 0.0, -math.inf
         while True:
             await self._arrival.wait()
-            await self._linger()
+            await self._linger(last_cost, last_end + self._max_wait)
             async with self._device.turn:
                 batch = self._take()
+                if not batch:  # who waited has left, or another worker was faster
+                    continue
                 failed = await self._compute(batch)
+            last_cost, last_end = sum(entry.cost for entry in batch), time.perf_counter()
             if failed and len(batch) > 1:
                 for entry in batch:
                     if not entry.future.done():
                         async with self._device.turn:
                             await self._compute([entry])
-            self._running = []
+            self._running.difference_update(batch)
 
-    async def _linger(self) -> None:
-        until = self._last_end + self._max_wait
-        expected = min(self._last_cost, self._budget())
+    async def _linger(self, cost: float, until: float) -> None:
+        """Waits for items that cost `cost` together, or as much as a batch may have."""
+        expected = min(cost, self._budget())
         while (left := until - time.perf_counter()) > 0 and self._waiting_cost < expected:
             self._arrival.clear()
             try:
@@ -348,7 +354,7 @@ class Batcher(Generic[T, R]):
             self._dequeue(entry)
             batch.append(entry)
             left -= entry.cost
-        self._running = batch
+        self._running.update(batch)
         if self._queue.peek() is None:
             self._arrival.clear()
         else:
@@ -357,8 +363,6 @@ class Batcher(Generic[T, R]):
 
     async def _compute(self, batch: list[_Entry[T, R]]) -> bool:
         """Runs the batch and resolves its futures; True if it failed. A failure is delivered only to a batch of one."""
-        if not batch:
-            return False
         began = time.perf_counter()
         outcome: Sequence[R] | BaseException
         try:
@@ -367,7 +371,6 @@ class Batcher(Generic[T, R]):
             outcome = error
         ended = time.perf_counter()
         cost = sum(entry.cost for entry in batch)
-        self._last_cost, self._last_end = cost, ended
         if cost:
             pace = (ended - began) / cost
             self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
 from app import ucs
 from app.media import MediaError, Stream, open_stream
 from app.sandbox import confine
@@ -192,7 +194,7 @@ def _serve(sock: socket.socket) -> bool:
         with os.fdopen(fds[0], "rb") as file, open_stream(file, "", max_duration) as stream:
             _send(sock, INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))
             for blocks in _gathered(stream):
-                _send(sock, AUDIO, b"".join(blocks))
+                _send(sock, AUDIO, *blocks)
             times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
             end = _json(**times, tags=read_tags(file))
         _send(sock, END, end)
@@ -208,12 +210,12 @@ def _serve(sock: socket.socket) -> bool:
     return False
 
 
-def _gathered(stream: Stream) -> Iterator[list[bytes]]:
+def _gathered(stream: Stream) -> Iterator[list[memoryview]]:
     """The blocks of a stream: the first at once, for who waits, then a few at a time, as each message has its price."""
-    blocks: list[bytes] = []
+    blocks: list[memoryview] = []
     wanted = 1
     for block in stream:
-        blocks.append(block.tobytes())
+        blocks.append(np.ascontiguousarray(block).data.cast("B"))
         if len(blocks) == wanted:
             yield blocks
             blocks, wanted = [], _TOGETHER
@@ -225,5 +227,8 @@ def _json(**values: object) -> bytes:
     return json.dumps(values).encode()
 
 
-def _send(sock: socket.socket, kind: bytes, payload: bytes) -> None:
-    sock.sendall(HEADER.pack(kind, len(payload)) + payload)
+def _send(sock: socket.socket, kind: bytes, *payload: bytes | memoryview) -> None:
+    size = sum(map(len, payload))
+    sent = sock.sendmsg([HEADER.pack(kind, size), *payload])
+    if sent < HEADER.size + size:  # a signal came in between
+        sock.sendall(b"".join([HEADER.pack(kind, size), *payload])[sent:])

@@ -1,4 +1,4 @@
-"""The model behind its two lanes: audio windows and texts, batched over all callers, on one device thread.
+"""The model behind its two lanes: audio windows and texts, batched over all callers.
 
 Knows nothing of files, requests or the library. Audio is mono float32 at 16 kHz; embeddings have unit length.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import time
 from collections import OrderedDict, deque
@@ -53,6 +54,7 @@ class Model(Protocol):
     def device(self) -> Any: ...
     @property
     def dtype(self) -> Any: ...
+    def side_by_side(self, windows: int) -> int: ...
     def encode_windows(self, waveforms: Sequence[np.ndarray]) -> Sequence[tuple[Any, Any]]: ...
     def encode_text(self, texts: Sequence[str]) -> Any: ...
     def clip_score(self, clip: Any, text: Any) -> Any: ...
@@ -148,12 +150,18 @@ class Engine:
     def __init__(
         self, model: Model, *, max_batch_windows: int = 16, max_queue_windows: int = 512, max_wait: float = 0.005
     ) -> None:
-        """`max_wait` in seconds; see Batcher. The text lane's queue has as many places as the audio lane's."""
+        """`max_wait` in seconds; see Batcher. The text lane's queue has as many places as the audio lane's.
+
+        `max_batch_windows` are under way at once: in one batch, or in several where FineLAP.side_by_side says so. Texts
+        then have a thread of their own too; else both lanes take turns on one.
+        """
+        side_by_side = model.side_by_side(max_batch_windows)
         self._model = model
         self._windows = model.config.windows
         self._max_batch_windows = max_batch_windows
         self._in_flight = 2 * max_batch_windows  # of one recording: the next batch is there when one ends
-        self._device = Device()
+        self._device = Device("audio", side_by_side)
+        self._text_device = self._device if side_by_side == 1 else Device("text")
         self._texts_known: OrderedDict[str, np.ndarray] = OrderedDict()
         self._checked_at = -_READY_FOR
         self._checking = asyncio.Lock()
@@ -163,7 +171,7 @@ class Engine:
             self._encode_windows,
             device=self._device,
             cost=self._cost,
-            max_cost=max_batch_windows,
+            max_cost=math.ceil(max_batch_windows / side_by_side),
             max_seconds=_BATCH_SECONDS,
             max_queue=max_queue_windows,
             max_wait=max_wait,
@@ -173,7 +181,7 @@ class Engine:
         )
         self.text_lane: Batcher[str, np.ndarray] = Batcher(
             self._encode_texts,
-            device=self._device,
+            device=self._text_device,
             max_cost=_TEXT_BATCH,
             max_seconds=_BATCH_SECONDS,
             max_queue=max_queue_windows,
@@ -196,6 +204,7 @@ class Engine:
         """Refuses new work, lets present work finish for `grace` seconds, and answers the rest with Closed."""
         await asyncio.gather(self.audio_lane.close(grace), self.text_lane.close(grace))
         self._device.close()
+        self._text_device.close()
 
     def listen(self, blocks: AsyncIterable[np.ndarray], *, urgency: Urgency = Urgency.INTERACTIVE) -> Listening:
         """Embeds a recording while it comes, in `blocks` (n,) float32 of any length, with bounded memory."""

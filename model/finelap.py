@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.adapter import build_adapter
 from model.audio import MEL_WINDOW, SAMPLE_RATE, LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import FineLAPConfig
-from model.cores import one_thread, share_out
+from model.cores import limited, share_out
 from model.encoders import build_encoder
 from model.text import TextTower
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
@@ -269,7 +269,7 @@ class FineLAP(nn.Module):
 
         with self._inference():
             if self.device.type == "cpu" and ids.numel() <= _FEW_TOKENS:
-                with one_thread():
+                with limited(1):
                     return encode(range(len(ids)))
             return torch.cat(self._share_out(encode, range(len(ids)), _TEXTS_A_CORE))
 
@@ -280,6 +280,12 @@ class FineLAP(nn.Module):
     def frame_score(self, frames: Array, text: Array) -> Tensor:
         """Frames (T, D) and texts (B, D), a single vector counting as one row → probabilities (B, T), float32."""
         return _score(_rows(text), _rows(frames), self.temp_local, self.b_local)
+
+    def side_by_side(self, windows: int) -> int:
+        """Batches, of so many windows together, that are best computed at once: on a CPU, as cores can be kept busy."""
+        if self.device.type != "cpu":
+            return 1
+        return min(torch.get_num_threads(), max(1, windows // _WINDOWS_A_CORE))
 
     def _share_out(self, function: Callable[[Sequence[int]], R], items: Sequence[int], at_most: int) -> list[R]:
         """The batch in parts that the CPU's cores take, or whole, for another device. See model.cores."""

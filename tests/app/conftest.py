@@ -44,11 +44,14 @@ class FakeModel:
         self.frame_hop = self.config.windows.frame_hop
         self.device, self.dtype = "cpu", "torch.float32"
         self.temp_global = 0.1
-        self.max_windows = max_windows
+        self.max_windows, self.at_once = max_windows, 1
         self.audio_batches: list[int] = []
         self.text_batches: list[list[str]] = []
         self.fail_on: Any = None
         self.before: Callable[[], None] = lambda: None
+
+    def side_by_side(self, windows: int) -> int:
+        return self.at_once
 
     def encode_windows(self, waveforms: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         assert 0 < len(waveforms) <= self.max_windows

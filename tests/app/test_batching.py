@@ -42,8 +42,8 @@ class Doubler:
 
 
 @asynccontextmanager
-async def running(run: Any, **options: Any) -> AsyncIterator[Batcher[Any, Any]]:
-    device = Device()
+async def running(run: Any, threads: int = 1, **options: Any) -> AsyncIterator[Batcher[Any, Any]]:
+    device = Device(threads=threads)
     batcher: Batcher[Any, Any] = Batcher(run, device=device, **{"max_cost": 4, "max_queue": 100, **options})
     batcher.start()
     try:
@@ -68,15 +68,16 @@ async def until(condition: Callable[[], bool]) -> None:
     in_flight=st.integers(1, 10),
     poison=st.sets(st.integers(1, 50), max_size=3),
     weighted=st.booleans(),
+    threads=st.integers(1, 3),
 )
 def test_every_caller_gets_its_own_results_in_order_or_its_own_failure(
-    groups: list[list[int]], max_cost: int, in_flight: int, poison: set[int], weighted: bool
+    groups: list[list[int]], max_cost: int, in_flight: int, poison: set[int], weighted: bool, threads: int
 ) -> None:
     cost: Callable[[int], int] = (lambda item: item % 5) if weighted else (lambda _: 1)
 
     async def main() -> None:
         run = Doubler(max_cost, tuple(poison), cost=lambda item: max(1, cost(item)))
-        async with running(run, max_cost=max_cost, max_queue=1000, max_wait=0.001, cost=cost) as batcher:
+        async with running(run, threads, max_cost=max_cost, max_queue=1000, max_wait=0.001, cost=cost) as batcher:
             answers = await asyncio.gather(*(batcher.map(g, in_flight) for g in groups), return_exceptions=True)
             for group, answer in zip(groups, answers, strict=True):
                 if poison & set(group):
@@ -89,19 +90,40 @@ def test_every_caller_gets_its_own_results_in_order_or_its_own_failure(
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(1, 5))
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 3))
 def test_more_items_than_the_queue_holds_pass_through_it(
-    items: int, max_queue: int, callers: int, max_cost: int
+    items: int, max_queue: int, callers: int, max_cost: int, threads: int
 ) -> None:
     async def main() -> None:
         run = Doubler(max_cost)
-        async with running(run, max_cost=max_cost, max_queue=max_queue) as batcher:
+        async with running(run, threads, max_cost=max_cost, max_queue=max_queue) as batcher:
             work = [asyncio.create_task(batcher.map(range(items), in_flight=4)) for _ in range(callers)]
             answers = await asyncio.gather(*work, return_exceptions=True)
             served = [answer for answer in answers if not isinstance(answer, QueueFull)]
             assert served and all(answer == [2 * i for i in range(items)] for answer in served)
 
     asyncio.run(main())
+
+
+async def test_batches_run_side_by_side_on_as_many_threads_as_the_device_has() -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def run(items: list[int]) -> list[int]:
+        together.wait()  # nobody passes until three batches are here
+        return items
+
+    async with running(run, threads=3, max_cost=1) as batcher:
+        assert await batcher.map(range(6), in_flight=6) == list(range(6))
+
+
+async def test_closing_answers_those_on_every_thread() -> None:
+    run = Doubler(1)
+    run.gate.clear()
+    async with running(run, threads=2, max_cost=1) as batcher:
+        work = [asyncio.create_task(batcher.submit(item)) for item in range(3)]
+        await until(lambda: len(run.threads) == 2 and batcher.depth == 1)
+        await batcher.close(grace=0)
+        assert all(isinstance(answer, Closed) for answer in await asyncio.gather(*work, return_exceptions=True))
 
 
 async def test_concurrent_callers_share_batches() -> None:

@@ -53,6 +53,32 @@ async def test_batched_equals_one_by_one(fake_model: Any, sounds: SimpleNamespac
     assert max(fake_model.audio_batches) == 5
 
 
+async def test_batches_side_by_side_share_the_limit_and_texts_pass_them(
+    fake_model: Any, sounds: SimpleNamespace
+) -> None:
+    fake_model.at_once, fake_model.max_windows = 2, 4
+    gate, computing = threading.Event(), threading.Semaphore(0)
+
+    def hold_audio() -> None:
+        if threading.current_thread().name.startswith("audio"):
+            computing.release()
+            gate.wait(60)
+
+    async with started(fake_model, max_batch_windows=8) as engine:
+        fake_model.audio_batches.clear()
+        fake_model.before = hold_audio
+        try:
+            work = [asyncio.create_task(engine.embed_audio(sounds.tone(400, 10.0))) for _ in range(12)]
+            for _ in range(2):  # both batches are held up
+                assert await asyncio.to_thread(computing.acquire, timeout=10)
+            async with asyncio.timeout(10):
+                assert (await engine.embed_texts(["tone 400"])).shape == (1, engine.dim)
+        finally:
+            gate.set()
+        await asyncio.gather(*work)
+    assert sum(fake_model.audio_batches) == 12
+
+
 class WordsByLetters:
     """A tokenizer for a model that has none: a text's letters."""
 

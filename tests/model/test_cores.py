@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model import cores
-from model.cores import one_thread, share_out
+from model.cores import limited, share_out
 from model.finelap import FineLAP
 
 
@@ -55,6 +55,27 @@ def test_a_batch_that_cannot_be_shared_is_one_part(threads: int) -> None:
     assert seen == [threads]
 
 
+def test_a_batch_beside_another_gets_its_part_of_the_threads() -> None:
+    torch.set_num_threads(4)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(items: Sequence[int]) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    first = threading.Thread(target=share_out, args=(hold, range(1), 4))
+    first.start()
+    try:
+        assert begun.wait(30)
+        assert share_out(lambda items: [torch.get_num_threads()] * len(items), [0], 4) == [[2]]
+        assert share_out(list, range(4), 4) == [[0, 1], [2, 3]]
+    finally:
+        go_on.set()
+        first.join()
+    assert share_out(list, range(4), 4) == [[0], [1], [2], [3]]
+    assert torch.get_num_threads() == 4
+
+
 @pytest.mark.parametrize("bad", [0, 5, 11])
 def test_what_a_part_raises_is_raised_when_nothing_runs_any_more(bad: int) -> None:
     running = threading.Semaphore(0)
@@ -75,9 +96,9 @@ def test_what_a_part_raises_is_raised_when_nothing_runs_any_more(bad: int) -> No
 
 
 def test_one_thread_gives_back_what_there_was() -> None:
-    with pytest.raises(KeyError), one_thread():
+    with pytest.raises(KeyError), limited(1):
         assert torch.get_num_threads() == 1
-        with one_thread():
+        with limited(1):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 1
         raise KeyError
