@@ -172,7 +172,7 @@ class Engine:
             device=self._device,
             cost=self._cost,
             max_cost=math.ceil(max_batch_windows / side_by_side),
-            max_seconds=_BATCH_SECONDS,
+            max_seconds=_BATCH_SECONDS * side_by_side,
             max_queue=max_queue_windows,
             max_wait=max_wait,
             observe=lambda report: self.on_batch("audio", report),

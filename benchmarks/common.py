@@ -60,7 +60,8 @@ class Server:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FINELAP_")}
         environment |= {"PYTHONPATH": str(self.tree), "FINELAP_DATA_DIR": str(Path(self._folder.name) / "data")}
         environment |= {f"FINELAP_{name.upper()}": str(value) for name, value in self.settings.items()}
-        command = [*_COMMAND, "--port", "0", "--checkpoint", str(self.tree / "checkpoints" / "finelap-small")]
+        checkpoint = self.settings.get("checkpoint", self.tree / "checkpoints" / "finelap-small")
+        command = [*_COMMAND, "--port", "0", "--checkpoint", str(checkpoint)]
         if self.demo:
             command += ["--demo", str(SOUNDS)]
         self.process = subprocess.Popen(

@@ -32,7 +32,7 @@ from benchmarks import ceilings, common, sizes  # noqa: E402
 from model import FineLAP  # noqa: E402
 from model.precision import bfloat16_is_sound  # noqa: E402
 
-BATCHES = {sizes.SMALL: (1, 4, 16), sizes.BASE: (1, 4)}
+BATCHES = {sizes.SMALL: (1, 4, 16), sizes.BASE: (1, 4, 8)}
 _SHORT = 2.0  # seconds
 _WHOLE = 10.0
 _TEXTS = 64

@@ -66,14 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_base(folder: Path) -> Path:
-    """A checkpoint of the published size, without a tokenizer."""
+    """A checkpoint of the published size, with the small one's words."""
     with common.section("a checkpoint of the published size"):
-        sizes.build(sizes.BASE).save_pretrained(folder)
+        model = sizes.build(sizes.BASE)
+        model.tokenizer = sizes.build(sizes.SMALL).tokenizer
+        model.save_pretrained(folder)
     return folder
 
 
 def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) -> dict[str, Any]:
     """Clips a second of both calls and of the loop, and the latencies of /embed by the number of callers."""
+    import httpx
     import torch
 
     model = sizes.build(size, getattr(torch, options.dtype))
@@ -81,6 +84,9 @@ def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) 
     waveforms = [tape.read(round(_SECONDS * common.RATE)) for _ in range(_BATCH)]
     found: dict[str, Any] = {"loop": [], "embed": [], "clips": [], "curve": []}
     with Server(settings) as server:
+        served = httpx.get(f"{server.address}/info", trust_env=False).json()["model"]["name"]
+        if served != model.name:
+            raise RuntimeError(f"the server has {served}, the loop {model.name}")
         saturate(server, "embed", options.callers, 2.0)
         for number in range(options.rounds):
             with common.section(f"round {number + 1} of {options.rounds}"):
