@@ -61,6 +61,10 @@ class Report:
         half = np.array(self.samples[len(self.samples) // 2 :], dtype=np.float64)
         return float(np.polyfit(half[:, 0], half[:, column], 1)[0] * 3600) if len(half) > 2 else 0.0
 
+    def tenths(self) -> list[tuple[float, int, int, int]]:
+        """The samples at each tenth of the run."""
+        return [self.samples[max(0, len(self.samples) * (n + 1) // 10 - 1)] for n in range(10)] if self.samples else []
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         counts = [f"{what} {status}: {n}" for (what, status), n in sorted(self.statuses.items())]
@@ -72,6 +76,7 @@ class Report:
             "statuses": counts,
             "server errors": sum(n for (what, status), n in self.statuses.items() if status >= 500 and what != "ready"),
             "memory, MB, at half and end": [round(first[1] / 1e6, 1), round(last[1] / 1e6, 1)],
+            "memory, MB, at each tenth": [round(sample[1] / 1e6) for sample in self.tenths()],
             "memory slope, MB an hour": round(self.slope(1) / 1e6, 1),
             "descriptors, at half and end": [first[2], last[2]],
             "descriptor slope, an hour": round(self.slope(2), 1),
