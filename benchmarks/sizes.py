@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import common
 from model import FineLAP
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, TextConfig, WindowConfig
 
@@ -27,6 +26,8 @@ def base_config() -> FineLAPConfig:
 def build(size: str, dtype: torch.dtype = torch.float32) -> FineLAP:
     """A model of one of the sizes, ready for inference; the same weights at each call."""
     if size == SMALL:
+        from benchmarks import common  # with libraries that the other one does without
+
         return FineLAP.from_pretrained(common.REPO / "checkpoints" / "finelap-small", dtype=dtype)
     torch.manual_seed(0)
     return FineLAP(base_config()).cast(dtype).eval()
