@@ -90,11 +90,14 @@ class CallReport:
 
 
 class Device:
-    """One thread, or `threads` side by side; who wants one asks for a turn, first come, first served."""
+    """One thread, or `threads` side by side; who wants one asks for a turn, first come, first served.
 
-    def __init__(self, name: str = "device", threads: int = 1) -> None:
+    Each thread begins with `prepare`.
+    """
+
+    def __init__(self, name: str = "device", threads: int = 1, prepare: Callable[[], None] | None = None) -> None:
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=prepare)
         self.turn = asyncio.Semaphore(threads)
 
     async def call(self, function: Callable[..., R], *args: Any) -> R:

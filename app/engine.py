@@ -155,13 +155,15 @@ class Engine:
         `max_batch_windows` are under way at once: in one batch, or in several where FineLAP.side_by_side says so. Texts
         then have a thread of their own too; else both lanes take turns on one.
         """
-        side_by_side = model.side_by_side(max_batch_windows)
+        from model.cores import as_here
+
+        side_by_side, prepare = model.side_by_side(max_batch_windows), as_here()
         self._model = model
         self._windows = model.config.windows
         self._max_batch_windows = max_batch_windows
         self._in_flight = 2 * max_batch_windows  # of one recording: the next batch is there when one ends
-        self._device = Device("audio", side_by_side)
-        self._text_device = self._device if side_by_side == 1 else Device("text")
+        self._device = Device("audio", side_by_side, prepare)
+        self._text_device = self._device if side_by_side == 1 else Device("text", prepare=prepare)
         self._texts_known: OrderedDict[str, np.ndarray] = OrderedDict()
         self._checked_at = -_READY_FOR
         self._checking = asyncio.Lock()

@@ -9,6 +9,7 @@ of its own, never. Knows no network.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import threading
@@ -104,6 +105,14 @@ def _computed() -> Iterator[int]:
     finally:
         with _count:
             _computing -= 1
+
+
+def as_here() -> Callable[[], None]:
+    """To be called by new threads: gives each as many threads of PyTorch as the one has that calls this.
+
+    Otherwise a thread that PyTorch meets while another one is `limited` has that limit for ever.
+    """
+    return functools.partial(torch.set_num_threads, torch.get_num_threads())
 
 
 def _pool() -> ThreadPoolExecutor:

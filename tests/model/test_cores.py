@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from model import cores
-from model.cores import limited, share_out
+from model.cores import as_here, limited, share_out
 from model.finelap import FineLAP
 
 
@@ -103,6 +104,12 @@ def test_one_thread_gives_back_what_there_was() -> None:
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == 3
+
+
+def test_threads_that_begin_beside_a_limit_do_not_keep_it() -> None:
+    with ThreadPoolExecutor(2, initializer=as_here()) as pool, limited(1):
+        assert pool.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 1
 
 
 def test_a_forked_process_has_helpers_of_its_own() -> None:
