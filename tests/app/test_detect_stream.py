@@ -134,7 +134,7 @@ async def test_the_recording_is_drawn_while_it_is_heard(
     assert [line["first"] for line in drawn] == np.cumsum([0, *(line["columns"] for line in drawn)])[:-1].tolist()
     assert lines[-1]["type"] == "end" and lines[-1]["phrases"][0]["events"]
     if not stored:
-        assert len(drawn) > 3 and lines.index(drawn[0]) < 5
+        assert len(drawn) > 1 and lines.index(drawn[0]) < 5  # how many, the decoder's pace says
 
 
 async def test_nothing_is_drawn_unasked_and_no_clip_without_its_sound(

@@ -273,9 +273,11 @@ def test_the_address_says_what_is_listened_for(open_page: Callable[..., Page], s
     assert shown(page) >= 1
 
     page.keyboard.press("/")
-    page.keyboard.type("thunder")
-    title = page.locator("#hits .title", has_text="thunder").first
-    name = title.inner_text()
+    with page.expect_response(lambda answer: '"query":"thunder"' in (answer.request.post_data or "")) as answered:
+        page.keyboard.type("thunder")  # what is found for its beginning is gone when this is answered
+    name = answered.value.json()["hits"][0]["clip"]["filename"]
+    title = page.locator("#hits .title").first
+    expect(title).to_have_text(name)
     title.click()
     page.get_by_role("button", name="Detect in it").click()
     expect(page.locator("#source-name")).to_have_text(name)
