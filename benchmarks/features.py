@@ -10,9 +10,8 @@ logarithms where there is sound, operations and bytes of a window, and the rate 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks import ceilings, common, sizes  # noqa: E402
+from benchmarks.model import in_turns, sounds  # noqa: E402
 from model import FineLAP  # noqa: E402
 from model.audio import FFT_SIZE, LOG_FLOOR, MEL_HOP, MEL_WINDOW, PREEMPHASIS, mel_filters, mel_frames_in  # noqa: E402
 
@@ -39,10 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     operations, moved = report["operations"], report["bytes"]
     rows: list[list[object]] = []
     for batch in _BATCHES:
-        ours, theirs = in_turns(model, batch, options.runs)
-        share = ours * operations / limits.of("float32")
-        report[f"batch {batch}"] = {"ours": ours, "transformers": theirs, "ratio": ours / theirs, "share": share}
-        rows.append([batch, ours, theirs, f"{ours / theirs:.1f}", f"{100 * share:.0f} %"])
+        waveforms = sounds(_SECONDS, batch)
+        work = {"ours": partial(ours, model, waveforms), "transformers": partial(loop, model, waveforms)}
+        mine, theirs = (batch / seconds for seconds in in_turns(work, options.runs).values())
+        share = mine * operations / limits.of("float32")
+        report[f"batch {batch}"] = {"ours": mine, "transformers": theirs, "ratio": mine / theirs, "share": share}
+        rows.append([batch, mine, theirs, f"{mine / theirs:.1f}", f"{100 * share:.0f} %"])
     print(common.table(["batch", "windows/s", "transformers", "ratio", "of the matrix rate"], rows))
     print(f"a window: {operations / 1e6:.0f} million operations, {moved / 1e6:.1f} MB in and out")
     print(f"matrix products {limits.of('float32') / 1e9:.0f} GFLOP/s; largest difference {report['same']:.1e}")
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compare(model: FineLAP) -> dict[str, float]:
     """What a window costs, and how far the two are from each other."""
-    (sound,) = sounds(1)
+    (sound,) = sounds(_SECONDS, 1)
     frames = mel_frames_in(len(sound))
     mine, other = ours(model, [sound])[0, :frames], baseline(model, sound)
     audible = other > np.log(LOG_FLOOR) + 5
@@ -62,26 +64,6 @@ def compare(model: FineLAP) -> dict[str, float]:
         "operations": operations,
         "bytes": sound.nbytes + mine.nbytes,
     }
-
-
-def in_turns(model: FineLAP, batch: int, runs: int) -> tuple[float, float]:
-    """Windows a second of ours and of the baseline, medians."""
-    waveforms = sounds(batch)
-    taken: tuple[list[float], list[float]] = ([], [])
-    for again in range(runs + 1):
-        for seconds, once in zip(taken, (lambda: ours(model, waveforms), lambda: loop(model, waveforms)), strict=True):
-            began = time.perf_counter()
-            once()
-            if again:  # the first does not count
-                seconds.append(time.perf_counter() - began)
-    mine, theirs = (batch / statistics.median(seconds) for seconds in taken)
-    return mine, theirs
-
-
-def sounds(count: int) -> list[np.ndarray]:
-    """Demo sounds one after another, cut to pieces of 10 s."""
-    tape = common.Tape(0)
-    return [tape.read(round(_SECONDS * common.RATE)) for _ in range(count)]
 
 
 def ours(model: FineLAP, waveforms: list[np.ndarray]) -> np.ndarray:

@@ -18,8 +18,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # it may be run as a file
 
-import httpx  # noqa: E402
-
 from benchmarks import common, processes  # noqa: E402
 from benchmarks.clients import Caller, Crowd  # noqa: E402
 from benchmarks.common import Server  # noqa: E402
@@ -89,12 +87,8 @@ def long_file(server: Server, path: Path, hours: float) -> dict[str, int]:
     """While a recording of so many hours is detected in."""
     common.write_recording(path, hours * 3600, seed=0)
     with processes.MemoryWatch(server.process.pid) as watch, path.open("rb") as file:
-        answer = httpx.post(
-            f"{server.address}/detect",
-            files={"file": (path.name, file)},
-            data={"phrases": "dog barking"},
-            timeout=1800,
-            trust_env=False,
+        answer = server.post(
+            "/detect", timeout=1800, files={"file": (path.name, file)}, data={"phrases": "dog barking"}
         )
     answer.raise_for_status()
     return {f"/detect of {hours:g} h, the most": watch.peak}

@@ -76,7 +76,6 @@ def _write_base(folder: Path) -> Path:
 
 def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) -> dict[str, Any]:
     """Clips a second of both calls and of the loop, and the latencies of /embed by the number of callers."""
-    import httpx
     import torch
 
     model = sizes.build(size, getattr(torch, options.dtype))
@@ -84,7 +83,7 @@ def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) 
     waveforms = [tape.read(round(_SECONDS * common.RATE)) for _ in range(_BATCH)]
     found: dict[str, Any] = {"loop": [], "embed": [], "clips": [], "curve": []}
     with Server(settings) as server:
-        served = httpx.get(f"{server.address}/info", trust_env=False).json()["model"]["name"]
+        served = server.get("/info").json()["model"]["name"]
         if served != model.name:
             raise RuntimeError(f"the server has {served}, the loop {model.name}")
         saturate(server, "embed", options.callers, 2.0)
