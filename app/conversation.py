@@ -55,10 +55,12 @@ async def _read(sock: socket.socket) -> tuple[bytes, Any]:
     kind, size = wire.HEADER.unpack(header)
     if size > _MAX_MESSAGE or (kind == wire.AUDIO and size % 4):
         raise Died(NONSENSE)
+    if kind == wire.AUDIO:
+        samples = np.empty(size // 4, dtype=np.float32)
+        await _fill(sock, samples.data.cast("B"))
+        return kind, samples
     payload = bytearray(size)
     await _fill(sock, memoryview(payload))
-    if kind == wire.AUDIO:
-        return kind, np.frombuffer(payload, dtype=np.float32)
     try:
         told = json.loads(payload)
     except (ValueError, RecursionError) as error:

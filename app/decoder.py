@@ -20,13 +20,13 @@ import signal
 import socket
 import time
 import wave
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn, TypeAlias
 
 import numpy as np
 
 from app import ucs
+from app.allocator import keep_freed
 from app.media import MediaError, Stream, open_stream
 from app.sandbox import confine
 from app.tags import read_tags
@@ -49,9 +49,12 @@ from app.wire import (
 )
 
 _NICE = 5  # the server's event loop and the model come first
-_TOGETHER = 4  # blocks of a second in one message
+_TOGETHER = 12  # blocks of a second in one message, at most
+_PATIENCE = 0.02  # seconds that what is decoded waits for more, before it is sent
+_KEPT = 8 << 20  # bytes that a worker keeps when they are free: what a file takes
 _FILES = 24  # descriptors a worker may have; it needs about six
 _ENCODINGS = ("cp1252", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "ascii")  # of tags
+Message: TypeAlias = tuple[bytes, *tuple[bytes | memoryview, ...]]  # its kind, and parts of its payload
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server decides when decoding ends
 
 
@@ -61,6 +64,7 @@ def main(control_fd: int, memory_mb: int) -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
+    keep_freed(_KEPT)
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_w, False)
     signal.set_wakeup_fd(wake_w)
@@ -191,44 +195,45 @@ def _serve(sock: socket.socket) -> bool:
     soft = math.ceil(time.process_time() + cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     try:
-        with os.fdopen(fds[0], "rb") as file, open_stream(file, "", max_duration) as stream:
-            _send(sock, INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))
-            for blocks in _gathered(stream):
-                _send(sock, AUDIO, *blocks)
-            times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
-            end = _json(**times, tags=read_tags(file))
-        _send(sock, END, end)
+        with os.fdopen(fds[0], "rb", buffering=0) as file, open_stream(file, "", max_duration) as stream:
+            _send_all(sock, file, stream)
         return True
     except MediaError as error:
-        _send(sock, ERROR, _json(reason=error.reason, why=error.why, read=getattr(error, "read", None)))
+        _send(sock, (ERROR, _json(reason=error.reason, why=error.why, read=getattr(error, "read", None))))
     except MemoryError:
-        _send(sock, ERROR, _json(reason=OUT_OF_MEMORY, why="", read=None))
+        _send(sock, (ERROR, _json(reason=OUT_OF_MEMORY, why="", read=None)))
     except OSError:
         raise  # the socket's, mostly
     except Exception as error:
-        _send(sock, ERROR, _json(reason=UNEXPECTED, why=type(error).__name__, read=None))
+        _send(sock, (ERROR, _json(reason=UNEXPECTED, why=type(error).__name__, read=None)))
     return False
 
 
-def _gathered(stream: Stream) -> Iterator[list[memoryview]]:
-    """The blocks of a stream: the first at once, for who waits, then a few at a time, as each message has its price."""
+def _send_all(sock: socket.socket, file: BinaryIO, stream: Stream) -> None:
+    """What a file says and sounds like, in as few messages as its reader's patience allows: each has its price."""
+    held: list[Message] = [(INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))]
     blocks: list[memoryview] = []
-    wanted = 1
+    since = time.monotonic()
     for block in stream:
         blocks.append(np.ascontiguousarray(block).data.cast("B"))
-        if len(blocks) == wanted:
-            yield blocks
-            blocks, wanted = [], _TOGETHER
+        if len(blocks) == _TOGETHER or time.monotonic() - since > _PATIENCE:
+            _send(sock, *held, (AUDIO, *blocks))
+            held, blocks, since = [], [], time.monotonic()
     if blocks:
-        yield blocks
+        held.append((AUDIO, *blocks))
+    times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
+    _send(sock, *held, (END, _json(**times, tags=read_tags(file))))
 
 
 def _json(**values: object) -> bytes:
     return json.dumps(values).encode()
 
 
-def _send(sock: socket.socket, kind: bytes, *payload: bytes | memoryview) -> None:
-    size = sum(map(len, payload))
-    sent = sock.sendmsg([HEADER.pack(kind, size), *payload])
-    if sent < HEADER.size + size:  # a signal came in between
-        sock.sendall(b"".join([HEADER.pack(kind, size), *payload])[sent:])
+def _send(sock: socket.socket, *messages: Message) -> None:
+    """Messages, each its kind and the parts of its payload, in one go."""
+    parts: list[bytes | memoryview] = []
+    for kind, *payload in messages:
+        parts += [HEADER.pack(kind, sum(map(len, payload))), *payload]
+    sent = sock.sendmsg(parts)
+    if sent < sum(map(len, parts)):  # a signal came in between
+        sock.sendall(b"".join(parts)[sent:])

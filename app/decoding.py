@@ -41,7 +41,7 @@ _CLOSING = "The decoders are shutting down."
 class DecodedStream:
     """A recording while a worker decodes it: iterates, once, over blocks (n,) of float32, mono, 16 kHz.
 
-    The first has a second, the others up to four.
+    A block has what was decoded in a fiftieth of a second, at most twelve seconds of sound.
 
     sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work), tags (what the
     file says about itself, see app.tags): after the last block. Iterating raises a MediaError, or Closed if the pool
@@ -159,6 +159,7 @@ class DecoderPool:
         self._idle: list[Worker] = []  # the last used is taken first, so that the others can rest
         self._line: deque[asyncio.Future[Worker]] = deque()
         self._starting = 0
+        self._spare = 0  # workers that have rested ever since `_shrink` was last due
         self._shrinking: asyncio.TimerHandle | None = None
         self._closed = True
 
@@ -215,7 +216,9 @@ class DecoderPool:
         if self._closed:
             raise Closed(_CLOSING)
         if self._idle and not self._line:
-            return self._idle.pop()
+            worker = self._idle.pop()
+            self._spare = min(self._spare, len(self._idle))
+            return worker
         place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._line.append(place)
         self._grow()
@@ -242,7 +245,8 @@ class DecoderPool:
                 place.set_result(worker)
                 return
         self._idle.append(worker)
-        if len(self._alive) > self._warm and self._shrinking is None:
+        if self._shrinking is None and len(self._alive) > self._warm:
+            self._spare = len(self._idle)
             self._shrinking = asyncio.get_running_loop().call_later(_KEEP, self._shrink)
 
     def _renew(self) -> None:
@@ -251,10 +255,13 @@ class DecoderPool:
             self._discard(worker)
 
     def _shrink(self) -> None:
-        """Ends the workers that nobody needs: those above the warm ones that rested longest."""
+        """Ends the workers that nobody needed for a while: those above the warm ones that rested all the time."""
         self._shrinking = None
-        while self._idle and len(self._alive) > self._warm:
-            self._discard(self._idle[0])
+        for worker in self._idle[: min(self._spare, len(self._alive) - self._warm)]:
+            self._discard(worker)
+        if self._idle and len(self._alive) > self._warm:
+            self._spare = len(self._idle)
+            self._shrinking = asyncio.get_running_loop().call_later(_KEEP, self._shrink)
 
     def _grow(self) -> None:
         """Starts as many workers as the line and the warm number ask for."""

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _START = 120.0  # seconds it may take to load the decoders
 _END = 5.0  # seconds it may take to end its workers
+_SENT_AHEAD = 1 << 20  # bytes that a worker may send before the server reads; most systems give less
 _ATTEMPTS = 3  # to start it, in a row
 _NO_START = "The process that decodes sound files cannot be started; the log says why."
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
@@ -98,6 +99,7 @@ class ForkServer:
         assert self._control is not None
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENT_AHEAD)
         self._unborn.append(ours)
         with theirs, contextlib.suppress(OSError):  # if it has died, `on_lost` tells
             socket.send_fds(self._control, [wire.CONTROL.pack(wire.FORK, 0, 0)], [theirs.fileno()])

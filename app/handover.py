@@ -22,6 +22,8 @@ async def open_apart(file: BinaryIO | Path) -> int:
     `file` may be a path, any open file, also one spooled or held in memory. The caller closes the descriptor. Raises
     OSError, StorageFull.
     """
+    if not isinstance(file, Path) and _in_memory(file) and hasattr(os, "memfd_create"):
+        return _copied_in_memory(file)  # a megabyte takes less time than another thread
     opening = asyncio.create_task(asyncio.to_thread(_descriptor, file))
     try:
         return await asyncio.shield(opening)
@@ -36,7 +38,7 @@ def _descriptor(file: BinaryIO | Path) -> int:
     try:
         with _room():
             file.flush()
-            descriptor = file.fileno()  # a file spooled in memory moves to disk for this
+            descriptor = file.fileno()  # where the system has no files in memory, a spooled one moves to disk for this
             file.flush()
     except io.UnsupportedOperation:  # in memory for good
         with _room():
@@ -45,6 +47,28 @@ def _descriptor(file: BinaryIO | Path) -> int:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return os.dup(descriptor)
+
+
+def _in_memory(file: BinaryIO) -> bool:
+    """Whether it is a small file spooled in memory, as uploads are."""
+    return isinstance(file, tempfile.SpooledTemporaryFile) and not getattr(file, "_rolled", True)
+
+
+def _copied_in_memory(file: BinaryIO) -> int:
+    position = file.tell()
+    file.seek(0)
+    descriptor = os.memfd_create("sound", os.MFD_CLOEXEC)
+    try:
+        rest = memoryview(file.read())
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    finally:
+        file.seek(position)
+    return descriptor
 
 
 @contextlib.contextmanager

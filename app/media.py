@@ -142,7 +142,7 @@ class Stream:
         return resampled
 
     def _check(self, block: np.ndarray, at: float) -> None:
-        peak = np.abs(block).max(initial=0.0)
+        peak = np.maximum(block.max(initial=0.0), -block.min(initial=0.0))
         if not np.isfinite(peak):
             why = f"it has samples that are not finite numbers (in the block at {at:.3f} s)."
             raise InvalidSamples(self._filename, why)

@@ -6,6 +6,7 @@ another site made a browser send, and names that are not this service's. Plain A
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import secrets
 from urllib.parse import urlsplit
@@ -115,6 +116,7 @@ def _name_of(host: str) -> str:
         return ""
 
 
+@functools.lru_cache(maxsize=64)
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from app.allocator import keep_freed
 from app.demo import welcome
 from app.settings import Settings
 from app.stopping import Stop, close_door
@@ -28,6 +29,7 @@ _TALKATIVE = ("uvicorn", "httpx", "faiss.loader")  # what they say of a start, t
 _LEAVE = 0.5  # seconds that callers with an open connection have for a last request and its 503
 _REST = 3.0  # seconds that callers have to send the rest of a body, or read the rest of an answer
 _CLOSING = 6.0  # seconds from the end of the requests' grace to the end of the process, whatever hangs
+_KEPT = 256 << 20  # bytes that the process keeps when they are free: about what batches under way take
 _SAVING = 3.0  # seconds of these that are kept for closing the library
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
     with _listen(settings.host, settings.port) as listener:
         stop = Stop(settings.stop_grace_s + _CLOSING)
         print(f"Loading {settings.checkpoint} …", flush=True)
+        keep_freed(_KEPT)
         from app.logs import configure_logging, log_what_nobody_caught
         from app.main import build_app
         from app.protocol import Protocol

@@ -6,6 +6,7 @@ header promises, and so what is missing at the end. Knows no sample rate but the
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -75,8 +76,10 @@ def say(error: Exception) -> str:
 def _open_sndfile(file: BinaryIO, filename: str, max_duration: float) -> Source | None:
     """The file through libsndfile; None if libsndfile does not know the format."""
     file.seek(0)
+    # an unbuffered file has no position but its descriptor's, so libsndfile may read that itself
+    unbuffered = isinstance(file, io.FileIO)
     try:
-        sound = _Forward(file)
+        sound = _Forward(file.fileno(), closefd=False) if unbuffered else _Forward(file)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError):
         return None
     rate, kind = sound.samplerate, sound.format

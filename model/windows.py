@@ -59,7 +59,7 @@ def plan_windows(samples: int, windows: WindowConfig) -> list[Window]:
 
 def centred(samples: np.ndarray) -> np.ndarray:
     """A window's samples (n,) float32 around their own mean: an offset would be a step where padding begins."""
-    return samples - samples.mean(dtype=np.float64).astype(np.float32)
+    return samples - samples.mean()
 
 
 class WindowCutter:

@@ -13,6 +13,8 @@ from app.routes import shapes
 from app.schemas import AudioEmbedding, Embeddings, EmbedForm, EmbedTexts, FrameEmbeddings, TextEmbedding
 from app.services import Services, Serving
 
+_SHORT = 8  # embeddings whose answer is written in less time than a thread takes to begin
+
 router = APIRouter(tags=["embeddings"])
 
 
@@ -60,7 +62,8 @@ async def embed(request: Request, services: Serving) -> Response:
         )
         return answered.model_dump_json().encode()
 
-    return Response(await services.compute(answer), media_type="application/json")
+    long = options.frames or len(outcomes) + len(options.texts) > _SHORT
+    return Response(await services.compute(answer) if long else answer(), media_type="application/json")
 
 
 async def _recording(services: Services, upload: Upload) -> Recording:

@@ -14,16 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from app import decoder, wire
 from app.batching import Closed
 from app.decoding import DecoderPool
+from app.handover import open_apart
 from app.media import DecoderFailed, MediaError, NotAudio, TooLong, TruncatedAudio, decode
 
 
@@ -96,7 +99,7 @@ async def test_the_pool_gives_what_decoding_here_gives(
     async with pool.open(io.BytesIO(data), "a") as stream:
         assert (stream.sample_rate, stream.channels) == (rate, 2)
         blocks = [block async for block in stream]
-    assert [len(block) // 16_000 for block in blocks] == [1, 4, 2] and all(b.dtype == np.float32 for b in blocks)
+    assert [len(block) // 16_000 for block in blocks] == [7] and all(b.dtype == np.float32 for b in blocks)
     np.testing.assert_array_equal(np.concatenate(blocks), expected.samples)
     assert stream.duration == expected.duration
     assert stream.decode_s > 0 and stream.resample_s > 0
@@ -242,6 +245,66 @@ async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, m
     await asyncio.gather(*tasks)
     await until(lambda: pool.alive == 2)
     await until(lambda: len(fork_server(pool).children()) == 2)
+
+
+async def test_workers_in_use_do_not_shrink(
+    pool: DecoderPool, monkeypatch: pytest.MonkeyPatch, long_flac: bytes
+) -> None:
+    """Workers that rest only between two files stay, however often it is looked who is needed."""
+    monkeypatch.setattr("app.decoding._KEEP", 0.2)
+
+    async def busy(rounds: int) -> None:
+        for _ in range(rounds):
+            async with pool.open(io.BytesIO(long_flac), "a") as stream:
+                await anext(stream)
+                await asyncio.sleep(0.05)
+                async for _ in stream:
+                    pass
+
+    tasks = [asyncio.create_task(busy(12)) for _ in range(4)]
+    await until(lambda: pool.alive == 4)
+    workers = set(pool._alive)
+    for _ in range(8):
+        await asyncio.sleep(0.1)
+        assert pool._alive == workers
+    await asyncio.gather(*tasks)
+    await until(lambda: pool.alive == 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no files in memory")
+async def test_small_uploads_stay_in_memory() -> None:
+    with tempfile.SpooledTemporaryFile(max_size=1 << 20) as small, tempfile.SpooledTemporaryFile(max_size=10) as large:
+        for file, in_memory in ((small, True), (large, False)):
+            file.write(b"some sound")
+            file.write(b", and more")
+            file.seek(3)
+            descriptor = await open_apart(file)  # type: ignore[arg-type]
+            assert os.readlink(f"/proc/self/fd/{descriptor}").startswith("/memfd:") == in_memory
+            assert os.read(descriptor, 100) == b"some sound, and more" and file.tell() == 3
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize(("pause", "sizes"), [(0.0, [12, 12, 6]), (0.03, [1] * 30)])
+def test_messages_are_large_or_soon(monkeypatch: pytest.MonkeyPatch, pause: float, sizes: list[int]) -> None:
+    """What is decoded quickly goes together; what comes slowly does not wait for more."""
+
+    class Slow:
+        sample_rate, channels, duration, decode_s, resample_s = 16_000, 1, 30.0, 0.0, 0.0
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            for second in range(30):
+                time.sleep(pause)
+                yield np.full(16_000, second, np.float32)
+
+    sent: list[list[tuple[Any, ...]]] = []
+    monkeypatch.setattr(decoder, "_send", lambda sock, *messages: sent.append(list(messages)))
+    decoder._send_all(None, io.BytesIO(), Slow())  # type: ignore[arg-type]
+    sound = [message for together in sent for message in together if message[0] == wire.AUDIO]
+    assert [len(message) - 1 for message in sound] == sizes
+    assert [kind for together in sent for kind, *_ in together] == [wire.INFO, *[wire.AUDIO] * len(sizes), wire.END]
+    assert len(sent) <= len(sizes) + 1 and sent[0][0][0] == wire.INFO
+    heard = np.concatenate([np.frombuffer(block, np.float32) for message in sound for block in message[1:]])
+    np.testing.assert_array_equal(heard, np.repeat(np.arange(30, dtype=np.float32), 16_000))
 
 
 async def test_callers_wait_in_order(sounds: SimpleNamespace) -> None:
@@ -420,6 +483,7 @@ _SCRIPT = """
 import asyncio, io, os, sys
 raise_if_imported_again = os.mkdir(sys.argv[1])
 from app.decoding import DecoderPool
+from app.handover import open_apart
 import numpy as np, soundfile
 async def main():
     file = io.BytesIO()
