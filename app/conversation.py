@@ -40,27 +40,19 @@ def send_request(worker: Worker, file: int, max_duration: float) -> bool:
 async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
     """The worker's next message: AUDIO with an array (n,), any other kind with a dict. Raises Died.
 
-    stall_s: seconds without one after which it counts as hung.
+    stall_s: seconds without a sign of life after which it counts as hung.
     """
-    try:
-        async with asyncio.timeout(stall_s):
-            return await _read(worker.socket)
-    except TimeoutError as error:
-        raise Died(f"gave nothing for {stall_s:g} s") from error
-
-
-async def _read(sock: socket.socket) -> tuple[bytes, Any]:
     header = bytearray(wire.HEADER.size)
-    await _fill(sock, memoryview(header))
+    await _fill(worker.socket, memoryview(header), stall_s)
     kind, size = wire.HEADER.unpack(header)
     if size > _MAX_MESSAGE or (kind == wire.AUDIO and size % 4):
         raise Died(NONSENSE)
     if kind == wire.AUDIO:
         samples = np.empty(size // 4, dtype=np.float32)
-        await _fill(sock, samples.data.cast("B"))
+        await _fill(worker.socket, samples.data.cast("B"), stall_s)
         return kind, samples
     payload = bytearray(size)
-    await _fill(sock, memoryview(payload))
+    await _fill(worker.socket, memoryview(payload), stall_s)
     try:
         told = json.loads(payload)
     except (ValueError, RecursionError) as error:
@@ -81,16 +73,27 @@ def numbers(told: dict[str, Any], *names: str) -> list[float]:
     return found
 
 
-async def _fill(sock: socket.socket, target: memoryview) -> None:
-    loop = asyncio.get_running_loop()
+async def _fill(sock: socket.socket, target: memoryview, stall_s: float) -> None:
     while target:
         try:
-            received = await loop.sock_recv_into(sock, target)
+            received = sock.recv_into(target)  # mostly it is there already
+        except BlockingIOError:
+            received = await _wait_for(sock, target, stall_s)
         except OSError as error:
             raise Died from error
         if not received:
             raise Died
         target = target[received:]
+
+
+async def _wait_for(sock: socket.socket, target: memoryview, stall_s: float) -> int:
+    try:
+        async with asyncio.timeout(stall_s):
+            return await asyncio.get_running_loop().sock_recv_into(sock, target)
+    except TimeoutError as error:
+        raise Died(f"gave nothing for {stall_s:g} s") from error
+    except OSError as error:
+        raise Died from error
 
 
 async def cause(worker: Worker) -> str:

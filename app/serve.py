@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ _LEAVE = 0.5  # seconds that callers with an open connection have for a last req
 _REST = 3.0  # seconds that callers have to send the rest of a body, or read the rest of an answer
 _CLOSING = 6.0  # seconds from the end of the requests' grace to the end of the process, whatever hangs
 _KEPT = 256 << 20  # bytes that the process keeps when they are free: about what batches under way take
+_INTERPRETER = 0.001  # seconds that a thread keeps Python's interpreter while others, who compute batches, want it
 _SAVING = 3.0  # seconds of these that are kept for closing the library
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         stop = Stop(settings.stop_grace_s + _CLOSING)
         print(f"Loading {settings.checkpoint} …", flush=True)
         keep_freed(_KEPT)
+        sys.setswitchinterval(_INTERPRETER)
         from app.logs import configure_logging, log_what_nobody_caught
         from app.main import build_app
         from app.protocol import Protocol
