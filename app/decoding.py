@@ -257,7 +257,8 @@ class DecoderPool:
     def _shrink(self) -> None:
         """Ends the workers that nobody needed for a while: those above the warm ones that rested all the time."""
         self._shrinking = None
-        for worker in self._idle[: min(self._spare, len(self._alive) - self._warm)]:
+        beyond = max(0, len(self._alive) - self._warm)
+        for worker in self._idle[: min(self._spare, beyond)]:
             self._discard(worker)
         if self._idle and len(self._alive) > self._warm:
             self._spare = len(self._idle)

@@ -271,6 +271,21 @@ async def test_workers_in_use_do_not_shrink(
     await until(lambda: pool.alive == 2)
 
 
+async def test_too_few_workers_do_not_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is looked who is needed there may be fewer than the warm ones, as some have just died."""
+    pool = DecoderPool(workers=3)
+    await pool.start()
+    try:
+        await until(lambda: len(pool._idle) == 3)
+        monkeypatch.setattr(pool, "_grow", lambda: None)
+        pool._discard(pool._idle[0])
+        pool._spare = 2
+        pool._shrink()
+        assert pool.alive == 2
+    finally:
+        await pool.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no files in memory")
 async def test_small_uploads_stay_in_memory() -> None:
     with tempfile.SpooledTemporaryFile(max_size=1 << 20) as small, tempfile.SpooledTemporaryFile(max_size=10) as large:
