@@ -76,6 +76,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         else:
             print("Stopped.", flush=True)
         tracing.close()
+        stop.over()
     return stop.code
 
 

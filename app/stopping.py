@@ -53,6 +53,10 @@ class Stop:
         self._end = min(self._end, time.monotonic() + self._limit)
         self.asked.set()
 
+    def over(self) -> None:
+        """Nothing is left to stop. A further SIGTERM is ignored also while Python ends, which takes handlers away."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     @property
     def seconds_left(self) -> float:
         """Until the process is ended; infinity before the signal."""

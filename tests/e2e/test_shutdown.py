@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -342,3 +343,24 @@ def test_sigterm_while_the_search_index_is_made(start: Callable[..., Service], t
     assert httpx.get(service.address + "/info", trust_env=False).json()["clips"] == count
     service.stop()
     assert not (tmp_path / "data" / "index" / "manifest.json").exists()  # it was in the middle of it
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc calls functions with the exit code at the end"
+)
+@pytest.mark.parametrize(("over", "code"), [(True, signal.SIGTERM), (False, -signal.SIGTERM)])
+def test_sigterm_while_python_ends(over: bool, code: int) -> None:
+    """Python takes its signal handlers away before the process ends. Here the end itself raises what the code says."""
+    program = f"""
+import ctypes, os, signal, sys
+from app.stopping import Stop
+stop = Stop(5.0)
+os.kill(os.getpid(), signal.SIGTERM)
+stop.asked.wait()
+if {over}:
+    stop.over()
+libc = ctypes.CDLL(None)
+libc.on_exit(getattr(libc, "raise"), None)
+sys.exit(int(signal.SIGTERM))
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPO, timeout=60).returncode == code
