@@ -54,8 +54,9 @@ _PATIENCE = 0.02  # seconds that what is decoded waits for more, before it is se
 _KEPT = 8 << 20  # bytes that a worker keeps when they are free: what a file takes
 _FILES = 24  # descriptors a worker may have; it needs about six
 _ENCODINGS = ("cp1252", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "ascii")  # of tags
-Message: TypeAlias = tuple[bytes, *tuple[bytes | memoryview, ...]]  # its kind, and parts of its payload
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server decides when decoding ends
+
+Message: TypeAlias = tuple[bytes, *tuple[bytes | memoryview, ...]]  # its kind, and parts of its payload
 
 
 def main(control_fd: int, memory_mb: int) -> None:

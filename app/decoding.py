@@ -245,9 +245,8 @@ class DecoderPool:
                 place.set_result(worker)
                 return
         self._idle.append(worker)
-        if self._shrinking is None and len(self._alive) > self._warm:
-            self._spare = len(self._idle)
-            self._shrinking = asyncio.get_running_loop().call_later(_KEEP, self._shrink)
+        if self._shrinking is None:
+            self._shrink_later()
 
     def _renew(self) -> None:
         """Ends the idle workers: what ended one may have ended them too, and a second chance wants a sound one."""
@@ -260,7 +259,12 @@ class DecoderPool:
         beyond = max(0, len(self._alive) - self._warm)
         for worker in self._idle[: min(self._spare, beyond)]:
             self._discard(worker)
-        if self._idle and len(self._alive) > self._warm:
+        if self._idle:
+            self._shrink_later()
+
+    def _shrink_later(self) -> None:
+        """From here on it is noted how many rest, if there are more workers than the warm ones."""
+        if len(self._alive) > self._warm:
             self._spare = len(self._idle)
             self._shrinking = asyncio.get_running_loop().call_later(_KEEP, self._shrink)
 

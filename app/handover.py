@@ -23,7 +23,8 @@ async def open_apart(file: BinaryIO | Path) -> int:
     OSError, StorageFull.
     """
     if not isinstance(file, Path) and _in_memory(file) and hasattr(os, "memfd_create"):
-        return _copied_in_memory(file)  # a megabyte takes less time than another thread
+        with os.fdopen(os.memfd_create("sound", os.MFD_CLOEXEC), "w+b") as copy:
+            return _copied(file, copy)  # a megabyte takes less time than another thread
     opening = asyncio.create_task(asyncio.to_thread(_descriptor, file))
     try:
         return await asyncio.shield(opening)
@@ -41,8 +42,8 @@ def _descriptor(file: BinaryIO | Path) -> int:
             descriptor = file.fileno()  # where the system has no files in memory, a spooled one moves to disk for this
             file.flush()
     except io.UnsupportedOperation:  # in memory for good
-        with _room():
-            return _copied(file)
+        with _room(), tempfile.TemporaryFile() as copy:
+            return _copied(file, copy)
     try:
         return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -52,23 +53,6 @@ def _descriptor(file: BinaryIO | Path) -> int:
 def _in_memory(file: BinaryIO) -> bool:
     """Whether it is a small file spooled in memory, as uploads are."""
     return isinstance(file, tempfile.SpooledTemporaryFile) and not getattr(file, "_rolled", True)
-
-
-def _copied_in_memory(file: BinaryIO) -> int:
-    position = file.tell()
-    file.seek(0)
-    descriptor = os.memfd_create("sound", os.MFD_CLOEXEC)
-    try:
-        rest = memoryview(file.read())
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.lseek(descriptor, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    finally:
-        file.seek(position)
-    return descriptor
 
 
 @contextlib.contextmanager
@@ -82,11 +66,13 @@ def _room() -> Iterator[None]:
         raise
 
 
-def _copied(file: BinaryIO) -> int:
+def _copied(file: BinaryIO, copy: BinaryIO) -> int:
+    """A descriptor of `copy`, at its beginning, when all of the file is in it."""
     position = file.tell()
     file.seek(0)
-    with tempfile.TemporaryFile() as copy:
+    try:
         shutil.copyfileobj(file, copy)
-        copy.flush()
+    finally:
         file.seek(position)
-        return os.dup(copy.fileno())
+    copy.seek(0)  # flushes
+    return os.dup(copy.fileno())

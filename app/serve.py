@@ -30,9 +30,9 @@ _TALKATIVE = ("uvicorn", "httpx", "faiss.loader")  # what they say of a start, t
 _LEAVE = 0.5  # seconds that callers with an open connection have for a last request and its 503
 _REST = 3.0  # seconds that callers have to send the rest of a body, or read the rest of an answer
 _CLOSING = 6.0  # seconds from the end of the requests' grace to the end of the process, whatever hangs
+_SAVING = 3.0  # seconds of these that are kept for closing the library
 _KEPT = 256 << 20  # bytes that the process keeps when they are free: about what batches under way take
 _INTERPRETER = 0.001  # seconds that a thread keeps Python's interpreter while others, who compute batches, want it
-_SAVING = 3.0  # seconds of these that are kept for closing the library
 
 log = logging.getLogger(__name__)
 

@@ -498,7 +498,6 @@ _SCRIPT = """
 import asyncio, io, os, sys
 raise_if_imported_again = os.mkdir(sys.argv[1])
 from app.decoding import DecoderPool
-from app.handover import open_apart
 import numpy as np, soundfile
 async def main():
     file = io.BytesIO()
