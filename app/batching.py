@@ -388,6 +388,7 @@ class Batcher(Generic[T, R]):
             return True
         for entry, result in zip(batch, outcome, strict=True):
             entry.began, entry.ended = began, ended
+            del entry.item  # a result that nobody has read yet does not keep what it was made of
             if not entry.future.done():
                 entry.future.set_result(result)
         return False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -295,6 +297,26 @@ async def test_each_caller_learns_what_its_own_items_went_through() -> None:
         assert began <= report.entered <= report.began <= report.ended <= time.perf_counter()
         assert report.waited >= report.began - report.entered - 1e-6
     assert max(report.waited for report in reports) >= 0.05
+
+
+async def test_a_result_that_is_not_read_keeps_nothing_of_its_item() -> None:
+    class Sound:
+        pass
+
+    alive: weakref.WeakSet[Sound] = weakref.WeakSet()
+
+    async def sounds() -> AsyncIterator[Sound]:
+        for _ in range(6):
+            alive.add(sound := Sound())
+            yield sound
+
+    async with (
+        running(lambda items: [1] * len(items)) as batcher,
+        contextlib.aclosing(batcher.stream(sounds(), in_flight=4)) as results,
+    ):
+        assert await anext(results) == 1  # the other three of the four are done too, as they were one batch
+        assert len(alive) <= 2  # what came since: nobody reads on
+        assert [result async for result in results] == [1] * 5
 
 
 async def test_closing_lets_present_callers_finish_and_refuses_new_ones() -> None:

@@ -19,7 +19,7 @@ from app import detect, detections, offline
 from app.cli import main
 from app.client.types import DetectionEnd, DetectionProgress
 
-MINUTES = 20
+MINUTES = 40
 
 
 @pytest.fixture(autouse=True)
@@ -55,18 +55,21 @@ def peak_of(command: Callable[[], object]) -> int:
 
 
 def test_a_long_recording_is_never_whole_in_memory(
-    long: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    long: Path, tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = MINUTES * 60 * 16_000 * 4  # what its samples would take
+    (short := tmp_path / "short.wav").write_bytes(sounds.wav(400, 1.0))
+    assert main(["detect", str(short), "-p", "tone 400", "--json"]) == 0  # what is imported once is no sound
+    capsys.readouterr()
+    whole = MINUTES * 60 * 16_000 * 4  # what its samples would take; two batches of windows are a seventh of it
     peak = peak_of(lambda: main(["detect", str(long), "-p", "tone 400", "--json"]))
     (phrase,) = json.loads(capsys.readouterr().out)["phrases"]
     assert [(e["onset"], e["offset"]) for e in phrase["events"]] == [
         (pytest.approx(76, abs=0.2), pytest.approx(77.6, abs=0.2)),
         (pytest.approx(MINUTES * 60 - 2.4, abs=0.2), pytest.approx(MINUTES * 60 - 0.8, abs=0.2)),
     ]
-    assert peak < whole / 3
+    assert peak < whole / 5
     peak = peak_of(lambda: main(["embed", str(long), "-o", str(tmp_path / "out.npz")]))
-    assert peak < whole / 3
+    assert peak < whole / 5
     with np.load(tmp_path / "out.npz") as arrays:
         assert arrays["durations"].tolist() == [MINUTES * 60.0]
 
