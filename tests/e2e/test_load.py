@@ -29,10 +29,10 @@ def server(start_server: Callable[..., Server]) -> Server:
 
 @pytest.fixture(scope="module")
 def mixed(server: Server) -> list[Answer]:
-    """What became of 8 callers with 5 s, 8 with 60 s through all three calls, and of probes beside them."""
+    """What became of 8 callers with 5 s, 8 with 120 s through all three calls, and of probes beside them."""
     callers = [
         Caller(kind, seconds, ("detect", "clips", "embed")[i % 3], seed=100 * n + i)
-        for n, (kind, seconds) in enumerate((("short", 5.0), ("long", 60.0)))
+        for n, (kind, seconds) in enumerate((("short", 5.0), ("long", 120.0)))
         for i in range(8)
     ]
     probes = [Probe("search", 2), Probe("search again", 2), Probe("live", 5)]

@@ -226,10 +226,8 @@ def test_what_was_heard_before_it_is_stopped_stays(page: Page, tmp_path: Path, c
     page.click("#listen")
     page.wait_for_selector("#events tr")
     page.click("#stop")
-    message = page.locator("#detect-message")
-    expect(message).to_contain_text("Stopped after")
-    assert 0 < seconds(re.sub(r".* after |\.$", "", message.inner_text())) < 1800
-    assert shown(page)
+    expect(page.locator("#detect-message")).to_contain_text("Stopped after")
+    assert 0 < shown(page) < 359  # of that many sounds
     expect(page.locator("#listen")).to_be_visible()
 
 
