@@ -3,6 +3,8 @@
 Generic asyncio code; knows nothing of models, audio or HTTP. A `Batcher` is one lane in front of a `Device`, the
 threads on which its lanes take turns. Each lane asks for one turn at a time per thread, so turns alternate: with one
 thread a short text never waits for more than the audio batch under way, and a flood of texts cannot starve the audio.
+A thread whose lane has the next batch ready, and which no other lane wants, goes on by itself: a busy event loop would
+come to it only milliseconds later.
 
 What holds, whatever happens:
 - a place in the bounded queue comes first; where none is free the caller is refused at once;
@@ -21,6 +23,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,16 +95,30 @@ class CallReport:
 class Device:
     """One thread, or `threads` side by side; who wants one asks for a turn, first come, first served.
 
-    Each thread begins with `prepare`.
+    Each thread begins with `prepare`. wanted: how many wait for a turn.
     """
 
     def __init__(self, name: str = "device", threads: int = 1, prepare: Callable[[], None] | None = None) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=prepare)
-        self.turn = asyncio.Semaphore(threads)
+        self._turns = asyncio.Semaphore(threads)
+        self.wanted = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """A thread of one's own, until this is left."""
+        self.wanted += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self.wanted -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def call(self, function: Callable[..., R], *args: Any) -> R:
-        """Runs `function` on a thread. Take a turn first: `async with device.turn`."""
+        """Runs `function` on a thread. Take a turn first: `async with device.turn()`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def close(self) -> None:
@@ -157,15 +174,17 @@ class Batcher(Generic[T, R]):
         self._max_cost, self._max_wait, self._max_seconds = max_cost, max_wait, max_seconds
         self._first_places = Places(max_queue)
         self._further_places = Places(max(1, max_queue // 2))
+        self._lock = threading.Lock()  # what the device's threads have in their hands too:
         self._queue: FairQueue[_Entry[T, R]] = FairQueue(lambda entry: entry.queued)
+        self._waiting_cost = 0.0
         self._running: set[_Entry[T, R]] = set()
+        self._stopped = False
         self._arrival = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._callers = 0
         self._closing = False
         self._workers: list[asyncio.Task[None]] = []
-        self._waiting_cost = 0.0
         self._pace = 0.0  # seconds for one unit of cost, a running average
 
     @property
@@ -175,6 +194,7 @@ class Batcher(Generic[T, R]):
 
     def start(self) -> None:
         """Starts the workers, one for each of the device's threads, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
         names = [f"batcher-{self.name}-{number}" for number in range(self._device.threads)]
         self._workers = [asyncio.create_task(self._work(), name=name) for name in names]
 
@@ -183,6 +203,8 @@ class Batcher(Generic[T, R]):
         self._closing = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
+        with self._lock:
+            self._stopped = True
         for worker in self._workers:
             worker.cancel()
         if self._workers:
@@ -272,8 +294,9 @@ class Batcher(Generic[T, R]):
     def _enter(self, item: T, flow: Flow, places: Places | None, ahead: bool = False) -> _Entry[T, R]:
         cost = max(0.0, float(self._cost(item)))
         entry: _Entry[T, R] = _Entry(item, cost, places, asyncio.get_running_loop().create_future())
-        self._queue.push(entry, cost, None if ahead else flow)
-        self._waiting_cost += cost
+        with self._lock:
+            self._queue.push(entry, cost, None if ahead else flow)
+            self._waiting_cost += cost
         self._arrival.set()
         return entry
 
@@ -288,12 +311,21 @@ class Batcher(Generic[T, R]):
     def _leave(self, entry: _Entry[T, R]) -> None:
         """The caller is done with the entry: where it still waits it gives its place back and is never computed."""
         entry.future.cancel()
-        self._dequeue(entry)
+        with self._lock:
+            waited = entry.queued
+            self._dequeue(entry)
+        if waited:
+            self._give_places_back([entry])
 
     def _dequeue(self, entry: _Entry[T, R]) -> None:
+        """With the lock."""
         if entry.queued:
             entry.queued = False
             self._waiting_cost -= entry.cost
+
+    @staticmethod
+    def _give_places_back(entries: Iterable[_Entry[T, R]]) -> None:
+        for entry in entries:
             if entry.places is not None:
                 entry.places.give_back(1)
 
@@ -315,21 +347,21 @@ class Batcher(Generic[T, R]):
         return min(60, max(1, math.ceil(self._waiting_cost * self._pace / self._device.threads)))
 
     async def _work(self) -> None:
-        last_cost, last_end = 0.0, -math.inf
+        cost, ended = 0.0, -math.inf  # of the last batch
         while True:
             await self._arrival.wait()
-            await self._linger(last_cost, last_end + self._max_wait)
-            async with self._device.turn:
+            await self._linger(cost, ended + self._max_wait)
+            async with self._device.turn():
                 batch = self._take()
                 if not batch:  # who waited has left, or another worker was faster
                     continue
-                failed = await self._compute(batch)
-            last_cost, last_end = sum(entry.cost for entry in batch), time.perf_counter()
+                batch, failed = await self._compute(batch, go_on=True)
+            cost, ended = _cost(batch), time.perf_counter()
             if failed and len(batch) > 1:
                 for entry in batch:
                     if not entry.future.done():
-                        async with self._device.turn:
-                            await self._compute([entry])
+                        async with self._device.turn():
+                            await self._compute([entry], go_on=False)
             self._running.difference_update(batch)
 
     async def _linger(self, cost: float, until: float) -> None:
@@ -350,30 +382,57 @@ class Batcher(Generic[T, R]):
 
     def _take(self) -> list[_Entry[T, R]]:
         """The next batch, out of the queue; empty if everyone who waited has left."""
-        batch: list[_Entry[T, R]] = []
-        left = self._budget()
-        while (entry := self._queue.peek()) is not None and (not batch or entry.cost <= left):
-            self._queue.pop()
-            self._dequeue(entry)
-            batch.append(entry)
-            left -= entry.cost
-        self._running.update(batch)
-        if self._queue.peek() is None:
-            self._arrival.clear()
-        else:
+        batch = self._pick(0.0)
+        self._give_places_back(batch)
+        with self._lock:
+            more = self._queue.peek() is not None
+        if more:
             self._arrival.set()
+        else:
+            self._arrival.clear()
         return batch
 
-    async def _compute(self, batch: list[_Entry[T, R]]) -> bool:
-        """Runs the batch and resolves its futures; True if it failed. A failure is delivered only to a batch of one."""
-        began = time.perf_counter()
-        outcome: Sequence[R] | BaseException
+    def _pick(self, at_least: float) -> list[_Entry[T, R]]:
+        """A batch out of the queue, on any thread; empty if what waits costs less than `at_least` and a batch may."""
+        batch: list[_Entry[T, R]] = []
+        with self._lock:
+            left = self._budget()
+            if self._stopped or self._waiting_cost < min(at_least, left):
+                return batch
+            while (entry := self._queue.peek()) is not None and (not batch or entry.cost <= left):
+                self._dequeue(self._queue.pop())
+                batch.append(entry)
+                left -= entry.cost
+            self._running.update(batch)
+        return batch
+
+    async def _compute(self, batch: list[_Entry[T, R]], go_on: bool) -> tuple[list[_Entry[T, R]], bool]:
+        """Computes the batch; with `go_on` others after it (`_run_batches`). The last one, and whether it failed."""
         try:
-            outcome = await self._device.call(_attempt, self._run, [entry.item for entry in batch])
+            return await self._device.call(self._run_batches, batch, go_on)
         except RuntimeError as error:  # the device is closed
-            outcome = error
-        ended = time.perf_counter()
-        cost = sum(entry.cost for entry in batch)
+            self._deliver(batch, error, time.perf_counter(), time.perf_counter())
+            return batch, True
+
+    def _run_batches(self, batch: list[_Entry[T, R]], go_on: bool) -> tuple[list[_Entry[T, R]], bool]:
+        """On a thread: the batch, then the next while as much waits as that had and no other lane wants the thread."""
+        while True:
+            began = time.perf_counter()
+            outcome = _attempt(self._run, [entry.item for entry in batch])
+            ended = time.perf_counter()
+            failed = isinstance(outcome, BaseException)
+            following = self._pick(_cost(batch)) if go_on and not failed and not self._device.wanted else []
+            self._loop.call_soon_threadsafe(self._deliver, batch, outcome, began, ended)
+            if not following:
+                return batch, failed
+            self._loop.call_soon_threadsafe(self._give_places_back, following)
+            batch = following
+
+    def _deliver(
+        self, batch: list[_Entry[T, R]], outcome: Sequence[R] | BaseException, began: float, ended: float
+    ) -> None:
+        """Resolves a batch's futures; what failed is told to its caller only if it was alone."""
+        cost = _cost(batch)
         if cost:
             pace = (ended - began) / cost
             self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
@@ -385,13 +444,13 @@ class Batcher(Generic[T, R]):
             log.warning("a batch of %d failed in the %s lane: %r", len(batch), self.name, outcome)
             if len(batch) == 1:
                 self._fail(batch[0], outcome)
-            return True
+            return
+        self._running.difference_update(batch)
         for entry, result in zip(batch, outcome, strict=True):
             entry.began, entry.ended = began, ended
             del entry.item  # a result that nobody has read yet does not keep what it was made of
             if not entry.future.done():
                 entry.future.set_result(result)
-        return False
 
     @staticmethod
     def _fail(entry: _Entry[T, R], error: BaseException) -> None:
@@ -402,6 +461,10 @@ class Batcher(Generic[T, R]):
                 error.__cause__ = cause
             entry.future.set_exception(error)
             entry.future.exception()  # seen: a caller that has left must not cause a warning
+
+
+def _cost(batch: list[_Entry[T, R]]) -> float:
+    return sum(entry.cost for entry in batch)
 
 
 async def _each(items: Iterable[T]) -> AsyncIterator[T]:
