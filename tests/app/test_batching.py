@@ -355,6 +355,23 @@ async def test_a_batcher_that_was_never_started_refuses() -> None:
         await batcher.submit(1)
 
 
+async def test_the_next_batch_does_not_wait_for_a_busy_event_loop() -> None:
+    run = Doubler(2)
+    async with running(run, max_cost=2) as batcher:
+        run.gate.clear()
+        work = asyncio.create_task(batcher.map(range(7), in_flight=7))
+        await until(lambda: bool(run.threads))
+        run.gate.set()
+        ended = time.monotonic() + 5
+        while len(run.batches) < 3 and time.monotonic() < ended:
+            time.sleep(0.001)  # the event loop has something else to do
+        assert run.batches[:3] == [[0, 1], [2, 3], [4, 5]]
+        time.sleep(0.02)
+        assert len(run.batches) == 3  # the last is smaller: company may still come for it
+        assert await work == [2 * i for i in range(7)]
+        assert batcher.depth == 0
+
+
 async def test_two_lanes_take_turns_on_one_thread() -> None:
     device = Device()
     order: list[str] = []
