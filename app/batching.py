@@ -382,7 +382,7 @@ class Batcher(Generic[T, R]):
 
     def _take(self) -> list[_Entry[T, R]]:
         """The next batch, out of the queue; empty if everyone who waited has left."""
-        batch = self._pick(0.0)
+        batch = self._pick(-math.inf)
         self._give_places_back(batch)
         with self._lock:
             more = self._queue.peek() is not None
