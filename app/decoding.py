@@ -236,7 +236,7 @@ class DecoderPool:
         """Takes a worker that is free: for the first in line, or for later."""
         if worker not in self._alive:
             return
-        if self._closed or worker.files >= _FILES:
+        if self._closed or worker.files >= _FILES or worker.ended.done():  # it had sent all before it was killed
             self._discard(worker)
             return
         while self._line:

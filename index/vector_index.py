@@ -224,7 +224,11 @@ class VectorIndex:
 
     def wait(self) -> None:
         """Returns when nothing is made in the background any more."""
-        while (builder := self._builder) is not None:
+        while True:
+            with self._lock.read():  # under it whoever is there has been started
+                builder = self._builder
+            if builder is None:
+                return
             builder.join()
 
     # Vectors from the database

@@ -163,9 +163,10 @@ def test_hostile_files_together(server: Server, hostile_files: list[Any], call: 
 @contextlib.contextmanager
 def under_way(server: Server, requests: int) -> Iterator[list[concurrent.futures.Future[httpx.Response]]]:
     """Requests with so much sound that all are being decoded and heard when this is entered: LONG seconds each."""
+    sounds = [minute(i, LONG) for i in range(requests)]  # takes longer than hearing them
     began = server.metric("finelap_batch_size_count" + '{lane="audio"}')
     with concurrent.futures.ThreadPoolExecutor(requests) as pool:
-        sent = [pool.submit(detect, server, minute(i, LONG), f"{i}.wav") for i in range(requests)]
+        sent = [pool.submit(detect, server, sound, f"{i}.wav") for i, sound in enumerate(sounds)]
         until(lambda: server.metric("finelap_batch_size_count" + '{lane="audio"}') > began)
         until(lambda: len(workers(server)) >= requests)
         yield sent
