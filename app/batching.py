@@ -3,7 +3,7 @@
 Generic asyncio code; knows nothing of models, audio or HTTP. A `Batcher` is one lane in front of a `Device`, the
 threads on which its lanes take turns. Each lane asks for one turn at a time per thread, so turns alternate: with one
 thread a short text never waits for more than the audio batch under way, and a flood of texts cannot starve the audio.
-A thread whose lane has the next batch ready, and which no other lane wants, goes on by itself: a busy event loop would
+A thread for whose lane a full batch waits, and which no other lane wants, goes on by itself: a busy event loop would
 come to it only milliseconds later.
 
 What holds, whatever happens:
@@ -415,13 +415,13 @@ class Batcher(Generic[T, R]):
             return batch, True
 
     def _run_batches(self, batch: list[_Entry[T, R]], go_on: bool) -> tuple[list[_Entry[T, R]], bool]:
-        """On a thread: the batch, then the next while as much waits as that had and no other lane wants the thread."""
+        """On a thread: the batch, then the next while a full one waits and no other lane wants the thread."""
         while True:
             began = time.perf_counter()
             outcome = _attempt(self._run, [entry.item for entry in batch])
             ended = time.perf_counter()
             failed = isinstance(outcome, BaseException)
-            following = self._pick(_cost(batch)) if go_on and not failed and not self._device.wanted else []
+            following = self._pick(self._max_cost) if go_on and not failed and not self._device.wanted else []
             self._loop.call_soon_threadsafe(self._deliver, batch, outcome, began, ended)
             if not following:
                 return batch, failed

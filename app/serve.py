@@ -32,7 +32,7 @@ _REST = 3.0  # seconds that callers have to send the rest of a body, or read the
 _CLOSING = 6.0  # seconds from the end of the requests' grace to the end of the process, whatever hangs
 _SAVING = 3.0  # seconds of these that are kept for closing the library
 _KEPT = 256 << 20  # bytes that the process keeps when they are free: about what batches under way take
-_INTERPRETER = 0.00005  # seconds that a thread keeps Python's interpreter while others, who compute batches, want it
+_INTERPRETER = 0.001  # seconds that a thread keeps Python's interpreter while others, who compute batches, want it
 
 log = logging.getLogger(__name__)
 
