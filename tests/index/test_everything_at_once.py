@@ -163,7 +163,7 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         while not self.stop.wait(0.001):
             codes, state = self.index._codes, self.index.state
-            if state != self.states[-1]:
+            if state not in (self.states[-1], "stored"):  # that one comes in between where codes take long to make
                 self.states.append(state)
             if codes is not None and (not self.codes or self.codes[-1] is not codes):
                 self.codes.append(codes)
