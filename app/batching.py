@@ -312,16 +312,15 @@ class Batcher(Generic[T, R]):
         """The caller is done with the entry: where it still waits it gives its place back and is never computed."""
         entry.future.cancel()
         with self._lock:
-            waited = entry.queued
-            self._dequeue(entry)
+            if waited := entry.queued:
+                self._dequeue(entry)
         if waited:
             self._give_places_back([entry])
 
     def _dequeue(self, entry: _Entry[T, R]) -> None:
-        """With the lock."""
-        if entry.queued:
-            entry.queued = False
-            self._waiting_cost -= entry.cost
+        """With the lock, for an entry that waits."""
+        entry.queued = False
+        self._waiting_cost -= entry.cost
 
     @staticmethod
     def _give_places_back(entries: Iterable[_Entry[T, R]]) -> None:
@@ -382,7 +381,7 @@ class Batcher(Generic[T, R]):
 
     def _take(self) -> list[_Entry[T, R]]:
         """The next batch, out of the queue; empty if everyone who waited has left."""
-        batch = self._pick(-math.inf)
+        batch = self._pick()
         self._give_places_back(batch)
         with self._lock:
             more = self._queue.peek() is not None
@@ -392,12 +391,12 @@ class Batcher(Generic[T, R]):
             self._arrival.clear()
         return batch
 
-    def _pick(self, at_least: float) -> list[_Entry[T, R]]:
-        """A batch out of the queue, on any thread; empty if what waits costs less than `at_least` and a batch may."""
+    def _pick(self, only_full: bool = False) -> list[_Entry[T, R]]:
+        """A batch out of the queue, on any thread; with `only_full` empty where less waits than a batch may cost."""
         batch: list[_Entry[T, R]] = []
         with self._lock:
             left = self._budget()
-            if self._stopped or self._waiting_cost < min(at_least, left):
+            if self._stopped or (only_full and self._waiting_cost < left):
                 return batch
             while (entry := self._queue.peek()) is not None and (not batch or entry.cost <= left):
                 self._dequeue(self._queue.pop())
@@ -421,7 +420,7 @@ class Batcher(Generic[T, R]):
             outcome = _attempt(self._run, [entry.item for entry in batch])
             ended = time.perf_counter()
             failed = isinstance(outcome, BaseException)
-            following = self._pick(self._max_cost) if go_on and not failed and not self._device.wanted else []
+            following = self._pick(only_full=True) if go_on and not failed and not self._device.wanted else []
             self._loop.call_soon_threadsafe(self._deliver, batch, outcome, began, ended)
             if not following:
                 return batch, failed

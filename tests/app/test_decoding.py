@@ -108,7 +108,7 @@ async def test_the_pool_gives_what_decoding_here_gives(
 async def test_a_worker_killed_after_it_has_sent_all_is_replaced(sounds: SimpleNamespace, pool: DecoderPool) -> None:
     async with pool.open(io.BytesIO(sounds.wav(440, 2.0)), "a") as stream:
         (worker,) = pool._alive - set(pool._idle)
-        await asyncio.to_thread(time.sleep, 0.5)  # until all of it is in the socket
+        await asyncio.sleep(0.5)  # until all of it is in the socket
         os.kill(worker.pid, signal.SIGKILL)
         await worker.ended
         assert sum([len(block) async for block in stream]) == 32_000
