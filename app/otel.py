@@ -19,7 +19,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from app.tracing import Answered, Tracing
 
-_CLOSING = 1.0  # seconds that the last spans have to be sent
 _UNTRACED = frozenset(("/health/live", "/health/ready", "/metrics"))  # asked for all day by machines
 
 
@@ -66,11 +65,11 @@ class OtelTracing(Tracing):
             return {}
         return {"trace_id": trace.format_trace_id(context.trace_id), "span_id": trace.format_span_id(context.span_id)}
 
-    def close(self) -> None:
+    def close(self, seconds: float) -> None:
         # a receiver that does not answer is not waited for: the process may end meanwhile
         thread = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         thread.start()
-        thread.join(_CLOSING)
+        thread.join(seconds)
 
     def _at(self, moment: float) -> int:
         """perf_counter's seconds → nanoseconds since the epoch."""

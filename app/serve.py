@@ -21,7 +21,7 @@ from app.allocator import keep_freed
 from app.demo import welcome
 from app.settings import Settings
 from app.stopping import Stop, close_door
-from app.tracing import TracingError, open_tracing
+from app.tracing import Tracing, TracingError, open_tracing
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -30,6 +30,7 @@ _TALKATIVE = ("uvicorn", "httpx", "faiss.loader")  # what they say of a start, t
 _LEAVE = 0.5  # seconds that callers with an open connection have for a last request and its 503
 _REST = 3.0  # seconds that callers have to send the rest of a body, or read the rest of an answer
 _CLOSING = 6.0  # seconds from the end of the requests' grace to the end of the process, whatever hangs
+_TRACES = 3.0  # seconds, at most, that the last traces have to be sent
 _SAVING = 3.0  # seconds of these that are kept for closing the library
 _KEPT = 256 << 20  # bytes that the process keeps when they are free: about what batches under way take
 _INTERPRETER = 0.001  # seconds that a thread keeps Python's interpreter while others, who compute batches, want it
@@ -72,10 +73,9 @@ def serve(settings: Settings, demo: Path | None) -> int:
         )
         welcome(_address(listener), next(iter(settings.api_keys), None), demo, stop.asked)
         if not stop.asked.is_set():
-            _Server(config, stop, app).run(sockets=[listener])
+            _Server(config, stop, app, tracing).run(sockets=[listener])
         else:
             print("Stopped.", flush=True)
-        tracing.close()
         stop.over()
     return stop.code
 
@@ -83,9 +83,9 @@ def serve(settings: Settings, demo: Path | None) -> int:
 class _Server(uvicorn.Server):
     """uvicorn that lets its callers finish: who comes while it stops is answered with 503 until nobody is served."""
 
-    def __init__(self, config: uvicorn.Config, stop: Stop, app: FastAPI) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Stop, app: FastAPI, tracing: Tracing) -> None:
         super().__init__(config)
-        self._stop, self._app = stop, app
+        self._stop, self._app, self._tracing = stop, app, tracing
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal's handler."""
@@ -104,6 +104,8 @@ class _Server(uvicorn.Server):
             close_door(listener)
         await self._let_go()
         await super().shutdown(sockets)
+        # it holds the loop, for which all else is over
+        self._tracing.close(max(0.0, min(_TRACES, self._stop.seconds_left - 1)))
         if self._app.state.failure is None:
             print("Stopped.", flush=True)
         else:  # the log has said why

@@ -40,8 +40,8 @@ class Tracing:
         """The ids of the trace and span under way, for the log; empty outside of a traced request."""
         return {}
 
-    def close(self) -> None:
-        """Sends what was not sent yet, for a moment."""
+    def close(self, seconds: float) -> None:
+        """Sends what was not sent yet, for at most so many seconds."""
 
 
 def open_tracing(environment: Mapping[str, str], version: str) -> Tracing:

@@ -341,7 +341,10 @@ class VectorIndex:
             self._there.remove(self._there.minus(rows))  # clips without a vector, which healing has reported
             if flat is not None:
                 flat.remove(rows.minus(self._there))
-            self._flat, self._codes = flat, codes
+            if flat is not None:  # the new one comes before the old one goes: `state` is asked without the lock
+                self._flat, self._codes = flat, None
+            else:
+                self._codes, self._flat = codes, None
 
     # Snapshots
 

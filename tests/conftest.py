@@ -12,7 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# how long an example takes says more about the machine than about the code
+hypothesis.settings.register_profile("finelap", deadline=None)
+hypothesis.settings.load_profile("finelap")
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -191,7 +191,7 @@ async def test_log_lines_name_the_trace(
 def test_nothing_is_traced_unless_somebody_asks(environment: dict[str, str]) -> None:
     tracing = open_tracing(environment, "1")
     assert type(tracing) is Tracing and tracing.ids() == {}
-    tracing.close()
+    tracing.close(1.0)
 
 
 def test_nothing_is_imported_unless_somebody_asks(repo_dir: Path) -> None:

@@ -98,6 +98,7 @@ def test_a_service_sends_its_traces(
 def test_a_receiver_that_is_away_holds_nothing_up(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, small_checkpoint: object
 ) -> None:
+    receiver.server.shutdown()
     receiver.server.server_close()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.address)
     with Server() as server:

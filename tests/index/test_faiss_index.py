@@ -109,8 +109,8 @@ def test_readers_share_and_a_waiting_writer_goes_first() -> None:
 
     def reader() -> None:
         with lock.read():
-            inside.wait(5)  # passes only when both readers are in
-            leave.wait(5)
+            inside.wait(60)  # passes only when both readers are in
+            leave.wait(60)
             order.append("reader")
 
     def writer() -> None:
@@ -124,7 +124,7 @@ def test_readers_share_and_a_waiting_writer_goes_first() -> None:
     readers = [threading.Thread(target=reader) for _ in range(2)]
     for thread in readers:
         thread.start()
-    inside.wait(5)
+    inside.wait(60)
     waiting = threading.Thread(target=writer)
     waiting.start()
     _until(lambda: lock._writers_waiting == 1)

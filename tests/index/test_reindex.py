@@ -243,11 +243,12 @@ def test_killed_while_it_changes_over(tmp_path: Path, new_clip: Callable[..., Ne
         with process.stdout:
             assert process.stdout.readline() == b"begun\n"
             begun = time.monotonic()
-            if turn:
+            if turn > 1:
                 time.sleep(choose.uniform(0, took * 1.1))
                 process.send_signal(signal.SIGKILL)
             code = process.wait(60)
-        took = took or time.monotonic() - begun
+        if turn <= 1:  # the second is as fast as those after it: what the first had to read is in the cache
+            took = time.monotonic() - begun
         killed += code == -signal.SIGKILL
         with LibraryReader(folder) as reader:
             stamp = reader.stamp()
