@@ -5,11 +5,11 @@ Every metric of the contract is there and moves; every query of the dashboard an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     def write(address: str) -> Path:
         config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
         shutil.copy(DOCKER / "prometheus" / "rules.yml", folder)
-        config["global"] |= {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"}
+        config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         ours, itself = config["scrape_configs"]
         assert ours["job_name"] == "finelap" and ours.pop("dns_sd_configs")[0]["names"] == ["finelap"]
         ours["static_configs"] = [{"targets": [address]}]
@@ -87,14 +87,17 @@ class Prometheus:
     """A Prometheus that runs, and its answers."""
 
     def __init__(self, config: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
         self._log = config.with_name("log")
-        command = [tool("prometheus"), f"--config.file={config}", f"--web.listen-address={address}"]
+        command = [tool("prometheus"), f"--config.file={config}", "--web.listen-address=127.0.0.1:0"]
         command += [f"--storage.tsdb.path={config.with_name('data')}"]
         self.process = subprocess.Popen(command, stdout=self._log.open("w"), stderr=subprocess.STDOUT)
-        self._client = httpx.Client(base_url=f"http://{address}/api/v1", timeout=30, trust_env=False)
+        self.until(self._address, bool)
+        self._client = httpx.Client(base_url=f"http://{self._address()}/api/v1", timeout=60, trust_env=False)
+
+    def _address(self) -> str:
+        """Where it listens, which its log says; empty before that."""
+        found = re.search(r'"Listening on" address=(\S+)', self._log.read_text())
+        return found[1] if found else ""
 
     def ask(self, query: str, at: float | None = None) -> list[dict[str, Any]]:
         """Series that answer a query, now or at a time. Fails where Prometheus takes it as wrong."""
@@ -113,16 +116,20 @@ class Prometheus:
         return self._client.get(path).json()["data"]
 
     def wait(self, query: str, fits: Callable[[float], bool]) -> float:
-        """Waits until the value of a query fits; when that was."""
-        deadline = time.monotonic() + 60
+        """Waits until the value of a query fits; when that was. A scrape that came late leaves a gap for a while."""
+        return self.until(lambda: self.value(query), fits, query)
+
+    def until(self, look: Callable[[], Any], fits: Callable[[Any], bool], what: str = "") -> float:
+        """Waits until what is seen fits; when that was."""
+        deadline, seen = time.monotonic() + 120, None
         while True:
-            try:
-                value = self.value(query)
-            except (httpx.TransportError, json.JSONDecodeError):  # it starts: no answer yet, or a plain 503
-                value = math.nan
-            if fits(value):
-                return time.time()
-            assert time.monotonic() < deadline and self.process.poll() is None, (query, value, self._log.read_text())
+            with contextlib.suppress(
+                httpx.TransportError, json.JSONDecodeError
+            ):  # it starts: no answer, or a plain 503
+                seen = look()
+                if fits(seen):
+                    return time.time()
+            assert time.monotonic() < deadline and self.process.poll() is None, (what, seen, self._log.read_text())
             time.sleep(0.2)
 
 
@@ -142,8 +149,8 @@ def watched(service: Server, configuration: Callable[[str], Path]) -> Iterator[t
     try:
         prometheus.wait("finelap_ready", lambda value: value == 1)
         before = prometheus.wait("count_over_time(finelap_ready[1m])", lambda value: value >= 3)
-        work(service)
-        done = float(httpx.get(service.address + "/metrics", headers=_HEADERS).text.count("\n"))
+        work(service, prometheus)
+        done = float(httpx.get(service.address + "/metrics", headers=_HEADERS, timeout=60).text.count("\n"))
         assert done > 50
         prometheus.wait("finelap_index_clips", lambda value: value == 4)
         after = prometheus.wait('finelap_rejected_total{reason="body-too-large"}', lambda value: value == 2)
@@ -157,8 +164,8 @@ def watched(service: Server, configuration: Callable[[str], Path]) -> Iterator[t
 _HEADERS = {"X-API-Key": KEY}
 
 
-def work(service: Server) -> None:
-    """A little of everything."""
+def work(service: Server, prometheus: Prometheus) -> None:
+    """A little of everything, and each time it is waited for that it was scraped: a rate needs scrapes that differ."""
     sounds = [path for path in sorted(SOUNDS.iterdir()) if path.suffix == ".ogg"][:4]
     with httpx.Client(base_url=service.address, headers=_HEADERS, timeout=60, trust_env=False) as client:
         for turn, sound in enumerate(sounds):
@@ -166,21 +173,23 @@ def work(service: Server) -> None:
             client.get("/search", params={"q": f"sound {turn}", "moments": True}).raise_for_status()
             form = {"phrases": ["rain", "dog"], "frames": "true"}
             client.post("/detect", files={"file": (sound.name, sound.read_bytes())}, data=form).raise_for_status()
-            time.sleep(0.6)  # a rate needs two scrapes that differ
+            heard = 'finelap_request_duration_seconds_count{endpoint="/detect"}'
+            prometheus.wait(heard, lambda value, done=turn + 1: value == done)  # type: ignore[misc]
         assert client.post("/detect", files={"file": ("a.wav", b"none")}, data={"phrases": "a"}).status_code == 415
-        for _ in range(2):
+        for done in (1, 2):
             large = client.build_request("POST", "/embed", content=bytes(3_000_000))
             assert client.send(large).status_code == 413
-            time.sleep(0.6)
+            refused = 'finelap_rejected_total{reason="body-too-large"}'
+            prometheus.wait(refused, lambda value, done=done: value == done)  # type: ignore[misc]
 
 
 def test_every_metric_is_there_and_moves(watched: tuple[Prometheus, float, float]) -> None:
     prometheus, before, after = watched
     for name in MOVING:
-        first, last = prometheus.value(name, before), prometheus.value(name, after + 0.5)
+        first, last = (prometheus.value(f"last_over_time({name}[1m])", at) for at in (before, after + 0.5))
         assert last > (0 if math.isnan(first) else first), (name, first, last)
     for name in STANDING:
-        assert prometheus.value(name) >= 0, name
+        prometheus.wait(name, lambda value: value >= 0)
     names = {name for name in prometheus.get("/label/__name__/values") if name.startswith("finelap_")}
     from tests.app.test_service import METRICS
 
@@ -202,9 +211,9 @@ def test_every_query_of_the_dashboard_is_answered(watched: tuple[Prometheus, flo
     assert len(asked) > 25
     for title, query in asked:
         assert "$" not in query, query
-        values = [float(series["value"][1]) for series in prometheus.ask(query)]
+        prometheus.ask(query)
         if title not in ("GPU memory", "Starts"):  # there is no GPU here, and nothing was started anew
-            assert any(not math.isnan(value) for value in values), (title, query, values)
+            prometheus.wait(f"count(({query}) > -Inf)", lambda numbers: numbers >= 1)  # NaN is greater than nothing
     shown = " ".join(query for _, query in asked)
     for metric in (
         "requests",
@@ -224,19 +233,23 @@ def test_every_query_of_the_dashboard_is_answered(watched: tuple[Prometheus, flo
 def test_every_alert_is_asked_without_error_and_none_comes(watched: tuple[Prometheus, float, float]) -> None:
     prometheus, _, _ = watched
     prometheus.wait("count(ALERTS) or vector(0)", lambda value: value >= 0)
-    deadline = time.monotonic() + 30
-    while True:
-        (group,) = prometheus.get("/rules")["groups"]
-        if all(rule["health"] == "ok" for rule in group["rules"]) or time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    assert [rule for rule in group["rules"] if rule["health"] != "ok"] == []
+
+    def wrong() -> list[Any]:
+        return [
+            rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"] if rule["health"] != "ok"
+        ]
+
+    prometheus.until(wrong, lambda rules: rules == [], "the rules")
+    (group,) = prometheus.get("/rules")["groups"]
     assert {rule["name"] for rule in group["rules"] if rule["state"] == "firing"} <= {
         "FinelapDiskLow",
         "FinelapDiskFull",
     }
-    (target,) = prometheus.get("/targets")["activeTargets"]
-    assert target["health"] == "up" and target["lastError"] == ""
+
+    def targets() -> list[tuple[str, str]]:
+        return [(target["health"], target["lastError"]) for target in prometheus.get("/targets")["activeTargets"]]
+
+    prometheus.until(targets, lambda found: found == [("up", "")], "the targets")
 
 
 def test_promtool_finds_nothing_wrong(configuration: Callable[[str], Path]) -> None:

@@ -52,6 +52,7 @@ class Service:
             command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True
         )
         self.said: list[str] = []
+        self.told = 0.0
         self._ended = False
         self._more = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -85,6 +86,7 @@ class Service:
         """SIGTERM, and more of it after so many seconds; how long the process still took. Its exit code is 0."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
+        self.told = time.monotonic()  # whatever is sent from now on comes after the signal
         for seconds in again:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(max(0.0, began + seconds - time.monotonic()))
@@ -128,6 +130,7 @@ class Callers:
     ends: list[tuple[str, str]] = field(default_factory=list)  # kind of call, how it ended
     added: list[str] = field(default_factory=list)  # ids that were acknowledged
     readiness: list[tuple[float, int]] = field(default_factory=list)  # when asked, status
+    until: Callable[[], object] = int  # done once readiness has been refused twice
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def begin(self, count: int, kind: str, call: Callable[[httpx.Client, int], str], keep: bool = True) -> None:
@@ -170,6 +173,8 @@ class Callers:
         asked = time.monotonic()
         response = client.get("/health/ready")
         self.readiness.append((asked, response.status_code))
+        if [status for _, status in self.readiness].count(503) == 2:  # the second was asked for after the signal
+            self.until()
         time.sleep(0.02)
         return told(response)
 
@@ -207,6 +212,15 @@ def detect(sound: bytes, form: str) -> Callable[[httpx.Client, int], str]:
     return call
 
 
+def begin_upload(service: Service) -> socket.socket:
+    """A connection with a request that is not complete."""
+    host, port = service.address.removeprefix("http://").split(":")
+    upload = socket.create_connection((host, int(port)))
+    head = "POST /embed HTTP/1.1\r\nHost: test\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    upload.sendall(f"{head}Content-Length: 100000\r\n\r\n--b\r\n".encode())
+    return upload
+
+
 def test_sigterm_under_load(start: Callable[..., Service], tmp_path: Path) -> None:
     minutes = write_recording(tmp_path / "long.flac", 90, seed=1).read_bytes()
     service = start("--demo", str(SOUNDS))
@@ -218,11 +232,12 @@ def test_sigterm_under_load(start: Callable[..., Service], tmp_path: Path) -> No
     callers.begin(2, "detect", detect(minutes, "json"))
     callers.begin(2, "stream", detect(minutes, "ndjson"))
     callers.begin(1, "ready", callers.watch)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(callers.added) < 20 or {kind for kind, _ in callers.ends} < {"clips", "search", "embed", "stream"}:
         assert time.monotonic() < deadline, Counter(callers.ends)
         time.sleep(0.05)
-    told_to_stop = time.monotonic()
+    upload = begin_upload(service)  # so that somebody is served until readiness was asked for after the signal
+    callers.until = upload.close
     service.stop(again=(0.2, 0.8))
     callers.end()
 
@@ -230,7 +245,7 @@ def test_sigterm_under_load(start: Callable[..., Service], tmp_path: Path) -> No
     allowed = ("200", "201", "end", "error 503", "503 shutting-down", "429 queue-full", "refused")
     assert not {end for end in ends if end[1] not in allowed}, ends
     assert any(end == "503 shutting-down" for _, end in ends), ends
-    later = [status for asked, status in callers.readiness if asked > told_to_stop + 0.05]
+    later = [status for asked, status in callers.readiness if asked > service.told]
     assert later and set(later) == {503}
 
     again = start()
@@ -273,9 +288,7 @@ def test_who_takes_too_long_is_told_so(start: Callable[..., Service], tmp_path: 
     thread = threading.Thread(target=follow)
     thread.start()
     big = encode((0.1 * np.random.default_rng(1).standard_normal(40 * 192_000)).astype(np.float32), rate=192_000)
-    with socket.create_connection((host, int(port))) as stalled, socket.socket() as deaf:
-        head = "POST /embed HTTP/1.1\r\nHost: test\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-        stalled.sendall(f"{head}Content-Length: 100000\r\n\r\n--b\r\n".encode())
+    with begin_upload(service) as stalled, socket.socket() as deaf:
         with httpx.Client(base_url=service.address, timeout=60, trust_env=False) as client:
             (clip,) = client.post("/clips", files={"files": ("big.wav", big)}).json()["clips"]
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 BARK = "dog-barking-bd8430.ogg"
-# remembers what is played, and from which second: an <audio> that is not in the document cannot be found from outside
+# remembers what is played, and from which second: an <audio> that is not in the document cannot be found from outside;
+# lets it play until it is paused, for the sounds are shorter than a busy machine may take to look
 _LISTEN = """() => {
   window.played = [];
   const play = HTMLMediaElement.prototype.play;
   HTMLMediaElement.prototype.play = function () {
     window.played.push({ src: this.currentSrc, from: this.currentTime });
+    this.loop = true;
     return play.call(this);
   };
 }"""
@@ -72,6 +74,7 @@ def test_by_keys_alone(open_page: Callable[..., Page], server: Server, width: in
     searches = []
     page.on("request", lambda request: searches.append(request) if "/search" in request.url else None)
     page.keyboard.type("dog barking", delay=15)
+    expect(page).to_have_url(re.compile(r"q=dog\+barking(&|$)"))  # a beginning of it may have been asked for, and found
     first = wait_for_hits(page, re.compile("^dog-barking"))
     assert 1 <= len(searches) < len("dog barking"), "a request a letter"
     assert asked(page)["q"] == ["dog barking"]
@@ -177,6 +180,7 @@ def test_words_that_are_not_wanted(page: Page) -> None:
     from playwright.sync_api import expect
 
     page.fill("#query", "water")
+    expect(page).to_have_url(re.compile("q=water"))
     wait_for_hits(page, re.compile("^water|^swimming"))
     before = hits(page).locator(".name").all_inner_texts()
     page.fill("#without", "a splash")
@@ -313,6 +317,7 @@ def test_the_key_is_asked_for_once(
         page.keyboard.press("Enter")
         hit = wait_for_hits(page, BARK)
         expect(dialog).to_be_hidden()
+        page.evaluate(_LISTEN)
         hit.locator(".play").click()
         expect(hit).to_have_class(re.compile("playing"))
         expect(hit.locator(".problem")).to_have_count(0)
