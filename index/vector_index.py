@@ -293,6 +293,7 @@ class VectorIndex:
         total = len(rows)
         if total < FEWEST:
             return
+        _log.info("making the search index of %d vectors", total)
         chosen = np.random.default_rng(0).choice(rows, sample_size(total), replace=False)
         sample = np.concatenate([vectors for _, vectors in self._vectors(np.sort(chosen))])
         codes = Codes.learn(sample, total, self._go_on, self._gpu)

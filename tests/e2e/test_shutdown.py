@@ -75,6 +75,13 @@ class Service:
         assert found is not None, f"{words!r} was not printed: {self.said}\n{self.log.read_text()}"
         return found
 
+    def wait_for_logged(self, words: str) -> None:
+        """Until the log has these words."""
+        deadline = time.monotonic() + 120
+        while words not in self.log.read_text():
+            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
     @property
     def address(self) -> str:
         """Its URL, once it is ready."""
@@ -103,7 +110,7 @@ class Service:
         """For the end of a test that failed."""
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
 
 
 @pytest.fixture
@@ -298,7 +305,7 @@ def test_who_takes_too_long_is_told_so(start: Callable[..., Service], tmp_path: 
         while len(lines) < 3:
             assert thread.is_alive()
             time.sleep(0.05)
-        took = service.stop()
+        service.stop()
         stalled.settimeout(10)
         answer = b"".join(iter(lambda: stalled.recv(1 << 16), b""))
         deaf.settimeout(10)
@@ -307,7 +314,6 @@ def test_who_takes_too_long_is_told_so(start: Callable[..., Service], tmp_path: 
             while piece := deaf.recv(1 << 16):
                 got += len(piece)
     thread.join(30)
-    assert took < 2 + 6
     problem = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert answer.startswith(b"HTTP/1.1 503 ") and problem["type"] == "urn:finelap:problem:shutting-down"
     assert b"connection: close" in answer.lower()
@@ -315,26 +321,38 @@ def test_who_takes_too_long_is_told_so(start: Callable[..., Service], tmp_path: 
     assert got < len(big)
     log = service.log.read_text()
     assert "3 requests still ran after 2 s" in log and "is cut off" in log, log
+    assert "not everything could be closed" not in log, log
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with more sounds than a machine adds in a moment."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(1000):
+        (folder / f"{number}.wav").write_bytes(noise(number))
+    return folder
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.7, 2.0])
-def test_sigterm_while_it_starts(start: Callable[..., Service], seconds: float) -> None:
+def test_sigterm_while_it_starts(start: Callable[..., Service], many: Path, seconds: float) -> None:
     """While libraries are imported, the model is loaded, or the demo sounds come in."""
-    service = start("--demo", str(SOUNDS))
+    service = start("--demo", str(many))
     service.wait_for("Loading")
     time.sleep(seconds)
-    assert service.stop() < 10
-    service.wait_for("Stopped.", 1)
+    service.stop()
+    service.wait_for("Stopped.")
+    assert not any("FineLAP is ready" in line for line in service.said)
 
 
-def test_sigterm_while_the_demo_sounds_are_added(start: Callable[..., Service]) -> None:
-    service = start("--demo", str(SOUNDS))
-    service.wait_for("The library is empty")
-    assert service.stop() < 10
-    service.wait_for("Stopped.", 1)
+def test_sigterm_while_the_demo_sounds_are_added(start: Callable[..., Service], many: Path) -> None:
+    service = start("--demo", str(many))
+    service.wait_for("The library is empty: adding 1000")
+    service.stop()
+    service.wait_for("Stopped.")
+    assert not any("FineLAP is ready" in line for line in service.said)
     again = start()
-    clips = httpx.get(again.address + "/info", trust_env=False).json()["clips"]
-    assert clips < len([*SOUNDS.glob("*.*")])
+    clips = httpx.get(again.address + "/info", timeout=60, trust_env=False).json()["clips"]
+    assert clips < 1000
     assert "library in" not in again.log.read_text()
     again.stop()
 
@@ -342,7 +360,7 @@ def test_sigterm_while_the_demo_sounds_are_added(start: Callable[..., Service]) 
 def test_sigterm_while_the_search_index_is_made(start: Callable[..., Service], tmp_path: Path) -> None:
     """A library that is too large to be compared one by one, without a snapshot; and the snapshot after that."""
     service = start()
-    model = httpx.get(service.address + "/info", trust_env=False).json()["model"]
+    model = httpx.get(service.address + "/info", timeout=60, trust_env=False).json()["model"]
     service.stop()
     count = 110_000_000 // (4 * model["dim"])
     database = Store(tmp_path / "data" / "catalog.sqlite3")
@@ -353,7 +371,7 @@ def test_sigterm_while_the_search_index_is_made(start: Callable[..., Service], t
     database.close()
 
     service = start()
-    assert httpx.get(service.address + "/info", trust_env=False).json()["clips"] == count
+    service.wait_for_logged(f"making the search index of {count} vectors")
     service.stop()
     assert not (tmp_path / "data" / "index" / "manifest.json").exists()  # it was in the middle of it
 
@@ -367,7 +385,7 @@ def test_sigterm_while_python_ends(over: bool, code: int) -> None:
     program = f"""
 import ctypes, os, signal, sys
 from app.stopping import Stop
-stop = Stop(5.0)
+stop = Stop(60.0)
 os.kill(os.getpid(), signal.SIGTERM)
 stop.asked.wait()
 if {over}:
@@ -376,4 +394,4 @@ libc = ctypes.CDLL(None)
 libc.on_exit(getattr(libc, "raise"), None)
 sys.exit(int(signal.SIGTERM))
 """
-    assert subprocess.run([sys.executable, "-c", program], cwd=REPO, timeout=60).returncode == code
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPO, timeout=240).returncode == code
