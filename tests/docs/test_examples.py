@@ -36,7 +36,7 @@ def test_the_page_works(page: str, reader: Reader) -> None:
 
 def _http_api(reader: Reader) -> None:
     """Every call that the service has is in the page, nearly all of them in an example."""
-    document = httpx.get(f"{reader.address}/openapi.json").json()
+    document = httpx.get(f"{reader.address}/openapi.json", timeout=60).json()
     every = {f"{method.upper()} {path}" for path, calls in document["paths"].items() for method in calls}
     patterns = {
         call: re.compile(re.sub(r"\{\w+\}", "[^/]+", re.escape(call).replace(r"\{", "{").replace(r"\}", "}")))

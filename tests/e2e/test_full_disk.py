@@ -21,13 +21,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
     try:
-        done = subprocess.run(mount, capture_output=True, timeout=10)
+        done = subprocess.run(mount, capture_output=True, timeout=60)
     except OSError:
         pytest.skip("there is no mount here")
     if done.returncode:
         pytest.skip("mounting a small file system is not permitted here")
     yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=10)
+    subprocess.run(["umount", "-l", str(disk)], check=True, timeout=60)
 
 
 def noise(seed: int) -> bytes:

@@ -131,7 +131,7 @@ def test_hostile_files_one_by_one(server: Server, hostile_files: list[Any]) -> N
         wrong = [said for said in pool.map(one, hostile_files) if said]
     assert not wrong, "\n".join(wrong)
     assert_returns_to(server, before, SLACK)
-    assert processes.memory(server.process.pid) - memory < 250e6
+    until(lambda: processes.memory(server.process.pid) - memory < 250e6)
     assert server.get("/health/ready").status_code == 200
 
 
@@ -191,7 +191,7 @@ def test_killed_decoders_touch_only_the_files_they_worked_on(server: Server, whi
         # whoever needs no decoder does not notice
         assert server.get("/search", q=f"not yet asked, {which}").status_code == 200
         assert server.get("/health/live").status_code == 200
-        answers = [request.result(4 * PATIENCE) for request in sent]
+        answers = [request.result(8 * PATIENCE) for request in sent]
     failed = [check_problem(answer) for answer in answers if answer.status_code != 200]
     assert len(failed) <= (1 if which == "one worker" else len(sent)), failed
     assert all(problem["status"] == 415 and "decoder" in problem["detail"] for problem in failed), failed
@@ -234,7 +234,7 @@ def test_bodies_that_never_end(server: Server) -> None:
 @pytest.mark.parametrize("kind", ["json", "ndjson"])
 def test_callers_that_leave_midway(server: Server, kind: str) -> None:
     """They send everything; some leave at once, some with the first bytes of the answer or soon after."""
-    before = held(server)
+    before, heard = held(server), server.metric('finelap_batch_size_sum{lane="audio"}')
     whole = request_bytes(minute(3, 120.0), kind)
 
     def come_and_go(number: int) -> None:
@@ -252,8 +252,9 @@ def test_callers_that_leave_midway(server: Server, kind: str) -> None:
         thread.join()
     began = time.monotonic()
     assert detect(server, minute(4, 5.0)).status_code == 200
-    # nobody waits for what those twelve would have had: 24 minutes of sound take this machine longer than that
-    assert time.monotonic() - began < 20
+    took = time.monotonic() - began
+    # nobody waits for what those twelve would have had: 24 minutes of sound, at least 144 windows
+    assert took < 20 or server.metric('finelap_batch_size_sum{lane="audio"}') - heard < 144
     assert_returns_to(server, before, SLACK)
     assert server.get("/health/ready").status_code == 200
 

@@ -69,21 +69,27 @@ class Service:
 
         def read() -> None:
             assert self.process.stdout is not None
+            address = ""
             for line in self.process.stdout:
                 self.stdout.append(line)
                 if found := READY.search(line):
-                    said.put(found[1])
+                    address = found[1]
+                elif address and line == "\n":  # the greeting is over
+                    said.put(address)
             said.put("")
 
-        threading.Thread(target=read, daemon=True).start()
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
         self.address = said.get(timeout=240)
         assert self.address, self.log.read_text()
         return self
 
     def end(self, how: signal.Signals) -> int:
-        """Sends a signal and returns the exit code."""
+        """Sends a signal and returns the exit code; then all that was printed is in `stdout`."""
         self.process.send_signal(how)
-        return self.process.wait(60)
+        code = self.process.wait(60)
+        self._reader.join(30)
+        return code
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A `finelap` command against this service."""
@@ -176,7 +182,7 @@ def test_the_greeting_names_an_address_and_a_curl_that_works(service: Service, d
     assert f"{len(files_of(demo))} clips" in said
     curl = re.search(r"curl '(\S+)'", said)
     assert curl
-    assert httpx.get(curl[1], trust_env=False).json()["hits"]
+    assert httpx.get(curl[1], timeout=60, trust_env=False).json()["hits"]
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -198,19 +204,19 @@ def test_a_sound_finds_itself(service: Service, demo: Path) -> None:
 
 
 def test_the_page_and_all_it_needs_are_served(service: Service) -> None:
-    page = httpx.get(service.address, trust_env=False)
+    page = httpx.get(service.address, timeout=60, trust_env=False)
     assert page.headers["content-type"].startswith("text/html")
     needed = re.findall(r'(?:href|src)="(/[^"]+)"', page.text)
     assert "/web/main.js" in needed
     for path in needed:
-        assert httpx.get(service.address + path, trust_env=False).status_code == 200, path
+        assert httpx.get(service.address + path, timeout=60, trust_env=False).status_code == 200, path
     assert not re.search(r'(?:href|src)="(?:https?:)?//', page.text)
 
 
 def test_health_info_and_metrics(service: Service, demo: Path) -> None:
     assert service.get("/health/live") == service.get("/health/ready") == {"status": "ok"}
     assert service.get("/info")["clips"] == len(files_of(demo))
-    text = httpx.get(service.address + "/metrics", trust_env=False).text
+    text = httpx.get(service.address + "/metrics", timeout=60, trust_env=False).text
     assert f"finelap_index_clips {float(len(files_of(demo)))}" in text
 
 
@@ -356,7 +362,7 @@ def test_what_was_answered_with_201_survives_kill_9(make_service: Callable[[], S
     assert all(there[clip["id"]] == clip for clip in added)
     hits = service.get("/search", q="noise", k=1000)["hits"]
     assert {hit["clip"]["id"] for hit in hits} == set(there)
-    audio = httpx.get(f"{service.address}/clips/{added[1]['id']}/audio", trust_env=False)
+    audio = httpx.get(f"{service.address}/clips/{added[1]['id']}/audio", timeout=60, trust_env=False)
     assert audio.content == wav(noise(0.5, 1))
     assert service.end(signal.SIGTERM) == 0
 
