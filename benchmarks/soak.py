@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,32 +94,42 @@ class Report:
 
 
 class Caller(threading.Thread):
-    """One caller with clips of its own. known: name → (id, sha256, metadata); unsure: name → sha256, may be there."""
+    """One caller with clips of its own. known: name → (id, sha256, metadata); unsure: name → sha256, may be there.
+
+    `warm`: it has done everything once, so that whatever a service makes once and keeps is there.
+    """
 
     def __init__(self, number: int, address: str, report: Report, stop: threading.Event) -> None:
         super().__init__(daemon=True, name=f"caller-{number}")
         self.number, self.address, self.report, self.stop = number, address, report, stop
         self.known: dict[str, tuple[str, str, dict[str, Any]]] = {}
         self.unsure: dict[str, str] = {}  # name → sha256
+        self.warm = threading.Event()
         self._choose = random.Random(number)
         self._made = 0
         self._http = httpx.Client(base_url=address, timeout=_PATIENCE, trust_env=False)
 
     def run(self) -> None:
         verbs = {
-            self.add: 8, self.delete: 4, self.change: 3, self.search: 6, self.detect: 4, self.read: 3, self.broken: 3,
+            self.add: 8, self.change: 3, self.search: 6, self.detect: 4, self.read: 3, self.delete: 4, self.broken: 3,
             self.too_large: 1, self.too_long: 1, self.leave_upload: 2, self.leave_answer: 2, self.slowly: 1,
             self.embed: 2, self.list: 2,
         }  # fmt: skip
+        for verb in verbs:
+            self.do(verb)
+        self.warm.set()
         while not self.stop.is_set():
             verbs[self.delete] = 12 if len(self.known) > _KEPT else 4
             (verb,) = self._choose.choices(list(verbs), list(verbs.values()))
-            try:
-                verb()
-            except httpx.HTTPError as error:
-                self.wrong(f"{verb.__name__}: {error!r}")
-            except Exception as error:
-                self.wrong(f"{verb.__name__}: a fault of this script, or an answer nobody expected: {error!r}")
+            self.do(verb)
+
+    def do(self, verb: Callable[[], None]) -> None:
+        try:
+            verb()
+        except httpx.HTTPError as error:
+            self.wrong(f"{verb.__name__}: {error!r}")
+        except Exception as error:
+            self.wrong(f"{verb.__name__}: a fault of this script, or an answer nobody expected: {error!r}")
 
     def wrong(self, said: str) -> None:
         self.report.wrong.append(f"{self.name}: {said}")
@@ -307,15 +318,15 @@ def other_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def upkeep(data: Path, work: Path, report: Report, stop: threading.Event, pause: float) -> None:
-    """Backups and reindexes beside the service, until `stop`."""
-    checkpoint = other_checkpoint(work / "checkpoint")
+def upkeep(data: Path, work: Path, checkpoint: Path, report: Report, stop: threading.Event, pause: float) -> None:
+    """Backups and reindexes to another checkpoint beside the service, once at least and until `stop`."""
     environment = os.environ | {"PYTHONPATH": str(common.REPO), "FINELAP_DATA_DIR": str(data)}
     commands = {
         "backups": ["backup", str(work / "copies"), "--copy"],
         "reindexes": ["reindex", "--checkpoint", str(checkpoint)],
     }
-    while not stop.wait(pause):
+    stop.wait(pause)
+    while True:
         for name, command in commands.items():
             done = subprocess.run([*_FINELAP, *command], env=environment, capture_output=True, text=True, timeout=1800)
             if done.returncode:  # a clip that is deleted while it is embedded is not a fault
@@ -323,6 +334,8 @@ def upkeep(data: Path, work: Path, report: Report, stop: threading.Event, pause:
             setattr(report, name, getattr(report, name) + 1)
         for leftover in data.glob("reindex-*"):  # the next one begins anew
             leftover.unlink()
+        if stop.wait(pause):
+            return
 
 
 def watch(pid: int, report: Report, stop: threading.Event) -> None:
@@ -379,22 +392,31 @@ def compare(server: Server, callers: list[Caller], report: Report, work: Path, d
         report.wrong.append("the restored backup is another library")
 
 
-def soak(seconds: float, callers: int, pause: float = 30.0) -> Report:
-    """The whole run. `pause`: seconds between two rounds of backup and reindex."""
+def soak(seconds: float, callers: int, pause: float = 30.0, least: int = 0) -> Report:
+    """The whole run, of `seconds` and at least so many requests. `pause`: seconds between backups and reindexes."""
     report, stop = Report(), threading.Event()
     work = Path(tempfile.mkdtemp(prefix="soak-"))
     data = work / "data"
     try:
+        checkpoint = other_checkpoint(work / "checkpoint")
         with Server({**SETTINGS, "data_dir": data}) as server:
-            began = time.monotonic()
             people = [Caller(n, server.address, report, stop) for n in range(callers)]
             beside = [
-                threading.Thread(target=upkeep, args=(data, work, report, stop, pause)),
+                threading.Thread(target=upkeep, args=(data, work, checkpoint, report, stop, pause)),
                 threading.Thread(target=watch, args=(server.process.pid, report, stop)),
             ]
-            for thread in (*people, *beside):
+            for caller in people:
+                caller.start()
+            for caller in people:
+                caller.warm.wait(_PATIENCE)
+            for thread in beside:
                 thread.start()
-            while time.monotonic() - began < seconds and server.process.poll() is None:
+            began = time.monotonic()
+
+            def goes_on() -> bool:
+                return time.monotonic() - began < seconds or report.statuses.total() < least
+
+            while goes_on() and server.process.poll() is None:
                 time.sleep(0.5)
                 ready = server.get("/health/ready")
                 report.statuses["ready", ready.status_code] += 1
@@ -428,6 +450,10 @@ def settle(server: Server) -> None:
     deadline = time.monotonic() + 60
     while server.metric('finelap_queue_depth{lane="audio"}') and time.monotonic() < deadline:
         time.sleep(0.2)
+    before = None
+    while (there := listed(server)) != before and time.monotonic() < deadline:  # no depth tells of a batch under way
+        before = there
+        time.sleep(1.0)
 
 
 def main() -> None:

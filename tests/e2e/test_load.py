@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 10.0  # of load
 PATIENCE = 120.0
+KINDS = ("short", "long")
+CALLS = ("detect", "clips", "embed")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,8 @@ def server(start_server: Callable[..., Server]) -> Server:
 def mixed(server: Server) -> list[Answer]:
     """What became of 8 callers with 5 s, 8 with 120 s through all three calls, and of probes beside them."""
     callers = [
-        Caller(kind, seconds, ("detect", "clips", "embed")[i % 3], seed=100 * n + i)
-        for n, (kind, seconds) in enumerate((("short", 5.0), ("long", 120.0)))
+        Caller(kind, seconds, CALLS[i % 3], seed=100 * n + i)
+        for n, (kind, seconds) in enumerate(zip(KINDS, (5.0, 120.0), strict=True))
         for i in range(8)
     ]
     probes = [Probe("search", 2), Probe("search again", 2), Probe("live", 5)]
@@ -50,11 +52,12 @@ def test_everyone_is_answered_and_rightly(mixed: list[Answer]) -> None:
 
 
 def test_no_caller_starves(mixed: list[Answer]) -> None:
-    for kind in ("short", "long"):
+    for kind in KINDS:
         answered = Counter(a.caller for a in of(kind, mixed))
         assert len(answered) == 8, (kind, answered)
-        # callers of one kind ask alike and get alike, but for the three calls, which differ in what else they do
-        assert min(answered.values()) >= max(answered.values()) // 4, (kind, answered)
+        for i, call in enumerate(CALLS):  # callers of one kind and one call ask alike and get alike
+            alike = [count for caller, count in answered.items() if caller % 8 % 3 == i]
+            assert min(alike) >= max(alike) // 4, (kind, call, answered)
 
 
 def test_a_short_file_does_not_wait_for_long_ones(mixed: list[Answer]) -> None:
@@ -62,12 +65,16 @@ def test_a_short_file_does_not_wait_for_long_ones(mixed: list[Answer]) -> None:
     assert short < long / 2
 
 
-def test_searches_and_probes_are_answered_in_between(mixed: list[Answer]) -> None:
+def test_searches_and_probes_are_answered_in_between(server: Server, mixed: list[Answer]) -> None:
+    taken, batches = (
+        server.metric(f'finelap_stage_duration_seconds_{what}{{stage="infer"}}') for what in ("sum", "count")
+    )
+    soon = max(2.0, 5 * taken / batches)  # a machine that is slow with a batch is slow with what comes in between
     long = statistics.median(a.seconds for a in of("long", mixed))
     for kind, rate in (("search", 2), ("search again", 2), ("live", 5)):
         answers = of(kind, mixed)
         assert len(answers) == pytest.approx(rate * SECONDS, abs=1)
-        assert statistics.median(a.seconds for a in answers) < min(2.0, long), kind
+        assert statistics.median(a.seconds for a in answers) < min(soon, long), kind
 
 
 def test_results_come_in_the_order_of_the_files(server: Server) -> None:
@@ -91,9 +98,9 @@ def test_results_come_in_the_order_of_the_files(server: Server) -> None:
 
 
 def test_a_full_queue_refuses_and_whoever_waits_is_served(start_server: Callable[..., Server]) -> None:
-    small = start_server(max_queue_windows=6)
+    small = start_server(max_queue_windows=2)
     callers = [Caller("flood", 5.0, "detect", seed=i, files=1, rounds=2) for i in range(32)]
-    answers = run_callers(small.address, callers, PATIENCE, PATIENCE)
+    answers = run_callers(small.address, callers, 500, 500)
     assert Counter(a.status for a in answers).keys() == {200, 429}
     assert all(int(a.retry_after) >= 1 for a in answers if a.status == 429)
     assert not [a for a in answers if a.status == 200 and a.fault]

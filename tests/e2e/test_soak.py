@@ -18,7 +18,7 @@ def test_soak(small_checkpoint: Path) -> None:
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("memory and processes are read from /proc, which this system has not")
     seconds = float(os.environ.get("FINELAP_SOAK_S", "25"))
-    report = soak(seconds, callers=4, pause=2.0)
+    report = soak(seconds, callers=4, pause=2.0, least=51)
     told = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
     assert not report.wrong, told
     assert report.clips and report.backups and report.reindexes, told
