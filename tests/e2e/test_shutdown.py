@@ -276,8 +276,8 @@ def test_sigterm_under_load(start: Callable[..., Service], tmp_path: Path) -> No
 
 
 def test_who_takes_too_long_is_told_so(start: Callable[..., Service], tmp_path: Path) -> None:
-    """A stream of an hour, an upload that stalls, and a reader who does not read, with a grace of two seconds."""
-    hours = write_recording(tmp_path / "hours.flac", 3600, seed=2, rate=8000).read_bytes()
+    """A stream of three hours, an upload that stalls, and a reader who does not read, with a grace of two seconds."""
+    hours = write_recording(tmp_path / "hours.flac", 10_800, seed=2, rate=8000).read_bytes()
     service = start(stop_grace_s=2)
     host, port = service.address.removeprefix("http://").split(":")
     lines: list[dict[str, Any]] = []
