@@ -17,6 +17,7 @@ from app.forking import Worker
 
 NONSENSE = "sent what makes no sense"
 _MAX_MESSAGE = 1 << 20  # bytes; a worker that announces more is not itself any more
+_LAST_WORD = 1.0  # seconds in which its parent should tell how a worker ended
 
 
 class Died(Exception):
@@ -99,7 +100,7 @@ async def _wait_for(sock: socket.socket, target: memoryview, stall_s: float) -> 
 async def cause(worker: Worker) -> str:
     """How it ended, as the end of a sentence."""
     try:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(_LAST_WORD):
             status = await asyncio.shield(worker.ended)
     except TimeoutError:
         return "broke off"

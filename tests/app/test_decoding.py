@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import pytest
 
-from app import decoder, wire
+from app import decoder, forking, wire
 from app.batching import Closed
 from app.decoding import DecoderPool
 from app.handover import open_apart
@@ -60,6 +60,13 @@ def fork_pid(pool: DecoderPool) -> int | None:
     return pool._forks._process.pid if pool._forks._process is not None else None
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def busy_pid(pool: DecoderPool) -> int:
     """The one worker with a file."""
     (worker,) = pool._alive - set(pool._idle)
@@ -90,6 +97,14 @@ def long_flac(sounds: SimpleNamespace) -> bytes:
     return sounds.encode(np.random.default_rng(0).uniform(-0.5, 0.5, 960_000).astype(np.float32), "FLAC")
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a pool started after this send what goes into one message together, however long they take."""
+    main = forking._MAIN.replace("; main(", "; from app import decoder; decoder._PATIENCE = 3600; main(")
+    monkeypatch.setattr("app.forking._MAIN", main)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("kind", "rate"), [("WAV", 44_100), ("FLAC", 8_000), ("OGG", 48_000), ("MP3", 22_050)])
 async def test_the_pool_gives_what_decoding_here_gives(
     sounds: SimpleNamespace, pool: DecoderPool, kind: str, rate: int
@@ -108,7 +123,8 @@ async def test_the_pool_gives_what_decoding_here_gives(
 async def test_a_worker_killed_after_it_has_sent_all_is_replaced(sounds: SimpleNamespace, pool: DecoderPool) -> None:
     async with pool.open(io.BytesIO(sounds.wav(440, 2.0)), "a") as stream:
         (worker,) = pool._alive - set(pool._idle)
-        await asyncio.sleep(0.5)  # until all of it is in the socket
+        process = psutil.Process(worker.pid)
+        await until(lambda: process.status() == psutil.STATUS_SLEEPING)  # all is in the socket: it waits for more work
         os.kill(worker.pid, signal.SIGKILL)
         await worker.ended
         assert sum([len(block) async for block in stream]) == 32_000
@@ -180,7 +196,10 @@ async def test_a_crash_before_the_first_block_is_made_good(pool: DecoderPool, lo
     await until(lambda: pool.alive == 2)
 
 
-async def test_a_crash_in_the_middle_says_what_happened(pool: DecoderPool, long_flac: bytes) -> None:
+async def test_a_crash_in_the_middle_says_what_happened(
+    pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.conversation._LAST_WORD", 60)
     with pytest.raises(DecoderFailed, match=r"boom\.flac: the decoder crashed \(Segmentation fault\)"):
         async with pool.open(io.BytesIO(long_flac), "boom.flac") as stream:
             async for _ in stream:
@@ -197,12 +216,19 @@ async def test_a_decoder_that_hangs(long_flac: bytes) -> None:
     await until(lambda: pool.alive == 1)
     (worker,) = pool._alive
     os.kill(worker.pid, signal.SIGSTOP)
-    assert len(await drain(pool, long_flac)) == 960_000  # by another one
-    assert not psutil.pid_exists(worker.pid) and pool.alive == 1
-    with pytest.raises(DecoderFailed, match="gave nothing for 0.3 s"):
-        async with pool.open(io.BytesIO(long_flac), "a") as stream:
+    heard = asyncio.create_task(drain(pool, long_flac))
+    await until(lambda: not pool._idle)  # from here on its 0.3 s run
+    pool._stall_s = 60  # of the next one, which is only as slow as this machine
+    assert len(await heard) == 960_000
+    assert worker not in pool._alive and pool.alive == 1
+    await asyncio.wait_for(worker.ended, 60)
+    async with pool.open(io.BytesIO(long_flac), "a") as stream:
+        await anext(stream)
+        os.kill(busy_pid(pool), signal.SIGSTOP)
+        pool._stall_s = 0.3
+        with pytest.raises(DecoderFailed, match="gave nothing for 0.3 s"):
             async for _ in stream:
-                os.kill(busy_pid(pool), signal.SIGSTOP)
+                pass
     await pool.close()
 
 
@@ -232,6 +258,7 @@ async def test_a_reader_that_pauses_stops_the_decoder(pool: DecoderPool, long_fl
 
 async def test_leaving_early_leaves_nothing(pool: DecoderPool, long_flac: bytes) -> None:
     await drain(pool, long_flac)
+    gc.collect()
     before = descriptors()
     for _ in range(10):
         async with pool.open(io.BytesIO(long_flac), "a") as stream:
@@ -243,16 +270,18 @@ async def test_leaving_early_leaves_nothing(pool: DecoderPool, long_flac: bytes)
 
 async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.decoding._KEEP", 0.1)
+    read_on = asyncio.Event()
 
     async def one() -> None:
         async with pool.open(io.BytesIO(long_flac), "a") as stream:
             await anext(stream)
-            await asyncio.sleep(0.3)  # busy, and costing nothing
+            await read_on.wait()  # busy, and costing nothing
             async for _ in stream:
                 pass
 
     tasks = [asyncio.create_task(one()) for _ in range(6)]
     await until(lambda: pool.alive == 4 and len(pool._line) == 2)
+    read_on.set()
     await asyncio.gather(*tasks)
     await until(lambda: pool.alive == 2)
     await until(lambda: len(fork_server(pool).children()) == 2)
@@ -262,24 +291,25 @@ async def test_workers_in_use_do_not_shrink(
     pool: DecoderPool, monkeypatch: pytest.MonkeyPatch, long_flac: bytes
 ) -> None:
     """Workers that rest only between two files stay, however often it is looked who is needed."""
-    monkeypatch.setattr("app.decoding._KEEP", 0.2)
+    monkeypatch.setattr("app.decoding._KEEP", 3600)  # it is looked when this test says so
+    all_four = asyncio.Barrier(4)
 
-    async def busy(rounds: int) -> None:
-        for _ in range(rounds):
-            async with pool.open(io.BytesIO(long_flac), "a") as stream:
-                await anext(stream)
-                await asyncio.sleep(0.05)
-                async for _ in stream:
-                    pass
+    async def one() -> None:
+        async with pool.open(io.BytesIO(long_flac), "a") as stream:
+            await anext(stream)
+            await all_four.wait()
+            async for _ in stream:
+                pass
 
-    tasks = [asyncio.create_task(busy(12)) for _ in range(4)]
-    await until(lambda: pool.alive == 4)
-    workers = set(pool._alive)
-    for _ in range(8):
-        await asyncio.sleep(0.1)
-        assert pool._alive == workers
-    await asyncio.gather(*tasks)
-    await until(lambda: pool.alive == 2)
+    await asyncio.gather(*(one() for _ in range(4)))
+    pool._shrink_later()
+    for _ in range(3):
+        await asyncio.gather(*(one() for _ in range(4)))
+        assert len(pool._idle) == 4
+        pool._shrink()
+        assert pool.alive == 4
+    pool._shrink()
+    assert pool.alive == 2
 
 
 async def test_too_few_workers_do_not_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,16 +343,19 @@ async def test_small_uploads_stay_in_memory() -> None:
 @pytest.mark.parametrize(("pause", "sizes"), [(0.0, [12, 12, 6]), (0.03, [1] * 30)])
 def test_messages_are_large_or_soon(monkeypatch: pytest.MonkeyPatch, pause: float, sizes: list[int]) -> None:
     """What is decoded quickly goes together; what comes slowly does not wait for more."""
+    now = 0.0
 
     class Slow:
         sample_rate, channels, duration, decode_s, resample_s = 16_000, 1, 30.0, 0.0, 0.0
 
         def __iter__(self) -> Iterator[np.ndarray]:
+            nonlocal now
             for second in range(30):
-                time.sleep(pause)
+                now += pause
                 yield np.full(16_000, second, np.float32)
 
     sent: list[list[tuple[Any, ...]]] = []
+    monkeypatch.setattr(decoder, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(decoder, "_send", lambda sock, *messages: sent.append(list(messages)))
     decoder._send_all(None, io.BytesIO(), Slow())  # type: ignore[arg-type]
     sound = [message for together in sent for message in together if message[0] == wire.AUDIO]
@@ -361,7 +394,7 @@ async def test_a_storm_of_callers_cancellations_and_crashes(
     sounds: SimpleNamespace, long_flac: bytes, seed: int
 ) -> None:
     rng = random.Random(seed)
-    pool = DecoderPool(workers=2, max_workers=6, stall_s=2)
+    pool = DecoderPool(workers=2, max_workers=6, stall_s=60)
     await pool.start()
     await until(lambda: pool.alive == 2)
     files = [sounds.wav(seconds=3), long_flac, b"no sound at all", sounds.wav(seconds=0.01)]
@@ -369,6 +402,7 @@ async def test_a_storm_of_callers_cancellations_and_crashes(
     gc.collect()
     before = descriptors()
     done = {"whole": 0, "refused": 0, "crashed": 0, "cancelled": 0}
+    ended = asyncio.Semaphore(0)
 
     async def one() -> None:
         which = rng.choice(files)
@@ -384,10 +418,14 @@ async def test_a_storm_of_callers_cancellations_and_crashes(
             done["refused"] += 1
         except asyncio.CancelledError:
             done["cancelled"] += 1
+        finally:
+            ended.release()
 
     async def wreck() -> None:
         while True:
-            await asyncio.sleep(rng.random() * 0.1)
+            for _ in range(rng.randint(1, 7)):  # as many files at its slowest as at its fastest
+                await ended.acquire()
+            await asyncio.sleep(rng.random() * 0.02)
             if pool._alive:
                 victim = rng.choice([worker.pid for worker in pool._alive])
                 if victim in {child.pid for child in fork_server(pool).children()}:
@@ -423,7 +461,7 @@ async def test_the_forking_process_may_die_too(pool: DecoderPool, long_flac: byt
     assert len(await drain(pool, long_flac)) == 960_000
     await until(lambda: pool.alive == 2)
     assert fork_server(pool).pid != server.pid
-    await until(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers))
+    await until(lambda: all(has_ended(worker.pid) for worker in workers))
 
 
 async def test_a_forking_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch, pool: DecoderPool) -> None:
@@ -475,6 +513,7 @@ async def test_what_workers_are(pool: DecoderPool) -> None:
     await until(lambda: more.alive == 1)
     server = fork_server(more)
     (worker,) = server.children()
+    await until(lambda: worker.status() == psutil.STATUS_SLEEPING)  # it is confined and waits for work
     for process in (server, worker):
         mapped = {Path(region.path).name for region in process.memory_maps()}
         assert not any("torch" in name for name in mapped) and any("sndfile" in name for name in mapped)
@@ -492,8 +531,8 @@ async def test_what_workers_are(pool: DecoderPool) -> None:
     assert worker.rlimit(psutil.RLIMIT_AS)[1] - worker.memory_info().vms == pytest.approx(1024 << 20, rel=0.1)
     for number in (signal.SIGINT, signal.SIGTERM):
         worker.send_signal(number)
-    await asyncio.sleep(0.05)
-    assert worker.is_running() and worker.status() == psutil.STATUS_SLEEPING
+    await until(lambda: worker.status() == psutil.STATUS_SLEEPING)  # a signal that is heard wakes it at once
+    assert worker.is_running()
     await more.close()
     listening.close()
 
@@ -536,15 +575,15 @@ def test_in_a_script_without_a_guard(repo_dir: Path, tmp_path: Path) -> None:
     assert done.stdout == "960000\n" and done.stderr == ""
 
 
-def test_processes_end_with_the_server(repo_dir: Path, tmp_path: Path) -> None:
+async def test_processes_end_with_the_server(repo_dir: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
     command = [sys.executable, str(script), str(tmp_path / "once"), "die"]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(repo_dir)}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL
-    left = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
-    _, still_there = psutil.wait_procs(left, timeout=10)
-    assert not [process for process in still_there if process.status() != psutil.STATUS_ZOMBIE]
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) > 1
+    await until(lambda: all(map(has_ended, pids)))
 
 
 async def test_what_the_libraries_print_stays_away(
