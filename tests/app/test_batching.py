@@ -32,7 +32,7 @@ class Doubler:
         assert items
         assert len(items) == 1 or sum(map(self.cost, items)) <= self.max_cost
         self.threads.add(threading.current_thread().name)
-        self.gate.wait(10)
+        self.gate.wait(60)
         self.batches.append(list(items))
         if self.poison & set(items):
             raise ValueError("poison")
@@ -58,7 +58,7 @@ async def running(run: Any, threads: int = 1, **options: Any) -> AsyncIterator[B
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -108,7 +108,7 @@ def test_more_items_than_the_queue_holds_pass_through_it(
 
 
 async def test_batches_run_side_by_side_on_as_many_threads_as_the_device_has() -> None:
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=60)
 
     def run(items: list[int]) -> list[int]:
         together.wait()  # nobody passes until three batches are here
@@ -144,11 +144,9 @@ async def test_concurrent_callers_share_batches() -> None:
 
 async def test_an_idle_lane_adds_no_wait_and_returning_callers_meet_again() -> None:
     run = Doubler(8)
-    async with running(run, max_cost=8, max_wait=0.2) as batcher:
-        began = time.perf_counter()
+    async with running(run, max_cost=8, max_wait=60) as batcher, asyncio.timeout(30):
         for i in range(5):
-            await batcher.submit(i)
-        assert time.perf_counter() - began < 0.2  # one caller alone never waits for company
+            await batcher.submit(i)  # one caller alone never waits for company
 
         async def caller(rounds: int) -> None:
             for i in range(rounds):
@@ -169,10 +167,9 @@ async def test_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         work += [asyncio.create_task(batcher.submit(i)) for i in (1, 2, 3)]
         await until(lambda: batcher.depth == 3)
         for refused in (batcher.submit(4), batcher.map([5, 6], in_flight=2)):
-            began = time.perf_counter()
             with pytest.raises(QueueFull) as caught:
                 await refused
-            assert time.perf_counter() - began < 0.05
+            assert run.batches == []  # it did not wait for those before it
             assert caught.value.retry_after >= 1
         with pytest.raises(QueueFull):
             batcher.refuse_if_full()
@@ -274,9 +271,11 @@ async def test_reports_tell_sizes_and_times() -> None:
         return items
 
     async with running(run, observe=reports.append) as batcher:
+        began = time.perf_counter()
         await batcher.map([1, 2, 3], in_flight=3)
+        took = time.perf_counter() - began
     assert [(r.size, r.cost, len(r.waited)) for r in reports] == [(3, 3, 3)]
-    assert reports[0].seconds >= 0.02 and max(reports[0].waited) < 1
+    assert reports[0].seconds >= 0.02 and max(reports[0].waited) <= took - 0.02
 
 
 async def test_each_caller_learns_what_its_own_items_went_through() -> None:
@@ -325,7 +324,7 @@ async def test_closing_lets_present_callers_finish_and_refuses_new_ones() -> Non
         run.gate.clear()
         work = asyncio.create_task(batcher.map(range(20), in_flight=3))
         await until(lambda: bool(run.threads))
-        closing = asyncio.create_task(batcher.close(grace=5))
+        closing = asyncio.create_task(batcher.close(grace=60))
         await asyncio.sleep(0)
         with pytest.raises(Closed):
             await batcher.submit(1)
@@ -344,7 +343,7 @@ async def test_closing_resolves_every_future_even_if_the_computation_hangs() -> 
         work += [asyncio.create_task(batcher.map(range(9), in_flight=9))]
         await until(lambda: batcher.depth == 4)
         await batcher.close(grace=0.05)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(60):
             answers = await asyncio.gather(*work, return_exceptions=True)
         assert all(isinstance(answer, Closed) for answer in answers)
 
@@ -362,7 +361,7 @@ async def test_the_next_batch_does_not_wait_for_a_busy_event_loop() -> None:
         work = asyncio.create_task(batcher.map(range(7), in_flight=7))
         await until(lambda: bool(run.threads))
         run.gate.set()
-        ended = time.monotonic() + 5
+        ended = time.monotonic() + 60
         while len(run.batches) < 3 and time.monotonic() < ended:
             time.sleep(0.001)  # the event loop has something else to do
         assert run.batches[:3] == [[0, 1], [2, 3], [4, 5]]
@@ -379,7 +378,7 @@ async def test_two_lanes_take_turns_on_one_thread() -> None:
 
     def lane(name: str) -> Callable[[list[int]], list[int]]:
         def run(items: list[int]) -> list[int]:
-            gate.wait(5)
+            gate.wait(60)
             order.append(name)
             return items
 
@@ -392,7 +391,7 @@ async def test_two_lanes_take_turns_on_one_thread() -> None:
     work = [asyncio.create_task(long.map(range(6), in_flight=6))]
     await until(lambda: long.depth == 5)
     work.append(asyncio.create_task(short.map(range(2), in_flight=2)))
-    await until(lambda: short.depth == 2)
+    await until(lambda: short.depth == 2 and device.wanted == 1)
     gate.set()
     await asyncio.gather(*work)
     # whatever waits in one lane, the other never waits for more than one batch of it
@@ -433,11 +432,16 @@ async def test_a_short_caller_does_not_wait_for_a_long_one() -> None:
 
 
 async def test_a_slow_device_gets_smaller_batches() -> None:
+    sizes: list[int] = []
+    reports: list[BatchReport] = []
+
     def run(items: list[int]) -> list[int]:
         time.sleep(0.01 * len(items))
+        while len(reports) < len(sizes):  # the event loop may come late to what the batches before it took
+            time.sleep(0.001)
+        sizes.append(len(items))
         return items
 
-    reports: list[BatchReport] = []
     async with running(run, max_cost=64, max_queue=1000, max_seconds=0.08, observe=reports.append) as batcher:
         await batcher.map(range(200), in_flight=200)
     later = [report.size for report in reports[2:-1]]

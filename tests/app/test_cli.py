@@ -292,21 +292,23 @@ def test_ingest_waits_for_a_busy_server(
 def test_a_server_that_goes_away_fails_the_rest_quickly(
     tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sent: list[str] = []
+
     class Gone(Flaky):
         def do_POST(self) -> None:
+            sent.append(self.path)
             self.close_connection = True
 
     monkeypatch.setattr("app.commands._INGEST_RECONNECT", 0.5)
     for i in range(40):
         (tmp_path / f"{i}.wav").write_bytes(sounds.wav(400 + i))
-    began = time.monotonic()
     with ThreadingHTTPServer(("127.0.0.1", 0), Gone) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         code = main(["ingest", str(tmp_path), "--server", f"http://127.0.0.1:{server.server_address[1]}", "--json"])
         server.shutdown()
     assert code == 1
     assert len(json.loads(capsys.readouterr().out)["failed"]) == 40
-    assert time.monotonic() - began < 10
+    assert len(sent) <= 2 * 40  # half a second is time for one more try, not for as many as there are files
 
 
 def test_ctrl_c_ends_an_ingest_at_once(tmp_path: Path, repo_dir: Path, sounds: SimpleNamespace) -> None:
@@ -405,12 +407,12 @@ def test_json_is_what_the_service_answers(
     capsys.readouterr()
     main(["search", "tone 1600", "--moments", "--json"])
     printed = json.loads(capsys.readouterr().out)
-    answered = httpx.post(f"{server}/search", json={"query": "tone 1600", "moments": True}).json()
+    answered = httpx.post(f"{server}/search", json={"query": "tone 1600", "moments": True}, timeout=60).json()
     assert printed | {"took_ms": 0} == answered | {"took_ms": 0}
     main(["detect", str(recording), "-p", "tone 400", "--json"])
     printed = json.loads(capsys.readouterr().out)
     upload = {"file": ("recording.wav", recording.read_bytes())}
-    assert printed == httpx.post(f"{server}/detect", data={"phrases": "tone 400"}, files=upload).json()
+    assert printed == httpx.post(f"{server}/detect", data={"phrases": "tone 400"}, files=upload, timeout=60).json()
 
 
 def test_searching_an_empty_library(server: str, capsys: pytest.CaptureFixture[str]) -> None:

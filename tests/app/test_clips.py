@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from app.waveforms import Waveforms
 
@@ -223,16 +226,32 @@ async def test_a_lost_audio_file_is_restored_by_adding_it_again(
     assert (await client.get(f"/clips/{clip['id']}/audio")).content == sounds.wav()
 
 
-async def test_many_uploads_at_once(client: httpx.AsyncClient, sounds: SimpleNamespace, fake_model: Any) -> None:
-    uploads = [
-        client.post("/clips", files=files((f"{hz}-{n}.wav", sounds.wav(hz, 0.5 + 0.1 * n))))
-        for hz in sounds.TONES
-        for n in range(5)
-    ]
-    answers = await asyncio.gather(*uploads)
-    assert {answer.status_code for answer in answers} == {201}
-    assert (await client.get("/info")).json()["clips"] == 30
-    assert max(fake_model.audio_batches) > 1
+async def test_many_uploads_at_once(
+    make_app: Callable[..., FastAPI],
+    open_client: Callable[..., httpx.AsyncClient],
+    sounds: SimpleNamespace,
+    fake_model: Any,
+) -> None:
+    app = make_app()
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        lane = app.state.services.engine.audio_lane
+        fake_model.audio_batches.clear()
+
+        def wait_for_others() -> None:
+            deadline = time.monotonic() + 60
+            while not fake_model.audio_batches and lane.depth < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+        fake_model.before = wait_for_others
+        uploads = [
+            client.post("/clips", files=files((f"{hz}-{n}.wav", sounds.wav(hz, 0.5 + 0.1 * n))))
+            for hz in sounds.TONES
+            for n in range(5)
+        ]
+        answers = await asyncio.gather(*uploads)
+        assert {answer.status_code for answer in answers} == {201}
+        assert (await client.get("/info")).json()["clips"] == 30
+        assert max(fake_model.audio_batches) > 1
 
 
 @pytest.mark.parametrize("body", [{"data": {"metadata": "{}"}}, {"files": [("file", ("a.wav", b"x"))]}])

@@ -114,15 +114,20 @@ async def test_exact_scores_are_half_as_long(client: httpx.AsyncClient, scene: b
 
 @pytest.mark.parametrize("stored", [False, True])
 async def test_the_recording_is_drawn_while_it_is_heard(
-    client: httpx.AsyncClient, sounds: SimpleNamespace, stored: bool
+    make_app: Callable[..., FastAPI],
+    open_client: Callable[..., httpx.AsyncClient],
+    sounds: SimpleNamespace,
+    stored: bool,
 ) -> None:
     samples = np.concatenate([sounds.tone(400, 160), np.zeros(12_345, np.float32), sounds.tone(1600, 20)])
     file: bytes | None = sounds.encode(samples, subtype="FLOAT")
     data: dict[str, Any] = {"outline": "true", "outline_step": "0.07"}
-    if stored:
-        added = await client.post("/clips", files={"files": ("szene.wav", file)})
-        file, data["clip_id"] = None, added.json()["clips"][0]["id"]
-    lines = await lines_of(client, file, **data)
+    app = make_app(max_batch_windows=1)  # the decoder is two windows ahead of the model, and no more
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        if stored:
+            added = await client.post("/clips", files={"files": ("szene.wav", file)})
+            file, data["clip_id"] = None, added.json()["clips"][0]["id"]
+        lines = await lines_of(client, file, **data)
     sketch = Sketch(0.07)
     sketch.push(samples)
     sketch.finish()
@@ -183,7 +188,7 @@ async def test_events_arrive_while_the_model_still_works(
     app = make_app(max_batch_windows=2)
     async with serving(app) as address, httpx.AsyncClient(base_url=address, timeout=30) as client:
         heard = len(fake_model.audio_batches)
-        fake_model.before = lambda: len(fake_model.audio_batches) < heard + 6 or gate.wait(20)
+        fake_model.before = lambda: len(fake_model.audio_batches) < heard + 6 or gate.wait(60)
         data, files = {"phrases": PHRASES, "format": "ndjson"}, {"file": ("szene.wav", scene)}
         kinds = []
         async with client.stream("POST", "/detect", data=data, files=files) as response:
@@ -207,7 +212,7 @@ async def test_a_reader_that_leaves_ends_the_work(
             async for _ in response.aiter_lines():
                 break
         services = app.state.services
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while services._active or services.engine.audio_lane.depth:
                 await asyncio.sleep(0.01)
         done = len(fake_model.audio_batches) - before

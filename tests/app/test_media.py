@@ -6,7 +6,6 @@ import importlib.util
 import io
 import struct
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -318,10 +317,9 @@ def test_what_a_failed_decoder_is_called() -> None:
 
 
 def test_silence_of_a_day_by_its_header_and_by_decoding() -> None:
-    began = time.perf_counter()
-    with pytest.raises(TooLong, match="limit of 14400 s"):
-        decode(hostile.silent_flac(86_400, 8_000), "night.flac")
-    assert time.perf_counter() - began < 2
+    night = io.BytesIO(hostile.silent_flac(86_400, 8_000))
+    with pytest.raises(TooLong, match="limit of 14400 s"), open_stream(night, "night.flac"):
+        pass  # nothing was decoded
     with pytest.raises(TooLong, match="limit of 600 s"):
         decode(hostile.silent_flac(86_400, 8_000, declared=0), "night.flac", 600)
 
