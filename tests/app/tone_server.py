@@ -1,6 +1,7 @@
 """A service in a process of its own, around the model that hears tones: `tone_server.py PORT DATA_DIR`.
 
-It prints its address when it listens. Each batch takes a moment, so that a test can come in between.
+It prints its address when it listens. Each batch takes a moment, so that a test can come in between. While there is a
+file "hold" beside DATA_DIR the model stops after 30 windows, so that a test comes in between however late it is.
 """
 
 import importlib.util
@@ -25,7 +26,14 @@ def main(port: int, data_dir: Path) -> None:
     from index.catalog import Catalog
 
     model = tones.FakeModel()
-    model.before = lambda: time.sleep(0.05)
+    hold = data_dir.with_name("hold")
+
+    def wait() -> None:
+        time.sleep(0.05)
+        while sum(model.audio_batches) >= 30 and hold.exists():
+            time.sleep(0.01)
+
+    model.before = wait
     catalog = Catalog.open(data_dir, dim=model.dim, checkpoint=model.stamp)
     app = create_app(Settings(_env_file=None, data_dir=data_dir), Engine(model, max_batch_windows=4), catalog)
     print(f"http://127.0.0.1:{port}", flush=True)
