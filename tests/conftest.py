@@ -94,7 +94,14 @@ def start_milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="session")
-def milvus_url(start_milvus: Callable[[], Milvus]) -> Callable[[], str]:
+def milvus_urls(start_milvus: Callable[[], Milvus]) -> Iterator[str]:
     """Addresses of libraries that nobody has used yet, all in one Milvus."""
-    server, numbers = start_milvus(), itertools.count()
-    return lambda: f"milvus://127.0.0.1:{server.port}?collection=library_{next(numbers)}"
+    server = start_milvus()
+    return (f"milvus://127.0.0.1:{server.port}?collection=library_{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def milvus_url(milvus_urls: Iterator[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Gives one of them; a Milvus that is slow to answer is waited for."""
+    monkeypatch.setattr("index.milvus_client._CONNECT_TIMEOUT", 60.0)
+    return lambda: next(milvus_urls)

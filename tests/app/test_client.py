@@ -24,6 +24,7 @@ import pytest
 
 import app.client as api
 from app.client import AsyncClient, Client, ServerError, calls, to_json
+from app.client.patience import Patience
 
 
 class Both:
@@ -433,28 +434,42 @@ def playing(answer: Callable[[int, BaseHTTPRequestHandler], Answer | None]) -> I
         server.shutdown()
 
 
-def busy_once(header: str) -> Callable[[int, Any], Answer]:
-    return lambda n, _: (429, {"Retry-After": header}, b"{}") if n % 2 == 0 else (200, {}, INFO)
+def busy_once(retry_after: Callable[[], str]) -> Callable[[int, Any], Answer]:
+    return lambda n, _: (429, {"Retry-After": retry_after()}, b"{}") if n % 2 == 0 else (200, {}, INFO)
 
 
-def test_a_busy_service_is_asked_again_when_it_says() -> None:
-    with playing(busy_once("1")) as server:
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that clients found they should wait, one for each try that failed and was not the last."""
+    found: list[float] = []
+    wait_after = Patience.wait_after
+
+    def watched(self: Patience, failure: ServerError) -> float:
+        found.append(wait_after(self, failure))
+        return found[-1]
+
+    monkeypatch.setattr(Patience, "wait_after", watched)
+    return found
+
+
+def test_a_busy_service_is_asked_again_when_it_says(waits: list[float]) -> None:
+    with playing(busy_once(lambda: "1")) as server:
         began = time.monotonic()
         assert Both(server).info().clips == 7  # two calls, of which each waits a second
-        assert 2.0 <= time.monotonic() - began < 4.0
-    with playing(busy_once(formatdate(time.time() + 2, usegmt=True))) as server, Client(server) as client:
+        assert waits == [1.0, 1.0] and time.monotonic() - began >= 2.0
+    in_two = busy_once(lambda: formatdate(time.time() + 2, usegmt=True))
+    with playing(in_two) as server, Client(server) as client:
         began = time.monotonic()
         assert client.info().clips == 7
-        assert time.monotonic() - began > 0.5
+        assert len(waits) == 3 and waits[2] <= 2.0 and time.monotonic() - began > 0.5
 
 
-def test_patience_is_bounded() -> None:
+def test_patience_is_bounded(waits: list[float]) -> None:
     with playing(lambda n, _: (503, {"Retry-After": "30"}, b'{"detail": "soon"}')) as server:
-        began = time.monotonic()
         with pytest.raises(api.Busy, match="soon") as caught:
             Both(server, patience=5.0).info()
         assert caught.value.retry_after == 30.0
-        assert time.monotonic() - began < 2.0  # thirty seconds are more than it has: it need not wait at all
+        assert waits == []  # thirty seconds are more than it has: it need not wait at all
         with pytest.raises(api.Busy):
             Both(server, patience=0.0).info()
 

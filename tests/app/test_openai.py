@@ -21,7 +21,7 @@ def test_the_openai_client(run_server: Callable[..., str], sounds: SimpleNamespa
     address = run_server(api_keys="secret")
     api = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0)
     texts, files = ["tone 400", "dog barking"], [sounds.wav(400), sounds.encode(sounds.tone(800, 2), "FLAC")]
-    own = httpx.Client(base_url=address, headers={"Authorization": "Bearer secret"})
+    own = httpx.Client(base_url=address, headers={"Authorization": "Bearer secret"}, timeout=60)
     text_vectors = [t["embedding"] for t in own.post("/embed", json={"texts": texts}).json()["texts"]]
     parts = [("files", (f"{n}", data)) for n, data in enumerate(files)]
     sound_vectors = [a["embedding"] for a in own.post("/embed", files=parts).json()["audio"]]

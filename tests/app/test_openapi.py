@@ -55,7 +55,7 @@ class Library:
 
     def __init__(self, address: str, sounds: SimpleNamespace) -> None:
         self.files = [("files", (f"{hz}.wav", sounds.wav(hz, 0.5))) for hz in sounds.TONES]
-        self.http = httpx.Client(base_url=address)
+        self.http = httpx.Client(base_url=address, timeout=60)
 
     def ids(self) -> list[str]:
         answer = self.http.post("/clips", files=self.files)
@@ -69,7 +69,7 @@ def operations(address: str) -> list[Any]:
 
 
 def test_the_checks_notice_what_the_document_does_not_say(address: str) -> None:
-    document = httpx.get(f"{address}/openapi.json").json()
+    document = httpx.get(f"{address}/openapi.json", timeout=60).json()
     search = document["paths"]["/search"]["get"]["responses"]
     del search["422"]
     document["components"]["schemas"]["SearchResult"]["properties"]["took_ms"] = {"type": "string"}

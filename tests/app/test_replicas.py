@@ -34,7 +34,7 @@ async def replicas(
         for _ in range(2):
             app = build_app(make_settings(index_url=url, data_dir=tmp_path / "shared"))
             await running.enter_async_context(app.router.lifespan_context(app))
-            await asyncio.wait_for(app.state.loading, 30)
+            await asyncio.wait_for(app.state.loading, 120)
             assert app.state.failure is None
             clients.append(await running.enter_async_context(open_client(app)))
         yield clients[0], clients[1]
@@ -86,7 +86,7 @@ async def test_a_milvus_that_dies_is_told_of_and_comes_back_with_everything(
     server = await asyncio.to_thread(start_milvus)
     app = build_app(make_settings(index_url=f"milvus://127.0.0.1:{server.port}"))
     async with app.router.lifespan_context(app), open_client(app) as client:
-        await asyncio.wait_for(app.state.loading, 60)
+        await asyncio.wait_for(app.state.loading, 120)
         added = await client.post("/clips", files={"files": ("beep.wav", sounds.wav(400))})
         [clip] = added.json()["clips"]
         await asyncio.to_thread(server.kill)

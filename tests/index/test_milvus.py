@@ -93,7 +93,7 @@ class Meeting(RemoteObjects):
     def put(self, name: str, content: Any) -> str:
         if not self._met:
             self._met = True
-            self._barrier.wait(10)
+            self._barrier.wait(120)
         return self._inner.put(name, content)
 
     def __getattribute__(self, name: str) -> Any:
