@@ -139,7 +139,6 @@ def from_flac(model: FineLAP, batch: int, seconds: float) -> dict[str, float] | 
         return np.asarray(soundfile.read(io.BytesIO(files[number % len(files)]), dtype="float32")[0])
 
     def rate(take: Callable[[list[np.ndarray]], object], pool: ThreadPoolExecutor) -> float:
-        take([decode(0)] * batch)
         began, done = time.perf_counter(), 0
         coming = pool.map(decode, range(batch))
         while (took := time.perf_counter() - began) < seconds / _TURNS:
@@ -148,6 +147,7 @@ def from_flac(model: FineLAP, batch: int, seconds: float) -> dict[str, float] | 
             done += batch
         return done / took
 
+    model.encode_windows([decode(0)] * batch)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         turns = [(rate(len, pool), rate(model.encode_windows, pool)) for _ in range(_TURNS)]
     return dict(zip(("decoding", "end to end"), map(max, *turns), strict=True))

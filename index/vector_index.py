@@ -340,9 +340,9 @@ class VectorIndex:
             for found, vectors in self._vectors(self._there.minus(rows)):
                 add(found, vectors)
             self._there.remove(self._there.minus(rows))  # clips without a vector, which healing has reported
+            # the new one comes before the old one goes: `state` is asked without the lock
             if flat is not None:
                 flat.remove(rows.minus(self._there))
-            if flat is not None:  # the new one comes before the old one goes: `state` is asked without the lock
                 self._flat, self._codes = flat, None
             else:
                 self._codes, self._flat = codes, None

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batching import Batcher, BatchReport, CallReport, Closed, Device, QueueFull, Urgency
+from tests.waiting import until
 
 
 class Doubler:
@@ -55,12 +56,6 @@ async def running(run: Any, threads: int = 1, **options: Any) -> AsyncIterator[B
             run.gate.set()
         await batcher.close(grace=5)
         device.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 @settings(max_examples=60, deadline=None)

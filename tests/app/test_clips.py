@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.waveforms import Waveforms
+from tests.waiting import wait_until
 
 
 def files(*parts: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
@@ -238,9 +238,7 @@ async def test_many_uploads_at_once(
         fake_model.audio_batches.clear()
 
         def wait_for_others() -> None:
-            deadline = time.monotonic() + 60
-            while not fake_model.audio_batches and lane.depth < 2 and time.monotonic() < deadline:
-                time.sleep(0.01)
+            wait_until(lambda: fake_model.audio_batches or lane.depth >= 2)
 
         fake_model.before = wait_for_others
         uploads = [

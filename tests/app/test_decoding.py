@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from app.batching import Closed
 from app.decoding import DecoderPool
 from app.handover import open_apart
 from app.media import DecoderFailed, MediaError, NotAudio, TooLong, TruncatedAudio, decode
+from tests import waiting
 
 
 def _hostile() -> ModuleType:
@@ -40,14 +41,7 @@ def _hostile() -> ModuleType:
 
 
 hostile = _hostile()
-
-
-async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Waits until something holds; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never came to hold"
-        await asyncio.sleep(0.01)
+until = partial(waiting.until, seconds=20.0)
 
 
 def fork_server(pool: DecoderPool) -> psutil.Process:

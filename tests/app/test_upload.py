@@ -27,6 +27,7 @@ from app.cli import main
 from app.client import Client, ServerFault, Unreachable
 from app.finding import find_sources
 from app.upload import ingest
+from tests.waiting import wait_until
 
 FILES = 60
 
@@ -83,7 +84,7 @@ def serve(tmp_path: Path, repo_dir: Path, processes: list[subprocess.Popen[str]]
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         with Client(address) as client:
-            wait_for(client.ready)
+            wait_until(client.ready, 120)
         return address, process
 
     return start
@@ -104,13 +105,6 @@ def start_ingest(
     )
     processes.append(process)
     return process
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 def names_in(server: str) -> list[str]:
@@ -140,7 +134,7 @@ def test_a_killed_ingest_is_continued(
     server, _ = serve()
     with Client(server) as client:
         first = start_ingest(repo_dir, processes, many, server)
-        wait_for(lambda: client.info().clips >= 10)
+        wait_until(lambda: client.info().clips >= 10, 120)
         first.send_signal(signal.SIGKILL)
         first.communicate()
     hold.unlink()
@@ -155,7 +149,7 @@ def test_a_killed_server_is_waited_for(
     server, process = serve()
     run = start_ingest(repo_dir, processes, many, server)
     with Client(server) as client:
-        wait_for(lambda: client.info().clips >= 10)
+        wait_until(lambda: client.info().clips >= 10, 120)
         process.send_signal(signal.SIGKILL)
         process.wait()
         hold.unlink()
@@ -175,7 +169,7 @@ def test_ctrl_c_says_what_became_of_it(
     server, _ = serve()
     run = start_ingest(repo_dir, processes, many, server)
     with Client(server) as client:
-        wait_for(lambda: client.info().clips >= 5)
+        wait_until(lambda: client.info().clips >= 5, 120)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 130

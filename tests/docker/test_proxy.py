@@ -19,6 +19,7 @@ import pytest
 
 from app.settings import Settings
 from benchmarks.common import SOUNDS, Server
+from tests.waiting import wait_until
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "docker" / "nginx" / "nginx.conf"
 
@@ -94,16 +95,15 @@ def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 def logged(log: Path, request_id: str) -> dict[str, object]:
     """The log's line about a request: nginx writes it only after the answer has gone out."""
-    deadline = time.monotonic() + 30
-    while True:
+
+    def lines() -> list[str]:
         text = log.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if request_id in line and line.endswith("}")]
-        if lines:
-            line: dict[str, object] = json.loads(lines[0])
-            assert len(lines) == 1 and line["request_id"] == request_id
-            return line
-        assert time.monotonic() < deadline, text
-        time.sleep(0.05)
+        return [line for line in text.splitlines() if request_id in line and line.endswith("}")]
+
+    wait_until(lines, 30, lambda: log.read_text(encoding="utf-8"))
+    found = [json.loads(line) for line in lines()]
+    assert [line["request_id"] for line in found] == [request_id]
+    return dict(found[0])
 
 
 def test_a_service_behind_it(service: Server, start: Callable[..., str], tmp_path: Path) -> None:

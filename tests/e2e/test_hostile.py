@@ -23,6 +23,7 @@ import pytest
 
 from benchmarks import processes
 from benchmarks.common import Server, Tape, encode
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +132,7 @@ def test_hostile_files_one_by_one(server: Server, hostile_files: list[Any]) -> N
         wrong = [said for said in pool.map(one, hostile_files) if said]
     assert not wrong, "\n".join(wrong)
     assert_returns_to(server, before, SLACK)
-    until(lambda: processes.memory(server.process.pid) - memory < 250e6)
+    wait_until(lambda: processes.memory(server.process.pid) - memory < 250e6, PATIENCE)
     assert server.get("/health/ready").status_code == 200
 
 
@@ -167,16 +168,9 @@ def under_way(server: Server, requests: int) -> Iterator[list[concurrent.futures
     began = server.metric("finelap_batch_size_count" + '{lane="audio"}')
     with concurrent.futures.ThreadPoolExecutor(requests) as pool:
         sent = [pool.submit(detect, server, sound, f"{i}.wav") for i, sound in enumerate(sounds)]
-        until(lambda: server.metric("finelap_batch_size_count" + '{lane="audio"}') > began)
-        until(lambda: len(workers(server)) >= requests)
+        wait_until(lambda: server.metric("finelap_batch_size_count" + '{lane="audio"}') > began, PATIENCE)
+        wait_until(lambda: len(workers(server)) >= requests, PATIENCE)
         yield sent
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("which", ["one worker", "every worker", "the process that forks them"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from index.faiss_index import FaissIndex, ReadWriteLock
+from tests.waiting import wait_until
 
 DIM = 24
 
@@ -127,7 +128,7 @@ def test_readers_share_and_a_waiting_writer_goes_first() -> None:
     inside.wait(60)
     waiting = threading.Thread(target=writer)
     waiting.start()
-    _until(lambda: lock._writers_waiting == 1)
+    wait_until(lambda: lock._writers_waiting == 1, 5)
     late = threading.Thread(target=late_reader)
     late.start()
     time.sleep(0.05)
@@ -136,10 +137,3 @@ def test_readers_share_and_a_waiting_writer_goes_first() -> None:
     for thread in [*readers, waiting, late]:
         thread.join(5)
     assert order == ["reader", "reader", "writer", "late"]
-
-
-def _until(condition: object, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.001)
