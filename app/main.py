@@ -20,23 +20,25 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 
-from app import bodies, errors, manual, openapi
-from app.engine import Engine, load_model
-from app.leaving import Leave
-from app.metrics import Metrics
-from app.middleware import Envelope, Gate, Lifeline
-from app.page import WEB, PageFiles
-from app.readiness import Readiness
-from app.routes import clips, detect, embed, openai, search, system
-from app.security import Door, is_local
-from app.services import Load, Services
+from app import errors
+from app.api import clips, detect, embed, openai, openapi, search, system
+from app.api import docs_page as manual
+from app.api import requests as bodies
+from app.api.page import WEB, PageFiles
+from app.inference.engine import Engine, load_model
+from app.observability.metrics import Metrics
+from app.observability.tracing import Tracing
+from app.server.leaving import Leave
+from app.server.middleware import Envelope, Gate, Lifeline
+from app.server.security import Door, is_local
+from app.services.readiness import Readiness
+from app.services.waveforms import Waveforms
 from app.settings import FAISS, Settings
-from app.tracing import Tracing
-from app.waveforms import Waveforms
-from index.catalog import Catalog
+from app.state import Load, Services
 from index.library import Library
-from index.milvus_catalog import MilvusCatalog
-from index.records import CatalogError
+from index.milvus.library import MilvusLibrary
+from index.records import LibraryError
+from index.sqlite.library import SqliteLibrary
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None, tracin
             log.critical("The service could not start: %s", error, exc_info=not _is_expected(error))
             (stop or _terminate)()
         finally:
-            if not gc.isenabled():  # app.cli: of what a start makes nothing is garbage, and it stays
+            if not gc.isenabled():  # app.cli.main: of what a start makes nothing is garbage, and it stays
                 gc.freeze()
                 gc.enable()
 
@@ -99,18 +101,18 @@ def _loader(settings: Settings) -> Load:
 
 def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
     if settings.index_url == FAISS:
-        catalog = Catalog.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+        catalog = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
         for line in catalog.healed:
             log.warning("the library in %s: %s", settings.data_dir, line)
         return catalog
-    return MilvusCatalog.open(settings.index_url, settings.data_dir, dim=dim, checkpoint=checkpoint)
+    return MilvusLibrary.open(settings.index_url, settings.data_dir, dim=dim, checkpoint=checkpoint)
 
 
 def _is_expected(error: Exception) -> bool:
     """A checkpoint, library or setting that cannot be used: its message says all, a traceback would hide it."""
     from model.weight_files import CheckpointError
 
-    return isinstance(error, CheckpointError | CatalogError | OSError | ValueError)
+    return isinstance(error, CheckpointError | LibraryError | OSError | ValueError)
 
 
 def _terminate() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from index.milvus_url import parse_milvus_url
+from index.milvus.url import parse_milvus_url
 
 FAISS = "faiss://"  # the library of one process, in `data_dir`
 
@@ -25,11 +25,13 @@ class Settings(BaseSettings):
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data_dir: Path = Path("data")
-    index_url: str = FAISS  # or milvus://host:19530, see index.milvus_url
+    index_url: str = FAISS  # or milvus://host:19530, see index.milvus.url
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()  # comma-separated; none: open to everyone
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()  # names it answers under; none: see app.security.Door
+    allowed_hosts: Annotated[
+        tuple[str, ...], NoDecode
+    ] = ()  # names it answers under; none: see app.server.security.Door
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # other sites whose pages may call it
     max_upload_mb: float = Field(512, gt=0)  # of one request's body, 10^6 bytes each
     max_duration_s: float = Field(14_400, gt=0)  # of one recording

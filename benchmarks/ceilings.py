@@ -3,7 +3,7 @@
     python -m benchmarks.ceilings [--runs 7] [--json FILE]
 
 Every other benchmark of the model sets its times beside these. A rate is the best, over shapes that a network has, of
-the medians of `--runs` products on all cores; bfloat16 is measured only where `model.precision` finds that it may be
+the medians of `--runs` products on all cores; bfloat16 is measured only where `model.bfloat16` finds that it may be
 used, since elsewhere it may end the process.
 """
 
@@ -23,7 +23,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from benchmarks import common  # noqa: E402
-from model.precision import bfloat16_is_sound  # noqa: E402
+from model.bfloat16 import bfloat16_is_sound  # noqa: E402
 
 # rows, inner and outer width: tokens of 1 and of 8 windows through the layers of a base transformer, and a large square
 SHAPES = ((513, 768, 3072), (4104, 768, 3072), (4104, 3072, 768), (2048, 2048, 2048))

@@ -34,7 +34,7 @@ REPO = Path(__file__).resolve().parent.parent
 SOUNDS = REPO / "demo" / "sounds"
 RATE = 16_000  # Hz
 _READY = re.compile(r"FineLAP is ready: (http://\S+)")
-_COMMAND = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())", "serve"]
+_COMMAND = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())", "serve"]
 
 
 # A server

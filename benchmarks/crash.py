@@ -6,7 +6,7 @@ Makes a library of `--clips` clips of random vectors, then `--kills` times: star
 it, lets callers add short noises, change their metadata and delete them over HTTP, kills it with SIGKILL at a random
 moment, and starts it again. After each start every change that was answered must be there, and nothing that was not at
 least asked for; list, search by vector and search by words must agree. Start-up counts from the process to
-/health/ready, and for the library alone from `Catalog.open`.
+/health/ready, and for the library alone from `SqliteLibrary.open`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # it is run as 
 
 from benchmarks import common  # noqa: E402
 from benchmarks.common import RATE, Server  # noqa: E402
-from index import Catalog, NewClip  # noqa: E402
+from index import NewClip, SqliteLibrary  # noqa: E402
 from model import FineLAP  # noqa: E402
 
 _MARK = {"stream": "crash"}  # metadata of what is added over HTTP
@@ -123,13 +123,13 @@ def fill(folder: Path, clips: int) -> float:
     """Makes the library; the seconds that opening it takes then."""
     model = FineLAP.from_pretrained(common.REPO / "checkpoints" / "finelap-small")
     rng = np.random.default_rng(0)
-    with Catalog.open(folder, dim=model.dim, checkpoint=model.stamp) as catalog:
+    with SqliteLibrary.open(folder, dim=model.dim, checkpoint=model.stamp) as catalog:
         for at in range(0, clips, 500):
             vectors = rng.standard_normal((min(500, clips - at), 17, model.dim)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
             catalog.add_many([_clip(at + i, rows) for i, rows in enumerate(vectors)])
     began = time.perf_counter()
-    Catalog.open(folder, dim=model.dim, checkpoint=model.stamp).close()
+    SqliteLibrary.open(folder, dim=model.dim, checkpoint=model.stamp).close()
     return time.perf_counter() - began
 
 

@@ -30,7 +30,7 @@ CHECKPOINT = common.REPO / "checkpoints" / "finelap-small"
 SECONDS = (0.7, 3.0, 10.0, 24.0)  # of the recordings
 SAME = ("FLAC", "AIFF", "AU", "CAF", "W64", "RF64")  # formats that keep 16-bit samples
 LOSSY = ("OGG", "MP3")
-_FINELAP = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())"]
+_FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def company() -> list[Row]:
     """In this process: alone, and among others."""
     import torch
 
-    from app.engine import Engine
+    from app.inference.engine import Engine
     from model import FineLAP
 
     model = FineLAP.from_pretrained(CHECKPOINT)

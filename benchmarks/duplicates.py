@@ -21,10 +21,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from app.media import decode
-from app.peaks import Envelope
+from app.audio.decode import decode
+from app.audio.peaks import Envelope
 from index.duplicates import TOLERANCE, TOLERANCE_SHARE, near_duplicates, same_frames, same_outline
-from index.frames import FrameCodes, encode_frames
+from index.quantization import FrameCodes, encode_frames
 from model import FineLAP
 from model.windows import Joiner, WindowCutter
 

@@ -7,7 +7,7 @@ For each size, dtype and batch: windows a second of `encode_windows` (log-mel, e
 of matrix products in that dtype (benchmarks.ceilings). At the published size it stands beside the published path, the
 named baseline: float32, and the encoder run twice for a clip's and its frames' embeddings, here with our own, fused
 attention and the batch it likes best. The dtypes take turns, so that whatever else the machine does falls on all.
-bfloat16 is left out where model.precision finds that it may not be used.
+bfloat16 is left out where model.bfloat16 finds that it may not be used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from benchmarks import ceilings, common, sizes  # noqa: E402
 from model import FineLAP  # noqa: E402
-from model.precision import bfloat16_is_sound  # noqa: E402
+from model.bfloat16 import bfloat16_is_sound  # noqa: E402
 
 BATCHES = {sizes.SMALL: (1, 4, 16), sizes.BASE: (1, 4, 8)}
 _SHORT = 2.0  # seconds

@@ -4,7 +4,7 @@
     python -m benchmarks.moments time --cache library.pickle
 
 `find` makes a library whose events are known: scenes of 10 s, recordings of minutes and hours over a steady background
-with a few events each, and single sounds. SOUNDS is a folder of labelled sounds as `python -m training.fetch` fills it.
+with a few events each, and single sounds. SOUNDS is a folder of labelled sounds as `python -m training.recipes.fetch_sounds` fills it.
 Then it compares what would name the candidates for POST /search/moments, asking for kinds of sounds and for labels.
 
 `time` takes the same recordings as patterns for a library of 100,000 clips: each is a recording of at most 15 s, all of
@@ -31,21 +31,22 @@ import httpx
 import numpy as np
 import psutil
 
-from app.engine import Engine
+from app.inference.engine import Engine
 from app.main import create_app
-from app.moments import CANDIDATES
+from app.services.moments import CANDIDATES
 from app.settings import Settings
 from benchmarks.without import KINDS
-from index import Catalog, store
-from index.frames import FrameCodes, encode_frames
+from index import SqliteLibrary
+from index.quantization import FrameCodes, encode_frames
 from index.records import Clip
 from index.segments import cut_segments
-from index.store import Store
+from index.sqlite import store
+from index.sqlite.store import Store
 from model import FineLAP
 from model.detection import find_moments, median_smooth
-from training.audio_store import AudioFiles
-from training.corpora import SAMPLE_RATE, read_labelled
-from training.simulate import SceneConfig, SceneMaker
+from training.data.audio_cache import AudioFiles
+from training.data.manifests import SAMPLE_RATE, read_labelled
+from training.simulation.simulate import SceneConfig, SceneMaker
 
 BEST = 10  # moments asked for
 LABELS = 80  # asked for, beside KINDS
@@ -256,7 +257,7 @@ def make_many(model: FineLAP, library: list[Recording], count: int, folder: Path
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-        Catalog.open(Path(aside), dim=model.dim, checkpoint=model.stamp).close()
+        SqliteLibrary.open(Path(aside), dim=model.dim, checkpoint=model.stamp).close()
         fill(Path(aside) / "catalog.sqlite3", model, [r for r in library if r.duration <= 15], count)
         (Path(aside) / "catalog.sqlite3").rename(folder / "catalog.sqlite3")
     print(f"made {count} clips in {time.perf_counter() - began:.0f} s", flush=True)
@@ -266,7 +267,7 @@ async def measure(model: FineLAP, folder: Path) -> None:
     """Prints size, start-up, memory and latencies of the library."""
     process = psutil.Process()
     before, began = process.memory_info().rss, time.perf_counter()
-    catalog = Catalog.open(folder, dim=model.dim, checkpoint=model.stamp)
+    catalog = SqliteLibrary.open(folder, dim=model.dim, checkpoint=model.stamp)
     took, grown = time.perf_counter() - began, process.memory_info().rss - before
     print(f"opened in {took:.1f} s, {grown / 1e6:.0f} MB more; {len(catalog._segments)} segments")
     texts = list(KINDS)

@@ -1,9 +1,9 @@
 """From frame scores to events: a sliding median, a second lower threshold, and boxes by change detection, compared.
 
-Mixtures are made as for the bundled checkpoint's own figures (training.evaluate). Settings are chosen on mixtures of
+Mixtures are made as for the bundled checkpoint's own figures (training.evaluation.mixtures). Settings are chosen on mixtures of
 the sounds that the checkpoint was trained on, by event F1 at its best threshold; the table is of mixtures of the
 validation packages. Needs the extras `train` and `evaluate`. SOUNDS is a folder of labelled sounds as
-`python -m training.fetch` fills it:
+`python -m training.recipes.fetch_sounds` fills it:
 
     python -m benchmarks.postprocessing runs/sounds --out postprocessing.json
 
@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from model.detection import DetectionSettings, find_events, median_smooth
-from model.event_boxes import event_boxes
 from model.finelap import FineLAP
+from model.sebb import event_boxes
 from training.config import EvaluationConfig, read_recipe
-from training.corpora import AudioStore, Item, read_labelled
-from training.evaluate import make_mixtures
-from training.metrics import f1, match_events
-from training.sed_metrics import PSDS1_NO_SPREAD, PSDS2_NO_SPREAD, Psds, Scored, ask_all, psds_with
+from training.data.manifests import AudioStore, Item, read_labelled
+from training.evaluation.metrics import f1, match_events
+from training.evaluation.mixtures import make_mixtures
+from training.evaluation.sed_metrics import PSDS1_NO_SPREAD, PSDS2_NO_SPREAD, Psds, Scored, ask_all, psds_with
 
 RECIPE = Path(__file__).resolve().parent.parent / "training" / "configs" / "finelap-small.yaml"
 FINE = 8  # boxes are laid on a grid this much finer than the frames; half a step filter has to lie on it

@@ -40,7 +40,7 @@ from benchmarks.common import RATE, Server, Tape, encode  # noqa: E402
 
 SETTINGS = {"max_upload_mb": 8, "max_duration_s": 60, "max_queue_windows": 24, "request_timeout_s": 600}
 _KEPT = 25  # clips of each caller; beyond, it deletes more than it adds
-_FINELAP = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())"]
+_FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 _MOST = 1000  # hits of one search
 _PATIENCE = 900.0  # seconds; what hangs longer is a finding
 

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         with common.section(f"a library of {options.clips} clips"):
             fill(data, options.clips)
         measured: dict[str, Callable[[], float]] = {
-            "finelap --help": lambda: run("from app.cli import main; main(['--help'])"),
+            "finelap --help": lambda: run("from app.cli.main import main; main(['--help'])"),
             "import torch": lambda: run("import torch"),
             "ready, empty library": lambda: serve({}),
             f"ready, {options.clips} clips": lambda: serve({"data_dir": data}),

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import REPO, Latency, machine, revision, section, table
-from index.catalog import Catalog
 from index.library import Library
-from index.milvus_catalog import MilvusCatalog
-from index.milvus_client import connect, segments_of
-from index.milvus_url import parse_milvus_url
+from index.milvus.client import connect, segments_of
+from index.milvus.library import MilvusLibrary
+from index.milvus.url import parse_milvus_url
 from index.records import NewClip
+from index.sqlite.library import SqliteLibrary
 
 _ASKED = 100
 _BATCH = 50
@@ -100,8 +100,8 @@ def main() -> None:
     if client.has_collection(parts.collection):
         parser.error(f"the collection {parts.collection} is there already")
     with tempfile.TemporaryDirectory() as folder:
-        local: Library = Catalog.open(Path(folder, "sqlite"), dim=args.dim, checkpoint="made up")
-        shared: Library = MilvusCatalog.open(url, Path(folder, "milvus"), dim=args.dim, checkpoint="made up")
+        local: Library = SqliteLibrary.open(Path(folder, "sqlite"), dim=args.dim, checkpoint="made up")
+        shared: Library = MilvusLibrary.open(url, Path(folder, "milvus"), dim=args.dim, checkpoint="made up")
         try:
             with section("SQLite"):
                 ours = measure(local, args.clips, args.dim)

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from index import Catalog, NewClip
-from index.backup import back_up
-from index.frames import encode_frames
-from index.reindex import SideDatabase, side_path, take_over
-from index.restore import restore
-from index.store import Store
+from index import NewClip, SqliteLibrary
+from index.quantization import encode_frames
+from index.sqlite.backup import back_up
+from index.sqlite.reindex import SideDatabase, side_path, take_over
+from index.sqlite.restore import restore
+from index.sqlite.store import Store
 
 HOP = 0.16  # seconds
 FILE_BYTES = 200_000
@@ -101,7 +101,7 @@ def copy_as_library(folder: Path, names: list[str], dim: int) -> None:
 
 def keep(folder: Path, files: int, dim: int) -> None:
     rng = np.random.default_rng(1)
-    with Catalog.open(folder / "kept", dim=dim, checkpoint="new") as catalog:
+    with SqliteLibrary.open(folder / "kept", dim=dim, checkpoint="new") as catalog:
         for first in range(0, files, 50):
             catalog.add_many([new_clip(rng, dim) for _ in range(min(50, files - first))])
         linked = timed(lambda: back_up(catalog.folder, folder / "linked", lambda *_: None))

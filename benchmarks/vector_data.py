@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index.store import Store
+from index.sqlite.store import Store
 
 BEST = 10
 _BLOCK = 20_000

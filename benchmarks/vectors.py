@@ -27,11 +27,11 @@ import numpy as np
 
 from benchmarks.common import Latency, machine, revision, section, table, write_json
 from benchmarks.vector_data import BEST, Data, insert
-from index import store
-from index.approximate import groups_for
-from index.store import Store
-from index.stored import StoredVectors
-from index.vector_index import VectorIndex
+from index.sqlite import store
+from index.sqlite.store import Store
+from index.sqlite.stored import StoredVectors
+from index.vectors.index import VectorIndex
+from index.vectors.ivf_rabitq import groups_for
 
 REPO = Path(__file__).resolve().parent.parent
 _FEW = 100  # queries for ways that take a second each
@@ -77,7 +77,7 @@ def ask(search: Search, data: Data, few: bool = False) -> dict[str, float]:
 
 @contextmanager
 def library(data: Data, folder: Path) -> Iterator[tuple[VectorIndex, Store, Search]]:
-    """The index over the database, not filled yet, and a search as Catalog.search does it."""
+    """The index over the database, not filled yet, and a search as SqliteLibrary.search does it."""
     database = Store(data.database)
     index = VectorIndex(data.dim, StoredVectors(database, data.dim), stamp="benchmark", folder=folder)
 

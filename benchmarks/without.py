@@ -3,7 +3,7 @@
 For pairs of kinds (a, b), "a without b" is asked of a library of all sounds and of four mixtures of a and b: one begins
 after the other, overlapping, b at −5 to +5 dB of a. Wanted are the sounds of a; unwanted the mixtures and the sounds
 of b. Rules see what the service sees: clip and frame embeddings. SOUNDS is a folder of labelled sounds as
-`python -m training.fetch` fills it:
+`python -m training.recipes.fetch_sounds` fills it:
 
     python -m benchmarks.without ../shared/sfx --out without.json
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.media import decode
+from app.audio.decode import decode
 from model import FineLAP
 from model.detection import median_smooth
 

@@ -1,12 +1,10 @@
 """The library of clips: records, vectors and audio files on disk, and search over them.
 
-Knows NumPy, SQLite and FAISS; no torch, no HTTP, no model. `Catalog` is the only public door.
+Knows NumPy, SQLite and FAISS; no torch, no HTTP, no model. `SqliteLibrary` is the only public door.
 """
 
-from index.catalog import Catalog
 from index.records import (
     AudioMissing,
-    CatalogError,
     CheckpointMismatch,
     Clip,
     ClipNotFound,
@@ -16,16 +14,18 @@ from index.records import (
     InvalidCursor,
     InvalidFilter,
     InvalidMetadata,
+    LibraryError,
     LibraryInUse,
     LibraryUnavailable,
     NewClip,
     StorageFull,
 )
+from index.sqlite.library import SqliteLibrary
 
 __all__ = [
     "AudioMissing",
-    "Catalog",
-    "CatalogError",
+    "SqliteLibrary",
+    "LibraryError",
     "CheckpointMismatch",
     "Clip",
     "ClipNotFound",

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from index.frames import FrameCodes
+from index.quantization import FrameCodes
 
 SIMILARITY = 0.9  # cosine of the clip vectors
 AGREEMENT = 0.9  # mean cosine of the frames, at the shift that fits best

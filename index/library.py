@@ -1,6 +1,6 @@
 """What the service asks of a library of clips, whichever store keeps it.
 
-`index.catalog.Catalog` (SQLite and FAISS, one process) and `index.milvus_catalog.MilvusCatalog` (Milvus, any number of
+`index.sqlite.library.SqliteLibrary` (SQLite and FAISS, one process) and `index.milvus.library.MilvusLibrary` (Milvus, any number of
 processes) fulfil it; tests/index/test_library_contract.py runs the same tests over both. Knows no store.
 """
 
@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from index.frames import FrameCodes
+from index.quantization import FrameCodes
 from index.records import Clip, Filter, Hit, NewClip
 
 
 class Library(Protocol):
-    """An open library; every method blocks and may be called from any thread. Raises CatalogError and its kin."""
+    """An open library; every method blocks and may be called from any thread. Raises LibraryError and its kin."""
 
     def add(self, new: NewClip) -> tuple[Clip, bool]:
         """Adds a clip: (clip, True), or (the clip that is there, False) when its audio already is.
@@ -71,7 +71,7 @@ class Library(Protocol):
         """A local file with the uploaded bytes, to be opened soon. Raises ClipNotFound, AudioMissing."""
 
     def check(self) -> None:
-        """Raises CatalogError unless the library answers."""
+        """Raises LibraryError unless the library answers."""
 
     def list(
         self, limit: int, cursor: str | None = None, filter: Filter | None = None, sort: str = "-created"

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from index.frames import FrameCodes
+from index.quantization import FrameCodes
 
 Metadata = dict[str, Any]  # a JSON object
 Filter = Mapping[str, Any]  # see index.filters
@@ -23,11 +23,11 @@ Fact = tuple[str, str, str | int | float]  # (key, kind, value): one thing a fil
 _INT64 = 2**63
 
 
-class CatalogError(Exception):
+class LibraryError(Exception):
     """Anything the library cannot do; the message is fit to be read by a caller."""
 
 
-class ClipNotFound(CatalogError):
+class ClipNotFound(LibraryError):
     """No clip has this id."""
 
     def __init__(self, clip_id: str) -> None:
@@ -35,7 +35,7 @@ class ClipNotFound(CatalogError):
         self.clip_id = clip_id
 
 
-class AudioMissing(CatalogError):
+class AudioMissing(LibraryError):
     """The record is there, its audio file is not. Adding the same audio again puts it back."""
 
     def __init__(self, clip_id: str) -> None:
@@ -43,7 +43,7 @@ class AudioMissing(CatalogError):
         self.clip_id = clip_id
 
 
-class CheckpointMismatch(CatalogError):
+class CheckpointMismatch(LibraryError):
     """The library's vectors were made by another checkpoint, so comparing them to this one's means nothing."""
 
     def __init__(
@@ -62,23 +62,23 @@ class CheckpointMismatch(CatalogError):
         self.library, self.opened_with, self.missing = library, opened_with, missing
 
 
-class InvalidFilter(CatalogError):
+class InvalidFilter(LibraryError):
     """The filter asks for something that a filter cannot ask."""
 
 
-class InvalidMetadata(CatalogError):
+class InvalidMetadata(LibraryError):
     """The metadata or file name is not something JSON and UTF-8 can hold."""
 
 
-class InvalidCursor(CatalogError):
-    """The cursor was not made by `Catalog.list`."""
+class InvalidCursor(LibraryError):
+    """The cursor was not made by `SqliteLibrary.list`."""
 
 
-class StorageFull(CatalogError):
+class StorageFull(LibraryError):
     """There is no room left on the disk; nothing of the refused change was kept."""
 
 
-class LibraryUnavailable(CatalogError):
+class LibraryUnavailable(LibraryError):
     """What keeps the library does not answer, or not as it should: a server, a disk, a lock. It may again."""
 
 
@@ -86,11 +86,11 @@ class LibraryDamaged(LibraryUnavailable):
     """The database is not whole: a disk, or something that writes into it, has changed it."""
 
 
-class LibraryInUse(CatalogError):
+class LibraryInUse(LibraryError):
     """Another catalog, in this process or another, has the library open."""
 
 
-class GpuMissing(CatalogError):
+class GpuMissing(LibraryError):
     """The vector index was asked to use a GPU, and FAISS has none; the message says what is missing."""
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from index.faiss_index import ReadWriteLock
-from index.frames import FrameCodes, encode_frames
+from index.quantization import FrameCodes, encode_frames
+from index.vectors.flat import ReadWriteLock
 
 # Libraries hold what these made, so changing one takes a migration that makes all segments again.
 LONGEST = 10.0  # seconds of one segment

@@ -42,7 +42,7 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The audio encoder: a kind from model.encoders and the arguments of its constructor."""
+    """The audio encoder: a kind from model.encoders.registry and the arguments of its constructor."""
 
     kind: str = "eat"
     params: dict[str, Any] = field(default_factory=dict)

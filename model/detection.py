@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from model.event_boxes import event_boxes
 from model.events import DetectionSettings, Event, Method, Moment
-from model.smoothing import MAX_MEDIAN_FILTER, MedianStream, median_frames, median_smooth
+from model.median import MAX_MEDIAN_FILTER, MedianStream, median_frames, median_smooth
+from model.sebb import event_boxes
 
 __all__ = [
     "MAX_MEDIAN_FILTER",
@@ -39,7 +39,7 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
     Method "threshold", in this order: the scores are smoothed by `median_filter`; neighbouring frames at or above
     `low_threshold` (without one: `threshold`) are a run, and a run is an event when one of its frames reaches
     `threshold`; events with at most `max_gap` between them merge; then what is shorter than `min_duration` goes.
-    Method "sebb": boxes (model.event_boxes) of the unsmoothed scores, of which those whose score reaches `threshold`
+    Method "sebb": boxes (model.sebb) of the unsmoothed scores, of which those whose score reaches `threshold`
     are events; merged and dropped likewise.
 
     Offsets end with the recording (`duration`, seconds), and frames that begin after it are not looked at. Raises

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from model.smoothing import MAX_MEDIAN_FILTER
+from model.median import MAX_MEDIAN_FILTER
 
 Method = Literal["threshold", "sebb"]
 

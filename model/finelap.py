@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from model.adapter import build_adapter
 from model.audio import MEL_WINDOW, SAMPLE_RATE, LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import FineLAPConfig
-from model.cores import limited, share_out
-from model.encoders import build_encoder
+from model.encoders.registry import build_encoder
 from model.text import TextTower
+from model.threads import limited, share_out
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
 
 WINDOW_BATCH = 16  # windows per encoder pass of encode_audio
@@ -288,7 +288,7 @@ class FineLAP(nn.Module):
         return min(torch.get_num_threads(), max(1, windows // _WINDOWS_A_CORE))
 
     def _share_out(self, function: Callable[[Sequence[int]], R], items: Sequence[int], at_most: int) -> list[R]:
-        """The batch in parts that the CPU's cores take, or whole, for another device. See model.cores."""
+        """The batch in parts that the CPU's cores take, or whole, for another device. See model.threads."""
         return share_out(function, items, at_most) if self.device.type == "cpu" else [function(items)]
 
     @contextlib.contextmanager

@@ -196,7 +196,7 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
 
 def _is_sincos(table: Tensor, freq_patches: int, width: int) -> bool:
     """Whether a stored position table is the one that EAT computes."""
-    from model.eat import sincos_positions
+    from model.encoders.eat import sincos_positions
 
     if table.ndim != 3 or table.shape[0] != 1 or table.shape[1] % freq_patches or table.shape[2] != width or width % 4:
         return False

@@ -103,5 +103,5 @@ def milvus_urls(start_milvus: Callable[[], Milvus]) -> Iterator[str]:
 @pytest.fixture
 def milvus_url(milvus_urls: Iterator[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """Gives one of them; a Milvus that is slow to answer is waited for."""
-    monkeypatch.setattr("index.milvus_client._CONNECT_TIMEOUT", 60.0)
+    monkeypatch.setattr("index.milvus.client._CONNECT_TIMEOUT", 60.0)
     return lambda: next(milvus_urls)

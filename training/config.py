@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import ConfigError
-from training.distill import DistillConfig, PoolConfig
+from training.tasks.distillation import DistillConfig, PoolConfig
 
 
 @dataclass(frozen=True)

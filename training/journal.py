@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.processes import ordered
+from training.simulation.jobs import ordered
 
 PART = ".part"
 

@@ -13,12 +13,12 @@ import torch
 
 from model.config import ConfigError
 from model.finelap import FineLAP
-from training.batches import Batch
+from training.data.batches import Batch
 from training.train_config import TrainConfig
 
 
 class Source(Protocol):
-    """What the trainer asks of its data: training.batches.Batches is one."""
+    """What the trainer asks of its data: training.data.batches.Batches is one."""
 
     skipped: dict[str, str]
 
@@ -65,8 +65,8 @@ def _several_ranks() -> bool:
 
 def make_batches(config: TrainConfig, root: Path, model: FineLAP, size: int, rank: int, world: int) -> Source:
     """The batches of one rank. ConfigError where the frame loss would have nothing to learn from."""
-    from training.batches import Batches
-    from training.phrases import PhraseBank
+    from training.data.batches import Batches
+    from training.data.phrase_bank import PhraseBank
 
     bank = PhraseBank.read(root / config.data.bank) if config.data.bank is not None else None
     batches = Batches(config.data, root, model.config.windows, bank, size, config.seed, rank, world)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import ConfigError
-from training.data_sets import DataConfig
-from training.initial import InitConfig
-from training.spec_augment import SpecAugmentConfig
+from training.data.sets import DataConfig
+from training.data.spec_augment import SpecAugmentConfig
+from training.init.build import InitConfig
 
 
 @dataclass(frozen=True)

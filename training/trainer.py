@@ -1,8 +1,8 @@
 """The trainer: one loop over batches, with all that makes it stop, go on and end well.
 
 Every random draw is a function of the seed, the step and the rank, so weights, optimiser state and step are all that
-a stopped run needs to go on as if it had not stopped. Knows no losses (training.dual_stream), no data
-(training.batches), and nothing of what validation measures (training.validation).
+a stopped run needs to go on as if it had not stopped. Knows no losses (training.tasks.dual_stream), no data
+(training.data.batches), and nothing of what validation measures (training.evaluation.validation).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from model.config import ConfigError
 from model.finelap import FineLAP
-from training.batches import Batch
-from training.dual_stream import DualStream
-from training.keep import TrainError, recover, replace_file, replace_folder
-from training.logs import Logs
-from training.optimise import AveragedWeights, build_optimiser, cosine_with_warmup, train_mode
+from training.checkpointing import TrainError, recover, replace_file, replace_folder
+from training.data.batches import Batch
+from training.evaluation.validation import Validation, better
+from training.metrics_log import Logs
+from training.optim import AveragedWeights, build_optimiser, cosine_with_warmup, train_mode
 from training.set_up import Source, make_accelerator, make_batches, share
+from training.tasks.dual_stream import DualStream
 from training.train_config import FREE_TO_CHANGE, TrainConfig
-from training.validation import Validation, better
 
 STATE = "state/training.pt"  # in the work folder, as are the two checkpoint folders
 LAST, BEST = "last", "best"
@@ -55,7 +55,7 @@ def train(
     state = _read_state(folder, config) if resume else None
     torch.manual_seed(config.seed)
     if model is None:
-        from training.initial import build_model
+        from training.init.build import build_model
 
         model = build_model(config.init, root)
     model.config = dataclasses.replace(model.config, name=config.name)

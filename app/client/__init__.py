@@ -18,7 +18,7 @@ from app.client.errors import (
     Unauthorized,
     Unreachable,
 )
-from app.client.patience import DEFAULT_SERVER
+from app.client.retry import DEFAULT_SERVER
 from app.client.sync import Client
 from app.client.types import (
     Added,

@@ -12,11 +12,12 @@ from typing import Any, TypeVar, Unpack
 import httpx
 import numpy as np
 
-from app.client import calls, errors, reading, types
+from app.client import calls, errors, types
+from app.client import stream as reading
 from app.client.audio import Audio, several
 from app.client.calls import Call, DetectOptions, Filter, SearchOptions
 from app.client.errors import ServerError, Stopped
-from app.client.patience import DEFAULT_SERVER, Address, Patience
+from app.client.retry import DEFAULT_SERVER, Address, Patience
 
 T = TypeVar("T")
 

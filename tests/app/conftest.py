@@ -18,11 +18,11 @@ import soundfile
 import uvicorn
 from fastapi import FastAPI
 
-from app.engine import Engine
+from app.inference.engine import Engine
 from app.main import create_app
-from app.protocol import Protocol
+from app.server.http_protocol import Protocol
 from app.settings import Settings
-from index.catalog import Catalog
+from index.sqlite.library import SqliteLibrary
 from model.config import FineLAPConfig, WindowConfig
 from model.windows import frame_count, window_samples
 
@@ -151,7 +151,7 @@ def make_app(fake_model: FakeModel, make_settings: Callable[..., Settings]) -> C
             max_wait=settings.max_wait_ms / 1000,
         )
         return create_app(
-            settings, engine, Catalog.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp)
+            settings, engine, SqliteLibrary.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp)
         )
 
     return make

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app import ingest
-from index.catalog import Catalog
-from index.records import CatalogError, Clip, NewClip
+from app.services import ingest
+from index.records import Clip, LibraryError, NewClip
+from index.sqlite.library import SqliteLibrary
 
 Opener = Callable[..., httpx.AsyncClient]
 
@@ -31,15 +31,15 @@ async def test_what_comes_during_a_transaction_shares_the_next(
 ) -> None:
     batches: list[int] = []
     going, all_wait = threading.Event(), threading.Event()
-    add_many = Catalog.add_many
+    add_many = SqliteLibrary.add_many
 
-    def counted(self: Catalog, new: Sequence[NewClip]) -> list[tuple[Clip, bool]]:
+    def counted(self: SqliteLibrary, new: Sequence[NewClip]) -> list[tuple[Clip, bool]]:
         batches.append(len(new))
         going.set()
         assert all_wait.wait(60)
         return add_many(self, new)
 
-    monkeypatch.setattr(Catalog, "add_many", counted)
+    monkeypatch.setattr(SqliteLibrary, "add_many", counted)
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
         first = upload(client, "first.wav", sounds.wav(400, 0.5))
@@ -61,14 +61,14 @@ async def test_one_that_cannot_be_written_fails_alone(
     sounds: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    add_many = Catalog.add_many
+    add_many = SqliteLibrary.add_many
 
-    def failing(self: Catalog, new: Sequence[NewClip]) -> list[tuple[Clip, bool]]:
+    def failing(self: SqliteLibrary, new: Sequence[NewClip]) -> list[tuple[Clip, bool]]:
         if any(clip.filename == "bad.wav" for clip in new):
-            raise CatalogError("this one cannot be written")
+            raise LibraryError("this one cannot be written")
         return add_many(self, new)
 
-    monkeypatch.setattr(Catalog, "add_many", failing)
+    monkeypatch.setattr(SqliteLibrary, "add_many", failing)
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
         names = ["a.wav", "bad.wav", "b.wav"]
@@ -86,14 +86,14 @@ async def test_a_large_file_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copying, finish = threading.Event(), threading.Event()
-    add = Catalog.add
+    add = SqliteLibrary.add
 
-    def slow(self: Catalog, new: NewClip) -> tuple[Clip, bool]:
+    def slow(self: SqliteLibrary, new: NewClip) -> tuple[Clip, bool]:
         copying.set()
         assert finish.wait(60)
         return add(self, new)
 
-    monkeypatch.setattr(Catalog, "add", slow)
+    monkeypatch.setattr(SqliteLibrary, "add", slow)
     large = sounds.wav(400, 3.0)
     monkeypatch.setattr(ingest, "_LARGE", len(large) - 1)
     app = make_app()

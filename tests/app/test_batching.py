@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching import Batcher, BatchReport, CallReport, Closed, Device, QueueFull, Urgency
+from app.inference.batcher import Batcher, BatchReport, CallReport, Closed, Device, QueueFull, Urgency
 from tests.waiting import until
 
 

@@ -21,10 +21,10 @@ import httpx
 import numpy as np
 import pytest
 
-from app import offline
-from app.cli import main
-from app.finding import find_sources
-from app.formats import FORMATS
+from app.cli import local as offline
+from app.cli.finding import find_sources
+from app.cli.main import main
+from app.export.formats import FORMATS
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def test_failures_are_one_line_and_1(
 
 
 def test_help_is_quick_and_lists_what_is_there(repo_dir: Path) -> None:
-    code = "import sys, app.cli\ntry: app.cli.main(['--help'])\nfinally: print({'numpy', 'httpx'} & set(sys.modules))"
+    code = "import sys, app.cli.main\ntry: app.cli.main.main(['--help'])\nfinally: print({'numpy', 'httpx'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo_dir)
     assert run.returncode == 0
     assert run.stdout.endswith("set()\n")
@@ -161,7 +161,7 @@ def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("app.commands.run_search", broken)
+    monkeypatch.setattr("app.cli.remote.run_search", broken)
     with pytest.raises(ZeroDivisionError):
         main(["search", "dog"])
 
@@ -299,7 +299,7 @@ def test_a_server_that_goes_away_fails_the_rest_quickly(
             sent.append(self.path)
             self.close_connection = True
 
-    monkeypatch.setattr("app.commands._INGEST_RECONNECT", 0.5)
+    monkeypatch.setattr("app.cli.remote._INGEST_RECONNECT", 0.5)
     for i in range(40):
         (tmp_path / f"{i}.wav").write_bytes(sounds.wav(400 + i))
     with ThreadingHTTPServer(("127.0.0.1", 0), Gone) as server:
@@ -322,7 +322,7 @@ def test_ctrl_c_ends_an_ingest_at_once(tmp_path: Path, repo_dir: Path, sounds: S
     (tmp_path / "a.wav").write_bytes(sounds.wav(400))
     with ThreadingHTTPServer(("127.0.0.1", 0), Stuck) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        code = "import sys; from app.cli import main; sys.exit(main())"
+        code = "import sys; from app.cli.main import main; sys.exit(main())"
         address = f"http://127.0.0.1:{server.server_address[1]}"
         command = [sys.executable, "-c", code, "ingest", str(tmp_path), "--server", address]
         process = subprocess.Popen(

@@ -24,7 +24,7 @@ import pytest
 
 import app.client as api
 from app.client import AsyncClient, Client, ServerError, calls, to_json
-from app.client.patience import Patience
+from app.client.retry import Patience
 
 
 class Both:

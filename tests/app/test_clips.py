@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from app.waveforms import Waveforms
+from app.services.waveforms import Waveforms
 from tests.waiting import wait_until
 
 

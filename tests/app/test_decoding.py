@@ -23,11 +23,13 @@ import numpy as np
 import psutil
 import pytest
 
-from app import decoder, forking, wire
-from app.batching import Closed
-from app.decoding import DecoderPool
-from app.handover import open_apart
-from app.media import DecoderFailed, MediaError, NotAudio, TooLong, TruncatedAudio, decode
+from app.audio.decode import DecoderFailed, MediaError, NotAudio, TooLong, TruncatedAudio, decode
+from app.decoding import fork_server as forking
+from app.decoding import protocol as wire
+from app.decoding import worker as decoder
+from app.decoding.handover import open_apart
+from app.decoding.pool import DecoderPool
+from app.inference.batcher import Closed
 from tests import waiting
 
 
@@ -95,7 +97,7 @@ def long_flac(sounds: SimpleNamespace) -> bytes:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of a pool started after this send what goes into one message together, however long they take."""
     main = forking._MAIN.replace("; main(", "; from app import decoder; decoder._PATIENCE = 3600; main(")
-    monkeypatch.setattr("app.forking._MAIN", main)
+    monkeypatch.setattr("app.decoding.fork_server._MAIN", main)
 
 
 @pytest.mark.usefixtures("patient")
@@ -193,7 +195,7 @@ async def test_a_crash_before_the_first_block_is_made_good(pool: DecoderPool, lo
 async def test_a_crash_in_the_middle_says_what_happened(
     pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.conversation._LAST_WORD", 60)
+    monkeypatch.setattr("app.decoding.conversation._LAST_WORD", 60)
     with pytest.raises(DecoderFailed, match=r"boom\.flac: the decoder crashed \(Segmentation fault\)"):
         async with pool.open(io.BytesIO(long_flac), "boom.flac") as stream:
             async for _ in stream:
@@ -263,7 +265,7 @@ async def test_leaving_early_leaves_nothing(pool: DecoderPool, long_flac: bytes)
 
 
 async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.decoding._KEEP", 0.1)
+    monkeypatch.setattr("app.decoding.pool._KEEP", 0.1)
     read_on = asyncio.Event()
 
     async def one() -> None:
@@ -285,7 +287,7 @@ async def test_workers_in_use_do_not_shrink(
     pool: DecoderPool, monkeypatch: pytest.MonkeyPatch, long_flac: bytes
 ) -> None:
     """Workers that rest only between two files stay, however often it is looked who is needed."""
-    monkeypatch.setattr("app.decoding._KEEP", 3600)  # it is looked when this test says so
+    monkeypatch.setattr("app.decoding.pool._KEEP", 3600)  # it is looked when this test says so
     all_four = asyncio.Barrier(4)
 
     async def one() -> None:
@@ -459,7 +461,7 @@ async def test_the_forking_process_may_die_too(pool: DecoderPool, long_flac: byt
 
 
 async def test_a_forking_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch, pool: DecoderPool) -> None:
-    monkeypatch.setattr("app.forking._MAIN", "raise SystemExit(3)")
+    monkeypatch.setattr("app.decoding.fork_server._MAIN", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="cannot be started"):
         await DecoderPool().start()
     fork_server(pool).kill()
@@ -532,7 +534,7 @@ async def test_what_workers_are(pool: DecoderPool) -> None:
 
 
 def test_the_decoder_imports_little(repo_dir: Path) -> None:
-    code = "import sys, app.decoder; print(*sys.modules)"
+    code = "import sys, app.decoding.worker; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True, check=True)
     heavy = {"torch", "fastapi", "starlette", "pydantic", "transformers", "asyncio", "threading.local"}
     assert not heavy & {name.split(".")[0] for name in loaded.stdout.split()}
@@ -541,7 +543,7 @@ def test_the_decoder_imports_little(repo_dir: Path) -> None:
 _SCRIPT = """
 import asyncio, io, os, sys
 raise_if_imported_again = os.mkdir(sys.argv[1])
-from app.decoding import DecoderPool
+from app.decoding.pool import DecoderPool
 import numpy as np, soundfile
 async def main():
     file = io.BytesIO()

@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.spectrum import Sketch
+from app.audio.spectrogram import Sketch
 
 PHRASES = ["tone 400", "tone 1600", "tone 3200"]
 

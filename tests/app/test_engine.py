@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from app.batching import BatchReport, QueueFull
-from app.engine import Engine, NotFinite
-from model.cores import limited
+from app.inference.batcher import BatchReport, QueueFull
+from app.inference.engine import Engine, NotFinite
+from model.threads import limited
 from model.windows import centred, join_windows, plan_windows
 
 
@@ -231,7 +231,7 @@ async def test_texts_are_remembered(fake_model: Any) -> None:
 
 
 async def test_more_texts_than_the_memory_holds(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine._TEXT_CACHE", 3)
+    monkeypatch.setattr("app.inference.engine._TEXT_CACHE", 3)
     async with started(fake_model) as engine:
         texts = [f"text {i}" for i in range(10)]
         vectors = await engine.embed_texts(texts)
@@ -259,7 +259,7 @@ async def test_a_model_that_cannot_work_does_not_start(fake_model: Any) -> None:
 async def test_the_check_runs_the_model_and_counts_for_a_second(
     fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.engine._READY_FOR", 60)  # this machine may need longer
+    monkeypatch.setattr("app.inference.engine._READY_FOR", 60)  # this machine may need longer
     async with started(fake_model) as engine:
         fake_model.audio_batches.clear()
         fake_model.text_batches.clear()

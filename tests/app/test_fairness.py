@@ -7,7 +7,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.fairness import FairQueue, Flow
+from app.inference.fair_queue import FairQueue, Flow
 
 
 def drain(queue: FairQueue[str]) -> list[str]:

@@ -24,9 +24,10 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from index import backup, catalog, restore, store
-from index.catalog import Catalog
-from index.records import CatalogError, LibraryDamaged, LibraryUnavailable, NewClip
+from index.records import LibraryDamaged, LibraryError, LibraryUnavailable, NewClip
+from index.sqlite import backup, restore, store
+from index.sqlite import library as catalog
+from index.sqlite.library import SqliteLibrary
 
 Make = Callable[..., FastAPI]
 Connect = Callable[..., httpx.AsyncClient]
@@ -147,7 +148,7 @@ async def test_a_database_that_is_damaged_while_it_is_open(service: SimpleNamesp
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "other"])
 def test_a_database_that_is_damaged_before_it_is_opened(tmp_path: Path, damage: str) -> None:
     data, copies = tmp_path / "data", tmp_path / "copies"
-    with Catalog.open(data, dim=8, checkpoint="c") as library:
+    with SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
         for n in range(30):
             library.add(new_clip(n))
         before = {clip.id for clip in library.list(100)[0]}
@@ -161,14 +162,14 @@ def test_a_database_that_is_damaged_before_it_is_opened(tmp_path: Path, damage: 
         "other": b"SQLite format 3\0" + os.urandom(5000),
     }[damage]
     file.write_bytes(broken)
-    with pytest.raises(CatalogError) as error, Catalog.open(data, dim=8, checkpoint="c") as library:
+    with pytest.raises(LibraryError) as error, SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
         library.list(100)
     assert not isinstance(error.value.__cause__, AttributeError | TypeError | KeyError)
     assert damage == "empty" or isinstance(error.value, LibraryDamaged)
     assert "restore" in str(error.value) or "put the database back" in str(error.value)
     assert len(list((data / "audio").glob("??/*"))) == 30  # nothing was tidied away
     restore.restore(copies, tmp_path / "again", lambda *_: None)
-    with Catalog.open(tmp_path / "again", dim=8, checkpoint="c") as library:
+    with SqliteLibrary.open(tmp_path / "again", dim=8, checkpoint="c") as library:
         assert {clip.id for clip in library.list(100)[0]} == before and not library.healed
 
 
@@ -236,7 +237,7 @@ async def test_no_room_for_uploads(
 def test_a_data_folder_without_rights(tmp_path: Path) -> None:
     """Tried in a process that is nobody in particular, as root may write anywhere."""
     closed = tmp_path / "closed"
-    with Catalog.open(closed / "data", dim=8, checkpoint="c"):
+    with SqliteLibrary.open(closed / "data", dim=8, checkpoint="c"):
         pass
     (closed / "data" / "catalog.sqlite3").chmod(0o400)
     closed.chmod(0o500)
@@ -250,7 +251,7 @@ def test_a_data_folder_without_rights(tmp_path: Path) -> None:
                 folder.chmod(0o755)
             if os.getuid() == 0:
                 os.seteuid(65534)
-            Catalog.open(closed / "data", dim=8, checkpoint="c")
+            SqliteLibrary.open(closed / "data", dim=8, checkpoint="c")
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
         os.write(writer, said.encode())
@@ -308,28 +309,28 @@ async def test_a_clock_that_jumps(
 
 
 def test_a_library_of_a_newer_release(tmp_path: Path) -> None:
-    with Catalog.open(tmp_path, dim=8, checkpoint="c") as library:
+    with SqliteLibrary.open(tmp_path, dim=8, checkpoint="c") as library:
         library.add(new_clip(1))
     newer = [*store.MIGRATIONS, "CREATE TABLE of_the_future (a INTEGER) STRICT;"]
     store.Store(tmp_path / "catalog.sqlite3", newer).close()
     before = (tmp_path / "catalog.sqlite3").read_bytes()
-    with pytest.raises(CatalogError, match=f"format {len(newer)} and this release reads up to {len(newer) - 1}.*newer"):
-        Catalog.open(tmp_path, dim=8, checkpoint="c")
+    with pytest.raises(LibraryError, match=f"format {len(newer)} and this release reads up to {len(newer) - 1}.*newer"):
+        SqliteLibrary.open(tmp_path, dim=8, checkpoint="c")
     assert (tmp_path / "catalog.sqlite3").read_bytes() == before
 
 
 def test_a_database_that_is_older_than_its_audio(tmp_path: Path) -> None:
     """Somebody put an old copy of it back: what it does not name is no leftover of a crash."""
     data, aside = tmp_path / "data", tmp_path / "old"
-    with Catalog.open(data, dim=8, checkpoint="c") as library:
+    with SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
         library.add(new_clip(0))
     aside.write_bytes((data / "catalog.sqlite3").read_bytes())
-    with Catalog.open(data, dim=8, checkpoint="c") as library:
+    with SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
         library.add_many([new_clip(n) for n in range(1, 150)])
     newest = (data / "catalog.sqlite3").read_bytes()
     (data / "catalog.sqlite3").write_bytes(aside.read_bytes())
-    with Catalog.open(data, dim=8, checkpoint="c") as library:
+    with SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
         assert len(library) == 1 and "149 audio files" in " ".join(library.healed)
     (data / "catalog.sqlite3").write_bytes(newest)
-    with Catalog.open(data, dim=8, checkpoint="c") as library:
+    with SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
         assert len(library) == 150 and not library.healed

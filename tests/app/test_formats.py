@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.formats import FORMATS, from_cell, to_audacity, to_cell, to_csv, to_json, to_raven, to_table
+from app.export.formats import FORMATS, from_cell, to_audacity, to_cell, to_csv, to_json, to_raven, to_table
 
 PHRASES = [
     "dog barking",

@@ -14,10 +14,10 @@ import numpy as np
 import psutil
 import pytest
 
-from app import wire
-from app.decoding import DecoderPool
+from app.audio.decode import DecoderFailed, MediaError
+from app.decoding import protocol as wire
+from app.decoding.pool import DecoderPool
 from app.errors import kind_of
-from app.media import DecoderFailed, MediaError
 
 
 def _hostile() -> ModuleType:

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from app.errors import describe
-from app.media import (
+from app.audio.decode import (
     DecoderFailed,
     EmptyAudio,
     InvalidSamples,
@@ -27,6 +26,7 @@ from app.media import (
     decode,
     open_stream,
 )
+from app.errors import describe
 
 
 def _hostile() -> ModuleType:

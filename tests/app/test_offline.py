@@ -15,9 +15,11 @@ import pytest
 import soundfile
 from tqdm import tqdm
 
-from app import detect, detections, offline
-from app.cli import main
+from app.cli import detections
+from app.cli import local as offline
+from app.cli.main import main
 from app.client.types import DetectionEnd, DetectionProgress
+from app.services import detection as detect
 
 MINUTES = 40
 

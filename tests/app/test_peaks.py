@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.peaks import STEP, Envelope, envelope, reduce
+from app.audio.peaks import STEP, Envelope, envelope, reduce
 
 
 def slow_levels(samples: np.ndarray) -> np.ndarray:

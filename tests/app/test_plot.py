@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from app.peaks import envelope
-from app.plot import detection_png
+from app.audio.peaks import envelope
+from app.export.plot import detection_png
 from model.detection import Event
 
 HOP = 0.16
@@ -138,5 +138,5 @@ def test_mismatched_input_is_refused() -> None:
 
 
 def test_global_matplotlib_state_is_not_used(repo_dir: Path) -> None:
-    code = "import sys, app.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, app.export.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repo_dir)

@@ -13,9 +13,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app import media_errors
+from app.audio import errors as media_errors
 from app.errors import KINDS
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 
 Make = Callable[..., FastAPI]
 Connect = Callable[..., httpx.AsyncClient]
@@ -53,7 +53,7 @@ async def test_a_model_that_hangs_does_not_hold_the_metrics_up(
     make_app: Make, open_client: Connect, fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("app.readiness.LIMIT", 2.0)
+    monkeypatch.setattr("app.services.readiness.LIMIT", 2.0)
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
         await until(client, 1)

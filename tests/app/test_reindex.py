@@ -20,14 +20,14 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from app import reindex as command
-from app.cli import main
-from app.engine import Engine, load_model
+from app.cli import reindex as command
+from app.cli.main import main
+from app.inference.engine import Engine, load_model
 from app.main import create_app
 from app.settings import Settings
-from index import Catalog, CheckpointMismatch
-from index.outside import LibraryReader, hold
-from index.reindex import SideDatabase, side_path
+from index import CheckpointMismatch, SqliteLibrary
+from index.sqlite.reader import LibraryReader, hold
+from index.sqlite.reindex import SideDatabase, side_path
 from model import FineLAP
 
 REPO = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def run(tmp_path: Path) -> Callable[..., int]:
 
 
 def open_app(settings: Settings, model: Any) -> FastAPI:
-    catalog = Catalog.open(settings.data_dir, dim=model.dim, checkpoint=model.stamp)
+    catalog = SqliteLibrary.open(settings.data_dir, dim=model.dim, checkpoint=model.stamp)
     return create_app(settings, Engine(model), catalog)
 
 
@@ -173,7 +173,7 @@ async def test_nothing_is_embedded_twice(library: Path, turned: Turned, run: Cal
     calls.clear()
     assert await asyncio.to_thread(run) == 0
     assert sum(calls) < first - 5  # warming up alone
-    with Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp) as catalog:
+    with SqliteLibrary.open(library, dim=turned.dim, checkpoint=turned.stamp) as catalog:
         assert len(catalog) == 6
     assert await asyncio.to_thread(run) == 0
     assert "there is nothing to do" in capsys.readouterr().err
@@ -191,12 +191,12 @@ async def test_a_clip_that_cannot_be_embedded(
     assert "2 clips could not be embedded again" in out
     assert "200.wav (clip " in err and "its audio file is missing" in err and "800.wav (clip " in err
     with pytest.raises(CheckpointMismatch, match="has not embedded 2 of them"):
-        Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp)
+        SqliteLibrary.open(library, dim=turned.dim, checkpoint=turned.stamp)
     lost.write_bytes(kept[0])
-    with Catalog.open(library, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
+    with SqliteLibrary.open(library, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
         catalog.delete(next(clip.id for clip in catalog.list(9)[0] if clip.filename == "800.wav"))
     assert await asyncio.to_thread(run) == 0
-    with Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp) as catalog:
+    with SqliteLibrary.open(library, dim=turned.dim, checkpoint=turned.stamp) as catalog:
         assert len(catalog) == 5
 
 
@@ -211,7 +211,7 @@ async def test_audio_that_comes_back_while_it_follows(
     await until(lambda: err.append(capsys.readouterr().err) or "following" in "".join(err))  # type: ignore[func-returns-value]
     lost.write_bytes(content)
     await until(lambda: covered(library, turned))
-    Catalog.open(library, dim=turned.dim, checkpoint=turned.stamp).close()
+    SqliteLibrary.open(library, dim=turned.dim, checkpoint=turned.stamp).close()
     assert await following == 0
 
 
@@ -223,7 +223,7 @@ async def test_what_is_refused(
     assert capsys.readouterr().err == f"finelap reindex: finelap reindex is at work on {library} already\n"
     assert await asyncio.to_thread(run, "--data-dir", str(tmp_path / "nothing")) == 1
     assert capsys.readouterr().err == f"finelap reindex: there is no library in {tmp_path / 'nothing'}\n"
-    Catalog.open(tmp_path / "empty", dim=4, checkpoint="any").close()
+    SqliteLibrary.open(tmp_path / "empty", dim=4, checkpoint="any").close()
     assert await asyncio.to_thread(run, "--data-dir", str(tmp_path / "empty")) == 0
     assert "has no clips" in capsys.readouterr().err
     assert not list(tmp_path.glob("*/reindex-*"))
@@ -252,7 +252,7 @@ most = int(sys.argv[2])
 model.before = lambda: time.sleep(0.05 if sum(model.audio_batches) < most else 60)
 reindex._TOGETHER = 2
 reindex.load_model = lambda settings: turned
-from app.cli import main
+from app.cli.main import main
 print("begun", flush=True)
 sys.exit(main(["reindex", "--checkpoint", "new", "--data-dir", sys.argv[1]]))
 """
@@ -293,13 +293,13 @@ async def test_killed_at_random_moments(
         assert progress[-1] >= progress[-2]  # nothing that was kept is lost
         if progress[-1] < len(files):
             with pytest.raises(CheckpointMismatch):
-                Catalog.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp)
-            Catalog.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp).close()
+                SqliteLibrary.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp)
+            SqliteLibrary.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp).close()
     assert code == 0 and any(0 < number < len(files) for number in progress)  # it was killed on the way
     await fill(make_settings(data_dir=tmp_path / "anew"), turned, open_client, files)
     with (
-        Catalog.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp) as changed,
-        Catalog.open(tmp_path / "anew", dim=turned.dim, checkpoint=turned.stamp) as anew,
+        SqliteLibrary.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp) as changed,
+        SqliteLibrary.open(tmp_path / "anew", dim=turned.dim, checkpoint=turned.stamp) as anew,
     ):
         query = turned.encode_text(["tone 800"])[0]
         found, expected = ([(h.clip.sha256, h.similarity) for h in c.search(query, 99)] for c in (changed, anew))
@@ -310,7 +310,7 @@ async def test_killed_at_random_moments(
 async def test_backup_and_restore(
     library: Path, fake_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Catalog.open(library, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
+    with SqliteLibrary.open(library, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
         clips = catalog.list(10)[0]
         assert main(["backup", str(tmp_path / "b"), "--data-dir", str(library)]) == 0
         out, err = capsys.readouterr()
@@ -322,7 +322,7 @@ async def test_backup_and_restore(
     new = tmp_path / "new"
     assert main(["restore", str(tmp_path / "b"), "--data-dir", str(new)]) == 0
     assert f"{new}: 6 clips, as of 2" in capsys.readouterr().out
-    with Catalog.open(new, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
+    with SqliteLibrary.open(new, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
         assert catalog.list(10)[0] == clips and catalog.healed == []
     assert main(["backup", str(tmp_path / "c"), "--data-dir", str(library)]) == 1
     assert "it is missing in the library" in capsys.readouterr().err
@@ -352,8 +352,8 @@ async def test_finelap_small_under_changed_weights(
     await fill(make_settings(), model, open_client, {})  # the service starts with it
     await fill(make_settings(data_dir=tmp_path / "anew"), model, open_client, files)
     with (
-        Catalog.open(tmp_path / "data", dim=model.dim, checkpoint=model.stamp) as ours,
-        Catalog.open(tmp_path / "anew", dim=model.dim, checkpoint=model.stamp) as anew,
+        SqliteLibrary.open(tmp_path / "data", dim=model.dim, checkpoint=model.stamp) as ours,
+        SqliteLibrary.open(tmp_path / "anew", dim=model.dim, checkpoint=model.stamp) as anew,
     ):
         for clip in anew.list(9)[0]:
             found = ours.find(clip.sha256)

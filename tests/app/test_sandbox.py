@@ -19,10 +19,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from app.decoding import DecoderPool
-from app.media import decode
-from app.sandbox import confine
-from app.tags import read_tags
+from app.audio.decode import decode
+from app.audio.tags import read_tags
+from app.decoding.pool import DecoderPool
+from app.decoding.sandbox import confine
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"), reason="there is no filter for this"

@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import moments, search
-from app.moments import find_sequences, follows
+from app.services import moments, search
+from app.services.moments import find_sequences, follows
 from index import NewClip
 from model.detection import Moment
 

@@ -20,8 +20,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app import bodies, forms, protocol
-from app.logs import configure_logging
+from app.api import forms
+from app.api import requests as bodies
+from app.observability.logs import configure_logging
+from app.server import http_protocol as protocol
 
 Make = Callable[..., FastAPI]
 Connect = Callable[..., httpx.AsyncClient]

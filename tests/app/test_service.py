@@ -22,12 +22,12 @@ from fastapi import FastAPI
 from starlette.routing import Mount
 
 from app import main
-from app.engine import Engine
-from app.logs import configure_logging
+from app.inference.engine import Engine
 from app.main import build_app
-from app.protocol import Protocol
+from app.observability.logs import configure_logging
+from app.server.http_protocol import Protocol
 from app.settings import Settings
-from index.catalog import Catalog
+from index.sqlite.library import SqliteLibrary
 
 Make = Callable[..., FastAPI]
 Connect = Callable[..., httpx.AsyncClient]
@@ -533,7 +533,7 @@ async def test_a_service_that_cannot_start_says_why_and_stops(
 
     monkeypatch.setattr(main, "load_model", load_model)
     settings = make_settings(index_url="milvus://127.0.0.1:1" if what == "index" else "faiss://")
-    lock = Catalog.open(settings.data_dir, dim=16, checkpoint="x") if what == "library" else None
+    lock = SqliteLibrary.open(settings.data_dir, dim=16, checkpoint="x") if what == "library" else None
     stopped: list[bool] = []
     app = build_app(settings, stop=lambda: stopped.append(True))
     async with app.router.lifespan_context(app), open_client(app) as client:
@@ -551,7 +551,7 @@ async def test_two_apps_side_by_side_count_for_themselves(
     make_app: Make, open_client: Connect, fake_model: Any, make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     one = make_app()
-    catalog = Catalog.open(tmp_path / "other", dim=fake_model.dim, checkpoint="other")
+    catalog = SqliteLibrary.open(tmp_path / "other", dim=fake_model.dim, checkpoint="other")
     two = main.create_app(make_settings(), Engine(fake_model), catalog)
     async with one.router.lifespan_context(one), two.router.lifespan_context(two):
         async with open_client(one) as client:
@@ -680,7 +680,7 @@ async def test_what_opening_the_library_put_right_is_logged(
     make_settings: Callable[..., Settings], fake_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = make_settings()
-    Catalog.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp).close()
+    SqliteLibrary.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp).close()
     (settings.data_dir / "audio" / ".incoming" / "left over").write_bytes(b"half an upload")
     main._open_library(settings, fake_model.dim, fake_model.stamp).close()
     assert "removed 1 audio file of interrupted uploads" in caplog.text

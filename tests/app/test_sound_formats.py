@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import soxr
 
-from app.media import SAMPLE_RATE, decode
+from app.audio.decode import SAMPLE_RATE, decode
 from model.finelap import FineLAP
 
 LOSSLESS, LOSSY = 0.9999, 0.98  # the least cosine to the WAV's clip embedding

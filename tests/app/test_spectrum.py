@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.peaks import envelope
-from app.spectrum import BANDS, HOP, RATE, WINDOW, Sketch, Spectrum
+from app.audio.peaks import envelope
+from app.audio.spectrogram import BANDS, HOP, RATE, WINDOW, Sketch, Spectrum
 from model.audio import mel_filters
 
 

@@ -11,12 +11,12 @@ import pytest
 HEAVY = {"torch", "transformers", "faiss", "av", "soundfile", "soxr", "scipy", "matplotlib", "pymilvus", "sklearn"}
 LIBRARIES = HEAVY | {"numpy", "fastapi", "pydantic", "httpx", "tqdm", "uvicorn", "tokenizers", "safetensors"}
 LOADED = """
-from app.engine import load_model
+from app.inference.engine import load_model
 from app.settings import Settings
-from index.catalog import Catalog
+from index.sqlite.library import SqliteLibrary
 model = load_model(Settings(_env_file=None, checkpoint={checkpoint!r}))
 model.encode_text(["a dog barks"])
-Catalog.open(Path({folder!r}), dim=model.dim, checkpoint=model.stamp).close()
+SqliteLibrary.open(Path({folder!r}), dim=model.dim, checkpoint=model.stamp).close()
 """
 
 
@@ -32,10 +32,13 @@ def modules_after(code: str, folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("code", "without"),
     [
-        ("import app.cli; app.cli._parser()", LIBRARIES),
-        ("import contextlib, app.cli\nwith contextlib.suppress(SystemExit): app.cli.main(['--help'])", LIBRARIES),
+        ("import app.cli.main; app.cli.main._parser()", LIBRARIES),
+        (
+            "import contextlib, app.cli.main\nwith contextlib.suppress(SystemExit): app.cli.main.main(['--help'])",
+            LIBRARIES,
+        ),
         ("import app.client", HEAVY),
-        ("import app.serve, app.main, app.protocol", HEAVY),
+        ("import app.cli.serve, app.main, app.server.http_protocol", HEAVY),
         ("from model import FineLAP", HEAVY - {"torch"} | {"fastapi", "pydantic", "httpx", "huggingface_hub"}),
     ],
 )

@@ -17,10 +17,11 @@ import soundfile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app import chunks, tag_names
-from app.ixml import read_ixml
-from app.tag_names import checked, read_text
-from app.tags import MAX_READ, describe, joined, read_tags
+from app.audio import tag_schema as tag_names
+from app.audio import wav_chunks as chunks
+from app.audio.ixml import read_ixml
+from app.audio.tag_schema import checked, read_text
+from app.audio.tags import MAX_READ, describe, joined, read_tags
 
 RATE = 48_000
 TONE = 0.1 * np.sin(np.arange(RATE // 4) * 0.05).astype(np.float32)

@@ -16,12 +16,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.engine import Engine
-from app.logs import configure_logging
+from app.inference.engine import Engine
 from app.main import create_app
+from app.observability.logs import configure_logging
+from app.observability.tracing import Tracing, TracingError, open_tracing
 from app.settings import Settings
-from app.tracing import Tracing, TracingError, open_tracing
-from index.catalog import Catalog
+from index.sqlite.library import SqliteLibrary
 
 pytest.importorskip("opentelemetry.sdk")
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider  # noqa: E402
@@ -29,7 +29,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: E402
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
 from opentelemetry.trace import StatusCode  # noqa: E402
 
-from app.otel import OtelTracing  # noqa: E402
+from app.observability.otel import OtelTracing  # noqa: E402
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -56,7 +56,7 @@ async def traced(
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     settings = make_settings()
-    catalog = Catalog.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp)
+    catalog = SqliteLibrary.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp)
     app = create_app(settings, Engine(fake_model), catalog, OtelTracing(provider))
     async with app.router.lifespan_context(app), open_client(app) as client:
         yield Traced(app, client, spans)
@@ -196,9 +196,7 @@ def test_nothing_is_traced_unless_somebody_asks(environment: dict[str, str]) -> 
 
 def test_nothing_is_imported_unless_somebody_asks(repo_dir: Path) -> None:
     """FastAPI looks for OpenTelemetry's interface by itself; what costs time and memory is the rest."""
-    code = (
-        "import app.serve, app.main, sys; print([n for n in sys.modules if n.startswith('opentelemetry.')], app.main)"
-    )
+    code = "import app.cli.serve, app.main, sys; print([n for n in sys.modules if n.startswith('opentelemetry.')], app.main)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True, timeout=120, check=True
     )
@@ -218,7 +216,7 @@ def test_what_is_asked_for_and_not_done_is_refused(more: dict[str, str], message
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "app.otel")
+    monkeypatch.delitem(sys.modules, "app.observability.otel")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(TracingError, match=r"pip install 'finelap\[otel\]'"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import ucs
+from app.audio import ucs
 
 BLOCK = st.text(st.characters(codec="utf-8", exclude_characters="_-/\\.\0"), min_size=1, max_size=20).filter(
     lambda text: text.strip() and text.strip().lower() != "none"

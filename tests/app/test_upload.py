@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
-from app import checksums
-from app.checksums import Checksums, cache_file
-from app.cli import main
+from app.cli import checksums
+from app.cli.checksums import Checksums, cache_file
+from app.cli.finding import find_sources
+from app.cli.main import main
+from app.cli.upload import ingest
 from app.client import Client, ServerFault, Unreachable
-from app.finding import find_sources
-from app.upload import ingest
 from tests.waiting import wait_until
 
 FILES = 60
@@ -93,7 +93,7 @@ def serve(tmp_path: Path, repo_dir: Path, processes: list[subprocess.Popen[str]]
 def start_ingest(
     repo_dir: Path, processes: list[subprocess.Popen[str]], folder: Path, server: str
 ) -> subprocess.Popen[str]:
-    code = "import sys; from app.cli import main; sys.exit(main())"
+    code = "import sys; from app.cli.main import main; sys.exit(main())"
     arguments = ["ingest", str(folder), "--server", server, "--workers", "4", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -416,7 +416,7 @@ def test_a_cache_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_processes_share_the_cache(cache: Path, tmp_path: Path, repo_dir: Path) -> None:
     files = [old(tmp_path / f"{n}", bytes([n % 256]) * n) for n in range(300)]
     code = """if True:
-        import sys; from pathlib import Path; from app.checksums import Checksums
+        import sys; from pathlib import Path; from app.cli.checksums import Checksums
         for _ in range(3):
             with Checksums(Path(sys.argv[1])) as sums:
                 for n in range(300):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.formats import to_audacity, to_csv, to_raven
+from app.export.formats import to_audacity, to_csv, to_raven
 from model.detection import DetectionSettings, find_events
 
 HOPS = (0.16, 0.1, 0.02, 1 / 3)

@@ -20,10 +20,10 @@ def main(port: int, data_dir: Path) -> None:
     assert spec is not None and spec.loader is not None
     tones = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tones)
-    from app.engine import Engine
+    from app.inference.engine import Engine
     from app.main import create_app
     from app.settings import Settings
-    from index.catalog import Catalog
+    from index.sqlite.library import SqliteLibrary
 
     model = tones.FakeModel()
     hold = data_dir.with_name("hold")
@@ -34,7 +34,7 @@ def main(port: int, data_dir: Path) -> None:
             time.sleep(0.01)
 
     model.before = wait
-    catalog = Catalog.open(data_dir, dim=model.dim, checkpoint=model.stamp)
+    catalog = SqliteLibrary.open(data_dir, dim=model.dim, checkpoint=model.stamp)
     app = create_app(Settings(_env_file=None, data_dir=data_dir), Engine(model, max_batch_windows=4), catalog)
     print(f"http://127.0.0.1:{port}", flush=True)
     uvicorn.run(app, port=port, log_config=None, access_log=False)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.moments import Recording, _iou, fill, nearest
-from index import Catalog
-from index.frames import encode_frames
+from index import SqliteLibrary
+from index.quantization import encode_frames
 
 DIM = 64
 
@@ -25,9 +25,9 @@ def recording(rng: np.random.Generator) -> Recording:
 
 def test_a_library_made_of_patterns(tmp_path: Path) -> None:
     model: Any = SimpleNamespace(dim=DIM, frame_hop=0.16)
-    Catalog.open(tmp_path, dim=DIM, checkpoint="a").close()
+    SqliteLibrary.open(tmp_path, dim=DIM, checkpoint="a").close()
     fill(tmp_path / "catalog.sqlite3", model, [recording(np.random.default_rng(i)) for i in range(3)], 25)
-    with Catalog.open(tmp_path, dim=DIM, checkpoint="a") as catalog:
+    with SqliteLibrary.open(tmp_path, dim=DIM, checkpoint="a") as catalog:
         assert len(catalog) == 25
         vectors = [catalog.clip_vector(clip.id) for clip in catalog.list(100)[0]]
         assert len(np.unique(np.round(vectors, 4), axis=0)) == 25

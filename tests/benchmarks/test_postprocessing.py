@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.postprocessing import Way, reaching
 from model.detection import DetectionSettings, find_events
-from training.sed_metrics import Scored
+from training.evaluation.sed_metrics import Scored
 
 HOP = 0.16
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.serve import _CLOSING
+from app.cli.serve import _CLOSING
 from app.settings import Settings
 from tests.docker.compose import Unset, interpolate, read, read_env
 

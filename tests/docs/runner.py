@@ -31,7 +31,7 @@ set -aeo pipefail
 
 _FINELAP = f"""#!/bin/sh
 case "$1" in {_OF_A_SERVICE}) export FINELAP_SERVER="$DOCS_SERVER";; esac
-exec {sys.executable} -m app.cli "$@"
+exec {sys.executable} -m app.cli.main "$@"
 """
 
 

@@ -50,7 +50,7 @@ def test_what_is_not_run_says_why() -> None:
 def options(command: tuple[str, ...], repo: Path) -> set[str]:
     """What `COMMAND --help` lists."""
     done = subprocess.run(
-        [sys.executable, "-m", "app.cli", *command, "--help"], cwd=repo, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "app.cli.main", *command, "--help"], cwd=repo, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, f"finelap {' '.join(command)} is no command:\n{done.stderr}"
     return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))

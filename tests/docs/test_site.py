@@ -67,7 +67,7 @@ def test_links_lead_somewhere(repo_dir: Path) -> None:
 
 
 def test_pages_speak_of_files_that_are_there(repo_dir: Path) -> None:
-    """Paths of the checkout in inline code, as `app/formats.py`."""
+    """Paths of the checkout in inline code, as `app/export/formats.py`."""
     roots = "app|model|index|training|tests|benchmarks|checkpoints|demo|docs|docker"
     path = re.compile(rf"`((?:{roots})/[\w./-]+?\.(?:py|md|ya?ml|jsonl|csv|tsv|json|png|js|css|html))`")
     wrong = [

@@ -67,7 +67,14 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path, small_checkpoint: Path) -
 
 def start_and_fail(tmp_path: Path, *arguments: str) -> str:
     """`finelap serve` that ends with 1: what it says on stderr."""
-    command = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())", "serve", "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from app.cli.main import main; sys.exit(main())",
+        "serve",
+        "--port",
+        "0",
+    ]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr

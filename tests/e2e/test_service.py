@@ -24,7 +24,7 @@ import soundfile
 import soxr
 
 RATE = 16_000
-FINELAP = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())"]
+FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 READY = re.compile(r"FineLAP is ready: (http://\S+)")
 # what the library is asked for, and the words of which a right answer's file name has one
 QUERIES = {

@@ -32,7 +32,7 @@ import soundfile
 
 from benchmarks.common import RATE, REPO, SOUNDS, encode, write_recording
 from benchmarks.vector_data import insert
-from index.store import Store
+from index.sqlite.store import Store
 
 LIMIT = 25.0  # seconds from the signal to the end of the process
 _READY = re.compile(r"FineLAP is ready: (\S+)")
@@ -45,7 +45,7 @@ class Service:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FINELAP_")}
         environment |= {"PYTHONPATH": str(REPO), "FINELAP_DATA_DIR": str(folder / "data")}
         environment |= {f"FINELAP_{name.upper()}": str(value) for name, value in settings.items()}
-        command = [sys.executable, "-c", "import sys; from app.cli import main; sys.exit(main())", "serve"]
+        command = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())", "serve"]
         command += ["--port", "0", "--checkpoint", str(REPO / "checkpoints" / "finelap-small"), *arguments]
         self.log = folder / "log.txt"
         self.process = subprocess.Popen(
@@ -384,7 +384,7 @@ def test_sigterm_while_python_ends(over: bool, code: int) -> None:
     """Python takes its signal handlers away before the process ends. Here the end itself raises what the code says."""
     program = f"""
 import ctypes, os, signal, sys
-from app.stopping import Stop
+from app.server.shutdown import Stop
 stop = Stop(60.0)
 os.kill(os.getpid(), signal.SIGTERM)
 stop.asked.wait()

@@ -28,17 +28,28 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.datastructures import Headers, UploadFile
 
-from app import bodies, chunks, containers, conversation, forms, ranges, security, tags, ucs
+from app.api import forms, openai, ranges
+from app.api import requests as bodies
+from app.audio import containers, tags, ucs
+from app.audio import wav_chunks as chunks
+from app.audio.ixml import read_ixml
+from app.audio.tag_schema import MAX_TOTAL, checked
 from app.client import ServerError, parsing
-from app.client.reading import NOT_OURS, DetectionMessages
+from app.client.stream import NOT_OURS, DetectionMessages
+from app.decoding import conversation
 from app.errors import RequestError
-from app.ixml import read_ixml
-from app.routes import openai
+from app.server import security
 from app.settings import Settings
-from app.tag_names import MAX_TOTAL, checked
-from index import backup, catalog, filters, milvus_filters, milvus_pages, milvus_url, snapshot, store, words
-from index.frames import FrameCodes
-from index.records import CatalogError, InvalidCursor, InvalidFilter, dump_metadata, metadata_facts
+from index import filters
+from index import text as words
+from index.milvus import filters as milvus_filters
+from index.milvus import pages as milvus_pages
+from index.milvus import url as milvus_url
+from index.quantization import FrameCodes
+from index.records import InvalidCursor, InvalidFilter, LibraryError, dump_metadata, metadata_facts
+from index.sqlite import backup, store
+from index.sqlite import library as catalog
+from index.vectors import snapshot
 
 Target = Callable[[bytes], None]
 TARGETS: dict[str, Target] = {}
@@ -244,7 +255,7 @@ def metadata_to_keep(data: bytes) -> None:
     try:
         about = bodies.parse_json(data, "the metadata")
         text = dump_metadata(about)
-    except (RequestError, CatalogError):
+    except (RequestError, LibraryError):
         return
     for fact in metadata_facts(about):
         hash(fact)
@@ -299,7 +310,7 @@ def backup_manifests(data: bytes) -> None:
     try:
         found = backup._read_manifest(folder() / "copies", "one")
         assert isinstance(found.name, str) and isinstance(found.catalog_sha256, str)
-    except CatalogError:
+    except LibraryError:
         pass
 
 

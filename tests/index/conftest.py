@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import Catalog, NewClip
+from index import NewClip, SqliteLibrary
 
 DIM = 16
 
@@ -45,14 +45,14 @@ def new_clip() -> Callable[..., NewClip]:
 
 
 @pytest.fixture
-def open_library(tmp_path: Path) -> Iterator[Callable[..., Catalog]]:
+def open_library(tmp_path: Path) -> Iterator[Callable[..., SqliteLibrary]]:
     """Opens the test's library; the one opened before is closed first."""
-    opened: list[Catalog] = []
+    opened: list[SqliteLibrary] = []
 
-    def open_it(folder: Path = tmp_path / "library", dim: int = DIM, checkpoint: str = "checkpoint-a") -> Catalog:
+    def open_it(folder: Path = tmp_path / "library", dim: int = DIM, checkpoint: str = "checkpoint-a") -> SqliteLibrary:
         if opened:
             opened[-1].close()
-        opened.append(Catalog.open(folder, dim=dim, checkpoint=checkpoint))
+        opened.append(SqliteLibrary.open(folder, dim=dim, checkpoint=checkpoint))
         return opened[-1]
 
     yield open_it
@@ -61,5 +61,5 @@ def open_library(tmp_path: Path) -> Iterator[Callable[..., Catalog]]:
 
 
 @pytest.fixture
-def catalog(open_library: Callable[..., Catalog]) -> Catalog:
+def catalog(open_library: Callable[..., SqliteLibrary]) -> SqliteLibrary:
     return open_library()

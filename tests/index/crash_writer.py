@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import Catalog, NewClip
+from index import NewClip, SqliteLibrary
 
 DIM = 32
 
@@ -44,7 +44,7 @@ def say(*line: object) -> None:
     os.write(1, (json.dumps(line) + "\n").encode())  # one write, so that a kill cuts no line that was begun by another
 
 
-def work(catalog: Catalog, first_seed: int) -> None:
+def work(catalog: SqliteLibrary, first_seed: int) -> None:
     """Adds (one, or several at once), updates and deletes, in a random order."""
     choose = random.Random(first_seed)
     seed, mine = first_seed, {}
@@ -68,7 +68,7 @@ def work(catalog: Catalog, first_seed: int) -> None:
 
 
 if __name__ == "__main__":
-    library = Catalog.open(Path(sys.argv[1]), dim=DIM, checkpoint="crash")
+    library = SqliteLibrary.open(Path(sys.argv[1]), dim=DIM, checkpoint="crash")
     say("open", library.healed)
     start = int(sys.argv[2])
     for offset in (0, 100_000):

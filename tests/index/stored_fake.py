@@ -9,7 +9,7 @@ import numpy as np
 
 
 class StoredFake:
-    """`index.stored.Stored`, with `commit` and `delete` as the catalog's transactions do them."""
+    """`index.sqlite.stored.Stored`, with `commit` and `delete` as the catalog's transactions do them."""
 
     def __init__(self, dim: int, page: int = 64) -> None:
         self.dim, self.page = dim, page

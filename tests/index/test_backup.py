@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from index import Catalog, CatalogError, Clip, LibraryInUse, NewClip, backup
-from index.backup import back_up, snapshots
-from index.outside import hold
-from index.restore import restore
+from index import Clip, LibraryError, LibraryInUse, NewClip, SqliteLibrary
+from index.sqlite import backup
+from index.sqlite.backup import back_up, snapshots
+from index.sqlite.reader import hold
+from index.sqlite.restore import restore
 
 REPO = Path(__file__).parents[2]
 ROUNDS = 7
-Opener = Callable[..., Catalog]
+Opener = Callable[..., SqliteLibrary]
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -29,7 +30,7 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def clips_of(folder: Path) -> list[Clip]:
-    with Catalog.open(folder, dim=16, checkpoint="checkpoint-a") as catalog:
+    with SqliteLibrary.open(folder, dim=16, checkpoint="checkpoint-a") as catalog:
         assert catalog.healed == []
         clips, _ = catalog.list(10_000)
         for clip in clips:
@@ -39,18 +40,18 @@ def clips_of(folder: Path) -> list[Clip]:
 
 
 @pytest.fixture
-def filled(catalog: Catalog, new_clip: Callable[..., NewClip]) -> Catalog:
+def filled(catalog: SqliteLibrary, new_clip: Callable[..., NewClip]) -> SqliteLibrary:
     """A library with thirty clips, open as in a service."""
     catalog.add_many([new_clip(seed, {"seed": seed}) for seed in range(30)])
     return catalog
 
 
-def file_of(catalog: Catalog, number: int) -> Path:
+def file_of(catalog: SqliteLibrary, number: int) -> Path:
     return catalog.audio_path(catalog.list(100)[0][number].id)
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_what_was_kept_comes_back(filled: Catalog, tmp_path: Path, copy: bool) -> None:
+def test_what_was_kept_comes_back(filled: SqliteLibrary, tmp_path: Path, copy: bool) -> None:
     done = back_up(filled.folder, tmp_path / "backups", quiet, copy)
     assert (done.files, done.failed, done.snapshot.clips) == (30, {}, 30)
     original = file_of(filled, 0)
@@ -66,7 +67,7 @@ def test_what_was_kept_comes_back(filled: Catalog, tmp_path: Path, copy: bool) -
     assert not (tmp_path / "new/library/restoring.sqlite3").exists()
 
 
-def test_the_second_only_adds(filled: Catalog, new_clip: Callable[..., NewClip], tmp_path: Path) -> None:
+def test_the_second_only_adds(filled: SqliteLibrary, new_clip: Callable[..., NewClip], tmp_path: Path) -> None:
     first = back_up(filled.folder, tmp_path / "b", quiet)
     before = filled.list(100)[0]
     kept = {path: path.stat() for path in (tmp_path / "b").rglob("*") if path.is_file()}
@@ -84,7 +85,7 @@ def test_the_second_only_adds(filled: Catalog, new_clip: Callable[..., NewClip],
 
 
 def test_a_snapshot_is_of_one_moment(
-    filled: Catalog, new_clip: Callable[..., NewClip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    filled: SqliteLibrary, new_clip: Callable[..., NewClip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adds and deletes of single clips go on all the time: every snapshot is a state that there was meanwhile."""
     monkeypatch.setattr(backup, "_PAGES", 1)
@@ -125,7 +126,7 @@ def test_a_snapshot_is_of_one_moment(
 
 
 def test_clips_deleted_between_records_and_audio(
-    filled: Catalog, new_clip: Callable[..., NewClip], tmp_path: Path
+    filled: SqliteLibrary, new_clip: Callable[..., NewClip], tmp_path: Path
 ) -> None:
     """The snapshot is taken again: it never names a clip whose audio was deleted before it could be kept."""
     late: list[Clip] = []
@@ -143,7 +144,7 @@ def test_clips_deleted_between_records_and_audio(
     assert clips_of(tmp_path / "new") == filled.list(100)[0]
 
 
-def test_audio_that_the_library_lost(filled: Catalog, tmp_path: Path) -> None:
+def test_audio_that_the_library_lost(filled: SqliteLibrary, tmp_path: Path) -> None:
     lost, damaged = file_of(filled, 2), file_of(filled, 5)
     lost.unlink()
     damaged.write_bytes(b"other bytes")
@@ -154,57 +155,57 @@ def test_audio_that_the_library_lost(filled: Catalog, tmp_path: Path) -> None:
     }.items()
     restored = restore(tmp_path / "b", tmp_path / "new", quiet)
     assert restored.failed == {}  # the library is as whole as it was
-    with Catalog.open(tmp_path / "new", dim=16, checkpoint="checkpoint-a") as catalog:
+    with SqliteLibrary.open(tmp_path / "new", dim=16, checkpoint="checkpoint-a") as catalog:
         assert len(catalog) == 30 and len([line for line in catalog.healed if "missing" in line]) == 2
 
 
-def test_a_damaged_backup_is_not_taken_for_whole(filled: Catalog, tmp_path: Path) -> None:
+def test_a_damaged_backup_is_not_taken_for_whole(filled: SqliteLibrary, tmp_path: Path) -> None:
     name = back_up(filled.folder, tmp_path / "b", quiet, copy=True).snapshot.name
     kept = [path for path in (tmp_path / "b/audio").rglob("*") if path.is_file()]
     kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"?")
     kept[1].unlink()
-    with pytest.raises(CatalogError, match=r"missing or damaged: 2.*--partial"):
+    with pytest.raises(LibraryError, match=r"missing or damaged: 2.*--partial"):
         restore(tmp_path / "b", tmp_path / "new", quiet)
-    with pytest.raises(CatalogError, match="restored to the end"):
-        Catalog.open(tmp_path / "new", dim=16, checkpoint="checkpoint-a")
+    with pytest.raises(LibraryError, match="restored to the end"):
+        SqliteLibrary.open(tmp_path / "new", dim=16, checkpoint="checkpoint-a")
     assert len(restore(tmp_path / "b", tmp_path / "new", quiet, partial=True).failed) == 2
     catalog_file = tmp_path / "b/snapshots" / name / "catalog.sqlite3"
     catalog_file.write_bytes(catalog_file.read_bytes()[:-1] + b"?")
-    with pytest.raises(CatalogError, match="damaged"):
+    with pytest.raises(LibraryError, match="damaged"):
         restore(tmp_path / "b", tmp_path / "other", quiet, partial=True)
     assert not (tmp_path / "other/catalog.sqlite3").exists()
 
 
-def test_what_is_refused(filled: Catalog, tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="no library"):
+def test_what_is_refused(filled: SqliteLibrary, tmp_path: Path) -> None:
+    with pytest.raises(LibraryError, match="no library"):
         back_up(tmp_path / "nothing", tmp_path / "b", quiet)
     assert not (tmp_path / "b").exists()
-    with pytest.raises(CatalogError, match="not empty"):
+    with pytest.raises(LibraryError, match="not empty"):
         back_up(filled.folder, filled.folder, quiet)
-    with pytest.raises(CatalogError, match="not a folder of backups"):
+    with pytest.raises(LibraryError, match="not a folder of backups"):
         restore(filled.folder, tmp_path / "new", quiet)
     done = back_up(filled.folder, tmp_path / "b", quiet)
     with hold(tmp_path / "b/lock", ""), pytest.raises(LibraryInUse, match="another backup"):
         back_up(filled.folder, tmp_path / "b", quiet)
-    with pytest.raises(CatalogError, match=f"no snapshot yesterday; it has {done.snapshot.name}"):
+    with pytest.raises(LibraryError, match=f"no snapshot yesterday; it has {done.snapshot.name}"):
         restore(tmp_path / "b", tmp_path / "new", quiet, "yesterday")
-    with pytest.raises(CatalogError, match="not empty"):
+    with pytest.raises(LibraryError, match="not empty"):
         restore(tmp_path / "b", filled.folder, quiet)
     (tmp_path / "new").mkdir()
     (tmp_path / "new/notes.txt").write_text("mine")
-    with pytest.raises(CatalogError, match="not empty"):
+    with pytest.raises(LibraryError, match="not empty"):
         restore(tmp_path / "b", tmp_path / "new", quiet)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["notes.txt"]
     manifest = tmp_path / "b/snapshots" / done.snapshot.name / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(CatalogError, match="newer release"):
+    with pytest.raises(LibraryError, match="newer release"):
         snapshots(tmp_path / "b")
     manifest.write_text("[]")
-    with pytest.raises(CatalogError, match="no manifest"):
+    with pytest.raises(LibraryError, match="no manifest"):
         snapshots(tmp_path / "b")
 
 
-def test_a_database_that_is_damaged_is_not_kept(filled: Catalog, tmp_path: Path) -> None:
+def test_a_database_that_is_damaged_is_not_kept(filled: SqliteLibrary, tmp_path: Path) -> None:
     filled.close()
     path = filled.folder / "catalog.sqlite3"
     with sqlite3.connect(path) as connection:
@@ -213,7 +214,7 @@ def test_a_database_that_is_damaged_is_not_kept(filled: Catalog, tmp_path: Path)
     content = bytearray(path.read_bytes())
     content[(root - 1) * 4096 + 8 : (root - 1) * 4096 + 64] = b"\xff" * 56
     path.write_bytes(content)
-    with pytest.raises(CatalogError):
+    with pytest.raises(LibraryError):
         back_up(filled.folder, tmp_path / "b", quiet)
     assert snapshots(tmp_path / "b") == []
 
@@ -221,8 +222,8 @@ def test_a_database_that_is_damaged_is_not_kept(filled: Catalog, tmp_path: Path)
 RUN = """
 import os, signal, sys
 from pathlib import Path
-from index.backup import back_up
-from index.restore import restore
+from index.sqlite.backup import back_up
+from index.sqlite.restore import restore
 
 steps, last = 0, int(sys.argv[4])
 
@@ -251,7 +252,7 @@ def run_until(verb: str, source: Path, target: Path, step: int = 0) -> int:
     return 0 if done.stdout == b"x" else int(done.stdout)
 
 
-def test_killed_at_random_moments(catalog: Catalog, new_clip: Callable[..., NewClip], tmp_path: Path) -> None:
+def test_killed_at_random_moments(catalog: SqliteLibrary, new_clip: Callable[..., NewClip], tmp_path: Path) -> None:
     catalog.add_many([new_clip(seed) for seed in range(12)])
     expected = catalog.list(1000)[0]
     steps = run_until("backup", catalog.folder, tmp_path / "whole-b")
@@ -276,8 +277,8 @@ def test_killed_at_random_moments(catalog: Catalog, new_clip: Callable[..., NewC
             continue
         assert not run_until("restore", tmp_path / "b", target, step) or number % 2
         if not (target / "catalog.sqlite3").exists() and (target / "restoring.sqlite3").exists():
-            with pytest.raises(CatalogError, match="restored to the end"):
-                Catalog.open(target, dim=16, checkpoint="checkpoint-a")
+            with pytest.raises(LibraryError, match="restored to the end"):
+                SqliteLibrary.open(target, dim=16, checkpoint="checkpoint-a")
     for target in sorted(tmp_path.glob("target-*")):
         if not (target / "catalog.sqlite3").exists():
             restore(tmp_path / "b", target, quiet)

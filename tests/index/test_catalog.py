@@ -19,37 +19,37 @@ import pytest
 
 from index import (
     AudioMissing,
-    Catalog,
-    CatalogError,
     CheckpointMismatch,
     Clip,
     ClipNotFound,
     InvalidCursor,
     InvalidFilter,
     InvalidMetadata,
+    LibraryError,
     LibraryInUse,
     NewClip,
+    SqliteLibrary,
     StorageFull,
 )
-from index.audio_files import AudioFiles
+from index.sqlite.audio_files import AudioFiles
 
 DIM = 16
 Make = Callable[..., NewClip]
-Open = Callable[..., Catalog]
+Open = Callable[..., SqliteLibrary]
 
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "audio").rglob("*") if path.is_file())
 
 
-def _audio_names(catalog: Catalog, clips: Sequence[NewClip | Clip]) -> None:
+def _audio_names(catalog: SqliteLibrary, clips: Sequence[NewClip | Clip]) -> None:
     assert _files(catalog.folder) == sorted(clip.sha256 for clip in clips)
 
 
 # Adding
 
 
-def test_what_is_added_is_there(catalog: Catalog, new_clip: Make) -> None:
+def test_what_is_added_is_there(catalog: SqliteLibrary, new_clip: Make) -> None:
     new = new_clip(1, {"tags": ["dog", "bark"], "deep": {"a": [1, None]}, "ütf": "ß\u0000\U0001f415"})
     clip, created = catalog.add(new)
     assert created
@@ -69,7 +69,7 @@ def test_what_is_added_is_there(catalog: Catalog, new_clip: Make) -> None:
     catalog.check()
 
 
-def test_the_same_audio_twice_is_one_clip(catalog: Catalog, new_clip: Make) -> None:
+def test_the_same_audio_twice_is_one_clip(catalog: SqliteLibrary, new_clip: Make) -> None:
     first, _ = catalog.add(new_clip(1, {"a": 1}))
     again, created = catalog.add(replace(new_clip(1, {"a": 2}), filename="other name.wav"))
     assert (again, created) == (first, False)
@@ -77,7 +77,7 @@ def test_the_same_audio_twice_is_one_clip(catalog: Catalog, new_clip: Make) -> N
     _audio_names(catalog, [new_clip(1)])
 
 
-def test_many_at_once(catalog: Catalog, new_clip: Make) -> None:
+def test_many_at_once(catalog: SqliteLibrary, new_clip: Make) -> None:
     old, _ = catalog.add(new_clip(2))
     results = catalog.add_many([new_clip(1), new_clip(2), new_clip(3), new_clip(1)])
     assert [created for _, created in results] == [True, False, True, False]
@@ -104,7 +104,7 @@ def test_many_at_once(catalog: Catalog, new_clip: Make) -> None:
     ],
 )
 def test_a_clip_that_is_refused_takes_its_whole_batch_with_it(
-    catalog: Catalog, new_clip: Make, changes: dict, error: type[Exception]
+    catalog: SqliteLibrary, new_clip: Make, changes: dict, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         catalog.add_many([new_clip(1), replace(new_clip(2), **changes)])
@@ -113,7 +113,7 @@ def test_a_clip_that_is_refused_takes_its_whole_batch_with_it(
     assert catalog.add(new_clip(1))[1]
 
 
-def test_file_names_are_kept_in_any_script(catalog: Catalog, new_clip: Make) -> None:
+def test_file_names_are_kept_in_any_script(catalog: SqliteLibrary, new_clip: Make) -> None:
     for seed, name in enumerate(["雷雨.wav", "../../etc/passwd", "", "собака лает.ogg", "a\nb.wav"]):
         clip, _ = catalog.add(replace(new_clip(seed), filename=name))
         assert catalog.get(clip.id).filename == name
@@ -123,7 +123,7 @@ def test_file_names_are_kept_in_any_script(catalog: Catalog, new_clip: Make) -> 
 # Deleting and updating
 
 
-def test_what_is_deleted_is_gone(catalog: Catalog, new_clip: Make) -> None:
+def test_what_is_deleted_is_gone(catalog: SqliteLibrary, new_clip: Make) -> None:
     clip, _ = catalog.add(new_clip(1, {"a": 1}))
     other, _ = catalog.add(new_clip(2, {"a": 1}))
     path = catalog.audio_path(clip.id)
@@ -139,7 +139,7 @@ def test_what_is_deleted_is_gone(catalog: Catalog, new_clip: Make) -> None:
     assert created and back.id != clip.id
 
 
-def test_no_table_remembers_a_deleted_clip(catalog: Catalog, new_clip: Make) -> None:
+def test_no_table_remembers_a_deleted_clip(catalog: SqliteLibrary, new_clip: Make) -> None:
     clip, _ = catalog.add(new_clip(1, {"tags": ["a", "b"]}))
     catalog.delete(clip.id)
     catalog.close()
@@ -150,12 +150,12 @@ def test_no_table_remembers_a_deleted_clip(catalog: Catalog, new_clip: Make) -> 
 
 
 @pytest.mark.parametrize("clip_id", ["", "0" * 32, "../x", "\ud800", "ö"])
-def test_ids_that_are_none(catalog: Catalog, clip_id: str) -> None:
+def test_ids_that_are_none(catalog: SqliteLibrary, clip_id: str) -> None:
     with pytest.raises(ClipNotFound):
         catalog.get(clip_id)
 
 
-def test_metadata_is_merged(catalog: Catalog, new_clip: Make) -> None:
+def test_metadata_is_merged(catalog: SqliteLibrary, new_clip: Make) -> None:
     clip, _ = catalog.add(new_clip(1, {"tags": ["a"], "n": 1, "o": {"x": 1, "y": 2}}))
     changed = catalog.update_metadata(clip.id, {"n": None, "tags": ["b"], "o": {"x": None}, "new": True})
     assert changed == replace(clip, metadata={"tags": ["b"], "o": {"y": 2}, "new": True})
@@ -173,7 +173,7 @@ def test_metadata_is_merged(catalog: Catalog, new_clip: Make) -> None:
 # Searching
 
 
-def test_a_filter_is_applied_before_the_best_are_taken(catalog: Catalog, new_clip: Make) -> None:
+def test_a_filter_is_applied_before_the_best_are_taken(catalog: SqliteLibrary, new_clip: Make) -> None:
     news = [new_clip(i, {"n": i, "odd": bool(i % 2), "tags": ["all", f"t{i % 10}"]}) for i in range(60)]
     catalog.add_many(news)
     query = news[0].embedding
@@ -187,7 +187,7 @@ def test_a_filter_is_applied_before_the_best_are_taken(catalog: Catalog, new_cli
         catalog.search(query, 10, {"tags": {"$ne": "a"}})
 
 
-def test_questions_that_make_no_sense(catalog: Catalog) -> None:
+def test_questions_that_make_no_sense(catalog: SqliteLibrary) -> None:
     for vector in (np.ones(DIM - 1), np.ones((1, DIM)), np.full(DIM, np.nan)):
         with pytest.raises(ValueError):
             catalog.search(vector, 1)
@@ -199,7 +199,7 @@ def test_questions_that_make_no_sense(catalog: Catalog) -> None:
 # Listing
 
 
-def test_pages_are_stable_while_clips_come_and_go(catalog: Catalog, new_clip: Make) -> None:
+def test_pages_are_stable_while_clips_come_and_go(catalog: SqliteLibrary, new_clip: Make) -> None:
     first = [clip for clip, _ in catalog.add_many([new_clip(i, {"n": i}) for i in range(25)])]
     page, cursor = catalog.list(10)
     assert [clip.id for clip in page] == [clip.id for clip in reversed(first[15:])]  # newest first
@@ -214,7 +214,7 @@ def test_pages_are_stable_while_clips_come_and_go(catalog: Catalog, new_clip: Ma
     assert [clip.id for clip in seen] == [clip.id for clip in reversed(first) if clip.id not in gone_before_seen]
 
 
-def test_a_filtered_list(catalog: Catalog, new_clip: Make) -> None:
+def test_a_filtered_list(catalog: SqliteLibrary, new_clip: Make) -> None:
     catalog.add_many([new_clip(i, {"odd": bool(i % 2), "tags": ["x", "y"]}) for i in range(9)])
     page, cursor = catalog.list(3, None, {"odd": True, "tags": ["x", "y"]})
     rest, end = catalog.list(3, cursor, {"odd": True, "tags": ["x", "y"]})
@@ -224,13 +224,13 @@ def test_a_filtered_list(catalog: Catalog, new_clip: Make) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["", "!", "x", "YmVmb3JlOg", "YmVmb3JlOi01", "YWZ0ZXI6NQ", "ä", "A" * 5000])
-def test_cursors_that_are_none(catalog: Catalog, cursor: str) -> None:
+def test_cursors_that_are_none(catalog: SqliteLibrary, cursor: str) -> None:
     with pytest.raises(InvalidCursor):
         catalog.list(5, cursor)
 
 
 @pytest.mark.parametrize("sort", ["created", "-created", "filename", "-filename", "duration", "-duration"])
-def test_pages_in_any_order_while_clips_come_and_go(catalog: Catalog, new_clip: Make, sort: str) -> None:
+def test_pages_in_any_order_while_clips_come_and_go(catalog: SqliteLibrary, new_clip: Make, sort: str) -> None:
     clips = [clip for clip, _ in catalog.add_many([new_clip(i, filename=f"name {i % 5}.wav") for i in range(30)])]
     field = sort.removeprefix("-")
     expected = sorted(clips, key=lambda c: (getattr(c, field), clips.index(c)), reverse=sort.startswith("-"))
@@ -245,7 +245,7 @@ def test_pages_in_any_order_while_clips_come_and_go(catalog: Catalog, new_clip: 
     assert seen == [clip for clip in expected if clip not in gone[1:]]
 
 
-def test_a_cursor_goes_with_its_sort(catalog: Catalog, new_clip: Make) -> None:
+def test_a_cursor_goes_with_its_sort(catalog: SqliteLibrary, new_clip: Make) -> None:
     catalog.add_many([new_clip(i) for i in range(5)])
     _, cursor = catalog.list(2, sort="filename")
     for other in ("-filename", "created", "duration"):
@@ -255,7 +255,7 @@ def test_a_cursor_goes_with_its_sort(catalog: Catalog, new_clip: Make) -> None:
         catalog.list(2, sort="loudness")
 
 
-def test_a_page_has_at_least_one_place(catalog: Catalog) -> None:
+def test_a_page_has_at_least_one_place(catalog: SqliteLibrary) -> None:
     with pytest.raises(ValueError):
         catalog.list(0)
 
@@ -297,10 +297,10 @@ def test_a_library_belongs_to_the_checkpoint_that_made_it(open_library: Open, ne
 def test_a_library_is_open_once(open_library: Open, tmp_path: Path) -> None:
     catalog = open_library()
     with pytest.raises(LibraryInUse):
-        Catalog.open(catalog.folder, dim=DIM, checkpoint="checkpoint-a")
+        SqliteLibrary.open(catalog.folder, dim=DIM, checkpoint="checkpoint-a")
     other = (
-        "import sys; from pathlib import Path; from index import Catalog, LibraryInUse\n"
-        "try: Catalog.open(Path(sys.argv[1]), dim=16, checkpoint='checkpoint-a')\n"
+        "import sys; from pathlib import Path; from index import SqliteLibrary, LibraryInUse\n"
+        "try: SqliteLibrary.open(Path(sys.argv[1]), dim=16, checkpoint='checkpoint-a')\n"
         "except LibraryInUse as error: print('refused:', error)"
     )
     result = subprocess.run(
@@ -313,7 +313,7 @@ def test_a_library_is_open_once(open_library: Open, tmp_path: Path) -> None:
     )
     assert "refused: the library in" in result.stdout
     catalog.close()
-    with Catalog.open(catalog.folder, dim=DIM, checkpoint="checkpoint-a") as again:
+    with SqliteLibrary.open(catalog.folder, dim=DIM, checkpoint="checkpoint-a") as again:
         assert len(again) == 0
 
 
@@ -326,7 +326,7 @@ def test_a_refused_opening_keeps_nothing_locked(open_library: Open, new_clip: Ma
     assert len(open_library()) == 1
 
 
-def test_a_closed_library_says_so(catalog: Catalog, new_clip: Make) -> None:
+def test_a_closed_library_says_so(catalog: SqliteLibrary, new_clip: Make) -> None:
     clip, _ = catalog.add(new_clip(1))
     catalog.close()
     catalog.close()
@@ -337,13 +337,13 @@ def test_a_closed_library_says_so(catalog: Catalog, new_clip: Make) -> None:
         lambda: catalog.search(np.ones(DIM), 1),
         catalog.check,
     ):
-        with pytest.raises(CatalogError, match="closed"):
+        with pytest.raises(LibraryError, match="closed"):
             ask()
 
 
-def test_check_notices_that_the_folder_is_gone(catalog: Catalog, tmp_path: Path) -> None:
+def test_check_notices_that_the_folder_is_gone(catalog: SqliteLibrary, tmp_path: Path) -> None:
     catalog.folder.rename(tmp_path / "away")
-    with pytest.raises(CatalogError):
+    with pytest.raises(LibraryError):
         catalog.check()
 
 
@@ -392,7 +392,7 @@ def test_audio_without_its_database_is_not_taken_for_leftovers(open_library: Ope
     database = catalog.folder / "catalog.sqlite3"
     database.rename(catalog.folder / "lost")
     for _ in range(2):
-        with pytest.raises(CatalogError, match="put the database back"):
+        with pytest.raises(LibraryError, match="put the database back"):
             open_library()
     _audio_names(catalog, [new_clip(1)])
     (catalog.folder / "lost").rename(database)
@@ -402,7 +402,7 @@ def test_audio_without_its_database_is_not_taken_for_leftovers(open_library: Ope
 # Failures
 
 
-def test_a_full_database_refuses_whole_and_goes_on(catalog: Catalog, new_clip: Make) -> None:
+def test_a_full_database_refuses_whole_and_goes_on(catalog: SqliteLibrary, new_clip: Make) -> None:
     kept, _ = catalog.add(new_clip(1))
     writer = catalog._store._writer
     writer.execute(f"PRAGMA max_page_count = {writer.execute('PRAGMA page_count').fetchone()[0] + 2}")
@@ -420,7 +420,9 @@ def test_a_full_database_refuses_whole_and_goes_on(catalog: Catalog, new_clip: M
 
 
 @pytest.mark.parametrize("step", ["stage", "place"])
-def test_no_room_for_the_audio(catalog: Catalog, new_clip: Make, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_no_room_for_the_audio(
+    catalog: SqliteLibrary, new_clip: Make, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     kept, _ = catalog.add(new_clip(1))
 
     def full(*_: object) -> None:
@@ -436,12 +438,12 @@ def test_no_room_for_the_audio(catalog: Catalog, new_clip: Make, monkeypatch: py
 
 
 def test_a_delete_that_cannot_be_committed_leaves_the_clip_findable(
-    catalog: Catalog, new_clip: Make, monkeypatch: pytest.MonkeyPatch
+    catalog: SqliteLibrary, new_clip: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip, _ = catalog.add(new_clip(1))
     writer = catalog._store._writer
     writer.execute("CREATE TEMP TRIGGER refuse BEFORE DELETE ON clips BEGIN SELECT RAISE(ABORT, 'refused'); END")
-    with pytest.raises(CatalogError, match="refused"):
+    with pytest.raises(LibraryError, match="refused"):
         catalog.delete(clip.id)
     writer.execute("DROP TRIGGER refuse")
     assert [hit.clip for hit in catalog.search(new_clip(1).embedding, 1)] == [clip]
@@ -469,7 +471,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True, timeout=10)
 
 
-def _fill(catalog: Catalog, new_clip: Make) -> list[Clip]:
+def _fill(catalog: SqliteLibrary, new_clip: Make) -> list[Clip]:
     """Adds clips until not even the smallest fits; those that were accepted."""
     kept, seed = [], 0
     for size in (100_000, 20_000, 3000, 1):
@@ -484,14 +486,14 @@ def test_a_disk_that_is_really_full(small_disk: Path, new_clip: Make) -> None:
     """What was accepted is whole, what was refused is not there; searches go on, and clips can be deleted."""
     folder = small_disk / "library"
     for reopened in (False, True):
-        catalog = Catalog.open(folder, dim=DIM, checkpoint="a")
+        catalog = SqliteLibrary.open(folder, dim=DIM, checkpoint="a")
         kept = _fill(catalog, new_clip)
         assert len(kept) > 15
         for round in range(2 if reopened else 1):
             if round:
                 (small_disk / "filler").write_bytes(bytes(_room(small_disk)))  # somebody else's file takes the rest
                 catalog.close()
-                catalog = Catalog.open(folder, dim=DIM, checkpoint="a")
+                catalog = SqliteLibrary.open(folder, dim=DIM, checkpoint="a")
             assert {hit.clip.id for hit in catalog.search(new_clip(0).embedding, 10_000)} == {clip.id for clip in kept}
             assert {clip.id for clip in catalog.list(10_000)[0]} == {clip.id for clip in kept}
             for clip in kept:
@@ -515,7 +517,7 @@ def _room(folder: Path) -> int:
 # Threads
 
 
-def test_many_threads_add_search_and_delete(catalog: Catalog, new_clip: Make) -> None:
+def test_many_threads_add_search_and_delete(catalog: SqliteLibrary, new_clip: Make) -> None:
     def work(seed: int) -> None:
         clip, created = catalog.add(new_clip(seed, {"seed": seed}))
         assert created
@@ -532,7 +534,7 @@ def test_many_threads_add_search_and_delete(catalog: Catalog, new_clip: Make) ->
     assert len(catalog._store._readers) <= 8
 
 
-def test_the_same_audio_from_many_threads_is_one_clip(catalog: Catalog, new_clip: Make) -> None:
+def test_the_same_audio_from_many_threads_is_one_clip(catalog: SqliteLibrary, new_clip: Make) -> None:
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: catalog.add(new_clip(1)), range(40)))
     assert sum(created for _, created in results) == 1
@@ -540,7 +542,7 @@ def test_the_same_audio_from_many_threads_is_one_clip(catalog: Catalog, new_clip
     _audio_names(catalog, [new_clip(1)])
 
 
-def test_the_same_audio_added_and_deleted_from_many_threads_stays_whole(catalog: Catalog, new_clip: Make) -> None:
+def test_the_same_audio_added_and_deleted_from_many_threads_stays_whole(catalog: SqliteLibrary, new_clip: Make) -> None:
     def work(turn: int) -> None:
         clip, _ = catalog.add(new_clip(turn % 2))
         if turn % 3 == 0:
@@ -559,7 +561,7 @@ def test_the_same_audio_added_and_deleted_from_many_threads_stays_whole(catalog:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list open files")
-def test_open_files_do_not_add_up(catalog: Catalog, new_clip: Make) -> None:
+def test_open_files_do_not_add_up(catalog: SqliteLibrary, new_clip: Make) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for seed in range(50):
         with ThreadPoolExecutor(2) as pool:  # new threads each time, as a web server's come and go

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from index import Catalog, ClipNotFound, NewClip
-from index.exact import ExactLibrary
+from index import ClipNotFound, NewClip, SqliteLibrary
 from index.records import merge_patch
+from index.vectors.exact import ExactLibrary
 
 DIM = 6
 KEYS = st.sampled_from(["tags", "n", "on", ""])
@@ -48,8 +48,8 @@ class Library(RuleBasedStateMachine):
         self.hashes: dict[str, str] = {}
         self.catalog = self._open()
 
-    def _open(self) -> Catalog:
-        return Catalog.open(self.folder, dim=DIM, checkpoint="stateful")
+    def _open(self) -> SqliteLibrary:
+        return SqliteLibrary.open(self.folder, dim=DIM, checkpoint="stateful")
 
     def _new(self, vector: np.ndarray, metadata: dict[str, Any], audio: bytes) -> NewClip:
         sha256 = hashlib.sha256(audio).hexdigest()

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import Catalog, NewClip
-from index.frames import encode_frames
+from index import NewClip, SqliteLibrary
+from index.quantization import encode_frames
 from index.segments import cut_segments
-from index.vector_index import Limits
+from index.vectors.index import Limits
 
 ENOUGH = 60  # changes, and searches
 SECONDS = float(os.environ.get("FINELAP_CONCURRENCY_SECONDS", "0"))  # at least, of each way; for longer runs by hand
@@ -35,7 +35,7 @@ def test_searches_while_clips_come_and_go(
     problems: list[BaseException] = []
     stop = threading.Event()
 
-    with Catalog.open(tmp_path, dim=16, checkpoint="a", limits=limits) as catalog:
+    with SqliteLibrary.open(tmp_path, dim=16, checkpoint="a", limits=limits) as catalog:
 
         def change(mine: list[NewClip]) -> None:
             ids: dict[str, str] = {}

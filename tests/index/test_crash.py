@@ -15,7 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
-from index import Catalog
+from index import SqliteLibrary
 
 ROUNDS = int(os.environ.get("FINELAP_CRASH_ROUNDS", "8"))  # kills
 WRITER = Path(__file__).with_name("crash_writer.py")
@@ -75,7 +75,7 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
                 else:
                     del versions[seed]
 
-        with Catalog.open(tmp_path / "library", dim=32, checkpoint="crash") as catalog:
+        with SqliteLibrary.open(tmp_path / "library", dim=32, checkpoint="crash") as catalog:
             clips, _ = catalog.list(100_000)
             there = {clip.metadata["seed"]: clip for clip in clips}
             assert len(there) == len(clips) == len(catalog)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from index import duplicates
 from index.duplicates import near_duplicates, same_frames, same_outline
-from index.frames import encode_frames
+from index.quantization import encode_frames
 
 DIM = 24
 

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import Catalog, NewClip
-from index.frames import encode_frames
+from index import NewClip, SqliteLibrary
+from index.quantization import encode_frames
 from index.segments import cut_segments
-from index.vector_index import Limits
+from index.vectors.index import Limits
 
 SECONDS = float(os.environ.get("FINELAP_CONCURRENCY_SECONDS", "3"))  # at least; for longer runs by hand
 PATIENCE = max(180.0, 2 * SECONDS)
@@ -89,7 +89,7 @@ class Changer(threading.Thread):
     """Adds, updates and deletes its own clips: mostly adds while the tide rises, then mostly deletes."""
 
     def __init__(
-        self, catalog: Catalog, news: dict[int, NewClip], tide: Tide, stop: threading.Event, seed: int
+        self, catalog: SqliteLibrary, news: dict[int, NewClip], tide: Tide, stop: threading.Event, seed: int
     ) -> None:
         super().__init__(daemon=True)
         self.catalog, self.news, self.stop, self.tide = catalog, news, stop, tide
@@ -137,7 +137,7 @@ class Changer(threading.Thread):
 class Asker(threading.Thread):
     """Asks in every way in turn and writes the answers down."""
 
-    def __init__(self, catalog: Catalog, queries: np.ndarray, stop: threading.Event, seed: int) -> None:
+    def __init__(self, catalog: SqliteLibrary, queries: np.ndarray, stop: threading.Event, seed: int) -> None:
         super().__init__(daemon=True)
         self.catalog, self.queries, self.stop = catalog, queries, stop
         self.choose = np.random.default_rng(seed)
@@ -177,7 +177,7 @@ class Asker(threading.Thread):
 class Watcher(threading.Thread):
     """Notes the states that the vector index goes through, and how often codes were made."""
 
-    def __init__(self, catalog: Catalog, stop: threading.Event) -> None:
+    def __init__(self, catalog: SqliteLibrary, stop: threading.Event) -> None:
         super().__init__(daemon=True)
         self.index, self.stop = catalog._index, stop
         self.states = [self.index.state]
@@ -202,7 +202,7 @@ def test_every_answer_is_the_librarys_at_one_moment(tmp_path: Path, new_clip: Ca
     news = {seed: new_clip(seed, {"seed": seed, "kind": "moving"}) for seed in range(CLIPS)}
     queries = np.stack([new_clip(5000 + n).embedding for n in range(20)])
     stop = threading.Event()
-    with Catalog.open(tmp_path / "library", dim=16, checkpoint="a", limits=LIMITS) as catalog:
+    with SqliteLibrary.open(tmp_path / "library", dim=16, checkpoint="a", limits=LIMITS) as catalog:
         tide = Tide()
         changers = [Changer(catalog, {n: news[n] for n in range(i, CLIPS, 2)}, tide, stop, i) for i in range(2)]
         askers = [Asker(catalog, queries, stop, 10 + i) for i in range(2)]

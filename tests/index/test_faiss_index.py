@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from index.faiss_index import FaissIndex, ReadWriteLock
+from index.vectors.flat import FaissIndex, ReadWriteLock
 from tests.waiting import wait_until
 
 DIM = 24

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from index import Catalog, NewClip
-from index.exact import matches
+from index import NewClip, SqliteLibrary
 from index.filters import parse_filter
 from index.records import InvalidFilter
+from index.vectors.exact import matches
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,11 @@ def test_filter_that_is_refused(filter: object) -> None:
     ],
 )
 def test_the_reference_filter_and_the_database_agree(
-    metadata: dict, filter: dict, passes: bool, open_library: Callable[..., Catalog], new_clip: Callable[..., NewClip]
+    metadata: dict,
+    filter: dict,
+    passes: bool,
+    open_library: Callable[..., SqliteLibrary],
+    new_clip: Callable[..., NewClip],
 ) -> None:
     record = {"filename": "sound.wav", "duration": 1.5, "sample_rate": 44_100, "channels": 2}
     assert matches(metadata, filter, record) is passes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index.frames import FrameCodes, encode_frames
+from index.quantization import FrameCodes, encode_frames
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

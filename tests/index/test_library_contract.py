@@ -17,19 +17,19 @@ import pytest
 
 from index import (
     AudioMissing,
-    Catalog,
-    CatalogError,
     CheckpointMismatch,
     ClipNotFound,
     InvalidCursor,
     InvalidFilter,
     InvalidMetadata,
+    LibraryError,
     NewClip,
+    SqliteLibrary,
 )
-from index.exact import ExactLibrary, matches
-from index.frames import encode_frames
 from index.library import Library
+from index.quantization import encode_frames
 from index.segments import cut_segments
+from index.vectors.exact import ExactLibrary, matches
 
 DIM = 16
 Make = Callable[..., NewClip]
@@ -46,11 +46,11 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]
         if opened:
             opened[-1].close()
         if url:
-            from index.milvus_catalog import MilvusCatalog
+            from index.milvus.library import MilvusLibrary
 
-            opened.append(MilvusCatalog.open(url, tmp_path / "library", dim=dim, checkpoint=checkpoint))
+            opened.append(MilvusLibrary.open(url, tmp_path / "library", dim=dim, checkpoint=checkpoint))
         else:
-            opened.append(Catalog.open(tmp_path / "library", dim=dim, checkpoint=checkpoint))
+            opened.append(SqliteLibrary.open(tmp_path / "library", dim=dim, checkpoint=checkpoint))
         return opened[-1]
 
     yield open_it
@@ -394,7 +394,7 @@ def test_words_find_names_tags_and_descriptions(library: Library, new_clip: Make
 @pytest.mark.parametrize("window", [None, 16])
 def test_pages_in_any_order_while_clips_come_and_go(library: Library, new_clip: Make, window: int | None) -> None:
     if window is not None:
-        if isinstance(library, Catalog):
+        if isinstance(library, SqliteLibrary):
             pytest.skip("only a store that does not sort looks through windows")
         library.window = window  # type: ignore[attr-defined]
     news = [new_clip(i, {"odd": bool(i % 2)}, filename=f"name {i % 5}.wav") for i in range(60)]
@@ -477,7 +477,7 @@ def test_a_closed_library_says_so(open_store: Open, new_clip: Make) -> None:
     library.close()
     library.close()
     for ask in (lambda: library.get(clip.id), lambda: library.add(new_clip(2)), library.check):
-        with pytest.raises(CatalogError):
+        with pytest.raises(LibraryError):
             ask()
 
 

@@ -22,29 +22,29 @@ from hypothesis import strategies as st
 
 from index import (
     AudioMissing,
-    CatalogError,
     CheckpointMismatch,
     ClipNotFound,
     InvalidMetadata,
+    LibraryError,
     LibraryUnavailable,
     NewClip,
-    milvus_catalog,
 )
-from index import milvus_objects as objects_module
-from index.milvus_catalog import MilvusCatalog
-from index.milvus_claims import Claims, Clock
-from index.milvus_objects import FolderObjects, RemoteObjects, open_objects
-from index.milvus_pages import page, read_cursor, write_cursor
-from index.milvus_url import parse_milvus_url
-from index.milvus_words import body, terms, wanted
+from index.milvus import library as milvus_catalog
+from index.milvus import objects as objects_module
+from index.milvus.claims import Claims, Clock
+from index.milvus.library import MilvusLibrary
+from index.milvus.objects import FolderObjects, RemoteObjects, open_objects
+from index.milvus.pages import page, read_cursor, write_cursor
+from index.milvus.url import parse_milvus_url
+from index.milvus.words import body, terms, wanted
 
 DIM = 16
 Make = Callable[..., NewClip]
 Url = Callable[[], str]
 
 
-def open_it(url: str, folder: Path, checkpoint: str = "checkpoint-a", dim: int = DIM) -> MilvusCatalog:
-    return MilvusCatalog.open(url, folder, dim=dim, checkpoint=checkpoint)
+def open_it(url: str, folder: Path, checkpoint: str = "checkpoint-a", dim: int = DIM) -> MilvusLibrary:
+    return MilvusLibrary.open(url, folder, dim=dim, checkpoint=checkpoint)
 
 
 # Two at once
@@ -74,8 +74,8 @@ def test_another_process_sees_them_too(milvus_url: Url, tmp_path: Path, new_clip
     library = open_it(url, tmp_path)
     clip, _ = library.add(new_clip(1))
     program = (
-        "import sys; from pathlib import Path; from index.milvus_catalog import MilvusCatalog\n"
-        "there = MilvusCatalog.open(sys.argv[1], Path(sys.argv[2]), dim=16, checkpoint='checkpoint-a')\n"
+        "import sys; from pathlib import Path; from index.milvus.library import MilvusLibrary\n"
+        "there = MilvusLibrary.open(sys.argv[1], Path(sys.argv[2]), dim=16, checkpoint='checkpoint-a')\n"
         "[clip] = there.list(5)[0]\n"
         "there.update_metadata(clip.id, {'seen': clip.filename})\n"
     )
@@ -175,7 +175,7 @@ def test_a_collection_of_somebody_else_is_refused(milvus_url: Url, tmp_path: Pat
     client = MilvusClient(uri=parts.uri)
     client.create_collection(parts.collection, dimension=DIM)
     client.close()
-    with pytest.raises(CatalogError, match="not a library"):
+    with pytest.raises(LibraryError, match="not a library"):
         open_it(url, tmp_path)
 
 

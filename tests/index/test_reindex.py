@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import Catalog, CatalogError, CheckpointMismatch, Clip, NewClip, StorageFull
-from index.frames import encode_frames
-from index.outside import LibraryReader
-from index.reindex import SideDatabase, side_path
+from index import CheckpointMismatch, Clip, LibraryError, NewClip, SqliteLibrary, StorageFull
+from index.quantization import encode_frames
+from index.sqlite.reader import LibraryReader
+from index.sqlite.reindex import SideDatabase, side_path
 
 REPO = Path(__file__).parents[2]
 OLD, NEW, NEW_DIM = "checkpoint-a", "checkpoint-b", 24
@@ -43,7 +43,7 @@ def embed_again(folder: Path, clips: list[Clip]) -> None:
 
 
 @pytest.fixture
-def filled(catalog: Catalog, new_clip: Callable[..., NewClip]) -> tuple[Catalog, list[Clip]]:
+def filled(catalog: SqliteLibrary, new_clip: Callable[..., NewClip]) -> tuple[SqliteLibrary, list[Clip]]:
     """A library of nine clips of ten, so that its rows have a gap."""
     clips = [clip for clip, _ in catalog.add_many([new_clip(seed, {"seed": seed}) for seed in range(10)])]
     catalog.delete(clips.pop(3).id)
@@ -51,8 +51,8 @@ def filled(catalog: Catalog, new_clip: Callable[..., NewClip]) -> tuple[Catalog,
 
 
 def test_everything_but_the_vectors_stays(
-    filled: tuple[Catalog, list[Clip]],
-    open_library: Callable[..., Catalog],
+    filled: tuple[SqliteLibrary, list[Clip]],
+    open_library: Callable[..., SqliteLibrary],
     new_clip: Callable[..., NewClip],
     tmp_path: Path,
 ) -> None:
@@ -79,15 +79,15 @@ def test_everything_but_the_vectors_stays(
 
 
 def test_answers_are_those_of_a_library_made_anew(
-    filled: tuple[Catalog, list[Clip]],
-    open_library: Callable[..., Catalog],
+    filled: tuple[SqliteLibrary, list[Clip]],
+    open_library: Callable[..., SqliteLibrary],
     new_clip: Callable[..., NewClip],
     tmp_path: Path,
 ) -> None:
     catalog, clips = filled
     embed_again(catalog.folder, clips)
     changed = open_library(dim=NEW_DIM, checkpoint=NEW)
-    with Catalog.open(tmp_path / "anew", dim=NEW_DIM, checkpoint=NEW) as anew:
+    with SqliteLibrary.open(tmp_path / "anew", dim=NEW_DIM, checkpoint=NEW) as anew:
         for clip in clips:
             vector, frames = again(clip.sha256)
             new = new_clip(clip.metadata["seed"], clip.metadata, embedding=vector, frames=frames, frame_hop=0.32)
@@ -102,7 +102,9 @@ def test_answers_are_those_of_a_library_made_anew(
 
 
 def test_a_clip_that_is_not_there_yet_keeps_the_old_library(
-    filled: tuple[Catalog, list[Clip]], open_library: Callable[..., Catalog], new_clip: Callable[..., NewClip]
+    filled: tuple[SqliteLibrary, list[Clip]],
+    open_library: Callable[..., SqliteLibrary],
+    new_clip: Callable[..., NewClip],
 ) -> None:
     catalog, clips = filled
     embed_again(catalog.folder, clips)
@@ -118,7 +120,7 @@ def test_a_clip_that_is_not_there_yet_keeps_the_old_library(
 
 
 def test_a_library_of_another_checkpoint_has_no_part_in_it(
-    filled: tuple[Catalog, list[Clip]], open_library: Callable[..., Catalog]
+    filled: tuple[SqliteLibrary, list[Clip]], open_library: Callable[..., SqliteLibrary]
 ) -> None:
     catalog, clips = filled
     embed_again(catalog.folder, clips)
@@ -126,17 +128,17 @@ def test_a_library_of_another_checkpoint_has_no_part_in_it(
         open_library(dim=NEW_DIM, checkpoint="checkpoint-c")
     assert caught.value.missing is None
     os.rename(side_path(catalog.folder, NEW), side_path(catalog.folder, "checkpoint-c"))
-    with pytest.raises(CatalogError, match="remove it"):
+    with pytest.raises(LibraryError, match="remove it"):
         open_library(dim=NEW_DIM, checkpoint="checkpoint-c")
     open_library()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be taken for one" * 100])
 def test_a_side_database_that_is_none(
-    content: bytes, filled: tuple[Catalog, list[Clip]], open_library: Callable[..., Catalog]
+    content: bytes, filled: tuple[SqliteLibrary, list[Clip]], open_library: Callable[..., SqliteLibrary]
 ) -> None:
     side_path(filled[0].folder, NEW).write_bytes(content)
-    with pytest.raises(CatalogError):
+    with pytest.raises(LibraryError):
         open_library(dim=NEW_DIM, checkpoint=NEW)
     assert len(open_library()) == len(filled[1])
 
@@ -150,17 +152,17 @@ def test_what_a_side_database_refuses(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="frames"):
             side.add("0" * 64, vector, encode_frames(frames[:, 1:]), 0.16)
         assert not side.known
-    with pytest.raises(CatalogError, match="remove it"):
+    with pytest.raises(LibraryError, match="remove it"):
         SideDatabase(tmp_path, NEW, NEW_DIM + 1)
     with sqlite3.connect(side_path(tmp_path, OLD)) as other:
         other.execute("CREATE TABLE somebodys (work)")
     other.close()
-    with pytest.raises(CatalogError, match="not made by finelap reindex"):
+    with pytest.raises(LibraryError, match="not made by finelap reindex"):
         SideDatabase(tmp_path, OLD, 16)
 
 
 def test_one_that_still_follows_is_not_in_the_way(
-    filled: tuple[Catalog, list[Clip]], open_library: Callable[..., Catalog]
+    filled: tuple[SqliteLibrary, list[Clip]], open_library: Callable[..., SqliteLibrary]
 ) -> None:
     catalog, clips = filled
     embed_again(catalog.folder, clips)
@@ -187,7 +189,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_no_room_for_both(small_disk: Path, new_clip: Callable[..., NewClip]) -> None:
     folder, filler = small_disk / "library", small_disk / "filler"
     track = np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32)
-    with Catalog.open(folder, dim=16, checkpoint=OLD) as catalog:
+    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as catalog:
         clips = [clip for clip, _ in catalog.add_many([new_clip(seed, frames=track) for seed in range(120)])]
     track = np.random.default_rng(0).standard_normal((500, NEW_DIM)).astype(np.float32)
     with SideDatabase(folder, NEW, NEW_DIM) as side:
@@ -196,11 +198,11 @@ def test_no_room_for_both(small_disk: Path, new_clip: Callable[..., NewClip]) ->
     room = os.statvfs(small_disk)
     filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 300_000))
     with pytest.raises(StorageFull):
-        Catalog.open(folder, dim=NEW_DIM, checkpoint=NEW)
-    with Catalog.open(folder, dim=16, checkpoint=OLD) as catalog:
+        SqliteLibrary.open(folder, dim=NEW_DIM, checkpoint=NEW)
+    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as catalog:
         assert catalog.search(new_clip(7).embedding, 1)[0].clip == clips[7]
     filler.unlink()
-    with Catalog.open(folder, dim=NEW_DIM, checkpoint=NEW) as catalog:
+    with SqliteLibrary.open(folder, dim=NEW_DIM, checkpoint=NEW) as catalog:
         assert len(catalog) == len(clips)
         assert catalog.search(again(clips[7].sha256)[0], 1)[0].clip == clips[7]
 
@@ -208,9 +210,9 @@ def test_no_room_for_both(small_disk: Path, new_clip: Callable[..., NewClip]) ->
 CHANGE_OVER = """
 import sys
 from pathlib import Path
-from index import Catalog
+from index import SqliteLibrary
 print("begun", flush=True)
-Catalog.open(Path(sys.argv[1]), dim=int(sys.argv[3]), checkpoint=sys.argv[2]).close()
+SqliteLibrary.open(Path(sys.argv[1]), dim=int(sys.argv[3]), checkpoint=sys.argv[2]).close()
 """
 
 
@@ -221,7 +223,7 @@ def test_killed_while_it_changes_over(tmp_path: Path, new_clip: Callable[..., Ne
     def direction(sha256: str, dim: int) -> np.ndarray:
         return np.eye(dim, dtype=np.float32)[int(sha256[:8], 16) % dim]
 
-    with Catalog.open(folder, dim=16, checkpoint=OLD) as catalog:
+    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as catalog:
         new = [new_clip(seed) for seed in range(150)]
         new = [replace(c, embedding=direction(c.sha256, 16), frames=[direction(c.sha256, 16)] * 200) for c in new]
         clips = [clip for clip, _ in catalog.add_many(new)]
@@ -255,7 +257,7 @@ def test_killed_while_it_changes_over(tmp_path: Path, new_clip: Callable[..., Ne
         assert stamp in ((OLD, 16), (NEW, NEW_DIM))
         assert stamp == (other, dims[other]) or side_path(folder, other).is_file()  # it can be taken over later
         library = stamp[0]
-        with Catalog.open(folder, dim=stamp[1], checkpoint=library) as catalog:
+        with SqliteLibrary.open(folder, dim=stamp[1], checkpoint=library) as catalog:
             assert catalog.healed == [] and len(catalog) == len(clips)
             for clip in clips:
                 vector = direction(clip.sha256, stamp[1])

@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from index import Catalog, Hit
-from index.frames import encode_frames
+from index import Hit, SqliteLibrary
+from index.quantization import encode_frames
 from index.segments import cut_segments
-from index.vector_index import Limits
+from index.vectors.index import Limits
 from tests.index.conftest import make_clip
 
 SECONDS = float(os.environ.get("FINELAP_CONCURRENCY_SECONDS", "0"))  # about; for longer runs by hand
@@ -83,7 +83,7 @@ class Library(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.catalog = Catalog.open(self.folder, dim=16, checkpoint="stateful", limits=LIMITS)
+        self.catalog = SqliteLibrary.open(self.folder, dim=16, checkpoint="stateful", limits=LIMITS)
         self.states: list[State] = [{}]  # after each change that was asked for
         self.begun = self.done = 0  # changes, counted by the thread that makes them
         self.ids: dict[int, str] = {}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import Catalog, CatalogError, NewClip, store
-from index.frames import FrameCodes, encode_frames
+from index import LibraryError, NewClip, SqliteLibrary
+from index.quantization import FrameCodes, encode_frames
 from index.segments import ALIKE, LONGEST, SECONDS_EACH, SPARE, SegmentIndex, cut_segments
+from index.sqlite import store
 
 DIM = 16
 HOP = 0.16
@@ -123,7 +124,7 @@ def test_nothing_to_find() -> None:
         assert len(index.search(np.ones(DIM, np.float32), 3, np.array([], np.int64))[0]) == 0
 
 
-def segments_on_disk(catalog: Catalog) -> dict[str, np.ndarray]:
+def segments_on_disk(catalog: SqliteLibrary) -> dict[str, np.ndarray]:
     with catalog._store.read() as view:
         return {
             clip_id: FrameCodes.from_bytes(codes, DIM).decode()
@@ -131,7 +132,7 @@ def segments_on_disk(catalog: Catalog) -> dict[str, np.ndarray]:
         }
 
 
-def check_agreement(catalog: Catalog) -> None:
+def check_agreement(catalog: SqliteLibrary) -> None:
     """Every clip has on the disk the segments of its frames, and the index has these and no others."""
     clips, _ = catalog.list(1000)
     there = segments_on_disk(catalog)
@@ -147,7 +148,7 @@ def check_agreement(catalog: Catalog) -> None:
 
 
 def test_segments_come_stay_and_go_with_their_clip(
-    catalog: Catalog, open_library: Callable[..., Catalog], new_clip: Callable[..., NewClip]
+    catalog: SqliteLibrary, open_library: Callable[..., SqliteLibrary], new_clip: Callable[..., NewClip]
 ) -> None:
     clips = [clip for clip, _ in catalog.add_many([new_clip(seed, {"seed": seed}) for seed in range(12)])]
     check_agreement(catalog)
@@ -165,7 +166,9 @@ def test_segments_come_stay_and_go_with_their_clip(
     assert len(again) == 11
 
 
-def test_the_best_stretch_decides_and_questions_are_checked(catalog: Catalog, new_clip: Callable[..., NewClip]) -> None:
+def test_the_best_stretch_decides_and_questions_are_checked(
+    catalog: SqliteLibrary, new_clip: Callable[..., NewClip]
+) -> None:
     rng = np.random.default_rng(8)
     for seed in range(30):
         catalog.add(new_clip(seed, frames=wandering(rng, 200, 0.1)))
@@ -178,27 +181,27 @@ def test_the_best_stretch_decides_and_questions_are_checked(catalog: Catalog, ne
         catalog.search_segments(query, 0)
     with pytest.raises(ValueError, match="query"):
         catalog.search_segments(query[:3], 1)
-    with pytest.raises(CatalogError, match="filter"):
+    with pytest.raises(LibraryError, match="filter"):
         catalog.search_segments(query, 1, {"a": None})
 
 
 def test_a_delete_that_fails_leaves_the_segments(
-    catalog: Catalog, new_clip: Callable[..., NewClip], monkeypatch: pytest.MonkeyPatch
+    catalog: SqliteLibrary, new_clip: Callable[..., NewClip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = [catalog.add(new_clip(seed))[0] for seed in range(4)]
 
     def fail(*_: Any) -> None:
-        raise CatalogError("the disk is gone")
+        raise LibraryError("the disk is gone")
 
     with monkeypatch.context() as broken:
         broken.setattr(store, "delete", fail)
-        with pytest.raises(CatalogError, match="gone"):
+        with pytest.raises(LibraryError, match="gone"):
             catalog.delete(clips[1].id)
     check_agreement(catalog)
 
 
 def test_an_older_library_gets_its_segments_once(
-    catalog: Catalog, open_library: Callable[..., Catalog], new_clip: Callable[..., NewClip]
+    catalog: SqliteLibrary, open_library: Callable[..., SqliteLibrary], new_clip: Callable[..., NewClip]
 ) -> None:
     rng = np.random.default_rng(5)
     for seed in range(20):
@@ -216,7 +219,7 @@ def test_an_older_library_gets_its_segments_once(
 
 
 def test_a_knock_in_an_hour_is_found_before_clips_that_are_alike_as_a_whole(
-    catalog: Catalog, new_clip: Callable[..., NewClip]
+    catalog: SqliteLibrary, new_clip: Callable[..., NewClip]
 ) -> None:
     rng = np.random.default_rng(6)
     knock = unit(rng.standard_normal(DIM))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from index.records import CatalogError, StorageFull
-from index.store import MIGRATIONS, Store
+from index.records import LibraryError, StorageFull
+from index.sqlite.store import MIGRATIONS, Store
 
 
 def _version(path: Path) -> int:
@@ -47,7 +47,7 @@ def test_an_older_library_is_brought_forward_once_and_keeps_what_it_has(tmp_path
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite3"
     Store(path).close()
-    with pytest.raises(CatalogError):
+    with pytest.raises(LibraryError):
         Store(path, (*MIGRATIONS, "CREATE TABLE extra (a); INSERT INTO nowhere VALUES (1);"))
     assert _version(path) == len(MIGRATIONS)
     Store(path, (*MIGRATIONS, "CREATE TABLE extra (a);")).close()
@@ -57,19 +57,19 @@ def test_a_library_of_a_newer_release_is_refused_untouched(tmp_path: Path) -> No
     path = tmp_path / "a.sqlite3"
     Store(path, (*MIGRATIONS, "CREATE TABLE extra (a);")).close()
     before = path.read_bytes()
-    with pytest.raises(CatalogError, match="newer release"):
+    with pytest.raises(LibraryError, match="newer release"):
         Store(path)
     assert path.read_bytes() == before
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"this is not a database, it is a text " * 100)
-    with pytest.raises(CatalogError):
+    with pytest.raises(LibraryError):
         Store(tmp_path / "text")
     other = sqlite3.connect(tmp_path / "other")
     other.execute("CREATE TABLE theirs (a)")
     other.close()
-    with pytest.raises(CatalogError, match="not a FineLAP library"):
+    with pytest.raises(LibraryError, match="not a FineLAP library"):
         Store(tmp_path / "other")
 
 
@@ -113,9 +113,9 @@ def test_closed(tmp_path: Path) -> None:
         store.close()
         assert view.execute("SELECT 1").fetchone() == (1,)  # a reader at work is not cut off
     for door in (store.read, store.write):
-        with pytest.raises(CatalogError, match="closed"), door():
+        with pytest.raises(LibraryError, match="closed"), door():
             pass
-    with pytest.raises(CatalogError, match="closed"):
+    with pytest.raises(LibraryError, match="closed"):
         store.check()
 
 
@@ -124,9 +124,9 @@ def test_check_notices_that_the_file_was_replaced(tmp_path: Path) -> None:
     store = Store(path)
     store.check()
     path.rename(tmp_path / "moved")
-    with pytest.raises(CatalogError):
+    with pytest.raises(LibraryError):
         store.check()
     path.touch()
-    with pytest.raises(CatalogError, match="replaced"):
+    with pytest.raises(LibraryError, match="replaced"):
         store.check()
     store.close()

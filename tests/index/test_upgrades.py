@@ -15,10 +15,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from index import backup, restore
-from index.catalog import Catalog
 from index.records import CheckpointMismatch
-from index.store import MIGRATIONS
+from index.sqlite import backup, restore
+from index.sqlite.library import SqliteLibrary
+from index.sqlite.store import MIGRATIONS
 
 LIBRARIES = Path(__file__).with_name("libraries")
 MADE = sorted(LIBRARIES.glob("*.tar.xz"))
@@ -57,7 +57,7 @@ def metadata(number: int) -> dict:
     return about
 
 
-def check(library: Catalog, ids: dict[int, str]) -> None:
+def check(library: SqliteLibrary, ids: dict[int, str]) -> None:
     clips = {clip.id: clip for clip in library.list(100)[0]}
     assert set(clips) == {ids[n] for n in THERE} and len(library) == len(THERE)
     for n in THERE:
@@ -72,7 +72,7 @@ def check(library: Catalog, ids: dict[int, str]) -> None:
         assert kept.shape == frames.shape and np.abs(kept - frames).max() < 0.01 and hop == 0.16
 
 
-def answers(library: Catalog) -> list[list[tuple[str, float]]]:
+def answers(library: SqliteLibrary) -> list[list[tuple[str, float]]]:
     """What searches of every kind find, by file name, with similarities."""
     found = []
     for seed in range(6):
@@ -86,10 +86,10 @@ def answers(library: Catalog) -> list[list[tuple[str, float]]]:
     return [[(hit.clip.filename, round(hit.similarity, 5)) for hit in hits] for hits in found]
 
 
-def check_searches(library: Catalog, folder: Path) -> None:
+def check_searches(library: SqliteLibrary, folder: Path) -> None:
     """Against a library that this release makes of the same clips, and against all inner products."""
     make.fill(folder)
-    with Catalog.open(folder, dim=make.DIM, checkpoint=make.CHECKPOINT) as fresh:
+    with SqliteLibrary.open(folder, dim=make.DIM, checkpoint=make.CHECKPOINT) as fresh:
         expected = answers(fresh)
     assert answers(library) == expected and sum(map(bool, expected)) > len(expected) / 2
     query = np.random.RandomState(0).standard_normal(make.DIM).astype(np.float32)
@@ -109,7 +109,7 @@ def test_every_format_is_among_them(tmp_path: Path) -> None:
 
 def test_it_opens_and_answers(old: Path, tmp_path: Path) -> None:
     ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
-    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+    with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
         assert not library.healed
         check(library, ids)
         check_searches(library, tmp_path / "fresh")
@@ -117,23 +117,23 @@ def test_it_opens_and_answers(old: Path, tmp_path: Path) -> None:
         library.update_metadata(ids[1], {"new": 1})
         assert library.get(ids[1]).metadata == metadata(1) | {"new": 1}
     assert version(old) == len(MIGRATIONS)
-    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+    with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
         assert len(library) == len(THERE) - 1 and not library.healed
 
 
 def test_it_is_backed_up_and_restored(old: Path, tmp_path: Path) -> None:
     ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
-    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT):
+    with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT):
         backup.back_up(old, tmp_path / "copies", lambda *_: None)
     restore.restore(tmp_path / "copies", tmp_path / "again", lambda *_: None)
-    with Catalog.open(tmp_path / "again", dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+    with SqliteLibrary.open(tmp_path / "again", dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
         check(library, ids)
         check_searches(library, tmp_path / "fresh")
 
 
 def test_another_checkpoint_is_refused(old: Path) -> None:
     with pytest.raises(CheckpointMismatch, match="reindex"):
-        Catalog.open(old, dim=make.DIM, checkpoint="another")
+        SqliteLibrary.open(old, dim=make.DIM, checkpoint="another")
 
 
 def test_a_migration_that_is_broken_off(old: Path) -> None:
@@ -148,5 +148,5 @@ def test_a_migration_that_is_broken_off(old: Path) -> None:
     assert version(old) == before
     (old / "catalog.sqlite3").write_bytes(kept)
     ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
-    with Catalog.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
+    with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
         check(library, ids)

@@ -15,11 +15,13 @@ import faiss
 import numpy as np
 import pytest
 
-from index import GpuMissing, approximate, snapshot
-from index.approximate import Codes, Stopped, groups_for, sample_size
-from index.rows import RowSet
-from index.spare_core import SpareCore, usable_cores
-from index.vector_index import Limits, VectorIndex
+from index import GpuMissing
+from index.vectors import ivf_rabitq as approximate
+from index.vectors import snapshot
+from index.vectors.index import Limits, VectorIndex
+from index.vectors.ivf_rabitq import Codes, Stopped, groups_for, sample_size
+from index.vectors.row_set import RowSet
+from index.vectors.spare_core import SpareCore, usable_cores
 from tests.index.stored_fake import StoredFake
 
 DIM = 24
@@ -529,7 +531,7 @@ def test_work_goes_on_where_no_thread_can_be_started_any_more() -> None:
     assert helper.run([threading.get_ident] * 3) == [mine] * 3
     code = """
 import os
-from index.spare_core import SpareCore
+from index.vectors.spare_core import SpareCore
 helper = SpareCore(2)
 helper.run([lambda: 1] * 2)  # its thread has begun
 child = os.fork()

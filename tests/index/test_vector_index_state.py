@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from index.vector_index import Limits, VectorIndex
+from index.vectors.index import Limits, VectorIndex
 from tests.index.stored_fake import StoredFake
 
 DIM = 8

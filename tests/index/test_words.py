@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index import Catalog, NewClip
-from index.store import MIGRATIONS, Store
-from index.words import TOKENIZER, columns, cut, match
+from index import NewClip, SqliteLibrary
+from index.sqlite.store import MIGRATIONS, Store
+from index.text import TOKENIZER, columns, cut, match
 
 Make = Callable[..., NewClip]
 
@@ -34,7 +34,7 @@ def test_names_are_cut_where_words_meet(text: str, words: str) -> None:
 
 
 @pytest.fixture
-def library(open_library: Callable[..., Catalog], new_clip: Make) -> Catalog:
+def library(open_library: Callable[..., SqliteLibrary], new_clip: Make) -> SqliteLibrary:
     catalog = open_library()
     for seed, (name, metadata) in enumerate(
         [
@@ -50,11 +50,11 @@ def library(open_library: Callable[..., Catalog], new_clip: Make) -> Catalog:
     return catalog
 
 
-def names(catalog: Catalog, query: str, k: int = 10, **options: object) -> list[str]:
+def names(catalog: SqliteLibrary, query: str, k: int = 10, **options: object) -> list[str]:
     return [hit.clip.filename for hit in catalog.search_words(query, np.ones(16), k, **options)]  # type: ignore[arg-type]
 
 
-def test_words_find_names_tags_and_descriptions(library: Catalog) -> None:
+def test_words_find_names_tags_and_descriptions(library: SqliteLibrary) -> None:
     assert set(names(library, "barking dogs")) == {"DogBarking_01.wav", "take 7.wav", "take 8.wav"}
     assert names(library, "barking dogs")[-1] == "take 8.wav"  # a description counts less than a name or a tag
     assert names(library, "the dog and the car")[0] == "take 8.wav"
@@ -65,18 +65,18 @@ def test_words_find_names_tags_and_descriptions(library: Catalog) -> None:
 
 
 @pytest.mark.parametrize("query", ["", " ", "???", '"', "*", "zebra", "(" * 100])
-def test_queries_without_an_answer(library: Catalog, query: str) -> None:
+def test_queries_without_an_answer(library: SqliteLibrary, query: str) -> None:
     assert names(library, query) == []
 
 
-def test_similarities_are_those_of_the_vectors(library: Catalog, new_clip: Make) -> None:
+def test_similarities_are_those_of_the_vectors(library: SqliteLibrary, new_clip: Make) -> None:
     query = new_clip(77).embedding
     exact = {hit.clip.id: hit.similarity for hit in library.search(query, 10)}
     for hit in library.search_words("dog", query, 10):
         assert hit.similarity == pytest.approx(exact[hit.clip.id], abs=1e-6)
 
 
-def test_words_follow_every_change(library: Catalog) -> None:
+def test_words_follow_every_change(library: SqliteLibrary) -> None:
     (rain,) = library.search_words("rain", np.ones(16), 5)
     library.update_metadata(rain.clip.id, {"tags": ["thunderstorm"], "place": None})
     assert names(library, "thunderstorms") == ["rain.flac"] and names(library, "goteborg") == []
@@ -95,7 +95,7 @@ def test_a_library_from_before_has_its_words_after_opening(tmp_path: Path, new_c
         )
         old.execute("INSERT INTO vectors VALUES (4, ?)", (np.eye(16, dtype="<f4")[0].tobytes(),))
     old.close()
-    with Catalog.open(tmp_path, dim=16, checkpoint="checkpoint-a") as catalog:
+    with SqliteLibrary.open(tmp_path, dim=16, checkpoint="checkpoint-a") as catalog:
         assert names(catalog, "bells") == names(catalog, "church") == ["OldBell.wav"]
 
 

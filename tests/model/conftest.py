@@ -202,7 +202,7 @@ def published_shapes(width: int = 64, depth: int = 2, dim: int = 16, words: int 
 @pytest.fixture
 def small_published() -> dict[str, Tensor]:
     """A published state of width 64, with weights drawn from names and the fixed positions."""
-    from model.eat import sincos_positions
+    from model.encoders.eat import sincos_positions
 
     state = {}
     for name, shape in published_shapes().items():

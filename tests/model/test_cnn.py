@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.cnn import AttentionPool, ConvEncoder
 from model.config import ConfigError, EncoderConfig, MelConfig, WindowConfig
-from model.encoders import build_encoder
+from model.encoders.cnn import AttentionPool, ConvEncoder
+from model.encoders.registry import build_encoder
 
 MEL = MelConfig(num_mel_bins=16)
 WINDOWS = WindowConfig(mel_frames=256, frames=16)

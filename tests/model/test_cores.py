@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from model import cores
-from model.cores import as_here, limited, share_out
+from model import threads as cores
 from model.finelap import FineLAP
+from model.threads import as_here, limited, share_out
 
 
 @pytest.fixture(autouse=True)

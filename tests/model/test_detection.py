@@ -27,7 +27,7 @@ from model.detection import (
     median_frames,
     median_smooth,
 )
-from model.smoothing import MedianStream
+from model.median import MedianStream
 
 HOP = 0.16
 
@@ -94,7 +94,7 @@ def test_median_is_scipys_with_reflection(length: int, frames: int) -> None:
 def test_median_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).random((2, 300), dtype=np.float32)
     whole = median_smooth(scores, 9 * HOP, HOP)
-    monkeypatch.setattr("model.smoothing._MEDIAN_BLOCK", 50)
+    monkeypatch.setattr("model.median._MEDIAN_BLOCK", 50)
     np.testing.assert_array_equal(median_smooth(scores, 9 * HOP, HOP), whole)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from model.config import ConfigError, EncoderConfig, MelConfig, WindowConfig
-from model.eat import EAT, sincos_positions
-from model.encoders import AudioEncoder, build_encoder
+from model.encoders.eat import EAT, sincos_positions
+from model.encoders.registry import AudioEncoder, build_encoder
 
 MEL = MelConfig(num_mel_bins=32)
 WINDOWS = WindowConfig(mel_frames=64, frames=8)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.detection import DetectionSettings, Event, find_events
-from model.event_boxes import event_boxes
+from model.sebb import event_boxes
 
 HOP = 0.16
 Box = tuple[Fraction, Fraction, Fraction]
@@ -87,7 +87,7 @@ def test_boxes_equal_the_exact_reference(
 
 def authors_boxes(scores: np.ndarray, stamps: np.ndarray, length: float, high: float, rel: float) -> np.ndarray:
     """(3, B) of the package `sebbs`. Skips without it."""
-    sed_metrics = pytest.importorskip("training.sed_metrics")
+    sed_metrics = pytest.importorskip("training.evaluation.sed_metrics")
     try:
         sed_metrics.toolbox()  # imports what `sebbs` stands on in the one way that works everywhere
     except sed_metrics.MetricsMissing as missing:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import fused
-from model.cnn import ConvEncoder, ResidualBlock, fused_trunk
 from model.config import MelConfig, WindowConfig
+from model.encoders import fused_conv as fused
+from model.encoders.cnn import ConvEncoder, ResidualBlock, fused_trunk
+from model.encoders.fused_conv import Fused
 from model.finelap import FineLAP
-from model.fused import Fused
 
 MEL, WINDOWS = MelConfig(num_mel_bins=16), WindowConfig(mel_frames=256, frames=16)
 # the second block keeps its shape, so that its shortcut is the identity

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from model.config import ConfigError, EncoderConfig, FineLAPConfig, MelConfig, WindowConfig
-from model.encoders import build_encoder
+from model.encoders.htsat import HTSAT
+from model.encoders.registry import build_encoder
 from model.finelap import FineLAP
-from model.htsat import HTSAT
 
 MEL = MelConfig(num_mel_bins=16, mean=-4.0, std=2.0, pad_value=-8.0)
 WINDOWS = WindowConfig(mel_frames=64, frames=8)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import precision
-from model.cnn import ConvEncoder
+from model import bfloat16 as precision
+from model.bfloat16 import agree, bfloat16_is_fast, trial_passes, use_bfloat16
+from model.encoders.cnn import ConvEncoder
 from model.finelap import FineLAP
-from model.precision import agree, bfloat16_is_fast, trial_passes, use_bfloat16
 
 INTEL, AMD = "GenuineIntel", "AuthenticAMD"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from app.cli import main
+from app.cli.main import main
 from model.config import ConfigError
 from model.finelap import FineLAP
-from training.ablate import ROWS, Ablation, merged, read_ablation, table
-from training.phrases import PhraseBank
+from training.data.phrase_bank import PhraseBank
+from training.recipes.ablation import ROWS, Ablation, merged, read_ablation, table
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_each_row_changes_what_its_name_says(bundled: Ablation) -> None:
 def test_every_row_can_be_built(bundled: Ablation) -> None:
     from model.adapter import build_adapter
     from model.config import FineLAPConfig
-    from model.encoders import build_encoder
+    from model.encoders.registry import build_encoder
 
     for row in ROWS:
         model = bundled.row_config(row).init.model

@@ -18,10 +18,10 @@ import soundfile
 import torch
 
 from model.config import WindowConfig
-from training.batches import BLOCK, Batch, Batches, Schedule, crop_samples, samples_per_frame
-from training.corpora import ManifestError, Phrase
-from training.data_sets import DataConfig, DataError, SceneConfig, SetConfig, cropped
-from training.phrases import PhraseBank
+from training.data.batches import BLOCK, Batch, Batches, Schedule, crop_samples, samples_per_frame
+from training.data.manifests import ManifestError, Phrase
+from training.data.phrase_bank import PhraseBank
+from training.data.sets import DataConfig, DataError, SceneConfig, SetConfig, cropped
 
 WINDOWS = WindowConfig(mel_frames=256, frames=16, frame_hop=0.16)
 CLUSTERS = [["dog", "bark", "hound"], ["rain", "drizzle"], ["bell"], ["car", "engine"], ["wind"], ["drum", "snare"]]

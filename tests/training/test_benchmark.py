@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 
-from training.benchmark import BenchmarkError, EvaluationSettings, evaluate, manifest_datasets
-from training.corpora import Item, Phrase
-from training.datasets import Dataset
-from training.sed_metrics import MetricsMissing, toolbox
+from training.data.manifests import Item, Phrase
+from training.evaluation.benchmark import BenchmarkError, EvaluationSettings, evaluate, manifest_datasets
+from training.evaluation.readers import Dataset
+from training.evaluation.sed_metrics import MetricsMissing, toolbox
 
 WORDS = ["dog", "rain", "bell", "car"]
 HOP = 0.25

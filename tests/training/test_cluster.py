@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from training import embedders
 from training.commands import cluster
-from training.embedders import EmbedderError, embedder
-from training.labels import read_labels
-from training.phrases import PhraseBank, PhraseError
+from training.data import sentence_embeddings as embedders
+from training.data.labels import read_labels
+from training.data.phrase_bank import PhraseBank, PhraseError
+from training.data.sentence_embeddings import EmbedderError, embedder
 
 
 def by_letters(texts: list[str]) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.corpora import (
+from training.data.manifests import (
     AudioFiles,
     AudioStore,
     Item,
@@ -189,7 +189,7 @@ def test_half_a_cache_is_not_taken_for_a_whole(tmp_path: Path, damage: str) -> N
 def test_a_killed_writer_leaves_what_it_finished(tmp_path: Path) -> None:
     items = tones(tmp_path, 400)
     script = (
-        "import sys; from pathlib import Path; from training.corpora import AudioStore, Item\n"
+        "import sys; from pathlib import Path; from training.data.manifests import AudioStore, Item\n"
         "AudioStore.COMMIT_SAMPLES = 1\n"
         "f = Path(sys.argv[1]); items = [Item(str(i), f / f'{i}.wav', ('x',)) for i in range(400)]\n"
         "AudioStore(f / 's.i16', items, threads=1)"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.corpora import Phrase, decode
-from training.datasets import NAMES, Dataset, DatasetError, read_dataset
-from training.datasets.base import AudioFolders, read_table, stem
+from training.data.manifests import Phrase, decode
+from training.evaluation.readers import NAMES, Dataset, DatasetError, read_dataset
+from training.evaluation.readers.base import AudioFolders, read_table, stem
 
 AUDIO = np.zeros(160, np.float32)
 

@@ -8,8 +8,8 @@ import soundfile
 import torch
 
 from training.config import EvaluationConfig
-from training.corpora import AudioStore, Item
-from training.evaluate import (
+from training.data.manifests import AudioStore, Item
+from training.evaluation.mixtures import (
     best_threshold,
     calibrate,
     event_f1,

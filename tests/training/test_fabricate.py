@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.corpora import SAMPLE_RATE, read_manifest
-from training.fabricate import (
+from training.data.manifests import SAMPLE_RATE, read_manifest
+from training.data.mixer import (
     GAP,
     Clip,
     ClipConfig,
@@ -29,8 +29,8 @@ from training.fabricate import (
     first_stretch,
     is_background,
 )
-from training.mixture_set import SetConfig, make_set
-from training.sources import read_sources
+from training.simulation.dataset import SetConfig, make_set
+from training.simulation.sources import read_sources
 
 CUTTING = ClipConfig(background=4.0, shortest=0.3, longest=3.0)
 
@@ -264,8 +264,8 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(tree: Path, tmp_path:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
     script = (
-        "import sys; from pathlib import Path; from training.fabricate import ClipConfig;"
-        "from training.mixture_set import *; from training.sources import read_sources\n"
+        "import sys; from pathlib import Path; from training.data.mixer import ClipConfig;"
+        "from training.simulation.dataset import *; from training.simulation.sources import read_sources\n"
         "try: make_set(read_sources(Path(sys.argv[1])), [], Path(sys.argv[2]),"
         " SetConfig(5, 1, ClipConfig(background=4.0, shortest=0.3, longest=3.0)))\n"
         "except OSError as e: print('OSError', Path(e.filename).suffix, e.strerror)"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.corpora import read_labelled
-from training.fetch import COLUMNS, RECIPE, FetchError, Sound, fetch, read_sounds
+from training.data.manifests import read_labelled
+from training.recipes.fetch_sounds import COLUMNS, RECIPE, FetchError, Sound, fetch, read_sounds
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import EncoderConfig, MelConfig, WindowConfig
-from model.encoders import build_encoder
-from training.initial import InitConfig, InitError, build_model
+from model.encoders.registry import build_encoder
+from training.init.build import InitConfig, InitError, build_model
 
 WORDS = ["a", "the", "dog", "rain", "barks", "falls"]
 BERT = {"model_type": "bert", "vocab_size": 10, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -108,7 +108,7 @@ def test_eat_from_its_own_checkpoint(
 
 
 def test_eat_from_a_hub_folder_with_its_table(tmp_path: Path, eat: Any, text_folder: Path) -> None:
-    from model.eat import sincos_positions
+    from model.encoders.eat import sincos_positions
 
     state = hub_names(eat.state_dict())
     assert {"model.pre_norm.bias", "model.extra_tokens", "model.blocks.1.mlp.fc2.weight"} <= set(state)

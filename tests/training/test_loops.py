@@ -17,10 +17,10 @@ from model.adapter import ConceptAdapter
 from model.audio import SILENCE, LogMel
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
 from model.finelap import FineLAP
-from training.align import align
 from training.config import AlignConfig
-from training.distill import DistillConfig, Pool, Student, augment, distill, hiss
-from training.phrases import PhraseBank
+from training.data.phrase_bank import PhraseBank
+from training.tasks.align import align
+from training.tasks.distillation import DistillConfig, Pool, Student, augment, distill, hiss
 
 CONCEPTS, LABELS = 12, ["dog", "rain", "bell", "car", "wind", "drum"]
 
@@ -193,7 +193,7 @@ def test_augmentation_adds_noise_as_the_front_end_would_hear_it() -> None:
 
 
 def test_scenes_with_an_unlabelled_sound_are_left_out(pool_folder: Path) -> None:
-    from training.align import Labelled
+    from training.tasks.align import Labelled
 
     captions = ["", *LABELS[1:]]
     bank = PhraseBank([[label] for label in LABELS])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.metrics import auroc, average_precision, both_ways, classification, f1, match_events, retrieval
+from training.evaluation.metrics import auroc, average_precision, both_ways, classification, f1, match_events, retrieval
 
 
 def slow_retrieval(similarity: np.ndarray, relevant: np.ndarray) -> dict[str, float]:

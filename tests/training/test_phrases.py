@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.phrases import SHIPPED, PhraseBank, PhraseError, caption_of, phrased
+from training.data.phrase_bank import SHIPPED, PhraseBank, PhraseError, caption_of, phrased
 
 CLUSTERS = [[f"c{i}p{j}" for j in range(1 + i % 4)] for i in range(40)]
 BANK = PhraseBank(CLUSTERS)

@@ -7,8 +7,8 @@ import io
 import numpy as np
 from matplotlib.image import imread
 
-from training.corpora import SAMPLE_RATE
-from training.pictures import mixture_png, stretch_png
+from training.data.manifests import SAMPLE_RATE
+from training.simulation.plots import mixture_png, stretch_png
 
 SHADE = "#fbe5d8"  # the orange of the kept stretch, as it comes out over white
 

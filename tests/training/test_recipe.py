@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from training.config import read_recipe
-from training.recipe import mean_weights
+from training.recipes.finelap_small import mean_weights
 
 
 def test_weights_of_two_runs_are_averaged_and_counts_are_not() -> None:

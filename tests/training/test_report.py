@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from app.cli import main
-from training.benchmark import Report, Shown
-from training.report import chosen_rows, draw_scores, figure_table, table, write_report
-from training.sed_metrics import Scored
+from app.cli.main import main
+from training.evaluation.benchmark import Report, Shown
+from training.evaluation.report import chosen_rows, draw_scores, figure_table, table, write_report
+from training.evaluation.sed_metrics import Scored
 
 
 def shown(phrases: int = 12, frames: int = 64, sounding: int = 2, name: str = "street/a b") -> Shown:

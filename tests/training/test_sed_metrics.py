@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.evaluate import Mixture
-from training.sed_metrics import (
+from training.evaluation.mixtures import Mixture
+from training.evaluation.sed_metrics import (
     PSDS1,
     PSDS1_NO_SPREAD,
     PSDS2,

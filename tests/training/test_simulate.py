@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.simulate import SAMPLE_RATE, SceneConfig, SceneMaker, active_stretches, frame_labels, trim
+from training.simulation.simulate import SAMPLE_RATE, SceneConfig, SceneMaker, active_stretches, frame_labels, trim
 
 
 def burst(onset: float, length: float, total: float) -> np.ndarray:

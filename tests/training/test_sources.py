@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.sources import SourceError, read_sources, spoken
+from training.simulation.sources import SourceError, read_sources, spoken
 
 
 def touch(path: Path) -> None:

@@ -14,10 +14,10 @@ import soundfile
 import torch
 import yaml
 
-from app.cli import main
-from model.eat import sincos_positions
+from app.cli.main import main
+from model.encoders.eat import sincos_positions
 from model.finelap import FineLAP
-from training.phrases import PhraseBank
+from training.data.phrase_bank import PhraseBank
 
 NAMES = ["dog bark", "loud rain", "car passes"]
 EAT = "audio_encoder.audio_enc.model."

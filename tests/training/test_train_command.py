@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main
+from app.cli.main import main
 from model.config import ConfigError
 from training.train_config import TrainConfig, from_plain, read_train_config, read_yaml
 

@@ -20,9 +20,9 @@ import torch
 
 from model.config import ConfigError
 from model.finelap import FineLAP
-from training.dual_stream import DualStream
-from training.keep import TrainError, recover, replace_folder
-from training.optimise import AveragedWeights, build_optimiser, cosine_with_warmup, train_mode
+from training.checkpointing import TrainError, recover, replace_folder
+from training.optim import AveragedWeights, build_optimiser, cosine_with_warmup, train_mode
+from training.tasks.dual_stream import DualStream
 from training.train_config import GroupConfig, LossConfig, OptimiserConfig, ValidationConfig
 
 SCRIPT = Path(__file__).with_name("trainer_case.py")
@@ -195,7 +195,7 @@ def _without_dropout(model: FineLAP) -> FineLAP:
 
 
 def test_the_mel_of_a_batch_is_the_models_own() -> None:
-    from training.dual_stream import batch_mel
+    from training.tasks.dual_stream import batch_mel
 
     for snip in (True, False):
         config = replace(case.tiny_model().config.mel, snip_edges=snip, pad_value=-3.0)

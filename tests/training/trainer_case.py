@@ -18,9 +18,9 @@ import torch
 
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
 from model.finelap import FineLAP
-from training.batches import Batch
-from training.data_sets import DataConfig, SetConfig
-from training.initial import InitConfig
+from training.data.batches import Batch
+from training.data.sets import DataConfig, SetConfig
+from training.init.build import InitConfig
 from training.train_config import LossConfig, OptimiserConfig, TrainConfig
 
 WORDS = ["low", "deep", "middle", "high", "shrill", "tone", "a"]

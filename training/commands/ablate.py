@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     """Rows that are done are kept; one that was stopped goes on."""
     if not args.config.is_file():
         raise FileNotFoundError(2, "no such file", str(args.config))
-    from training.ablate import Ablation, read_ablation
+    from training.recipes.ablation import Ablation, read_ablation
 
     ablation = Ablation(read_ablation(args.config), Path.cwd(), args.steps)
     rows = [r.strip() for r in args.rows.split(",") if r.strip()] if args.rows else list(ablation.changes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.phrases import PhraseBank
+    from training.data.phrase_bank import PhraseBank
 
 HELP = "put the phrases of label lists into clusters, for drawing negatives"
 
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads, assigns, writes and says how large the clusters are."""
-    from training.embedders import embedder
-    from training.labels import read_labels
-    from training.phrases import SHIPPED, PhraseBank, PhraseError
+    from training.data.labels import read_labels
+    from training.data.phrase_bank import SHIPPED, PhraseBank, PhraseError
+    from training.data.sentence_embeddings import embedder
 
     if args.bank and args.centroids:
         raise PhraseError("give either --bank or --centroids")

@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int | None:
     """Evaluates one dataset after another and prints the tables; 1 if nothing could be asked for."""
     from model.finelap import FineLAP
-    from training.benchmark import BenchmarkError, EvaluationSettings, evaluate, manifest_datasets
-    from training.corpora import read_manifest
-    from training.datasets import read_dataset
-    from training.report import figure_table, write_report
+    from training.data.manifests import read_manifest
+    from training.evaluation.benchmark import BenchmarkError, EvaluationSettings, evaluate, manifest_datasets
+    from training.evaluation.readers import read_dataset
+    from training.evaluation.report import figure_table, write_report
 
     if not args.dataset and not args.manifest:
         raise BenchmarkError("nothing to evaluate on: give --dataset NAME=ROOT or --manifest FILE")

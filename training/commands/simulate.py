@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the set, going on with an earlier run, and says what came of it."""
-    from training.fabricate import ClipConfig, MixConfig
-    from training.mixture_set import SetConfig, make_set
-    from training.sources import read_sources
+    from training.data.mixer import ClipConfig, MixConfig
+    from training.simulation.dataset import SetConfig, make_set
+    from training.simulation.sources import read_sources
 
     config = SetConfig(
         args.count,
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     rate = f", {made.made / made.seconds:.1f} a second" if made.made and made.seconds > 0 else ""
     print(f"{args.out}: {made.count} mixtures, {made.made} of them new{rate}")
     if args.pictures:
-        from training.pictures import draw_set
+        from training.simulation.plots import draw_set
 
         paths = {s.name: s.path for s in (*sources, *beds)}
         for path in draw_set(args.out, paths, config.cutting, args.pictures):

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains, resuming unless told otherwise."""
-    from training.cli import run
+    from training.commands.parser import run
 
     if not args.config.is_file():
         raise FileNotFoundError(2, "no such file", str(args.config))

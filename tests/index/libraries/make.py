@@ -47,9 +47,9 @@ def audio(number: int) -> bytes:
 
 def fill(folder: Path) -> None:
     """The library: clips added, one deleted, one changed."""
-    from index import Catalog, NewClip
+    from index import NewClip, SqliteLibrary
 
-    library = Catalog.open(folder, dim=DIM, checkpoint=CHECKPOINT)
+    library = SqliteLibrary.open(folder, dim=DIM, checkpoint=CHECKPOINT)
     ids = {}
     for number in range(CLIPS):
         embedding, frames = vectors(number)

@@ -1,0 +1,138 @@
+"""Requests and answers as the OpenAPI document shows them. The shapes themselves are in app.api.schemas.
+
+Nothing here is null, as the framework drops it from the document.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_VECTOR = [0.0612, -0.0184, 0.0437]  # the first numbers of many
+MOMENT: dict[str, Any] = {"start": 1.12, "end": 2.08, "score": 0.934}
+CLIP: dict[str, Any] = {
+    "id": "b2c1f0de7d5a4f6f9b0c8f6f3c1d2e4a",
+    "filename": "dog barking.ogg",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "duration": 3.2,
+    "sample_rate": 44_100,
+    "channels": 1,
+    "created": "2026-03-01T08:30:00.000000Z",
+    "metadata": {"tags": ["dog", "field"]},
+}
+ADDED = {"clips": [CLIP], "errors": []}
+DUPLICATES = {"groups": [[CLIP, CLIP | {"id": "0d6e3a5b9c1f4d27a8e4b7c2f9a01d35", "filename": "dog.mp3"}]]}
+PAGE = {"clips": [CLIP], "next_cursor": "YmVmb3JlOjQx"}
+PATCH = {"merge": {"metadata": {"place": "garden", "tags": ["dog"]}}}
+PEAKS = {
+    "id": CLIP["id"],
+    "duration": 3.2,
+    "n": 4,
+    "peaks": [[-0.02, 0.02], [-0.71, 0.69], [-0.55, 0.6], [-0.01, 0.01]],
+}
+
+SEARCHES = {
+    "words": {"query": "dog barking", "k": 5},
+    "filter": {"query": "rain", "filter": {"tags": ["field", "garden"]}, "min_score": 0.2},
+    "without": {"query": "dog barking", "without": ["howling"], "moments": True},
+}
+FOUND = {
+    "query": "dog barking",
+    "took_ms": 4.1,
+    "hits": [{"clip": CLIP, "similarity": 0.5312, "score": 0.8271, "moments": [MOMENT]}],
+}
+MOMENT_SEARCHES = {
+    "one sound": {"query": "glass breaking", "k": 5},
+    "one after another": {"sequence": ["dog barking", "door closing"], "max_gap": 3},
+}
+MOMENTS = {
+    "query": ["dog barking", "door closing"],
+    "took_ms": 21.7,
+    "candidates": 102,
+    "hits": [
+        {
+            "clip": CLIP,
+            "start": 1.12,
+            "end": 3.04,
+            "score": 0.871,
+            "parts": [MOMENT, {"start": 2.4, "end": 3.04, "score": 0.871}],
+        }
+    ],
+}
+
+TEXTS = {"texts": {"texts": ["dog barking", "rain"]}}
+EMBEDDINGS = {
+    "model": "finelap-small",
+    "dim": 384,
+    "audio": [
+        {
+            "filename": "dog.wav",
+            "duration": 3.2,
+            "embedding": _VECTOR,
+            "frames": {"hop": 0.16, "embeddings": [_VECTOR, _VECTOR]},
+        }
+    ],
+    "texts": [{"text": "dog barking", "embedding": _VECTOR}],
+    "errors": [],
+}
+OPENAI_REQUESTS = {
+    "texts": {"model": "finelap-small", "input": ["dog barking", "rain"]},
+    "audio": {"modality": "audio", "input": "data:audio/wav;base64,UklGRg==", "encoding_format": "base64"},
+}
+OPENAI_EMBEDDINGS = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": 0, "embedding": _VECTOR}],
+    "model": "finelap-small",
+    "usage": {"prompt_tokens": 4, "total_tokens": 4},
+}
+OPENAI_MODELS: dict[str, Any] = {
+    "object": "list",
+    "data": [{"id": "finelap-small", "object": "model", "created": 0, "owned_by": "finelap"}],
+}
+
+DETECTION = {
+    "filename": "dog.wav",
+    "duration": 3.2,
+    "frame_hop": 0.16,
+    "phrases": [
+        {
+            "phrase": "dog barking",
+            "clip_score": 0.8271,
+            "max_score": 0.951,
+            "events": [{"onset": 1.12, "offset": 2.08, "score": 0.934}],
+            "frame_scores": [0.012, 0.934, 0.951],
+        }
+    ],
+}
+DETECTION_CSV = "filename,phrase,onset,offset,score\ndog.wav,dog barking,1.120,2.080,0.9340\n"
+DETECTION_LABELS = "1.120\t2.080\tdog barking\n"
+DETECTION_LINES = (
+    '{"type": "start", "filename": "dog.wav", "frame_hop": 0.16, "sample_rate": 44100, "channels": 1, '
+    '"phrases": ["dog barking"], "outline": {"step": 0.1, "frequencies": [57.6, 97.1]}}\n'
+    '{"type": "frames", "first": 0, "scores": [[0.012, 0.934, 0.951]]}\n'
+    '{"type": "outline", "first": 0, "columns": 2, "peaks": "GPzoA+X6GwU=", "spectrum": "HjI="}\n'
+    '{"type": "event", "phrase": "dog barking", "onset": 1.12, "offset": 2.08, "score": 0.934}\n'
+    '{"type": "end", "filename": "dog.wav", "duration": 3.2, "frame_hop": 0.16, "phrases": [{"phrase": "dog barking", '
+    '"clip_score": 0.8271, "max_score": 0.951, "events": [{"onset": 1.12, "offset": 2.08, "score": 0.934}]}]}\n'
+)
+CLASSIFICATION = {"labels": [{"label": "dog", "score": 0.83, "probability": 0.97}]}
+HEALTH = {"status": "ok"}
+INFO = {
+    "version": "0.1.0",
+    "model": {
+        "name": "finelap-small",
+        "stamp": "finelap-small-0f3c",
+        "dim": 384,
+        "frame_hop": 0.16,
+        "device": "cpu",
+        "dtype": "float32",
+    },
+    "clips": 102,
+    "limits": {
+        "max_upload_mb": 512,
+        "max_duration_s": 14_400,
+        "min_duration_s": 0.05,
+        "max_phrases": 100,
+        "max_texts": 1000,
+        "max_text_length": 1000,
+    },
+}

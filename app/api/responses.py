@@ -1,0 +1,77 @@
+"""From what the rooms below give to what goes over HTTP."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from app import errors
+from app.api import schemas
+from app.services.ingest import Failure
+from app.services.moments import ClipMoment
+from app.services.search import Found
+from index import records
+from model.detection import Moment
+
+
+def clip(clip: records.Clip) -> schemas.Clip:
+    """A clip of the library."""
+    return schemas.Clip(
+        id=clip.id,
+        filename=clip.filename,
+        sha256=clip.sha256,
+        duration=clip.duration,
+        sample_rate=clip.sample_rate,
+        channels=clip.channels,
+        created=clip.created,
+        metadata=clip.metadata,
+    )
+
+
+def file_errors(outcomes: Sequence[Any]) -> list[schemas.FileError]:
+    """The failures among the outcomes of files. Raises FilesFailed if there is nothing else."""
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    told = [schemas.FileError(filename=f.filename, problem=errors.describe(f.error)) for f in failures]
+    if failures and len(failures) == len(outcomes):
+        raise errors.FilesFailed(failures[0].error, [error.model_dump() for error in told])
+    return told
+
+
+def hits(found: Sequence[Found]) -> list[schemas.Hit]:
+    """Hits of a search."""
+    return [
+        schemas.Hit(
+            clip=clip(hit.clip),
+            similarity=round(hit.similarity, 6),
+            score=round(hit.score, 6),
+            moments=None if hit.moments is None else [moment(m) for m in hit.moments],
+        )
+        for hit in found
+    ]
+
+
+def moment(moment: Moment) -> schemas.Moment:
+    """A stretch of a clip."""
+    return schemas.Moment(start=round(moment.start, 3), end=round(moment.end, 3), score=round(moment.score, 6))
+
+
+def library_moment(found: ClipMoment) -> schemas.LibraryMoment:
+    """A stretch of a clip, with the clip; a sequence with its parts."""
+    return schemas.LibraryMoment(
+        clip=clip(found.clip),
+        start=round(found.start, 3),
+        end=round(found.end, 3),
+        score=round(found.score, 6),
+        parts=[moment(part) for part in found.parts] if len(found.parts) > 1 else None,
+    )
+
+
+def vectors(values: np.ndarray, encoding: str) -> list[float] | list[list[float]] | str:
+    """Embeddings as lists of numbers, or as base64 of little-endian float32, row by row."""
+    if encoding == "base64":
+        return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
+    rounded: list[float] | list[list[float]] = np.round(values.astype(np.float64), 8).tolist()
+    return rounded

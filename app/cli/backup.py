@@ -1,0 +1,61 @@
+"""`finelap backup` and `finelap restore`: what index.sqlite.backup and index.sqlite.restore do, with bars and lines to read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from index.sqlite.backup import Copied, back_up
+from index.sqlite.restore import restore
+
+
+class _Bars:
+    """A bar for each thing that is done, one after another."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._bar is None or self._bar.desc.removesuffix(": ") != what:
+            self.close()
+            self._bar = tqdm(desc=what, total=total, unit="", unit_scale=True)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def run_backup(folder: Path, dest: Path, copy: bool) -> int:
+    """Copies the library in `folder` to the backups in `dest`. 1 if audio was missing or damaged: it has the rest."""
+    with _Bars() as bars:
+        copied = back_up(folder, dest, bars, copy)
+    print(
+        f"snapshot {copied.snapshot.name}: {copied.snapshot.clips} clips, {copied.files} audio files more than before"
+    )
+    return _failed(copied)
+
+
+def run_restore(source: Path, folder: Path, snapshot: str | None, partial: bool) -> int:
+    """Makes a library in `folder` of a backup. 1 if audio had to be left out."""
+    with _Bars() as bars:
+        copied = restore(source, folder, bars, snapshot, partial)
+    print(f"{folder}: {copied.snapshot.clips} clips, as of {copied.snapshot.name}")
+    return _failed(copied)
+
+
+def _failed(copied: Copied) -> int:
+    for sha256, reason in copied.failed.items():
+        print(f"audio file {sha256}: {reason}", file=sys.stderr)
+    return 1 if copied.failed else 0

@@ -1,0 +1,176 @@
+"""Files beside a library in Milvus: uploaded audio and frame embeddings, in a shared folder or on what fsspec reaches.
+
+An object is written once, whole, under a name that no other has, and never changed; so many processes may write at
+once without asking each other. Knows no record and no Milvus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from index.records import LibraryError
+from index.sqlite.audio_files import fsync_folder
+
+FETCHED_BYTES = 10 << 30  # of remote objects kept on the local disk; the ones used longest ago go first
+
+_PIECE = 1 << 20  # bytes copied at a time
+
+
+class Objects(Protocol):
+    """A place for objects, named "kind/name". Raises OSError when the place fails."""
+
+    def put(self, name: str, content: bytes | BinaryIO) -> str:
+        """Writes an object, kept when this returns; the SHA-256 of what was written (hex). A file is read whole."""
+
+    def has(self, name: str) -> bool:
+        """Whether the object is there."""
+
+    def local(self, name: str) -> Path:
+        """A local file with the object's bytes, to be opened soon. Raises FileNotFoundError."""
+
+    def remove(self, name: str) -> None:
+        """Forgets an object; nothing happens when it is not there."""
+
+    def check(self) -> None:
+        """Raises LibraryError or OSError unless the place answers."""
+
+
+def open_objects(address: str, fetched: Path) -> Objects:
+    """The place at a folder's path or an fsspec address, which keeps what it fetches in the folder `fetched`."""
+    if "://" not in address or address.startswith("file://"):
+        return FolderObjects(Path(address.removeprefix("file://")))
+    try:
+        import fsspec
+    except ImportError as error:
+        raise LibraryError(f"{address} needs fsspec: pip install 'finelap[milvus]'") from error
+    try:
+        system, root = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise LibraryError(f"{address} cannot be reached with fsspec: {error}") from error
+    return RemoteObjects(system, root, fetched)
+
+
+class FolderObjects:
+    """Objects in a folder that all processes see: `<root>/<kind>/ab/ab…`. Written aside, fsync, rename, fsync."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._incoming = root / ".incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.root / _spread(name)
+
+    def put(self, name: str, content: bytes | BinaryIO) -> str:
+        path, aside = self._path(name), self._incoming / uuid.uuid4().hex
+        try:
+            with aside.open("xb") as file:
+                sha256 = _copy(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                for folder in (self.root, path.parent.parent):
+                    fsync_folder(folder)
+            os.replace(aside, path)
+            fsync_folder(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        return sha256
+
+    def has(self, name: str) -> bool:
+        return self._path(name).is_file()
+
+    def local(self, name: str) -> Path:
+        path = self._path(name)
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        return path
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        if not self._incoming.is_dir():
+            raise LibraryError(f"the folder of audio files is gone: {self.root}")
+
+
+class RemoteObjects:
+    """Objects on an fsspec file system; local copies are fetched when they are asked for, and kept a while."""
+
+    def __init__(self, system: Any, root: str, fetched: Path) -> None:
+        self._system, self._root, self._fetched = system, root.rstrip("/"), fetched
+
+    def _address(self, name: str) -> str:
+        return f"{self._root}/{_spread(name)}"
+
+    def put(self, name: str, content: bytes | BinaryIO) -> str:
+        address = self._address(name)
+        self._system.makedirs(address.rpartition("/")[0], exist_ok=True)
+        try:
+            with self._system.open(address, "wb") as file:
+                return _copy(content, file)
+        except BaseException:
+            self.remove(name)  # some file systems keep what came before the failure
+            raise
+
+    def has(self, name: str) -> bool:
+        self._system.invalidate_cache()  # another process may have changed it
+        return bool(self._system.isfile(self._address(name)))
+
+    def local(self, name: str) -> Path:
+        path = self._fetched / name.replace("/", "-")
+        if path.is_file() and self.has(name):
+            os.utime(path)
+            return path
+        self._fetched.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        try:
+            with self._system.open(self._address(name), "rb") as remote, aside.open("xb") as file:
+                shutil.copyfileobj(remote, file, _PIECE)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+        self._make_room(path)
+        return path
+
+    def _make_room(self, newest: Path) -> None:
+        files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in self._fetched.iterdir() if f.is_file())
+        total = sum(size for _, size, _ in files)
+        for _, size, file in files:
+            if total <= FETCHED_BYTES:
+                return
+            if file != newest:
+                file.unlink(missing_ok=True)
+                total -= size
+
+    def remove(self, name: str) -> None:
+        (self._fetched / name.replace("/", "-")).unlink(missing_ok=True)
+        if self.has(name):
+            self._system.rm_file(self._address(name))
+
+    def check(self) -> None:
+        self._system.exists(self._root)
+
+
+def _spread(name: str) -> str:
+    """ "audio/abc" → "audio/ab/abc": no folder gets too full."""
+    kind, _, rest = name.rpartition("/")
+    return f"{kind}/{rest[:2]}/{rest}"
+
+
+def _copy(content: bytes | BinaryIO, to: Any) -> str:
+    digest = hashlib.sha256()
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
+    source.seek(0)
+    while piece := source.read(_PIECE):
+        digest.update(piece)
+        to.write(piece)
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""EAT, the published audio encoder, of any size: a post-norm Vision Transformer over log-mel patches.
+
+Knows nothing of waveforms, windows of a recording, or embeddings shared with text. Source: the FineLAP paper
+(arXiv 2604.01155) and the published encoder's behaviour; the state of the EAT-base weights fits tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ConfigError, MelConfig, WindowConfig
+from model.encoders.registry import AudioEncoder, EncoderOutput
+
+NORM_EPS = 1e-6
+POSITION_BASE = 10_000.0
+
+
+def sincos_positions(time_patches: int, freq_patches: int, dim: int) -> Tensor:
+    """Fixed 2-D positions, (1, time_patches * freq_patches, dim) float32, time-major.
+
+    The first half of the channels encodes the frequency patch, the second half the time patch; within a half come the
+    sines, then the cosines, with wavelengths rising geometrically to 2π · 10,000.
+    """
+    if dim % 4:
+        raise ConfigError(f"2-D sine positions need a width divisible by 4, not {dim}")
+    rates = POSITION_BASE ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+
+    def encode(count: int) -> Tensor:
+        angles = torch.arange(count, dtype=torch.float64)[:, None] * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    freq, time = encode(freq_patches), encode(time_patches)
+    grid = torch.cat([freq.repeat(time_patches, 1), time.repeat_interleave(freq_patches, 0)], dim=1)
+    return grid.float()[None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Block(nn.Module):
+    """One post-norm transformer block: the norm comes after each residual sum."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attn = Attention(dim, heads)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C)."""
+        x = self.norm1(x + self.attn(x))
+        return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
+
+
+class EAT(AudioEncoder):
+    """Patches + positions, a CLS token in front, post-norm blocks. CLS is the pooled view; a frame is the mean of its
+    frequency tokens.
+
+    `positions` "sincos" computes the fixed table; "table" keeps one with the weights, for `table_tokens` tokens.
+    """
+
+    positions: Tensor
+    likes_bfloat16 = True
+
+    def __init__(
+        self,
+        windows: WindowConfig,
+        mel: MelConfig,
+        *,
+        dim: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        patch: int = 16,
+        positions: str = "sincos",
+        table_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ConfigError(f"EAT: width {dim} is not divisible by {heads} heads")
+        if mel.num_mel_bins % patch:
+            raise ConfigError(f"EAT: {mel.num_mel_bins} mel bins are not divisible into patches of {patch}")
+        if windows.mel_frames != windows.frames * patch:
+            raise ConfigError(
+                f"EAT: patches of {patch} make {windows.mel_frames / patch:g} frames of {windows.mel_frames} mel "
+                f"frames, and the window says {windows.frames}"
+            )
+        self.width = dim
+        self.freq_patches = mel.num_mel_bins // patch
+        self.patches = nn.Conv2d(1, dim, kernel_size=patch, stride=patch)
+        self.cls = nn.Parameter(torch.zeros(1, 1, dim))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.blocks = nn.ModuleList(Block(dim, heads, round(dim * mlp_ratio)) for _ in range(depth))
+        if positions == "sincos":
+            table = sincos_positions(windows.frames, self.freq_patches, dim)
+            self.register_buffer("positions", table, persistent=False)
+        elif positions == "table":
+            tokens = table_tokens or windows.frames * self.freq_patches
+            if tokens < windows.frames * self.freq_patches:
+                raise ConfigError(f"EAT: a table of {tokens} positions is too short for a window")
+            self.register_buffer("positions", torch.zeros(1, tokens, dim))
+        else:
+            raise ConfigError(f"EAT: unknown positions {positions!r}; known: sincos, table")
+        nn.init.normal_(self.cls, std=0.02)
+
+    def forward(self, mel: Tensor) -> EncoderOutput:
+        """(B, mel_frames, bins) normalised log-mel → pooled (B, C) and frames (B, T, C)."""
+        x = self.patches(mel[:, None])  # (B, C, T, F)
+        batch, width, steps, freqs = x.shape
+        x = x.flatten(2).transpose(1, 2)  # time-major tokens
+        x = x + self.positions[:, : steps * freqs].to(x.dtype)
+        x = self.norm(torch.cat([self.cls.to(x.dtype).expand(batch, -1, -1), x], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        return EncoderOutput(x[:, 0], x[:, 1:].view(batch, steps, freqs, width).mean(2))

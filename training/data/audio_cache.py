@@ -1,0 +1,254 @@
+"""Decoded audio of many items: from a cache that survives its writer, or from the files each time.
+
+Knows nothing of captions or phrases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+if TYPE_CHECKING:
+    from training.data.manifests import Item
+
+SAMPLE_RATE = 16_000
+
+
+class UnreadableError(ValueError):
+    """Audio of one item that cannot be decoded; `audio_id` and `reason` say which and why."""
+
+    def __init__(self, audio_id: str, reason: str) -> None:
+        super().__init__(f"{audio_id}: {reason}")
+        self.audio_id, self.reason = audio_id, reason
+
+
+class _Entry(NamedTuple):
+    """Where a file's audio lies, and what the file was like when it was decoded."""
+
+    stamp: list[int]
+    start: int
+    stop: int
+
+
+class AudioStore:
+    """Decoded 16 kHz mono audio of many items in one int16 file that is mapped, not loaded.
+
+    `get(i)` is a float32 copy, peak at most 1. What cannot be decoded is in `failed`, by id, with its reason, and is
+    never replaced by silence. Audio is only ever appended to `file`, and an entry of the index beside it is written
+    after its audio has reached the disk: a writer that is killed, or finds the disk full, leaves what it finished.
+    A source file of another size or time is decoded again. Several processes may open one store; one of them decodes.
+    """
+
+    COMMIT_SAMPLES = 32 << 20  # decoded between two entries into the index
+
+    def __init__(self, file: Path, items: Sequence[Item], progress: bool = False, threads: int = 2) -> None:
+        self.file, self.index = file, file.with_suffix(".jsonl")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        keys = [os.path.abspath(item.path) for item in items]
+        stamps = {key: _stamp(key) for key in keys}
+        reasons = {key: "no such file" for key, stamp in stamps.items() if stamp is None}
+        with _locked(file.with_suffix(".lock")):
+            known = self._read_index()
+            absent = {k: s for k, s in stamps.items() if s and (k not in known or known[k].stamp != s)}
+            if absent:
+                reasons |= self._decode(absent, known, progress, max(threads, 1))
+        self.failed = {i.audio_id: reasons[k] for k, i in zip(keys, items, strict=True) if k in reasons}
+        kept = [(known[k], i) for k, i in zip(keys, items, strict=True) if k not in reasons]
+        self.items = [item for _, item in kept]
+        self.spans = [(entry.start, entry.stop) for entry, _ in kept]
+        end = max((entry.stop for entry in known.values()), default=0)
+        self.samples = np.memmap(file, np.int16, "r", shape=(end,)) if end else np.zeros(0, np.int16)
+
+    def _read_index(self) -> dict[str, _Entry]:
+        """What is known of each path; a torn end of either file is cut off, so that writing goes on after it."""
+        known: dict[str, _Entry] = {}
+        if not self.index.is_file():  # nothing vouches for the audio; whoever has the old file mapped keeps it
+            self.file.unlink(missing_ok=True)
+            self.file.with_suffix(".json").unlink(missing_ok=True)  # an older form of the index
+            return known
+        size = self.file.stat().st_size if self.file.is_file() else 0
+        lines = self.index.read_bytes().splitlines(keepends=True)
+        whole = end = 0
+        for line in lines:
+            try:
+                row = json.loads(line)
+                entry = _Entry(row["stamp"], row["start"], row["stop"])
+                if not line.endswith(b"\n") or 2 * entry.stop > size:
+                    break
+                known[row["path"]] = entry
+            except (ValueError, KeyError, TypeError):
+                break
+            whole, end = whole + len(line), max(end, entry.stop)
+        if whole < sum(map(len, lines)):
+            os.truncate(self.index, whole)
+        if 2 * end < size:
+            os.truncate(self.file, 2 * end)
+        return known
+
+    def _decode(
+        self, absent: dict[str, list[int]], known: dict[str, _Entry], progress: bool, threads: int
+    ) -> dict[str, str]:
+        """Decodes, appends and enters into `known`; gives what failed and why, to be tried again another time.
+
+        OSError when the disk is full: what was finished before stays.
+        """
+        from tqdm import tqdm
+
+        reasons: dict[str, str] = {}
+        fresh: dict[str, _Entry] = {}
+        paths = list(absent)
+        at = end = self.file.stat().st_size // 2 if self.file.is_file() else 0
+        try:
+            with (
+                tqdm(total=len(paths), desc="decode", disable=not progress, mininterval=2) as bar,
+                self.file.open("ab", buffering=0) as audio,
+                self.index.open("ab", buffering=0) as index,
+                ThreadPoolExecutor(threads) as pool,
+            ):
+                for begin in range(0, len(paths), 4 * threads):  # no more than these in memory
+                    part = paths[begin : begin + 4 * threads]
+                    for path, found in zip(part, pool.map(_try_decode, part), strict=True):
+                        if isinstance(found, str):
+                            reasons[path] = found
+                        else:
+                            _write(audio, found.tobytes())
+                            fresh[path] = _Entry(absent[path], at, at + len(found))
+                            at += len(found)
+                        bar.update()
+                    if at - end >= self.COMMIT_SAMPLES or part[-1] == paths[-1]:
+                        os.fsync(audio.fileno())
+                        rows = [json.dumps({"path": path} | entry._asdict()) + "\n" for path, entry in fresh.items()]
+                        _write(index, "".join(rows).encode())
+                        os.fsync(index.fileno())
+                        known |= fresh
+                        end, fresh = at, {}
+        except OSError as error:
+            with contextlib.suppress(OSError):  # gives the space back; the next reader would do the same
+                os.truncate(self.file, 2 * end)
+            what = f"cannot keep decoded audio ({error.strerror}); what was finished before stays"
+            raise OSError(error.errno, what, str(self.file)) from error
+        return reasons
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def get(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """(samples,) float32 at 16 kHz, all or samples `start` to `stop`."""
+        low, high = self.spans[i]
+        high = high if stop is None else min(high, low + stop)
+        return self.samples[low + start : high].astype(np.float32) / 32767
+
+    def length(self, i: int) -> int:
+        """Samples at 16 kHz."""
+        low, high = self.spans[i]
+        return high - low
+
+    def duration(self, i: int) -> float:
+        """Seconds."""
+        return self.length(i) / SAMPLE_RATE
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.get(i) for i in range(len(self)))
+
+
+class AudioFiles:
+    """The same without a cache: headers are read at once, audio each time it is asked for.
+
+    A file whose header is fine and whose audio is not shows only then: `get` raises UnreadableError.
+    """
+
+    def __init__(self, items: Sequence[Item], threads: int = 2) -> None:
+        self.failed: dict[str, str] = {}
+        self.items: list[Item] = []
+        self.lengths: list[int] = []
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            for item, found in zip(items, pool.map(_header, [i.path for i in items]), strict=True):
+                if isinstance(found, str):
+                    self.failed[item.audio_id] = found
+                else:
+                    self.items.append(item)
+                    self.lengths.append(found)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def get(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """(samples,) float32 at 16 kHz, all or samples `start` to `stop`."""
+        try:
+            samples = decode(self.items[i].path)[start:stop]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UnreadableError(self.items[i].audio_id, str(error)) from error
+        if not len(samples):
+            raise UnreadableError(self.items[i].audio_id, "shorter than its header says")
+        return samples
+
+    def length(self, i: int) -> int:
+        """Samples at 16 kHz, as the header has it."""
+        return self.lengths[i]
+
+    def duration(self, i: int) -> float:
+        """Seconds."""
+        return self.lengths[i] / SAMPLE_RATE
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _stamp(path: str) -> list[int] | None:
+    """What changes when a file does: size and time. None when there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _try_decode(path: str) -> np.ndarray | str:
+    """(samples,) int16, or why not."""
+    try:
+        return np.rint(decode(Path(path)).clip(-1, 1) * 32767).astype(np.int16)
+    except (OSError, RuntimeError, ValueError) as error:
+        return str(error)
+
+
+def _header(path: Path) -> int | str:
+    """Samples at 16 kHz, or why there are none."""
+    if not path.is_file():
+        return "no such file"
+    try:
+        info = soundfile.info(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        return str(error)
+    return max(round(info.frames * SAMPLE_RATE / info.samplerate), 1) if info.frames else "no samples"
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """All of it: unbuffered files take less than they are given when the disk is nearly full."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def decode(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """A whole file as (samples,) float32 mono at `sample_rate`; channels are averaged. Empty audio is a ValueError."""
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = samples.mean(axis=1)
+    if not len(mono):
+        raise ValueError("no samples")
+    if not np.isfinite(mono).all():
+        raise ValueError("samples that are not numbers")
+    return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)

