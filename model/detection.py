@@ -1,16 +1,17 @@
-"""From frame scores to events: smoothing, threshold, merging, in one go or as the scores come; and a clip's moments.
+"""Turns frame scores into events and moments, for whole tracks or as the scores arrive.
 
-NumPy only; knows no network and no audio. The clock: frame t of a recording covers [t, t + 1) × frame_hop seconds,
-and no event reaches past the recording's own duration.
+NumPy only. Frame t of a recording covers [t, t + 1) × frame_hop seconds, and no event extends past the recording's own
+duration. `find_events` is the rule for a whole track; `EventStream` gives the same events for a track in pieces.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-from model.events import DetectionSettings, Event, Method, Moment
 from model.median import MAX_MEDIAN_FILTER, MedianStream, median_frames, median_smooth
 from model.sebb import event_boxes
 
@@ -27,23 +28,101 @@ __all__ = [
     "median_smooth",
 ]
 
-_EPS = 1e-6  # seconds; forgives rounding of frame × hop where it is compared with a caller's seconds
+Method = Literal["threshold", "sebb"]
+
+LOW_SHARE = 0.75  # default low_threshold as a share of the threshold; measured, see docs/detection.md
+
+_EPS = 1e-6  # seconds; absorbs rounding of frame × hop when it is compared with a caller's seconds
 _MOMENT_MEDIAN = 0.48  # seconds
 _MOMENT_GAP = 0.5  # seconds
-_MOMENT_CERTAIN = 0.5  # a score that needs no comparison with the rest of the clip
+_MOMENT_CERTAIN = 0.5  # score at which a frame belongs to a moment whatever the rest of the clip scores
+
+
+@dataclass(frozen=True)
+class Event:
+    """An occurrence of a phrase from `onset` to `offset`, in seconds.
+
+    `score` is the highest smoothed frame score inside; with "sebb" it is the mean score of the best box in the event.
+    The event is found at every threshold up to its score, at higher ones possibly split into pieces.
+    """
+
+    onset: float
+    offset: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A stretch of a clip that matches a query: `start` and `end` in seconds, `score` the highest frame score in it."""
+
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """How the frame scores of one phrase become events. Lengths are in seconds, thresholds are scores.
+
+    Raises ValueError naming the first invalid setting.
+    """
+
+    threshold: float = 0.5  # an event reaches at least this score
+    median_filter: float = 0.48  # length of the sliding median; 0 turns it off. Method "threshold" only
+    min_duration: float = 0.0  # shorter events are dropped, after merging
+    max_gap: float = 0.2  # events separated by at most this much are merged
+    low_threshold: float | None = None  # an event extends to frames at this score; None: LOW_SHARE × `threshold`
+    method: Method = "threshold"
+    step_filter_length: float = 0.32  # "sebb": length of the change filter, half of it on each side of an instant
+    merge_threshold_abs: float = 1.0  # "sebb": boxes stay apart if the score between them drops by this much
+    merge_threshold_rel: float = 2.0  # "sebb": or by this factor; infinity disables the rule
+
+    def __post_init__(self) -> None:
+        for name in ("median_filter", "min_duration", "max_gap"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of seconds, zero or more; it is {value}")
+        if self.median_filter > MAX_MEDIAN_FILTER:
+            raise ValueError(f"median_filter must be at most {MAX_MEDIAN_FILTER:g} seconds; it is {self.median_filter}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie between 0 and 1; it is {self.threshold}")
+        if self.method not in get_args(Method):
+            raise ValueError(f"method must be {' or '.join(map(repr, get_args(Method)))}; it is {self.method!r}")
+        if self.low_threshold is not None:
+            if not 0 <= self.low_threshold <= self.threshold:
+                raise ValueError(
+                    "low_threshold must lie between 0 and the threshold; "
+                    f"it is {self.low_threshold} and the threshold {self.threshold}"
+                )
+            if self.method == "sebb":
+                raise ValueError("low_threshold belongs to the method 'threshold'; boxes have one score each")
+        if not 0 < self.step_filter_length <= MAX_MEDIAN_FILTER:
+            raise ValueError(
+                f"step_filter_length must be more than 0 and at most {MAX_MEDIAN_FILTER:g} seconds; "
+                f"it is {self.step_filter_length}"
+            )
+        if not self.merge_threshold_abs >= 0:
+            raise ValueError(f"merge_threshold_abs must be a difference of scores; it is {self.merge_threshold_abs}")
+        if not self.merge_threshold_rel >= 1:
+            raise ValueError(f"merge_threshold_rel must be a ratio, 1 or more; it is {self.merge_threshold_rel}")
+
+    @property
+    def lowest(self) -> float:
+        """The score at which a frame belongs to an event that reaches the threshold elsewhere."""
+        return LOW_SHARE * self.threshold if self.low_threshold is None else self.low_threshold
 
 
 def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: float, duration: float) -> list[Event]:
-    """Events in the scores (T,) of one phrase, in order of time.
+    """Finds the events in the scores (T,) of one phrase, in order of time; `frame_hop` and `duration` are in seconds.
 
-    Method "threshold", in this order: the scores are smoothed by `median_filter`; neighbouring frames at or above
-    `low_threshold` (without one: `threshold`) are a run, and a run is an event when one of its frames reaches
-    `threshold`; events with at most `max_gap` between them merge; then what is shorter than `min_duration` goes.
-    Method "sebb": boxes (model.sebb) of the unsmoothed scores, of which those whose score reaches `threshold`
-    are events; merged and dropped likewise.
+    Method "threshold": the scores are smoothed by `median_filter`; consecutive frames at or above `low_threshold` form
+    a run, and a run is an event if one of its frames reaches `threshold`; events at most `max_gap` apart are merged;
+    events shorter than `min_duration` are dropped.
+    Method "sebb": boxes (model.sebb) over the unsmoothed scores whose score reaches `threshold` are events; they are
+    merged and dropped in the same way.
 
-    Offsets end with the recording (`duration`, seconds), and frames that begin after it are not looked at. Raises
-    ValueError if `scores` is not one track.
+    Offsets are cut at `duration`, and frames that begin after it are ignored. Raises ValueError unless `scores` is one
+    track.
     """
     scores = _track(scores, frame_hop, duration)
     if settings.method == "sebb":
@@ -52,77 +131,77 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
     firsts, stops = _runs(smooth >= np.float32(settings.lowest))
     certain = np.flatnonzero(smooth >= np.float32(settings.threshold))
     reached = np.searchsorted(certain, stops) > np.searchsorted(certain, firsts)
-    found = [
+    events = [
         _event(first, stop, float(smooth[first:stop].max()), frame_hop, duration)
-        for first, stop in _joined(firsts[reached], stops[reached], _gap_frames(settings.max_gap, frame_hop))
+        for first, stop in _merged(firsts[reached], stops[reached], _gap_frames(settings.max_gap, frame_hop))
     ]
-    return [event for event in found if _long_enough(event, settings)]
+    return [event for event in events if _long_enough(event, settings)]
 
 
 class EventStream:
-    """`find_events` of a track that comes in pieces: the same events in the same order, each as soon as it is certain.
+    """`find_events` for a track that arrives in pieces: the same events in the same order, each as soon as it is final.
 
-    An event is certain when what follows can neither lengthen it nor merge with it: with "threshold" that is half a
-    median filter, `max_gap` and `spare` frames after its end, and about as much is held. "sebb" holds all scores and
-    gives everything with `finish`.
+    An event is final when later frames can neither extend it nor merge with it. With "threshold" that is half a median
+    filter, `max_gap` and `spare` frames after its end, and the stream buffers about that much. "sebb" buffers all
+    scores and returns every event from `finish`.
 
-    Scores pushed belong to the recording, but for the last `spare` frames, which may begin after its end: the frames of
-    a decoded recording are counted in samples, its exact duration may be a little shorter.
+    The last `spare` frames pushed may begin after the end of the recording: the frames of a decoded recording are
+    counted in samples, and its exact duration may be slightly shorter.
     """
 
     def __init__(self, settings: DetectionSettings, frame_hop: float, spare: int = 1) -> None:
         """`frame_hop` in seconds."""
         self._settings, self._frame_hop, self._spare = settings, frame_hop, spare
         self._smoother = MedianStream(settings.median_filter, frame_hop, spare)
-        self._pushed = 0  # frames that came
-        self._seen = 0  # frames that are smoothed and searched
-        self._run: tuple[int, float] | None = None  # first frame and highest score of the run that goes on
+        self._pushed = 0  # frames received
+        self._searched = 0  # frames smoothed and searched
+        self._run: tuple[int, float] | None = None  # first frame and highest score of the open run
         self._event: tuple[int, int, float] | None = None  # first, stop, score of an event that may still grow
-        self._boxed: list[np.ndarray] = []
+        self._sebb_scores: list[np.ndarray] = []
 
     def push(self, scores: np.ndarray) -> list[Event]:
-        """The next scores (t,) → events that can no longer change. Raises ValueError if it is not one track."""
+        """Takes the next scores (t,) and returns the events that are now final. Raises ValueError if not one track."""
         scores = _one_track(scores)
         self._pushed += len(scores)
         if self._settings.method == "sebb":
-            self._boxed.append(scores.copy())
+            self._sebb_scores.append(scores.copy())
             return []
         found = self._search(self._smoother.push(scores), math.inf)
-        return found + self._leave_behind()
+        return found + self._flush_final()
 
     def finish(self, duration: float) -> list[Event]:
-        """The rest, the recording having ended after `duration` seconds.
+        """Returns the remaining events of a recording of `duration` seconds.
 
-        Raises ValueError if more than `spare` of the frames pushed begin after that: they may already have told.
+        Raises ValueError if more than `spare` frames begin after its end: events may already depend on them.
         """
         drop = self._pushed - min(self._pushed, _frames_within(duration, self._frame_hop))
         if drop > self._spare:
             raise ValueError(f"{drop} frames begin after the end at {duration} s; at most {self._spare} may")
         if self._settings.method == "sebb":
-            scores = np.concatenate([np.empty(0, dtype=np.float32), *self._boxed])
+            scores = np.concatenate([np.empty(0, dtype=np.float32), *self._sebb_scores])
             return find_events(scores, self._settings, self._frame_hop, duration)
         found = self._search(self._smoother.finish(drop), duration)
         if self._run is not None:
-            found += self._close(self._seen, duration)
-        return found + self._give(duration)
+            found += self._close_run(self._searched, duration)
+        return found + self._flush(duration)
 
     def _search(self, smooth: np.ndarray, duration: float) -> list[Event]:
-        """Follows runs through the next smoothed scores (n,); events that end there for certain."""
+        """Follows runs through the next smoothed scores (n,); returns the events that end there for certain."""
         found: list[Event] = []
         active = smooth >= np.float32(self._settings.lowest)
         edges = np.flatnonzero(np.diff(active, prepend=self._run is not None)).tolist()
         for edge, next_edge in zip([0, *edges], [*edges, len(smooth)], strict=True):
             if edge < next_edge and active[edge]:
                 peak = float(smooth[edge:next_edge].max())
-                first, before = self._run or (self._seen + edge, peak)
+                first, before = self._run or (self._searched + edge, peak)
                 self._run = (first, max(before, peak))
             if next_edge < len(smooth) and self._run is not None and not active[next_edge]:
-                found += self._close(self._seen + next_edge, duration)
-        self._seen += len(smooth)
+                found += self._close_run(self._searched + next_edge, duration)
+        self._searched += len(smooth)
         return found
 
-    def _close(self, stop: int, duration: float) -> list[Event]:
-        """The run ends before frame `stop`: it is no event, or a part of the last one, or the last one is through."""
+    def _close_run(self, stop: int, duration: float) -> list[Event]:
+        """Ends the open run before frame `stop`: drops it, merges it into the pending event, or starts a new one."""
         assert self._run is not None
         (first, peak), self._run = self._run, None
         if peak < np.float32(self._settings.threshold):
@@ -130,21 +209,21 @@ class EventStream:
         if self._event is not None and not self._apart(self._event[1], first):
             self._event = (self._event[0], stop, max(self._event[2], peak))
             return []
-        found = self._give(duration)
+        found = self._flush(duration)
         self._event = (first, stop, peak)
         return found
 
-    def _leave_behind(self) -> list[Event]:
-        """The event that may still grow, if whatever comes is too far from it."""
-        upcoming = self._seen if self._run is None else self._run[0]
+    def _flush_final(self) -> list[Event]:
+        """The pending event, if nothing that follows can merge with it."""
+        upcoming = self._searched if self._run is None else self._run[0]
         if self._event is not None and self._apart(self._event[1], upcoming):
-            return self._give(math.inf)
+            return self._flush(math.inf)
         return []
 
     def _apart(self, stop: int, first: int) -> bool:
         return first - stop > _gap_frames(self._settings.max_gap, self._frame_hop)
 
-    def _give(self, duration: float) -> list[Event]:
+    def _flush(self, duration: float) -> list[Event]:
         if self._event is None:
             return []
         event, self._event = _event(*self._event, self._frame_hop, duration), None
@@ -152,12 +231,12 @@ class EventStream:
 
 
 def find_moments(scores: np.ndarray, frame_hop: float, duration: float, limit: int) -> list[Moment]:
-    """The `limit` best stretches of a clip for the frame scores (T,) of one query, best first.
+    """Finds the `limit` best moments of a clip in the frame scores (T,) of one query, best first.
 
     A search hit may be right although no frame reaches a detection threshold, so the clip is compared with itself: a
-    frame belongs to a moment when its smoothed score is at least half-way between the clip's lowest and highest, or
-    at least 0.5. The highest frame always qualifies: every clip with frames has a moment, and where all of it answers
-    equally well the moment is the whole clip. Moments less than half a second apart are one.
+    frame belongs to a moment if its smoothed score is at least halfway between the clip's lowest and highest, or at
+    least 0.5. Every clip with frames has a moment, and a clip with constant scores is one moment. Moments at most half
+    a second apart are merged.
     """
     smooth = median_smooth(_track(scores, frame_hop, duration), _MOMENT_MEDIAN, frame_hop)
     if not len(smooth):
@@ -166,7 +245,7 @@ def find_moments(scores: np.ndarray, frame_hop: float, duration: float, limit: i
     level = np.float32(min(_MOMENT_CERTAIN, low + (high - low) / 2))
     moments = [
         Moment(first * frame_hop, min(stop * frame_hop, duration), float(smooth[first:stop].max()))
-        for first, stop in _joined(*_runs(smooth >= level), _gap_frames(_MOMENT_GAP, frame_hop))
+        for first, stop in _merged(*_runs(smooth >= level), _gap_frames(_MOMENT_GAP, frame_hop))
     ]
     return sorted(moments, key=lambda m: (-m.score, m.start))[:limit]
 
@@ -181,14 +260,14 @@ def _find_boxes(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
     )
     reached = means.astype(np.float32) >= np.float32(settings.threshold)
     onsets, offsets, means = onsets[reached], offsets[reached], means[reached]
-    joined = _joined(onsets, offsets, settings.max_gap + _EPS)
-    if not joined:
+    merged = _merged(onsets, offsets, settings.max_gap + _EPS)
+    if not merged:
         return []
-    best = np.maximum.reduceat(means, np.searchsorted(onsets, [onset for onset, _ in joined]))
-    found = [
-        Event(onset, min(offset, duration), score) for (onset, offset), score in zip(joined, best.tolist(), strict=True)
+    best = np.maximum.reduceat(means, np.searchsorted(onsets, [onset for onset, _ in merged]))
+    events = [
+        Event(onset, min(offset, duration), score) for (onset, offset), score in zip(merged, best.tolist(), strict=True)
     ]
-    return [event for event in found if _long_enough(event, settings)]
+    return [event for event in events if _long_enough(event, settings)]
 
 
 def _event(first: int, stop: int, score: float, frame_hop: float, duration: float) -> Event:
@@ -207,17 +286,17 @@ def _one_track(scores: np.ndarray) -> np.ndarray:
 
 
 def _frames_within(duration: float, frame_hop: float) -> int:
-    """Frames that begin before the end of the recording; the first always does."""
+    """The number of frames that begin before the end of the recording; at least one."""
     return max(1, math.ceil((duration - _EPS) / frame_hop))
 
 
 def _track(scores: np.ndarray, frame_hop: float, duration: float) -> np.ndarray:
-    """Scores (T,) as float32, without frames that begin after the end of the recording."""
+    """Scores (T,) as float32, without the frames that begin after the end of the recording."""
     return _one_track(scores)[: _frames_within(duration, frame_hop)]
 
 
 def _runs(active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs in active (T,) bool: first frames (R,) and the frames (R,) after their last."""
+    """The runs in `active` (T,) bool: first frames (R,) and exclusive last frames (R,)."""
     edges = np.flatnonzero(np.diff(active.astype(np.int8), prepend=0, append=0))
     return edges[0::2], edges[1::2]
 
@@ -226,8 +305,8 @@ def _gap_frames(seconds: float, frame_hop: float) -> float:
     return (seconds + _EPS) / frame_hop
 
 
-def _joined(firsts: np.ndarray, stops: np.ndarray, max_gap: float) -> list[tuple]:
-    """Pairs [first, stop), in order, those with at most `max_gap` between them as one; any unit of time."""
+def _merged(firsts: np.ndarray, stops: np.ndarray, max_gap: float) -> list[tuple]:
+    """Intervals [first, stop) in order, those at most `max_gap` apart merged; any unit of time."""
     if not len(firsts):
         return []
     apart = firsts[1:] - stops[:-1] > max_gap

@@ -19,7 +19,6 @@ DOORS = {"app/cli/main.py": {"training"}}  # the one command line is the door to
 NUMPY_ONLY = (
     "model/detection.py",
     "model/sebb.py",
-    "model/events.py",
     "model/median.py",
     "model/windows.py",
     "model/config.py",

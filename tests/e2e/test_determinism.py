@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import determinism
+from benchmarks.reliability import determinism
 
 pytestmark = pytest.mark.slow
 

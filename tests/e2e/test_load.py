@@ -1,6 +1,6 @@
 """Many callers at a real server: everyone is answered, the short do not wait for the long, a full queue says so.
 
-Counts and orders, no tight times: how fast it is, benchmarks/load.py measures.
+Counts and orders, no tight times: how fast it is, benchmarks/service/load.py measures.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import long_audio, processes
+from benchmarks import processes
 from benchmarks.common import RATE, SOUNDS, Server, encode, load, write_recording
+from benchmarks.service import long_audio
 from model.config import FineLAPConfig, WindowConfig
 from model.windows import plan_windows
 
@@ -78,7 +79,7 @@ def test_a_bark_across_any_border_is_one_event(server: Server, windows: WindowCo
 
 @pytest.fixture(scope="module")
 def hour(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An hour as JSON and as ndjson: answers, times, memory; see benchmarks/long_audio.py."""
+    """An hour as JSON and as ndjson: answers, times, memory; see benchmarks/service/long_audio.py."""
     folder = tmp_path_factory.mktemp("hour")
     for kind in ("json", "ndjson"):
         long_audio.listen(server, write_recording(folder / "warm up.flac", 30, seed=1), kind)

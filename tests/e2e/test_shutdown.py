@@ -31,7 +31,7 @@ import pytest
 import soundfile
 
 from benchmarks.common import RATE, REPO, SOUNDS, encode, write_recording
-from benchmarks.vector_data import insert
+from benchmarks.index.vector_data import insert
 from index.sqlite.store import Store
 
 LIMIT = 25.0  # seconds from the signal to the end of the process

@@ -1,4 +1,4 @@
-"""A short soak: `python benchmarks/soak.py` goes on for as long as one likes. FINELAP_SOAK_S: seconds (25)."""
+"""A short soak: `python -m benchmarks.reliability.soak` goes on for as long as one likes. FINELAP_SOAK_S: seconds (25)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import soak
+from benchmarks.reliability.soak import soak
 
 pytestmark = pytest.mark.slow
 

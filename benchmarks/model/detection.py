@@ -1,0 +1,246 @@
+"""From frame scores to events: a sliding median, a second lower threshold, and boxes by change detection, compared.
+
+Mixtures are made as for the bundled checkpoint's own figures (training.evaluation.mixtures). Settings are chosen on mixtures of
+the sounds that the checkpoint was trained on, by event F1 at its best threshold; the table is of mixtures of the
+validation packages. Needs the extras `train` and `evaluate`. SOUNDS is a folder of labelled sounds as
+`python -m training.recipes.fetch_sounds` fills it:
+
+    python -m benchmarks.model.detection runs/sounds --out postprocessing.json
+
+PSDS is taken over all thresholds, of every phrase that sounds in some mixture asked of every mixture, without merging,
+without a shortest duration and without the spread over classes. Event F1 is that of `find_events` (intersection over
+union 0.5, merging as by default), ten phrases asked of each mixture. Intervals come from drawing mixtures again, the
+same ones for all ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import REPO
+from model.detection import DetectionSettings, find_events, median_smooth
+from model.finelap import FineLAP
+from model.sebb import event_boxes
+from training.config import EvaluationConfig, read_recipe
+from training.data.manifests import AudioStore, Item, read_labelled
+from training.evaluation.metrics import f1, match_events
+from training.evaluation.mixtures import make_mixtures
+from training.evaluation.sed_metrics import PSDS1_NO_SPREAD, PSDS2_NO_SPREAD, Psds, Scored, ask_all, psds_with
+
+RECIPE = REPO / "training" / "configs" / "finelap-small.yaml"
+FINE = 8  # boxes are laid on a grid this much finer than the frames; half a step filter has to lie on it
+THRESHOLDS = np.round(np.arange(0.1, 0.9, 0.025), 3)
+COARSE = THRESHOLDS[6::2]  # to choose settings by
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way from scores to events: settings whose threshold is free; `ratio`: of the lower threshold to it."""
+
+    name: str
+    settings: DetectionSettings
+    ratio: float = 1.0
+
+    def at(self, threshold: float) -> DetectionSettings:
+        """Its settings at one threshold."""
+        low = None if self.settings.method == "sebb" else self.ratio * threshold
+        return replace(self.settings, threshold=threshold, low_threshold=low)
+
+    def over_all_thresholds(self, recording: Scored) -> Scored:
+        """A track that, cut at any threshold, gives the events of that threshold before merging."""
+        how, hop = self.settings, recording.frame_hop
+        if how.method == "sebb":
+            rows = [_boxes_as_track(row, how, recording) for row in recording.scores]
+            return replace(recording, scores=np.stack(rows), frame_hop=hop / FINE)
+        smooth = median_smooth(recording.scores, how.median_filter, hop)
+        return replace(recording, scores=reaching(smooth, self.ratio))
+
+
+def reaching(scores: np.ndarray, ratio: float) -> np.ndarray:
+    """scores (C, T) → (C, T): the highest threshold at which hysteresis with `ratio` × threshold takes each frame in.
+
+    Frame t is in from frame u at threshold h if u has at least h and every frame from u to t at least ratio × h.
+    """
+    if ratio == 1.0:
+        return scores
+    best = scores.copy()
+    for u in range(scores.shape[1]):
+        for path, target in ((scores[:, u:], best[:, u:]), (scores[:, u::-1], best[:, u::-1])):
+            reached = np.minimum(np.minimum.accumulate(path, axis=1) / ratio, scores[:, u, None])
+            np.maximum(target, reached, out=target)
+    return best
+
+
+def _boxes_as_track(row: np.ndarray, how: DetectionSettings, recording: Scored) -> np.ndarray:
+    step = recording.frame_hop / FINE
+    onsets, offsets, scores = event_boxes(
+        row[: len(recording.stamps()) - 1],
+        recording.stamps(),
+        how.step_filter_length,
+        how.merge_threshold_abs,
+        how.merge_threshold_rel,
+    )
+    track = np.zeros(len(row) * FINE, dtype=np.float32)
+    for onset, offset, score in zip(onsets, offsets, scores, strict=True):
+        track[round(onset / step) : max(round(offset / step), round(onset / step) + 1)] = score
+    return track
+
+
+def psds_of(way: Way, recordings: Sequence[Scored], wanted: dict[str, Psds]) -> dict[str, float]:
+    """PSDS in percent."""
+    found = psds_with([way.over_all_thresholds(r) for r in recordings], wanted)
+    return {name: 100 * result.value for name, result in found.items()}
+
+
+def event_counts(way: Way, asked: Sequence[Scored], thresholds: Iterable[float]) -> np.ndarray:
+    """(H, M, 3): events matched, found and true at each threshold in each mixture."""
+    counts = []
+    for threshold in thresholds:
+        how = way.at(float(threshold))
+        for recording in asked:
+            sums = np.zeros(3, dtype=int)
+            for row, truth in zip(recording.scores, recording.truth, strict=True):
+                found = [(e.onset, e.offset) for e in find_events(row, how, recording.frame_hop, recording.duration)]
+                sums += (match_events(found, truth), len(found), len(truth))
+            counts.append(sums)
+    return np.array(counts).reshape(-1, len(asked), 3)
+
+
+def best_f1(counts: np.ndarray, thresholds: np.ndarray) -> tuple[float, float]:
+    """The best of the thresholds, and its F1 in percent."""
+    scores = [100 * f1(*c.sum(0)) for c in counts]
+    best = int(np.argmax(scores))
+    return float(thresholds[best]), scores[best]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Mixtures as they were heard: every class of every mixture, and each mixture's own ten phrases."""
+
+    all_classes: list[Scored]
+    asked: list[Scored]
+
+
+def hear(model: FineLAP, items: list[Item], store_file: Path, config: EvaluationConfig) -> Side:
+    """Makes mixtures of the items and scores them."""
+    mixtures = make_mixtures(AudioStore(store_file, items, progress=True), config)
+    classes = sorted({p for m in mixtures for p, segments in m.segments.items() if segments})
+    phrases = sorted({p for m in mixtures for p in m.segments})
+    everything = ask_all(model, mixtures, phrases)
+    sounding = [phrases.index(p) for p in classes]
+    own = [[phrases.index(p) for p in m.segments] for m in mixtures]
+    return Side([_rows(r, sounding) for r in everything], [_rows(r, o) for r, o in zip(everything, own, strict=True)])
+
+
+def _rows(recording: Scored, rows: list[int]) -> Scored:
+    return replace(recording, scores=recording.scores[rows], truth=[recording.truth[i] for i in rows])
+
+
+def choose(side: Side, report: Callable[[str], None]) -> list[Way]:
+    """The ways to compare, with the free settings of each chosen on this side."""
+    chosen: dict[str, float] = {}
+
+    def best(ways: list[Way]) -> Way:
+        for way in ways:
+            threshold, chosen[way.name] = best_f1(event_counts(way, side.asked, COARSE), COARSE)
+            report(f"{way.name}: F1 {chosen[way.name]:.2f} at {threshold}")
+        return max(ways, key=lambda way: chosen[way.name])
+
+    default = Way("median 0.48 s", DetectionSettings(median_filter=0.48))
+    medians = [Way(f"median {s} s", DetectionSettings(median_filter=s)) for s in (0.8, 1.12, 1.44, 2.08)]
+    none = Way("no smoothing", DetectionSettings(median_filter=0.0))
+    median = best([none, default, *medians])
+    lows = [
+        [Way(f"{way.name}, low {ratio} ×", way.settings, ratio) for ratio in (0.75, 0.6, 0.45, 0.3, 0.2)]
+        for way in (none, default, medians[0], medians[1])
+    ]
+    low = best([way for ways in lows for way in ways])
+    boxes = best(
+        [
+            Way(
+                f"boxes {length} s, abs {high}, rel {rel}",
+                DetectionSettings(
+                    method="sebb", step_filter_length=length, merge_threshold_abs=high, merge_threshold_rel=rel
+                ),
+            )
+            for length in (0.32, 0.48, 0.64, 0.96)
+            for high, rel in [(a, np.inf) for a in (0.2, 0.3, 0.4, 0.5)] + [(np.inf, q) for q in (1.5, 2.0, 3.0)]
+        ]
+    )
+    ways = [default, none, median, max(lows[1], key=lambda w: chosen[w.name]), low, boxes]
+    return [way for i, way in enumerate(ways) if way not in ways[:i]]
+
+
+def table(ways: list[Way], side: Side, psds2: bool, seed: int = 0) -> Iterator[dict[str, object]]:
+    """A row for each way: PSDS, and F1 at 0.5 and at the best threshold; intervals of the difference to the first."""
+    wanted = {"PSDS1, no spread": PSDS1_NO_SPREAD}
+    if psds2:
+        wanted["PSDS2, no spread"] = PSDS2_NO_SPREAD
+    drawn = np.random.default_rng(seed).integers(0, len(side.asked), (1000, len(side.asked)))
+    before: tuple[np.ndarray, np.ndarray] | None = None
+    for way in ways:
+        counts = event_counts(way, side.asked, [0.5, *THRESHOLDS])
+        again = np.stack([counts[:, draw].sum(1) for draw in drawn], axis=1)  # (H, draws, 3)
+        f1s = 200 * again[..., 0] / (again[..., 1] + again[..., 2])
+        at_half, at_best = f1s[0], f1s[1:].max(0)
+        before = before or (at_half, at_best)
+        threshold, best = best_f1(counts[1:], THRESHOLDS)
+        yield {
+            "way": way.name,
+            **{k: round(v, 2) for k, v in psds_of(way, side.all_classes, wanted).items()},
+            "F1 at 0.5": round(100 * f1(*counts[0].sum(0)), 2),
+            "more than the first, 95 %": np.quantile(at_half - before[0], [0.025, 0.975]).round(2).tolist(),
+            "best threshold": threshold,
+            "F1 there": round(best, 2),
+            "more there than the first, 95 %": np.quantile(at_best - before[1], [0.025, 0.975]).round(2).tolist(),
+        }
+
+
+def main() -> None:
+    """Chooses, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sounds", type=Path, help="folder of labelled sounds with a manifest.jsonl")
+    parser.add_argument("--checkpoint", default="checkpoints/finelap-small")
+    parser.add_argument("--mixtures", type=int, default=200, help="to measure on")
+    parser.add_argument("--choose-by", type=int, default=120, help="mixtures to choose settings by")
+    parser.add_argument("--psds2", action="store_true", help="PSDS2 too, which takes most of the time")
+    parser.add_argument("--work", type=Path, help="folder for decoded sounds, kept")
+    parser.add_argument("--out", type=Path, help="JSON with the table")
+    args = parser.parse_args()
+    recipe = read_recipe(RECIPE)
+    items = [i for i in read_labelled(args.sounds, exclude_groups=recipe.excluded_groups) if i.captions]
+    held_out = [i for i in items if i.group in recipe.validation_groups]
+    trained_on = [i for i in items if i.group not in recipe.validation_groups]
+    model = FineLAP.from_pretrained(args.checkpoint)
+    began = time.monotonic()
+
+    def report(line: str) -> None:
+        print(f"[{time.monotonic() - began:5.0f} s] {line}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = args.work or Path(folder)
+        config = replace(recipe.evaluation, mixtures=args.choose_by)
+        training = hear(model, trained_on, work / "training.i16", config)
+        report(f"{len(training.asked)} mixtures of {len(trained_on)} sounds to choose by")
+        ways = choose(training, report)
+        config = replace(recipe.evaluation, mixtures=args.mixtures)
+        validation = hear(model, held_out, work / "validation.i16", config)
+        report(f"{len(validation.asked)} mixtures of {len(held_out)} sounds to measure on")
+        rows = []
+        for row in table(ways, validation, args.psds2):
+            report(json.dumps(row, ensure_ascii=False))
+            rows.append(row)
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

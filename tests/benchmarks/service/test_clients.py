@@ -1,0 +1,64 @@
+"""What the speed benchmarks compare is comparable: the same features, true answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.clients import Answer, Caller, run_callers
+from benchmarks.model import log_mel
+from model import FineLAP
+
+_HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nContent-Length: %d\r\n%s\r\n"
+_GOOD = (b"200 OK", b"", 10.0)  # status, headers, the duration that was heard
+
+
+def test_the_log_mel_and_its_baseline_have_the_same_numbers(small_checkpoint: Path) -> None:
+    found = log_mel.compare(FineLAP.from_pretrained(small_checkpoint))
+    assert found["same"] < 1e-3
+    assert 300e6 < found["operations"] < 600e6
+
+
+@pytest.mark.parametrize(
+    ("answers", "statuses"),
+    [
+        ([_GOOD] * 3, [200, 200, 200]),
+        ([_GOOD, (b"429 Busy", b"Retry-After: 0\r\n", 0.0), _GOOD], [200, 429, 200]),
+        ([(b"200 OK", b"Connection: close\r\n", 10.0), (b"200 OK", b"", 4.0)], [200, 200]),
+        ([_GOOD, (b"", b"", 0.0), _GOOD], [200, 0, 200]),
+    ],
+)
+def test_callers_tell_what_they_were_answered(answers: list[tuple[bytes, bytes, float]], statuses: list[int]) -> None:
+    left, bodies = list(answers), set[bytes]()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(EOFError):
+            while left:
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = int(head.lower().partition(b"content-length:")[2].split()[0])
+                bodies.add(await reader.readexactly(size))
+                status, more, duration = left.pop(0)
+                if not status:
+                    break
+                body = json.dumps({"audio": [{"duration": duration}]}).encode()
+                writer.write(_HEAD % (status, len(body), more) + body)
+                if b"close" in more:
+                    break
+        writer.close()
+
+    async def ask() -> list[Answer]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=1 << 24)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            caller = Caller("embed", 10.0, "embed", files=1, rounds=statuses.count(200))
+            return await asyncio.to_thread(run_callers, f"http://127.0.0.1:{port}", [caller], 60.0, 60.0)
+
+    told = asyncio.run(ask())
+    assert [answer.status for answer in told] == statuses
+    good = [status.startswith(b"200") and duration == 10.0 for status, _, duration in answers]
+    assert [not answer.fault for answer in told] == good
+    assert len(bodies) == len(answers)  # no two alike
