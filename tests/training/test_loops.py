@@ -73,10 +73,8 @@ def tiny_model() -> FineLAP:
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_pool(folder: Path) -> None:
     """Two shards of 24 scenes of 32 frames; each sound is a band of the spectrum."""
-    folder = tmp_path_factory.mktemp("pool")
     for shard in range(2):
         rng = np.random.default_rng(shard)
         mel = rng.normal(-8, 0.5, (24, 512, 16)).astype(np.float32)
@@ -89,7 +87,7 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             logits[scene, first:last, source] = 3.0
             events.append([(source, first * 0.16, last * 0.16)])
         target = folder / f"{shard:03d}"
-        target.mkdir()
+        target.mkdir(parents=True)
         arrays = {
             "mel": mel,
             "logits": logits,
@@ -101,6 +99,12 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, values in arrays.items():
             np.save(target / f"{name}.npy", values if values.dtype == bool else values.astype(np.float16))
         (target / "events.json").write_text(json.dumps(events))
+
+
+@pytest.fixture(scope="module")
+def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    write_pool(folder)
     return folder
 
 
