@@ -18,8 +18,7 @@ from tqdm import tqdm
 from app.audio.errors import MediaError
 from app.audio.peaks import Envelope
 from app.cli.finding import as_text, find_sources
-from app.client.parsing import detection_message
-from app.client.types import DetectionMessage
+from app.client.types import DetectionMessage, detection_message
 from app.decoding.pool import DecoderPool
 from app.inference.engine import Engine, load_model
 from app.services.audio_source import hear

@@ -1,12 +1,11 @@
-"""A client of the service: `Client` for ordinary code, `AsyncClient` for asyncio, the same methods in both.
+"""A typed client of the HTTP API: `Client` for synchronous code, `AsyncClient` for asyncio, with the same methods.
 
-Knows HTTP and the shapes of the service's answers; no model, no index, no web framework, so importing it is quick. A
-call is described and its answer read in `calls`, without any network; the two clients only send.
+`calls` describes requests and reads responses without any network; the two clients only send. Importing the package
+loads httpx and NumPy, but no model.
 """
 
 from app.client.aio import AsyncClient
-from app.client.audio import Audio
-from app.client.calls import DetectOptions, SearchOptions
+from app.client.calls import Audio, DetectOptions, SearchOptions
 from app.client.errors import (
     Busy,
     NotFound,

@@ -1,4 +1,4 @@
-"""The client for asyncio: as `app.client.sync`, which says what each method does, with `await` and `async for`."""
+"""The asyncio client: the methods of `app.client.sync.Client`, which documents them, with `await` and `async for`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from typing import Any, TypeVar, Unpack
 import httpx
 import numpy as np
 
-from app.client import calls, errors, types
-from app.client import stream as reading
-from app.client.audio import Audio, several
-from app.client.calls import Call, DetectOptions, Filter, SearchOptions
+from app.client import calls, errors, stream, types
+from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
 from app.client.errors import ServerError
-from app.client.retry import DEFAULT_SERVER, Address, Patience
+from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """Calls to one service from one event loop; the methods, their arguments and answers are those of `Client`.
+    """A client of one service for one event loop. Methods, arguments and results are those of `Client`.
 
-    A cancelled task ends its call, also while it waits for a busy service. Files are read in the loop, 64 KiB at once.
+    Cancelling a task ends its call, even while it waits for a busy service. Files are read in the event loop, 64 KiB
+    at a time.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class AsyncClient:
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
     ) -> types.Added:
         """As `Client.add`."""
-        return await self._send(calls.add(several(files), metadata))
+        return await self._send(calls.add(as_list(files), metadata))
 
     async def clips(self, filter: Filter | None = None) -> AsyncIterator[types.Clip]:
         """As `Client.clips`."""
@@ -90,7 +89,7 @@ class AsyncClient:
 
     async def save_audio(self, clip_id: str, path: str | os.PathLike[str]) -> None:
         """As `Client.save_audio`."""
-        with reading.whole_file(path) as file:
+        with stream.atomic_file(path) as file:
             async with self._stream(calls.audio(clip_id)) as chunks:
                 async for chunk in chunks:
                     file.write(chunk)
@@ -166,7 +165,7 @@ class AsyncClient:
         **options: Unpack[DetectOptions],
     ) -> AsyncIterator[types.DetectionMessage]:
         """As `Client.detect_stream`."""
-        messages = reading.DetectionMessages(self.server)
+        messages = stream.DetectionMessages(self.server)
         async with self._stream(calls.detect_stream(phrases, file, clip_id, frames, options)) as chunks:
             async for chunk in chunks:
                 for message in messages.push(chunk):
@@ -180,7 +179,7 @@ class AsyncClient:
 
     async def embed_files(self, files: Audio | Sequence[Audio], frames: bool = False) -> types.Embedded:
         """As `Client.embed_files`."""
-        return await self._send(calls.embed_files(several(files), frames))
+        return await self._send(calls.embed_files(as_list(files), frames))
 
     async def info(self) -> types.Info:
         """As `Client.info`."""
@@ -189,17 +188,17 @@ class AsyncClient:
     async def ready(self) -> bool:
         """As `Client.ready`."""
         try:
-            return (await self._answer(calls.ready(), Patience(0.0, 0.0), stream=False)).status_code == 200
+            return (await self._request(calls.ready(), RetryPolicy(0.0, 0.0), streaming=False)).status_code == 200
         except ServerError:
             return False
 
     async def _send(self, call: Call[T]) -> T:
-        response = await self._answer(call, Patience(self.patience, self.reconnect), stream=False)
-        return reading.read(call, response, self.server)
+        response = await self._request(call, RetryPolicy(self.patience, self.reconnect), streaming=False)
+        return stream.read(call, response, self.server)
 
     @contextlib.asynccontextmanager
     async def _stream(self, call: Call[Any]) -> AsyncIterator[AsyncIterator[bytes]]:
-        response = await self._answer(call, Patience(self.patience, self.reconnect), stream=True)
+        response = await self._request(call, RetryPolicy(self.patience, self.reconnect), streaming=True)
         try:
             yield response.aiter_bytes()
         except httpx.RequestError as error:
@@ -207,12 +206,12 @@ class AsyncClient:
         finally:
             await response.aclose()
 
-    async def _answer(self, call: Call[Any], patience: Patience, stream: bool) -> httpx.Response:
-        """A response below 400; with `stream` its body is still to come."""
+    async def _request(self, call: Call[Any], retry: RetryPolicy, streaming: bool) -> httpx.Response:
+        """A response with status below 400, retrying as the policy allows; with `streaming` its body is unread."""
         while True:
             try:
                 with call.request(self._http) as request:
-                    response = await self._http.send(request, stream=stream)
+                    response = await self._http.send(request, stream=streaming)
                 if response.status_code < 400:
                     return response
                 await response.aread()
@@ -220,4 +219,4 @@ class AsyncClient:
                 failure = errors.from_response(response)
             except httpx.RequestError as error:
                 failure = errors.unreachable(self.server, error)
-            await asyncio.sleep(patience.wait_after(failure))
+            await asyncio.sleep(retry.wait_after(failure))

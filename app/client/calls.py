@@ -1,46 +1,50 @@
-"""Every call of the API as a value: what to send, and how its answer is read. No network and no waiting in here."""
+"""Every API call as a value: what to send and how to read the response. No network, no waiting."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 
-from app.client import parsing, types
-from app.client.audio import Audio, open_upload
-from app.client.parsing import Json
+from app.client import types
+from app.client.types import Json
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-Filter = Mapping[str, Any]  # metadata keys with the value, or a list of values of which one must match
+# Audio to upload: a path; a name with bytes or with an open binary file; an open binary file, sent under its own name.
+Audio = str | os.PathLike[str] | tuple[str, bytes | BinaryIO] | BinaryIO
+Filter = Mapping[str, Any]  # metadata keys with a value, or with a list of values of which one must match
 Form = dict[str, str | list[str]]
 
-PAGE = 1000  # clips asked for at once
+PAGE = 1000  # clips per request when listing the library
 
 
 class SearchOptions(TypedDict, total=False):
-    """How to search. What is left out is the service's default."""
+    """Options of a search. Missing keys use the service's defaults."""
 
-    k: int  # how many hits, at most; 10
+    k: int  # maximum number of hits; 10
     filter: Filter | None  # only clips with this metadata
-    moments: bool  # whether the stretches of each clip that answer are wanted
-    min_score: float | None  # hits with a lower score are left out
+    moments: bool  # whether to return the matching stretches of each clip
+    min_score: float | None  # drops hits with a lower score
     mode: Literal["semantic", "hybrid", "lexical"]
-    without: Sequence[str]  # what the clips should not sound like
+    without: Sequence[str]  # sounds to exclude, in words
 
 
 class DetectOptions(TypedDict, total=False):
-    """How frame scores become events. What is left out is the service's default; durations in seconds."""
+    """How frame scores become events. Missing keys use the service's defaults; durations in seconds."""
 
-    threshold: float | Sequence[float]  # one, or one for each phrase; 0.5
-    low_threshold: float | Sequence[float] | None  # an event goes on until its score falls below; one, or one for each
+    threshold: float | Sequence[float]  # one, or one per phrase; 0.5
+    low_threshold: float | Sequence[float] | None  # an event lasts until its score falls below; one, or one per phrase
     median_filter: float
     min_duration: float
     max_gap: float
@@ -49,7 +53,7 @@ class DetectOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request, and `read`, which makes the answer of its response."""
+    """One request, and `read`, which turns its response into the result."""
 
     method: str
     path: str
@@ -57,21 +61,21 @@ class Call(Generic[T]):
     params: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
     form: Mapping[str, str | list[str]] | None = None
-    files: Sequence[tuple[str, Audio]] = ()  # form field, sound
-    timeout: float | None = None  # seconds; None leaves the client's own
+    files: Sequence[tuple[str, Audio]] = ()  # form field, audio
+    timeout: float | None = None  # seconds; None uses the client's default
 
     @contextlib.contextmanager
     def request(self, http: httpx.Client | httpx.AsyncClient) -> Iterator[httpx.Request]:
-        """The request, to be sent while this is open; its files are read as they are sent. Raises OSError."""
+        """Builds the request; its files stay open for streaming until the block ends. Raises OSError."""
         with contextlib.ExitStack() as stack:
-            opened = [(name, open_upload(stack, audio)) for name, audio in self.files]
+            opened = [(name, _open_upload(stack, audio)) for name, audio in self.files]
             yield http.build_request(
                 self.method,
                 self.path,
                 params=self.params or None,
                 json=self.json,
-                data=self.form,  # a list repeats the field
-                files=opened or None,  # type: ignore[arg-type]  # Sent has all of a file that is needed
+                data=self.form,  # lists become repeated fields
+                files=opened or None,  # type: ignore[arg-type]  # UploadFile has what httpx uses of a file
                 timeout=httpx.USE_CLIENT_DEFAULT if self.timeout is None else self.timeout,
             )
 
@@ -81,9 +85,11 @@ class Call(Generic[T]):
 
 def add(files: Sequence[Audio], metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None) -> Call[Any]:
     """POST /clips."""
-    about = None if metadata is None else metadata if isinstance(metadata, Mapping) else list(metadata)
-    form: Form = {} if about is None else {"metadata": json.dumps(about, ensure_ascii=False)}
-    read: Callable[[httpx.Response], types.Added] = lambda r: parsing.added(r.json(), r.status_code == 201)  # noqa: E731
+    form: Form = {}
+    if metadata is not None:
+        value = metadata if isinstance(metadata, Mapping) else list(metadata)
+        form["metadata"] = json.dumps(value, ensure_ascii=False)
+    read: Callable[[httpx.Response], types.Added] = lambda r: types.Added.from_json(r.json(), r.status_code == 201)  # noqa: E731
     return Call("POST", "/clips", read, form=form, files=[("files", file) for file in files])
 
 
@@ -94,17 +100,17 @@ def clip_page(filter: Filter | None, cursor: str | None) -> Call[types.ClipPage]
         params["filter"] = json.dumps(filter, ensure_ascii=False)
     if cursor is not None:
         params["cursor"] = cursor
-    return Call("GET", "/clips", _json(parsing.clip_page), params)
+    return Call("GET", "/clips", _json(types.ClipPage.from_json), params)
 
 
 def clip(clip_id: str) -> Call[types.Clip]:
     """GET /clips/{id}."""
-    return Call("GET", _clip(clip_id), _json(parsing.clip))
+    return Call("GET", _clip(clip_id), _json(types.Clip.from_json))
 
 
 def update(clip_id: str, metadata: Mapping[str, Any]) -> Call[types.Clip]:
     """PATCH /clips/{id}."""
-    return Call("PATCH", _clip(clip_id), _json(parsing.clip), json={"metadata": dict(metadata)})
+    return Call("PATCH", _clip(clip_id), _json(types.Clip.from_json), json={"metadata": dict(metadata)})
 
 
 def delete(clip_id: str) -> Call[None]:
@@ -119,45 +125,45 @@ def audio(clip_id: str) -> Call[bytes]:
 
 def peaks(clip_id: str, n: int | None) -> Call[types.Peaks]:
     """GET /clips/{id}/peaks."""
-    return Call("GET", _clip(clip_id, "/peaks"), _json(parsing.peaks), {} if n is None else {"n": str(n)})
+    return Call("GET", _clip(clip_id, "/peaks"), _json(types.Peaks.from_json), {} if n is None else {"n": str(n)})
 
 
 # Searching
 
 
 def search(query: str | None, file: Audio | None, options: SearchOptions) -> Call[types.SearchResult]:
-    """POST /search, by words or by a sound. Raises ValueError unless there is exactly one of them."""
+    """POST /search, by text or by audio. Raises ValueError unless exactly one is given."""
     if (query is None) == (file is None):
         raise ValueError("a search takes either a query or a file")
     chosen = _given(options)
     if file is None:
-        return Call("POST", "/search", _json(parsing.search_result), json={"query": query} | chosen)
-    return Call("POST", "/search", _json(parsing.search_result), form=_form(chosen), files=[("file", file)])
+        return Call("POST", "/search", _json(types.SearchResult.from_json), json={"query": query} | chosen)
+    return Call("POST", "/search", _json(types.SearchResult.from_json), form=_form(chosen), files=[("file", file)])
 
 
 def search_moments(
     query: str | None, sequence: Sequence[str] | None, max_gap: float | None, k: int | None, filter: Filter | None
 ) -> Call[types.MomentResult]:
-    """POST /search/moments. Raises ValueError unless there is exactly one of query and sequence."""
+    """POST /search/moments. Raises ValueError unless exactly one of query and sequence is given."""
     if (query is None) == (sequence is None):
         raise ValueError("a search for moments takes either a query or a sequence")
-    wanted = {
+    body = {
         "query": query,
         "sequence": sequence,
         "max_gap": max_gap,
         "k": k,
         "filter": None if filter is None else dict(filter),
     }
-    return Call("POST", "/search/moments", _json(parsing.moment_result), json=_given(wanted))
+    return Call("POST", "/search/moments", _json(types.MomentResult.from_json), json=_given(body))
 
 
 def similar(clip_id: str, k: int | None) -> Call[types.SearchResult]:
     """GET /clips/{id}/similar."""
     params = {} if k is None else {"k": str(k)}
-    return Call("GET", _clip(clip_id, "/similar"), _json(parsing.search_result), params)
+    return Call("GET", _clip(clip_id, "/similar"), _json(types.SearchResult.from_json), params)
 
 
-# Listening
+# Analysis
 
 
 def classify(
@@ -165,29 +171,31 @@ def classify(
 ) -> Call[tuple[types.Label, ...]]:
     """POST /classify."""
     form = _form(_given({"labels": labels, "clip_id": clip_id, "template": template}))
-    return Call("POST", "/classify", _json(parsing.labels), form=form, files=_one(file, clip_id))
+    return Call("POST", "/classify", lambda r: _labels(r.json()), form=form, files=_source(file, clip_id))
 
 
 def detect(
     phrases: Sequence[str], file: Audio | None, clip_id: str | None, frames: bool, options: DetectOptions
 ) -> Call[types.Detection]:
-    """POST /detect, with the typed answer."""
-    return _detect(_json(parsing.detection), phrases, file, clip_id, options, {"frames": frames} if frames else {})
+    """POST /detect, as JSON."""
+    return _detect(
+        _json(types.Detection.from_json), phrases, file, clip_id, options, {"frames": frames} if frames else {}
+    )
 
 
 def detect_as(
     format: str, phrases: Sequence[str], file: Audio | None, clip_id: str | None, options: DetectOptions
 ) -> Call[bytes]:
-    """POST /detect, as a file of the format."""
+    """POST /detect, as a file in another format."""
     return _detect(lambda r: r.content, phrases, file, clip_id, options, {"format": format})
 
 
 def detect_stream(
     phrases: Sequence[str], file: Audio | None, clip_id: str | None, frames: bool, options: DetectOptions
 ) -> Call[None]:
-    """POST /detect whose answer comes line by line; `parsing.detection_message` reads a line."""
-    more = {"format": "ndjson"} | ({"frames": frames} if frames else {})
-    return _detect(lambda r: None, phrases, file, clip_id, options, more)
+    """POST /detect, as a stream of lines; `types.detection_message` reads a line."""
+    output = {"format": "ndjson"} | ({"frames": frames} if frames else {})
+    return _detect(lambda r: None, phrases, file, clip_id, options, output)
 
 
 # Embeddings and the service itself
@@ -195,18 +203,18 @@ def detect_stream(
 
 def embed_texts(texts: Sequence[str]) -> Call[np.ndarray]:
     """POST /embed with texts."""
-    return Call("POST", "/embed", _json(parsing.text_embeddings), json={"texts": list(texts), "encoding": "base64"})
+    return Call("POST", "/embed", _json(types.text_embeddings), json={"texts": list(texts), "encoding": "base64"})
 
 
 def embed_files(files: Sequence[Audio], frames: bool) -> Call[types.Embedded]:
     """POST /embed with files."""
     form = _form({"frames": frames, "encoding": "base64"})
-    return Call("POST", "/embed", _json(parsing.embedded), form=form, files=[("files", file) for file in files])
+    return Call("POST", "/embed", _json(types.Embedded.from_json), form=form, files=[("files", file) for file in files])
 
 
 def info() -> Call[types.Info]:
     """GET /info."""
-    return Call("GET", "/info", _json(parsing.info))
+    return Call("GET", "/info", _json(types.Info.from_json))
 
 
 def ready() -> Call[bool]:
@@ -214,7 +222,7 @@ def ready() -> Call[bool]:
     return Call("GET", "/health/ready", lambda response: True, timeout=30.0)
 
 
-# Parts of calls
+# Helpers
 
 
 def _detect(
@@ -223,10 +231,10 @@ def _detect(
     file: Audio | None,
     clip_id: str | None,
     options: DetectOptions,
-    more: Mapping[str, Any],
+    output: Mapping[str, Any],
 ) -> Call[U]:
-    form = _form(_given({"phrases": phrases, "clip_id": clip_id, **options, **more}))
-    return Call("POST", "/detect", read, form=form, files=_one(file, clip_id))
+    form = _form(_given({"phrases": phrases, "clip_id": clip_id, **options, **output}))
+    return Call("POST", "/detect", read, form=form, files=_source(file, clip_id))
 
 
 def _json(read: Callable[[Json], U]) -> Callable[[httpx.Response], U]:
@@ -237,14 +245,14 @@ def _clip(clip_id: str, rest: str = "") -> str:
     return f"/clips/{quote(clip_id, safe='')}{rest}"
 
 
-def _one(file: Audio | None, clip_id: str | None) -> list[tuple[str, Audio]]:
+def _source(file: Audio | None, clip_id: str | None) -> list[tuple[str, Audio]]:
     if (file is None) == (clip_id is None):
-        raise ValueError("give either a file or the id of a clip")
+        raise ValueError("give either a file or a clip_id")
     return [] if file is None else [("file", file)]
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that there are, any sequence as a list."""
+    """The values that are not None, with every sequence as a list."""
     return {
         name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
         for name, value in values.items()
@@ -253,7 +261,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _form(values: Mapping[str, Any]) -> Form:
-    """Form fields: lists as repeated fields, objects as JSON."""
+    """Form fields: lists as repeated fields, other values as JSON."""
     return {
         name: [_field(v) for v in value] if isinstance(value, list) else _field(value) for name, value in values.items()
     }
@@ -261,3 +269,63 @@ def _form(values: Mapping[str, Any]) -> Form:
 
 def _field(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _labels(json: Json) -> tuple[types.Label, ...]:
+    return tuple(types.Label.from_json(label) for label in json["labels"])
+
+
+# Uploads
+
+
+def as_list(files: Audio | Sequence[Audio]) -> Sequence[Audio]:
+    """A single file as a list of one; several as they are."""
+    single = isinstance(files, str | os.PathLike) or hasattr(files, "read")
+    pair = isinstance(files, tuple) and len(files) == 2 and isinstance(files[0], str) and _is_content(files[1])
+    return [files] if single or pair else list(files)  # type: ignore[list-item, arg-type]
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, bytes) or hasattr(value, "read")
+
+
+def _open_upload(stack: contextlib.ExitStack, audio: Audio) -> tuple[str, bytes | UploadFile, str]:
+    """The name, content and media type of a file, as httpx takes them."""
+    if isinstance(audio, tuple):
+        name, content = audio
+    elif isinstance(audio, str | os.PathLike):
+        name, content = os.fspath(audio), stack.enter_context(open(audio, "rb"))  # noqa: SIM115  # the stack closes it
+    else:
+        own = getattr(audio, "name", None)
+        name, content = own if isinstance(own, str) else "unnamed", audio
+    name = os.fsencode(Path(name).name).decode("utf-8", "replace")  # file names need not be valid UTF-8
+    return name, content if isinstance(content, bytes) else UploadFile(content), "application/octet-stream"
+
+
+class UploadFile:
+    """A binary file, read from its start up to the size it had when the request was built.
+
+    That size is the request's Content-Length: bytes appended later are not sent, and a file that shrinks raises
+    OSError.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = file.seek(0, io.SEEK_END)
+        self._left = self._size
+
+    def tell(self) -> int:
+        return self._size - self._left
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = min(self._size, offset if whence == io.SEEK_SET else self._size + offset)
+        self._file.seek(position)
+        self._left = self._size - position
+        return position
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(min(size, self._left))
+        if not data and self._left:
+            raise OSError("the file became shorter while it was being sent")
+        self._left -= len(data)
+        return data

@@ -1,7 +1,4 @@
-"""What a call to the service can end with instead of an answer: one tree of errors, read from problem+json.
-
-Knows HTTP statuses and RFC 9457; nothing of what was called for.
-"""
+"""The client's exceptions, and how HTTP responses and problem+json bodies (RFC 9457) map to them."""
 
 from __future__ import annotations
 
@@ -12,27 +9,25 @@ from typing import Any
 
 import httpx
 
-from app.client.parsing import file_errors
 from app.client.types import FileError
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The service's own account of an error (RFC 9457). `request_id` finds it in the service's log."""
+    """The problem details of an error (RFC 9457). `request_id` identifies the request in the service's log."""
 
     type: str
     title: str
     status: int
     detail: str
     request_id: str
-    extra: dict[str, Any] = field(default_factory=dict, hash=False)  # members that only some problems have
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)  # members specific to one type of problem
 
 
 class ServerError(Exception):
-    """The service refused, failed or could not be reached; the message says which in one line.
+    """The service rejected the request, failed, or could not be reached. The message is one line.
 
-    `status` and `problem` are None where no answer came; `files` names the files of the request that failed, if that
-    was the trouble.
+    `status` and `problem` are None if there was no response. `files` lists the files of the request that failed.
     """
 
     def __init__(
@@ -47,17 +42,19 @@ class ServerError(Exception):
 
     @property
     def files(self) -> tuple[FileError, ...]:
-        """The files that failed, where every file of a request did."""
+        """The files that failed, if every file of the request did."""
         errors = self.problem.extra.get("errors", []) if self.problem else []
-        return file_errors([e for e in errors if isinstance(e, dict) and "filename" in e and "problem" in e])
+        return tuple(
+            FileError.from_json(e) for e in errors if isinstance(e, dict) and "filename" in e and "problem" in e
+        )
 
 
 class Unreachable(ServerError):
-    """No answer: nothing listens there, or the connection broke, or it took too long."""
+    """No response: connection refused, connection lost, or timeout."""
 
 
 class Unauthorized(ServerError):
-    """401: the service wants another API key."""
+    """401: missing or wrong API key."""
 
 
 class NotFound(ServerError):
@@ -65,54 +62,56 @@ class NotFound(ServerError):
 
 
 class Refused(ServerError):
-    """Any other 4xx: something is wrong with the request, and sending it again will not help."""
+    """Any other 4xx: the request is invalid and must not be retried unchanged."""
 
 
 class Busy(ServerError):
-    """429 or 503: come back later; `retry_after` in seconds, if the service said when."""
+    """429 or 503: retry later, after `retry_after` seconds if the service sent that header."""
 
 
 class ServerFault(ServerError):
-    """Any other 5xx, or an answer that this client cannot read."""
+    """Any other 5xx, or a response that this client cannot read."""
 
 
 class Stopped(Exception):
-    """Whoever owns the client told it to stop waiting."""
+    """The client's `stop` event was set while it waited."""
 
 
 def from_response(response: httpx.Response) -> ServerError:
-    """The error of a response, already read, with a status of 400 or more."""
+    """The exception for a response with status 400 or above, whose body has been read."""
     status, problem = response.status_code, _problem(response)
-    said = (problem and (problem.detail or problem.title)) or f"the server answered {status} {response.reason_phrase}"
+    message = (
+        problem and (problem.detail or problem.title)
+    ) or f"the server answered {status} {response.reason_phrase}"
     if status == 401:
-        return Unauthorized(f"{said} (set FINELAP_API_KEY)", status, problem)
+        return Unauthorized(f"{message} (set FINELAP_API_KEY)", status, problem)
     kind = {404: NotFound, 429: Busy, 503: Busy}.get(status, Refused if status < 500 else ServerFault)
-    return kind(said, status, problem, _retry_after(response))
+    return kind(message, status, problem, _retry_after(response))
 
 
 def from_problem(members: dict[str, Any]) -> ServerError:
-    """The error of a problem that came inside an answer already begun."""
-    problem = _read(members)
+    """The exception for a problem reported inside a streamed response."""
+    problem = _parse_problem(members)
     kind = Busy if problem.status in (429, 503) else Refused if problem.status < 500 else ServerFault
     return kind(problem.detail or problem.title, problem.status, problem)
 
 
 def unreachable(server: str, error: httpx.RequestError) -> Unreachable:
-    """What a broken connection to `server` means."""
+    """The exception for a failed connection to `server`."""
     if isinstance(error, httpx.ConnectError):
-        said = f"nothing answers at {server}; start it with `finelap serve`, or give another address"
+        message = f"no service at {server}; start one with `finelap serve`, or give another address"
     elif isinstance(error, httpx.TimeoutException):
-        said = f"{server} took too long to answer"
+        message = f"{server} took too long to respond"
     else:
-        said = f"the connection to {server} broke: {error or type(error).__name__}"
-    failure = Unreachable(said)
+        message = f"the connection to {server} was lost: {error or type(error).__name__}"
+    failure = Unreachable(message)
     failure.__cause__ = error
     return failure
 
 
 def unreadable(server: str, status: int) -> ServerFault:
-    """An answer that is none of this service's."""
-    return ServerFault(f"{server} answered something that is not FineLAP's", status)
+    """The exception for a response that is not in this API's format."""
+    return ServerFault(f"{server} sent a response that is not FineLAP's", status)
 
 
 def _problem(response: httpx.Response) -> Problem | None:
@@ -120,10 +119,10 @@ def _problem(response: httpx.Response) -> Problem | None:
         members = response.json()
     except ValueError:
         return None
-    return _read(members) if isinstance(members, dict) else None
+    return _parse_problem(members) if isinstance(members, dict) else None
 
 
-def _read(members: dict[str, Any]) -> Problem:
+def _parse_problem(members: dict[str, Any]) -> Problem:
     known = {name: str(members.get(name) or "") for name in ("type", "title", "detail", "request_id")}
     status = members.get("status")
     extra = {name: value for name, value in members.items() if name not in known and name != "status"}
@@ -131,7 +130,7 @@ def _read(members: dict[str, Any]) -> Problem:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds from the header, given as a number or as a date."""
+    """The header in seconds; it holds a number or a date."""
     value = response.headers.get("Retry-After")
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""From the bytes of an answer to what a caller gets, for both clients."""
+"""Turns response bytes into results, for both clients: JSON bodies, streamed detections, downloads."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from typing import BinaryIO, TypeVar
 
 import httpx
 
-from app.client import errors, parsing, types
+from app.client import errors, types
 from app.client.calls import Call
 from app.client.errors import ServerError, ServerFault
 
 T = TypeVar("T")
 
-# what answers raise where they are not made as the service makes them
-NOT_OURS = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+# what reading a response raises if it is not in the service's format
+INVALID_RESPONSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 def read(call: Call[T], response: httpx.Response, server: str) -> T:
-    """The call's answer. Raises ServerFault for a response of something else than this service."""
+    """The result of a call. Raises ServerFault if the response is not in the service's format."""
     try:
         return call.read(response)
-    except NOT_OURS as error:
+    except INVALID_RESPONSE as error:
         raise errors.unreadable(server, response.status_code) from error
 
 
 class LineReader:
-    """Cuts bytes into lines at "\\n" alone: the text of a JSON line may have any other separator in it."""
+    """Splits bytes into lines at "\\n" only: JSON text may contain Unicode line separators."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._buffer = b""
 
     def push(self, data: bytes) -> list[bytes]:
-        """The lines that are whole by now."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        """The lines completed by `data`."""
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
         return [line for line in lines if line.strip()]
 
     def finish(self) -> list[bytes]:
-        """A last line without an end."""
-        return [self._rest] if self._rest.strip() else []
+        """The last line, if it has no line end."""
+        return [self._buffer] if self._buffer.strip() else []
 
 
 class DetectionMessages:
-    """The lines of a streamed detection as messages. Raises the error that a line tells of."""
+    """Reads the lines of a streamed detection as messages. Raises the error that a line reports."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -55,16 +55,16 @@ class DetectionMessages:
         self._ended = False
 
     def push(self, data: bytes) -> Iterator[types.DetectionMessage]:
-        """The messages that are whole by now."""
+        """The messages completed by `data`."""
         for line in self._lines.push(data):
             yield from self._read(line)
 
     def finish(self) -> Iterator[types.DetectionMessage]:
-        """What is left. Raises ServerFault if the answer broke off before its end."""
+        """The remaining messages. Raises ServerFault if the response ended early."""
         for line in self._lines.finish():
             yield from self._read(line)
         if not self._ended:
-            raise ServerFault(f"the answer of {self._server} broke off")
+            raise ServerFault(f"the response from {self._server} ended early")
 
     def _read(self, line: bytes) -> Iterator[types.DetectionMessage]:
         try:
@@ -74,8 +74,8 @@ class DetectionMessages:
                 failure = errors.from_problem(members["problem"])
                 message = None
             else:
-                message = parsing.detection_message(members)
-        except NOT_OURS as error:
+                message = types.detection_message(members)
+        except INVALID_RESPONSE as error:
             raise errors.unreadable(self._server, 200) from error
         if failure is not None:
             raise failure
@@ -85,8 +85,8 @@ class DetectionMessages:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file that is at `path` once this ends well, and leaves nothing behind if it does not."""
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Writes to a temporary file that replaces `path` when the block succeeds and is deleted otherwise."""
     target = Path(path)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:

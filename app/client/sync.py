@@ -1,4 +1,4 @@
-"""The client for ordinary code: sends calls, waits where the service asks for it, hands back what was read."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from typing import Any, TypeVar, Unpack
 import httpx
 import numpy as np
 
-from app.client import calls, errors, types
-from app.client import stream as reading
-from app.client.audio import Audio, several
-from app.client.calls import Call, DetectOptions, Filter, SearchOptions
+from app.client import calls, errors, stream, types
+from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
 from app.client.errors import ServerError, Stopped
-from app.client.retry import DEFAULT_SERVER, Address, Patience
+from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
 
 T = TypeVar("T")
 
 
 class Client:
-    """Calls to one service. May be shared by threads; a `with` block closes its connections.
+    """A client of one service. Threads may share it; a `with` block closes its connections.
 
-    `patience` is for how many seconds on end a call goes on trying while the service is busy (429, 503), waiting as
-    long as `Retry-After` asks; `reconnect` is the same for a service that cannot be reached; 0 tries once. Setting
-    `stop` ends every wait with `Stopped`. `request_id` marks every call in the service's log. A call raises
-    ServerError, ValueError for arguments that make no sense together, and OSError for a file that cannot be read.
+    `patience`: how many seconds a call keeps retrying while the service is busy (429, 503), honouring `Retry-After`.
+    `reconnect`: the same while the service is unreachable. 0 disables retries. Setting `stop` ends every wait with
+    `Stopped`. `request_id` is sent as X-Request-ID and appears in the service's log.
 
-    Sounds are paths, `(name, bytes)`, `(name, file)` or open binary files that can seek; they are read as they are
-    sent, so a recording need not fit into memory.
+    Methods raise ServerError, ValueError for invalid combinations of arguments, and OSError for unreadable files.
+
+    Audio is a path, `(name, bytes)`, `(name, file)`, or an open seekable binary file. Files are streamed, so a
+    recording need not fit into memory.
     """
 
     def __init__(
@@ -66,15 +65,15 @@ class Client:
         files: Audio | Sequence[Audio],
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
     ) -> types.Added:
-        """Adds sounds, with metadata for all of them or one object for each.
+        """Adds files to the library. `metadata` is one object for all of them, or a list with one per file.
 
-        What is there already, by its bytes, gives the clip that is there. Files that fail are named in `failed`; where
-        every file fails, the error is that of the first and its `files` names them all.
+        A file whose bytes are already in the library returns the existing clip. Files that fail are listed in `failed`;
+        if every file fails, raises the error of the first, whose `files` lists them all.
         """
-        return self._send(calls.add(several(files), metadata))
+        return self._send(calls.add(as_list(files), metadata))
 
     def clips(self, filter: Filter | None = None) -> Iterator[types.Clip]:
-        """Every clip of the library that the filter lets through, newest first, page by page."""
+        """Iterates over the clips that match the filter, newest first, page by page."""
         cursor: str | None = None
         while True:
             page = self._send(calls.clip_page(filter, cursor))
@@ -84,11 +83,11 @@ class Client:
                 return
 
     def clip(self, clip_id: str) -> types.Clip:
-        """One clip."""
+        """Returns one clip."""
         return self._send(calls.clip(clip_id))
 
     def update(self, clip_id: str, metadata: Mapping[str, Any]) -> types.Clip:
-        """Merges metadata into the clip's: keys are set, None removes one. Returns the clip as it is now."""
+        """Merges `metadata` into the clip's; None removes a key. Returns the updated clip."""
         return self._send(calls.update(clip_id, metadata))
 
     def delete(self, clip_id: str) -> None:
@@ -96,25 +95,25 @@ class Client:
         self._send(calls.delete(clip_id))
 
     def audio(self, clip_id: str) -> bytes:
-        """The clip's file, as it was uploaded."""
+        """Returns the clip's file as it was uploaded."""
         return self._send(calls.audio(clip_id))
 
     def save_audio(self, clip_id: str, path: str | os.PathLike[str]) -> None:
-        """Writes the clip's file to `path`, as it comes; there is no half a file if it breaks."""
-        with reading.whole_file(path) as file, self._stream(calls.audio(clip_id)) as chunks:
+        """Streams the clip's file to `path`. A failed download leaves no partial file."""
+        with stream.atomic_file(path) as file, self._stream(calls.audio(clip_id)) as chunks:
             for chunk in chunks:
                 file.write(chunk)
 
     def peaks(self, clip_id: str, n: int | None = None) -> types.Peaks:
-        """The clip's waveform as lowest and highest sample in each of `n` stretches."""
+        """Returns the clip's waveform: lowest and highest sample of each of `n` equal stretches."""
         return self._send(calls.peaks(clip_id, n))
 
-    # Searching
+    # Search
 
     def search(
         self, query: str | None = None, *, file: Audio | None = None, **options: Unpack[SearchOptions]
     ) -> types.SearchResult:
-        """Clips that a text describes, or that sound like `file`. `options`: see SearchOptions."""
+        """Returns the clips that match a text, or that sound like `file`. `options`: see SearchOptions."""
         return self._send(calls.search(query, file, options))
 
     def search_moments(
@@ -126,17 +125,17 @@ class Client:
         k: int | None = None,
         filter: Filter | None = None,
     ) -> types.MomentResult:
-        """The best moments of the whole library for a text, or for one sound after another.
+        """Returns the best moments of the whole library for a text, or for a sequence of sounds.
 
-        With a sequence, each next sound begins at most `max_gap` seconds after the one before it.
+        In a sequence, each sound begins at most `max_gap` seconds after the previous one ends.
         """
         return self._send(calls.search_moments(query, sequence, max_gap, k, filter))
 
     def similar(self, clip_id: str, k: int | None = None) -> types.SearchResult:
-        """Clips that sound like this one."""
+        """Returns the clips that sound most like this one."""
         return self._send(calls.similar(clip_id, k))
 
-    # Listening
+    # Analysis
 
     def classify(
         self,
@@ -146,7 +145,7 @@ class Client:
         clip_id: str | None = None,
         template: str | None = None,
     ) -> tuple[types.Label, ...]:
-        """The labels, best first, for a file or for a clip. `template` has {} where the label goes."""
+        """Ranks labels for a file or a clip, best first. `template` contains {} in place of the label."""
         return self._send(calls.classify(labels, file, clip_id, template))
 
     def detect(
@@ -158,7 +157,7 @@ class Client:
         frames: bool = False,
         **options: Unpack[DetectOptions],
     ) -> types.Detection:
-        """When each phrase is heard in a file or a clip; `frames` adds every frame's score. See DetectOptions."""
+        """Detects when each phrase occurs in a file or a clip. `frames` adds every frame's score. See DetectOptions."""
         return self._send(calls.detect(phrases, file, clip_id, frames, options))
 
     def detect_as(
@@ -170,7 +169,7 @@ class Client:
         clip_id: str | None = None,
         **options: Unpack[DetectOptions],
     ) -> bytes:
-        """The same as a file: "csv", "audacity", "raven", "png"."""
+        """Detects, and returns a file in `format`: "csv", "audacity", "raven" or "png"."""
         return self._send(calls.detect_as(format, phrases, file, clip_id, options))
 
     def detect_stream(
@@ -182,8 +181,8 @@ class Client:
         frames: bool = False,
         **options: Unpack[DetectOptions],
     ) -> Iterator[types.DetectionMessage]:
-        """The same while it is found: a start, progress and events as they become certain, at last the whole."""
-        messages = reading.DetectionMessages(self.server)
+        """Detects, and yields messages while the recording is analysed: start, progress, events, and the end."""
+        messages = stream.DetectionMessages(self.server)
         with self._stream(calls.detect_stream(phrases, file, clip_id, frames, options)) as chunks:
             for chunk in chunks:
                 yield from messages.push(chunk)
@@ -192,33 +191,33 @@ class Client:
     # Embeddings and the service itself
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings (N, D) float32 of unit length."""
+        """Returns embeddings (N, D) float32, of unit length."""
         return self._send(calls.embed_texts(texts))
 
     def embed_files(self, files: Audio | Sequence[Audio], frames: bool = False) -> types.Embedded:
-        """Embeddings of recordings, without adding them to the library; failing files are treated as in `add`."""
-        return self._send(calls.embed_files(several(files), frames))
+        """Embeds recordings without adding them to the library. Files that fail are handled as in `add`."""
+        return self._send(calls.embed_files(as_list(files), frames))
 
     def info(self) -> types.Info:
-        """Version, model, size of the library, limits."""
+        """Returns the service's version, model, number of clips, and limits."""
         return self._send(calls.info())
 
     def ready(self) -> bool:
-        """Whether the service answers and says that it can work. Does not wait."""
+        """Whether the service is reachable and ready. Never retries."""
         try:
-            return self._answer(calls.ready(), Patience(0.0, 0.0), stream=False).status_code == 200
+            return self._request(calls.ready(), RetryPolicy(0.0, 0.0), streaming=False).status_code == 200
         except ServerError:
             return False
 
-    # Sending
+    # Requests
 
     def _send(self, call: Call[T]) -> T:
-        response = self._answer(call, Patience(self.patience, self.reconnect), stream=False)
-        return reading.read(call, response, self.server)
+        response = self._request(call, RetryPolicy(self.patience, self.reconnect), streaming=False)
+        return stream.read(call, response, self.server)
 
     @contextlib.contextmanager
     def _stream(self, call: Call[Any]) -> Iterator[Iterator[bytes]]:
-        response = self._answer(call, Patience(self.patience, self.reconnect), stream=True)
+        response = self._request(call, RetryPolicy(self.patience, self.reconnect), streaming=True)
         try:
             yield response.iter_bytes()
         except httpx.RequestError as error:
@@ -226,12 +225,12 @@ class Client:
         finally:
             response.close()
 
-    def _answer(self, call: Call[Any], patience: Patience, stream: bool) -> httpx.Response:
-        """A response below 400; with `stream` its body is still to come."""
+    def _request(self, call: Call[Any], retry: RetryPolicy, streaming: bool) -> httpx.Response:
+        """A response with status below 400, retrying as the policy allows; with `streaming` its body is unread."""
         while True:
             try:
                 with call.request(self._http) as request:
-                    response = self._http.send(request, stream=stream)
+                    response = self._http.send(request, stream=streaming)
                 if response.status_code < 400:
                     return response
                 response.read()
@@ -239,5 +238,5 @@ class Client:
                 failure = errors.from_response(response)
             except httpx.RequestError as error:
                 failure = errors.unreachable(self.server, error)
-            if self.stop.wait(patience.wait_after(failure)):
+            if self.stop.wait(retry.wait_after(failure)):
                 raise Stopped

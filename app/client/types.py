@@ -1,17 +1,32 @@
-"""What the service's answers become: frozen dataclasses, embeddings and scores as NumPy arrays."""
+"""The service's responses as frozen dataclasses; embeddings and scores are NumPy arrays.
+
+Each type reads itself with `from_json`. Members that a newer service adds are ignored; a missing one raises KeyError.
+"""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+Json = Mapping[str, Any]
+
+
+class _Response:
+    """Base of all types: `from_json` copies the members that have a field. Types with nested members override it."""
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        """Reads a JSON object. Raises KeyError for a missing member."""
+        return cls(**{f.name: json[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(_Response):
     """One audio item of the library. `duration` in seconds; `sample_rate` (Hz) and `channels` are the original's."""
 
     id: str
@@ -25,42 +40,62 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class FileError:
-    """A file of a request that could not be used; `status` is what it would have been answered with alone."""
+class FileError(_Response):
+    """A file of a request that failed; `status` is the response it would have received on its own."""
 
     filename: str
     reason: str
     status: int
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        problem = json["problem"]
+        return cls(json["filename"], problem.get("detail") or problem["title"], problem["status"])
+
 
 @dataclass(frozen=True)
-class Added:
-    """Clips of an upload, in the order of its files without those in `failed`. `new`: not all were there already."""
+class Added(_Response):
+    """The clips of an upload, in the order of its files, without those in `failed`.
+
+    `new` is False if every clip was already in the library.
+    """
 
     clips: tuple[Clip, ...]
     failed: tuple[FileError, ...]
     new: bool
 
+    @classmethod
+    def from_json(cls, json: Json, new: bool = True) -> Self:
+        return cls(_all(Clip, json["clips"]), _all(FileError, json["errors"]), new)
+
 
 @dataclass(frozen=True)
-class ClipPage:
-    """Some clips, and the cursor of the next page, None on the last."""
+class ClipPage(_Response):
+    """One page of clips. `next_cursor` requests the next page; None on the last."""
 
     clips: tuple[Clip, ...]
     next_cursor: str | None
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(_all(Clip, json["clips"]), json["next_cursor"])
+
 
 @dataclass(frozen=True, eq=False)
-class Peaks:
-    """A clip's waveform: lowest and highest sample (n, 2) of each of n equal stretches, full scale ±1."""
+class Peaks(_Response):
+    """A clip's waveform: the lowest and highest sample (n, 2) of each of n equal stretches, full scale ±1."""
 
     duration: float
     peaks: np.ndarray
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(json["duration"], np.array(json["peaks"], np.float32).reshape(-1, 2))
+
 
 @dataclass(frozen=True, eq=False)
-class AudioEmbedding:
-    """A recording in the embedding space: `embedding` (D,), and if asked for `frames` (T, D) every `frame_hop` s."""
+class AudioEmbedding(_Response):
+    """A recording's `embedding` (D,) and, if requested, its `frames` (T, D), one every `frame_hop` seconds."""
 
     filename: str
     duration: float
@@ -68,19 +103,30 @@ class AudioEmbedding:
     frames: np.ndarray | None
     frame_hop: float | None
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        """Reads embeddings in base64."""
+        embedding, given = _floats(json["embedding"]), json["frames"]
+        frames = None if given is None else _floats(given["embeddings"]).reshape(-1, len(embedding))
+        return cls(json["filename"], json["duration"], embedding, frames, None if given is None else given["hop"])
+
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
-    """Embeddings of files, in order, without those in `failed`. `model` names the checkpoint."""
+class Embedded(_Response):
+    """The embeddings of files, in order, without those in `failed`. `model` names the checkpoint."""
 
     model: str
     audio: tuple[AudioEmbedding, ...]
     failed: tuple[FileError, ...]
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(json["model"], _all(AudioEmbedding, json["audio"]), _all(FileError, json.get("errors", [])))
+
 
 @dataclass(frozen=True)
-class Moment:
-    """A stretch of a clip that answers a query, in seconds."""
+class Moment(_Response):
+    """A stretch of a clip that matches a query, in seconds."""
 
     start: float
     end: float
@@ -88,22 +134,30 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A clip that answers: `similarity` is the cosine, `score` its calibrated probability."""
+class Hit(_Response):
+    """A clip that matches: `similarity` is the cosine, `score` its calibrated probability."""
 
     clip: Clip
     similarity: float
     score: float
     moments: tuple[Moment, ...] | None
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(Clip.from_json(json["clip"]), json["similarity"], json["score"], _moments(json.get("moments")))
+
 
 @dataclass(frozen=True)
-class SearchResult:
-    """Hits, best first; iterates over them. `query` is the text, or the name of the file or clip searched with."""
+class SearchResult(_Response):
+    """Hits, best first; iterable. `query` is the text, or the name of the file or clip searched with."""
 
     query: str
     took_ms: float
     hits: tuple[Hit, ...]
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(json["query"], json["took_ms"], _all(Hit, json["hits"]))
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -113,8 +167,8 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class MomentHit:
-    """A stretch of a clip, in seconds. Of a sequence it is the whole of it, and `parts` are its sounds in order."""
+class MomentHit(_Response):
+    """A stretch of a clip, in seconds. For a sequence it spans the whole sequence, and `parts` are its sounds."""
 
     clip: Clip
     start: float
@@ -122,15 +176,26 @@ class MomentHit:
     score: float
     parts: tuple[Moment, ...] | None
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        clip = Clip.from_json(json["clip"])
+        return cls(clip, json["start"], json["end"], json["score"], _moments(json.get("parts")))
+
 
 @dataclass(frozen=True)
-class MomentResult:
-    """Moments of the whole library, best first; iterates over them. `candidates`: clips looked at frame by frame."""
+class MomentResult(_Response):
+    """Moments of the whole library, best first; iterable. `candidates`: clips that were scored frame by frame."""
 
     query: str | tuple[str, ...]
     took_ms: float
     candidates: int
     hits: tuple[MomentHit, ...]
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        query = json["query"]
+        query = query if isinstance(query, str) else tuple(query)
+        return cls(query, json["took_ms"], json["candidates"], _all(MomentHit, json["hits"]))
 
     def __iter__(self) -> Iterator[MomentHit]:
         return iter(self.hits)
@@ -140,8 +205,8 @@ class MomentResult:
 
 
 @dataclass(frozen=True)
-class Label:
-    """How well a label fits: `score` by itself, `probability` among the given labels."""
+class Label(_Response):
+    """How well a label fits: `score` on its own, `probability` among the given labels."""
 
     label: str
     score: float
@@ -149,7 +214,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Event:
+class Event(_Response):
     """A sound event, in seconds."""
 
     onset: float
@@ -158,8 +223,8 @@ class Event:
 
 
 @dataclass(frozen=True, eq=False)
-class PhraseEvents:
-    """What was found for one phrase; `frame_scores` (T,) if asked for."""
+class PhraseEvents(_Response):
+    """The events of one phrase, and its `frame_scores` (T,) if requested."""
 
     phrase: str
     clip_score: float
@@ -167,9 +232,15 @@ class PhraseEvents:
     events: tuple[Event, ...]
     frame_scores: np.ndarray | None
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        given = json.get("frame_scores")
+        scores = None if given is None else np.array(given, np.float32)
+        return cls(json["phrase"], json["clip_score"], json["max_score"], _all(Event, json["events"]), scores)
+
 
 @dataclass(frozen=True, eq=False)
-class Detection:
+class Detection(_Response):
     """The events in one recording, phrase by phrase. Frame t covers [t, t + 1) × `frame_hop` seconds."""
 
     filename: str
@@ -177,10 +248,14 @@ class Detection:
     frame_hop: float
     phrases: tuple[PhraseEvents, ...]
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(json["filename"], json["duration"], json["frame_hop"], _all(PhraseEvents, json["phrases"]))
+
 
 @dataclass(frozen=True)
-class DetectionStart:
-    """The first word of a streamed detection: what is listened to, and for what."""
+class DetectionStart(_Response):
+    """The first message of a streamed detection: the recording and the phrases."""
 
     filename: str
     frame_hop: float
@@ -188,17 +263,21 @@ class DetectionStart:
     channels: int
     phrases: tuple[str, ...]
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return super().from_json({**json, "phrases": tuple(json["phrases"])})
+
 
 @dataclass(frozen=True)
-class DetectionProgress:
-    """How many seconds of the recording were listened to so far."""
+class DetectionProgress(_Response):
+    """How many seconds of the recording have been analysed."""
 
     position: float
 
 
 @dataclass(frozen=True)
-class DetectionEvent:
-    """An event that is certain by now."""
+class DetectionEvent(_Response):
+    """An event that no later audio can change."""
 
     phrase: str
     onset: float
@@ -207,26 +286,47 @@ class DetectionEvent:
 
 
 @dataclass(frozen=True, eq=False)
-class DetectionFrames:
-    """Scores (P, t) of the phrases in the frames from index `first` on."""
+class DetectionFrames(_Response):
+    """The scores (P, t) of P phrases in t frames, starting at frame `first`."""
 
     first: int
     scores: np.ndarray
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(json["first"], np.array(json["scores"], np.float32))
+
 
 @dataclass(frozen=True, eq=False)
-class DetectionEnd:
-    """The last word of a streamed detection: all of it, without frame scores."""
+class DetectionEnd(_Response):
+    """The last message of a streamed detection: the complete result, without frame scores."""
 
     detection: Detection
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(Detection.from_json(json))
+
 
 DetectionMessage = DetectionStart | DetectionProgress | DetectionEvent | DetectionFrames | DetectionEnd
+_MESSAGES: dict[str, type[DetectionMessage]] = {
+    "start": DetectionStart,
+    "progress": DetectionProgress,
+    "event": DetectionEvent,
+    "frames": DetectionFrames,
+    "end": DetectionEnd,
+}
+
+
+def detection_message(json: Json) -> DetectionMessage | None:
+    """Reads one line of a streamed detection; None for a kind that this client does not know."""
+    kind = _MESSAGES.get(json["type"])
+    return None if kind is None else kind.from_json(json)
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """The model in use. Embeddings with equal `stamp` can be compared."""
+class ModelInfo(_Response):
+    """The model in use. Embeddings with equal `stamp` are comparable."""
 
     name: str
     stamp: str
@@ -237,17 +337,26 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class Info:
-    """About the service: version, model, clips in the library, and what a request may ask for."""
+class Info(_Response):
+    """The service's version, model, number of clips, and limits for requests."""
 
     version: str
     model: ModelInfo
     clips: int
     limits: dict[str, float] = field(hash=False)
 
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(json["version"], ModelInfo.from_json(json["model"]), json["clips"], dict(json["limits"]))
+
+
+def text_embeddings(json: Json) -> np.ndarray:
+    """Embeddings (N, D) float32 of texts in base64."""
+    return np.stack([_floats(text["embedding"]) for text in json["texts"]])
+
 
 def to_json(value: Any) -> Any:
-    """An answer as plain JSON types again: dataclasses as objects, arrays and tuples as lists."""
+    """Converts a response to plain JSON types: dataclasses to objects, arrays and tuples to lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, np.ndarray):
@@ -257,3 +366,15 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value
+
+
+def _all(kind: Any, items: Iterable[Json]) -> tuple[Any, ...]:
+    return tuple(kind.from_json(item) for item in items)
+
+
+def _moments(items: Iterable[Json] | None) -> tuple[Moment, ...] | None:
+    return None if items is None else _all(Moment, items)
+
+
+def _floats(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)

@@ -34,8 +34,9 @@ from app.audio import containers, tags, ucs
 from app.audio import wav_chunks as chunks
 from app.audio.ixml import read_ixml
 from app.audio.tag_schema import MAX_TOTAL, checked
-from app.client import ServerError, parsing
-from app.client.stream import NOT_OURS, DetectionMessages
+from app.client import ServerError
+from app.client import types as responses
+from app.client.stream import INVALID_RESPONSE, DetectionMessages
 from app.decoding import conversation
 from app.errors import RequestError
 from app.server import security
@@ -367,14 +368,15 @@ def detection_lines(data: bytes) -> None:
 
 @target
 def answers(data: bytes) -> None:
-    """The client takes the errors of NOT_OURS for an answer that is none of the service's."""
+    """Reading a response raises only INVALID_RESPONSE."""
     try:
         members = json.loads(data)
     except (ValueError, RecursionError):
         return
     for read in (
-        parsing.clip, parsing.clip_page, parsing.search_result, parsing.moment_result, parsing.detection, parsing.info,
-        parsing.peaks, parsing.labels, parsing.embedded, parsing.text_embeddings,
+        responses.Clip.from_json, responses.ClipPage.from_json, responses.SearchResult.from_json, responses.MomentResult.from_json,
+        responses.Detection.from_json, responses.Info.from_json, responses.Peaks.from_json, responses.Label.from_json,
+        responses.Embedded.from_json, responses.text_embeddings,
     ):  # fmt: skip
-        with contextlib.suppress(*NOT_OURS):
+        with contextlib.suppress(*INVALID_RESPONSE):
             read(members)

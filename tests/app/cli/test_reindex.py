@@ -245,9 +245,9 @@ def load(name, path):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-from app import reindex
+from app.cli import reindex
 model = load("tests_conftest", "tests/app/conftest.py").FakeModel()
-turned = load("tests_reindex", "tests/app/test_reindex.py").Turned(model)
+turned = load("tests_reindex", "tests/app/cli/test_reindex.py").Turned(model)
 most = int(sys.argv[2])
 model.before = lambda: time.sleep(0.05 if sum(model.audio_batches) < most else 60)
 reindex._TOGETHER = 2

@@ -78,7 +78,7 @@ def serve(tmp_path: Path, repo_dir: Path, processes: list[subprocess.Popen[str]]
             break
 
     def start() -> tuple[str, subprocess.Popen[str]]:
-        command = [sys.executable, repo_dir / "tests/app/tone_server.py", str(port), tmp_path / "library"]
+        command = [sys.executable, repo_dir / "tests/support/tone_server.py", str(port), tmp_path / "library"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         assert process.stdout is not None

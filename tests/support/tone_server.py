@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main(port: int, data_dir: Path) -> None:
     """Serves until it is killed."""
-    spec = importlib.util.spec_from_file_location("tones", Path(__file__).with_name("conftest.py"))
+    spec = importlib.util.spec_from_file_location("tones", Path(__file__).parents[1] / "app/conftest.py")
     assert spec is not None and spec.loader is not None
     tones = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tones)
