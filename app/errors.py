@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+import index
 from app.audio import errors as media_errors
 from app.inference import batcher as batching
-from index import records
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ KINDS: dict[type[Exception], Kind] = {
     Unauthorized: Kind(401, "unauthorized", "Missing or wrong API key"),
     CrossOrigin: Kind(403, "cross-origin", "From another site"),
     ModelNotFound: Kind(404, "model-not-found", "No such model"),
-    records.ClipNotFound: Kind(404, "clip-not-found", "No such clip"),
-    records.AudioMissing: Kind(404, "audio-missing", "The clip's audio is missing"),
+    index.ClipNotFound: Kind(404, "clip-not-found", "No such clip"),
+    index.AudioMissing: Kind(404, "audio-missing", "The clip's audio is missing"),
     BodyTooLarge: Kind(413, "body-too-large", "Request too large"),
     media_errors.TooLong: Kind(413, "audio-too-long", "Audio too long"),
     AddressTooLong: Kind(414, "address-too-long", "Address too long"),
@@ -124,16 +124,16 @@ KINDS: dict[type[Exception], Kind] = {
     media_errors.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),
     media_errors.TooShort: Kind(422, "audio-too-short", "Audio too short"),
     media_errors.InvalidSamples: Kind(422, "audio-invalid-samples", "Audio with invalid samples"),
-    records.InvalidFilter: Kind(422, "invalid-filter", "Invalid filter"),
-    records.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
-    records.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),
+    index.InvalidFilter: Kind(422, "invalid-filter", "Invalid filter"),
+    index.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
+    index.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),
     batching.QueueFull: Kind(429, "queue-full", "Queue full"),
     MemoryError: Kind(503, "out-of-memory", "Not enough memory"),
     batching.Closed: Kind(503, "shutting-down", "Shutting down"),
     NotReady: Kind(503, "not-ready", "Not ready"),
     TimedOut: Kind(503, "timed-out", "Took too long"),
-    records.LibraryUnavailable: Kind(503, "library-unavailable", "The library does not answer"),
-    records.StorageFull: Kind(507, "storage-full", "No room left in storage"),
+    index.LibraryUnavailable: Kind(503, "library-unavailable", "The library does not answer"),
+    index.StorageFull: Kind(507, "storage-full", "No room left in storage"),
 }
 
 _HTTP = {  # what the framework raises by itself
@@ -168,7 +168,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         detail = str(error.detail)
     else:
         detail = str(error)
-        if isinstance(error, records.LibraryUnavailable | records.StorageFull):  # nobody's fault who asks
+        if isinstance(error, index.LibraryUnavailable | index.StorageFull):  # nobody's fault who asks
             log.error("%s", detail)
     problem: dict[str, Any] = {
         "type": TYPE_PREFIX + kind.slug,
@@ -195,7 +195,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return dict(error.headers or {})
     if isinstance(error, batching.QueueFull):
         return {"Retry-After": str(error.retry_after)}
-    if isinstance(error, NotReady | batching.Closed | TimedOut | records.LibraryUnavailable | MemoryError):
+    if isinstance(error, NotReady | batching.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):
         return {"Content-Range": f"bytes */{error.size}"}

@@ -35,10 +35,7 @@ from app.services.readiness import Readiness
 from app.services.waveforms import Waveforms
 from app.settings import FAISS, Settings
 from app.state import Load, Services
-from index.library import Library
-from index.milvus.library import MilvusLibrary
-from index.records import LibraryError
-from index.sqlite.library import SqliteLibrary
+from index import Library, LibraryError, MilvusLibrary, SqliteLibrary
 
 log = logging.getLogger(__name__)
 

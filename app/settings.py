@@ -11,8 +11,6 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from index.milvus.url import parse_milvus_url
-
 FAISS = "faiss://"  # the library of one process, in `data_dir`
 
 
@@ -54,6 +52,8 @@ class Settings(BaseSettings):
     @classmethod
     def _check_index_url(cls, value: str) -> str:
         if value.rstrip("/") != FAISS.rstrip("/"):
+            from index import parse_milvus_url  # imports NumPy, which most commands do without
+
             parse_milvus_url(value)
             return value
         return FAISS

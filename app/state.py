@@ -34,8 +34,7 @@ from app.server.leaving import Ending
 from app.services import audio_source as hearing
 from app.services.audio_source import Hearing, Pen, Recording
 from app.settings import Settings
-from index.library import Library
-from index.records import Clip, LibraryError, NewClip
+from index import Clip, Library, LibraryError, NewClip
 
 R = TypeVar("R")
 Load = Callable[[], tuple[Engine, Library]]

@@ -1,42 +1,99 @@
-"""The library of clips: records, vectors and audio files on disk, and search over them.
+"""The library of clips: records, vectors and audio files in a store, and search over them.
 
-Knows NumPy, SQLite and FAISS; no torch, no HTTP, no model. `SqliteLibrary` is the only public door.
+`SqliteLibrary` (SQLite and FAISS, one process) and `MilvusLibrary` (Milvus, many processes) implement `Library`. This
+module is the public interface: everything that `app` may use is exported here and imported on first use, so that a
+command that needs only an error class does not load SQLite's or Milvus' modules.
 """
 
-from index.records import (
-    AudioMissing,
-    CheckpointMismatch,
-    Clip,
-    ClipNotFound,
-    Filter,
-    GpuMissing,
-    Hit,
-    InvalidCursor,
-    InvalidFilter,
-    InvalidMetadata,
-    LibraryError,
-    LibraryInUse,
-    LibraryUnavailable,
-    NewClip,
-    StorageFull,
-)
-from index.sqlite.library import SqliteLibrary
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from index.duplicates import near_duplicates
+    from index.library import Library
+    from index.milvus.library import MilvusLibrary
+    from index.milvus.url import parse_milvus_url
+    from index.quantization import FrameCodes, encode_frames
+    from index.records import (
+        AudioMissing,
+        CheckpointMismatch,
+        Clip,
+        ClipNotFound,
+        Filter,
+        GpuMissing,
+        Hit,
+        InvalidCursor,
+        InvalidFilter,
+        InvalidMetadata,
+        LibraryDamaged,
+        LibraryError,
+        LibraryInUse,
+        LibraryUnavailable,
+        NewClip,
+        StorageFull,
+    )
+    from index.segments import cut_segments
+    from index.sqlite.backup import BackupResult, back_up
+    from index.sqlite.library import SqliteLibrary
+    from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
+    from index.sqlite.reindex import SideDatabase, remove_side, side_path
+    from index.sqlite.restore import restore
 
 __all__ = [
     "AudioMissing",
-    "SqliteLibrary",
-    "LibraryError",
+    "BackupResult",
     "CheckpointMismatch",
     "Clip",
+    "ClipFile",
     "ClipNotFound",
     "Filter",
+    "FrameCodes",
+    "GpuMissing",
     "Hit",
     "InvalidCursor",
     "InvalidFilter",
     "InvalidMetadata",
-    "GpuMissing",
+    "Library",
+    "LibraryDamaged",
+    "LibraryError",
     "LibraryInUse",
+    "LibraryReader",
     "LibraryUnavailable",
+    "MilvusLibrary",
     "NewClip",
+    "SideDatabase",
+    "SqliteLibrary",
     "StorageFull",
+    "back_up",
+    "cut_segments",
+    "encode_frames",
+    "exclusive_lock",
+    "near_duplicates",
+    "parse_milvus_url",
+    "remove_side",
+    "restore",
+    "side_path",
 ]
+
+_MODULES = {
+    "index.duplicates": ("near_duplicates",),
+    "index.library": ("Library",),
+    "index.milvus.library": ("MilvusLibrary",),
+    "index.milvus.url": ("parse_milvus_url",),
+    "index.quantization": ("FrameCodes", "encode_frames"),
+    "index.segments": ("cut_segments",),
+    "index.sqlite.backup": ("BackupResult", "back_up"),
+    "index.sqlite.library": ("SqliteLibrary",),
+    "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),
+    "index.sqlite.reindex": ("SideDatabase", "remove_side", "side_path"),
+    "index.sqlite.restore": ("restore",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'index' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF.get(name, "index.records")), name)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import index
+
 ROOMS = ("app", "model", "index", "training")
 MAY_IMPORT = {
     "app": {"app", "model", "index"},
@@ -50,6 +52,17 @@ def imported(source: str, at_start: bool = False) -> set[str]:
     return names
 
 
+def imported_names(source: str, package: str) -> set[str]:
+    """Dotted names that a module imports from a package: modules, and for `from a import b` also a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == package}
+
+
 def sources(repo: Path, room: str) -> list[Path]:
     return sorted((repo / room).rglob("*.py"))
 
@@ -81,6 +94,18 @@ def test_only_app_knows_http(repo_dir: Path, room: str) -> None:
         assert not imported(file.read_text(encoding="utf-8")) & WEB, file
 
 
+def test_app_imports_only_the_public_interface_of_index(repo_dir: Path) -> None:
+    public = {"index", *(f"index.{name}" for name in index.__all__)}
+    for file in sources(repo_dir, "app"):
+        names = imported_names(file.read_text(encoding="utf-8"), "index")
+        assert names <= public, f"{file.relative_to(repo_dir)} imports {sorted(names - public)}"
+
+
+def test_index_exports_every_name_that_it_promises() -> None:
+    for name in index.__all__:
+        assert getattr(index, name) is not None
+
+
 def test_the_command_line_starts_without_libraries(repo_dir: Path) -> None:
     top = imported((repo_dir / "app/cli/main.py").read_text(encoding="utf-8"), at_start=True)
     assert top <= sys.stdlib_module_names | {"__future__"}, sorted(top - set(sys.stdlib_module_names))
@@ -91,3 +116,4 @@ def test_the_reader_of_imports_sees_all_forms() -> None:
     source += "if TYPE_CHECKING:\n    import app\n"
     assert imported(source) == {"torch", "fastapi", "index", "app"}
     assert imported(source, at_start=True) == {"torch", "fastapi"}
+    assert imported_names(source, "index") == {"index.sqlite.store"}

@@ -15,7 +15,7 @@ from starlette.formparsers import FormParser, MultiPartException, MultiPartParse
 from starlette.requests import Request
 
 from app.errors import BodyTooLarge, Malformed
-from index.records import StorageFull
+from index import StorageFull
 
 MAX_FILES = 1000  # of one request
 MAX_FIELDS = 10_000

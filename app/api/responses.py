@@ -13,11 +13,11 @@ from app.api import schemas
 from app.services.ingest import Failure
 from app.services.moments import ClipMoment
 from app.services.search import Found
-from index import records
+from index import Clip
 from model.detection import Moment
 
 
-def clip(clip: records.Clip) -> schemas.Clip:
+def clip(clip: Clip) -> schemas.Clip:
     """A clip of the library."""
     return schemas.Clip(
         id=clip.id,

@@ -1,4 +1,4 @@
-"""`finelap backup` and `finelap restore`: what index.sqlite.backup and index.sqlite.restore do, with bars and lines to read."""
+"""`finelap backup` and `finelap restore`: copy a library and bring a copy back, with progress bars."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from index.sqlite.backup import Copied, back_up
-from index.sqlite.restore import restore
+from index import BackupResult, back_up, restore
 
 
 class _Bars:
@@ -55,7 +54,7 @@ def run_restore(source: Path, folder: Path, snapshot: str | None, partial: bool)
     return _failed(copied)
 
 
-def _failed(copied: Copied) -> int:
+def _failed(copied: BackupResult) -> int:
     for sha256, reason in copied.failed.items():
         print(f"audio file {sha256}: {reason}", file=sys.stderr)
     return 1 if copied.failed else 0

@@ -20,9 +20,7 @@ from app.inference.batcher import Urgency
 from app.inference.engine import Engine, NotFinite, load_model
 from app.services.audio_source import hear
 from app.settings import Settings
-from index.quantization import FrameCodes
-from index.sqlite.reader import LibraryReader, Stored, hold
-from index.sqlite.reindex import SideDatabase, remove_side
+from index import ClipFile, FrameCodes, LibraryReader, SideDatabase, exclusive_lock, remove_side
 
 _TOGETHER = 8  # files heard at once
 _POLL = 0.5  # seconds between two looks at what the service has changed
@@ -40,7 +38,7 @@ def reindex(settings: Settings, follow: bool) -> int:
         if not library.clips():
             print("the library has no clips: start the service with any checkpoint", file=sys.stderr)
             return 0
-        with hold(folder / "reindex.lock", f"finelap reindex is at work on {folder} already"):
+        with exclusive_lock(folder / "reindex.lock", f"finelap reindex is at work on {folder} already"):
             model = load_model(settings)
             if library.stamp() == (model.stamp, model.dim):
                 remove_side(folder, model.stamp)
@@ -103,7 +101,7 @@ class _Reindex:
             queue = iter(missing)
             await asyncio.gather(*(self._embed_all(queue) for _ in range(_TOGETHER)))
 
-    def _missing(self) -> list[Stored]:
+    def _missing(self) -> list[ClipFile]:
         """The clips still to be embedded; the bar is told how many there are."""
         clips = self._library.clips()
         done = self._side.known | self._failed.keys()
@@ -127,12 +125,12 @@ class _Reindex:
                 seen = now
                 await self._catch_up()
 
-    async def _embed_all(self, clips: Iterator[Stored]) -> None:
+    async def _embed_all(self, clips: Iterator[ClipFile]) -> None:
         for clip in clips:
             await self._embed(clip)
             self._bar.update()
 
-    async def _embed(self, clip: Stored) -> None:
+    async def _embed(self, clip: ClipFile) -> None:
         frames = FrameCodes(self._engine.dim)
         path, name = self._library.audio_path(clip.sha256), as_text(clip.filename)
         try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from index.records import StorageFull
+from index import StorageFull
 
 
 async def open_apart(file: BinaryIO | Path) -> int:

@@ -16,9 +16,7 @@ import numpy as np
 from app.audio.tag_schema import Value
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine, Listening
-from index.library import Library
-from index.quantization import FrameCodes
-from index.records import Clip
+from index import Clip, FrameCodes, Library
 
 _CHUNK = 256  # frames of a remembered clip given at a time
 

@@ -11,9 +11,7 @@ import numpy as np
 
 from app.audio.errors import MediaError
 from app.state import Services
-from index.duplicates import near_duplicates
-from index.quantization import FrameCodes
-from index.records import AudioMissing, Clip, ClipNotFound
+from index import AudioMissing, Clip, ClipNotFound, FrameCodes, near_duplicates
 
 _PAGE = 1000  # clips
 

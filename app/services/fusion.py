@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from index.records import Hit
+from index import Hit
 
 _K = 60  # of the paper: how little the first places differ
 

@@ -15,9 +15,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from app.audio.tags import joined
 from app.inference.batcher import Urgency
 from app.state import Services
-from index.library import Library
-from index.quantization import FrameCodes
-from index.records import AudioMissing, Clip, NewClip
+from index import AudioMissing, Clip, FrameCodes, Library, NewClip
 
 _PIECE = 1 << 20  # bytes
 _LARGE = 16 << 20  # bytes whose copy others should not wait for

@@ -14,8 +14,7 @@ import numpy as np
 
 from app.inference.engine import Engine
 from app.state import Services
-from index.library import Library
-from index.records import Clip
+from index import Clip, Library
 from model.detection import Moment, find_moments
 
 CANDIDATES = 200  # clips that are looked at frame by frame, for each sound that is asked for

@@ -14,8 +14,7 @@ import numpy as np
 from app.inference.engine import Engine
 from app.services.fusion import fuse
 from app.state import Services
-from index.library import Library
-from index.records import Clip, ClipNotFound, Hit
+from index import Clip, ClipNotFound, Hit, Library
 from model.detection import Moment, find_moments, median_smooth
 
 Mode = Literal["semantic", "hybrid", "lexical"]

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from app.state import Services
-from index.records import Clip
+from index import Clip
 
 _KEPT_BYTES = 64_000_000  # 22 hours of audio
 

@@ -23,8 +23,8 @@ import soxr
 
 from app.audio.decode import decode
 from app.audio.peaks import Envelope
-from index.duplicates import TOLERANCE, TOLERANCE_SHARE, near_duplicates, same_frames, same_outline
-from index.quantization import FrameCodes, encode_frames
+from index import FrameCodes, encode_frames, near_duplicates
+from index.duplicates import TOLERANCE, TOLERANCE_SHARE, same_frames, same_outline
 from model import FineLAP
 from model.windows import Joiner, WindowCutter
 

@@ -20,11 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from index import NewClip, SqliteLibrary
-from index.quantization import encode_frames
-from index.sqlite.backup import back_up
-from index.sqlite.reindex import SideDatabase, side_path, take_over
-from index.sqlite.restore import restore
+from index import NewClip, SideDatabase, SqliteLibrary, back_up, encode_frames, restore, side_path
+from index.sqlite.reindex import take_over
 from index.sqlite.store import Store
 
 HOP = 0.16  # seconds

@@ -36,10 +36,7 @@ from app.main import create_app
 from app.services.moments import CANDIDATES
 from app.settings import Settings
 from benchmarks.index.exclusion import KINDS
-from index import SqliteLibrary
-from index.quantization import FrameCodes, encode_frames
-from index.records import Clip
-from index.segments import cut_segments
+from index import Clip, FrameCodes, SqliteLibrary, cut_segments, encode_frames
 from index.sqlite import store
 from index.sqlite.store import Store
 from model import FineLAP

@@ -18,12 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import REPO, Latency, machine, revision, section, table
-from index.library import Library
+from index import Library, MilvusLibrary, NewClip, SqliteLibrary, parse_milvus_url
 from index.milvus.client import connect, segments_of
-from index.milvus.library import MilvusLibrary
-from index.milvus.url import parse_milvus_url
-from index.records import NewClip
-from index.sqlite.library import SqliteLibrary
 
 _ASKED = 100
 _BATCH = 50

@@ -26,7 +26,7 @@ from pathlib import Path
 from index.records import LibraryError
 from index.sqlite import store
 from index.sqlite.audio_files import AudioFiles, fsync_folder
-from index.sqlite.reader import AUDIO, CATALOG, LibraryReader, hold
+from index.sqlite.reader import AUDIO, CATALOG, LibraryReader, exclusive_lock
 from index.sqlite.store import storage_errors
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
@@ -53,7 +53,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Copied:
+class BackupResult:
     """What a backup or a restore did."""
 
     snapshot: Snapshot
@@ -61,7 +61,7 @@ class Copied:
     failed: dict[str, str]  # SHA-256 of audio files that could not be: the reason
 
 
-def back_up(folder: Path, dest: Path, progress: Progress, copy: bool = False) -> Copied:
+def back_up(folder: Path, dest: Path, progress: Progress, copy: bool = False) -> BackupResult:
     """Adds a snapshot of the library in `folder` to the backups in `dest`, which is made when it is not there.
 
     Audio files are linked where the file system allows it, unless `copy`; each is read once and compared to its name.
@@ -70,7 +70,7 @@ def back_up(folder: Path, dest: Path, progress: Progress, copy: bool = False) ->
     """
     with LibraryReader(folder) as library, storage_errors(dest):
         _open_backups(dest)
-        with hold(dest / "lock", f"another backup to {dest} is running"):
+        with exclusive_lock(dest / "lock", f"another backup to {dest} is running"):
             return _Backup(library, dest, progress, copy).run()
 
 
@@ -113,7 +113,7 @@ class _Backup:
         self._added: set[str] = set()
         self._damaged: dict[str, str] = {}
 
-    def run(self) -> Copied:
+    def run(self) -> BackupResult:
         self._audio.clear_incoming()
         for leftover in (self._dest / SNAPSHOTS).glob(".*"):
             shutil.rmtree(leftover)
@@ -136,7 +136,7 @@ class _Backup:
         fsync_folder(self._new)
         os.replace(self._new, self._dest / SNAPSHOTS / self._name)
         fsync_folder(self._dest / SNAPSHOTS)
-        return Copied(snapshot, len(self._added), missing)
+        return BackupResult(snapshot, len(self._added), missing)
 
     def _copy_catalog(self) -> tuple[str | None, list[str]]:
         """The database as it is now, in one file that is on the disk: its checkpoint, and the audio that it names."""

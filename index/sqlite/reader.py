@@ -24,7 +24,7 @@ UNFINISHED = "restoring.sqlite3"  # there while a restore is not finished; becom
 
 
 @dataclass(frozen=True)
-class Stored:
+class ClipFile:
     """What is needed of a clip to find its audio and to name it."""
 
     id: str
@@ -77,11 +77,11 @@ class LibraryReader:
         with self.view() as view:
             return store.stamp(view)
 
-    def clips(self) -> list[Stored]:
+    def clips(self) -> list[ClipFile]:
         """Every clip, in order of arrival."""
         with self.view() as view:
             found = view.execute("SELECT id, sha256, filename FROM clips ORDER BY row")
-            return [Stored(*columns) for columns in found]
+            return [ClipFile(*columns) for columns in found]
 
     def id_of(self, sha256: str) -> str | None:
         """The id of the clip with this audio."""
@@ -110,7 +110,7 @@ class LibraryReader:
 
 
 @contextmanager
-def hold(path: Path, otherwise: str) -> Iterator[None]:
+def exclusive_lock(path: Path, otherwise: str) -> Iterator[None]:
     """Keeps others that hold the same file out, until the block ends or the process does.
 
     Raises LibraryInUse with the message `otherwise` when somebody else holds it.

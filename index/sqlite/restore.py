@@ -14,8 +14,8 @@ from pathlib import Path
 from index.records import LibraryError
 from index.sqlite import store
 from index.sqlite.audio_files import AudioFiles, fsync_folder, path_in
-from index.sqlite.backup import SNAPSHOTS, Batch, Copied, Progress, Snapshot, sha256_of, snapshots
-from index.sqlite.reader import AUDIO, CATALOG, UNFINISHED, hold
+from index.sqlite.backup import SNAPSHOTS, BackupResult, Batch, Progress, Snapshot, sha256_of, snapshots
+from index.sqlite.reader import AUDIO, CATALOG, UNFINISHED, exclusive_lock
 from index.sqlite.store import storage_errors
 
 _PIECE = 1 << 20  # bytes
@@ -23,7 +23,7 @@ _PIECE = 1 << 20  # bytes
 
 def restore(
     source: Path, folder: Path, progress: Progress, snapshot: str | None = None, partial: bool = False
-) -> Copied:
+) -> BackupResult:
     """Makes a library of a snapshot (the last, unless one is named) in `folder`, which is empty or not there.
 
     Every file is compared to its checksum. The library is there at one stroke, when all else is; until then the folder
@@ -34,7 +34,7 @@ def restore(
     with storage_errors(folder):
         _refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with hold(folder / "lock", f"{folder} is in use"):
+        with exclusive_lock(folder / "lock", f"{folder} is in use"):
             _refuse_used(folder)
             copied = _restore(source, chosen, folder, progress)
             if copied.failed and not partial:
@@ -69,7 +69,7 @@ def _refuse_used(folder: Path) -> None:
         raise LibraryError(f"{folder} is not empty: restore to another folder, or move what is in it away")
 
 
-def _restore(source: Path, snapshot: Snapshot, folder: Path, progress: Progress) -> Copied:
+def _restore(source: Path, snapshot: Snapshot, folder: Path, progress: Progress) -> BackupResult:
     """All but the last stroke."""
     unfinished = folder / UNFINISHED
     if not unfinished.exists() or sha256_of(unfinished, progress) != snapshot.catalog_sha256:
@@ -82,7 +82,7 @@ def _restore(source: Path, snapshot: Snapshot, folder: Path, progress: Progress)
     audio.clear_incoming()
     audio.remove_unless(set(names).__contains__)  # of another snapshot, begun before
     files, failed = _copy_audio(backups, audio, names, progress)
-    return Copied(snapshot, files, {name: failed[name] for name in failed if name not in snapshot.missing})
+    return BackupResult(snapshot, files, {name: failed[name] for name in failed if name not in snapshot.missing})
 
 
 def _copy_audio(source: Path, audio: AudioFiles, names: list[str], progress: Progress) -> tuple[int, dict[str, str]]:

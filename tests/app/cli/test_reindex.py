@@ -26,7 +26,7 @@ from app.inference.engine import Engine, load_model
 from app.main import create_app
 from app.settings import Settings
 from index import CheckpointMismatch, SqliteLibrary
-from index.sqlite.reader import LibraryReader, hold
+from index.sqlite.reader import LibraryReader, exclusive_lock
 from index.sqlite.reindex import SideDatabase, side_path
 from model import FineLAP
 
@@ -218,7 +218,7 @@ async def test_audio_that_comes_back_while_it_follows(
 async def test_what_is_refused(
     library: Path, turned: Turned, run: Callable[..., int], tmp_path: Path, capsys: Any
 ) -> None:
-    with hold(library / "reindex.lock", ""):
+    with exclusive_lock(library / "reindex.lock", ""):
         assert await asyncio.to_thread(run) == 1
     assert capsys.readouterr().err == f"finelap reindex: finelap reindex is at work on {library} already\n"
     assert await asyncio.to_thread(run, "--data-dir", str(tmp_path / "nothing")) == 1
