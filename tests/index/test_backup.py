@@ -17,7 +17,7 @@ import pytest
 from index import Clip, LibraryError, LibraryInUse, NewClip, SqliteLibrary
 from index.sqlite import backup
 from index.sqlite.backup import back_up, snapshots
-from index.sqlite.reader import hold
+from index.sqlite.reader import exclusive_lock
 from index.sqlite.restore import restore
 
 REPO = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def test_what_is_refused(filled: SqliteLibrary, tmp_path: Path) -> None:
     with pytest.raises(LibraryError, match="not a folder of backups"):
         restore(filled.folder, tmp_path / "new", quiet)
     done = back_up(filled.folder, tmp_path / "b", quiet)
-    with hold(tmp_path / "b/lock", ""), pytest.raises(LibraryInUse, match="another backup"):
+    with exclusive_lock(tmp_path / "b/lock", ""), pytest.raises(LibraryInUse, match="another backup"):
         back_up(filled.folder, tmp_path / "b", quiet)
     with pytest.raises(LibraryError, match=f"no snapshot yesterday; it has {done.snapshot.name}"):
         restore(tmp_path / "b", tmp_path / "new", quiet, "yesterday")
