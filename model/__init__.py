@@ -1,4 +1,4 @@
-"""The FineLAP model: waveforms and texts to one embedding space. Nothing heavy is imported until it is asked for."""
+"""The FineLAP model: waveforms and texts to one embedding space. Names are imported on first use."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Audio constants and the Kaldi-compatible log-mel front end, batched and on the model's device.
+"""The Kaldi-compatible log-mel front end, batched, on the model's device.
 
-Knows nothing of files, windows or networks. The numbers are those of Kaldi's `compute-fbank-feats` with
-htk_compat, a Hann window, no dither and no energy, as the published FineLAP uses it.
+Equal to Kaldi's `compute-fbank-feats` with htk_compat, a Hann window, no dither and no energy, as in the published
+FineLAP.
 """
 
 from __future__ import annotations
@@ -11,37 +11,34 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.config import MelConfig
+from model.config import MEL_HOP, MEL_WINDOW, SAMPLE_RATE, MelConfig
 
-SAMPLE_RATE = 16_000  # Hz, of everything the model hears
-MEL_WINDOW = 400  # samples: 25 ms
-MEL_HOP = 160  # samples: 10 ms
-FFT_SIZE = 512
+FFT_SIZE = 512  # samples
 PREEMPHASIS = 0.97
-LOG_FLOOR = float(torch.finfo(torch.float32).eps)  # power below this is silence
-_TOGETHER = 4  # waveforms
+LOG_FLOOR = float(torch.finfo(torch.float32).eps)  # lowest power that is distinguished from silence
 SILENCE = math.log(LOG_FLOOR)  # raw log-mel of digital silence: -15.94
+_BLOCK = 4  # waveforms transformed at once, so that intermediate results fit the CPU caches
 
 
 def samples_for(mel_frames: int) -> int:
-    """Samples that fill `mel_frames` whole mel frames (edges snipped: every frame lies inside the signal)."""
+    """The number of samples in which exactly `mel_frames` whole mel frames fit."""
     return (mel_frames - 1) * MEL_HOP + MEL_WINDOW
 
 
 def mel_frames_in(samples: int) -> int:
-    """Whole mel frames in `samples` samples."""
+    """The number of mel frames that lie wholly inside `samples` samples (Kaldi's snip_edges)."""
     return 0 if samples < MEL_WINDOW else 1 + (samples - MEL_WINDOW) // MEL_HOP
 
 
 def mel_frames_begun_in(samples: int) -> int:
-    """Mel frames that begin within `samples` samples, the last ones filled up with zeros."""
+    """The number of mel frames that begin within `samples` samples; the last ones are padded with zeros."""
     return -(-samples // MEL_HOP)
 
 
 def mel_filters(num_mel_bins: int, low_freq: float) -> Tensor:
     """Kaldi's triangular filters, (FFT_SIZE // 2 + 1, num_mel_bins) float32, from `low_freq` Hz to Nyquist.
 
-    Triangles are straight in mel (1127 ln(1 + f / 700)), and the Nyquist bin belongs to none, as in Kaldi.
+    The triangles are linear in mel, 1127 ln(1 + f / 700), and none includes the Nyquist bin, as in Kaldi.
     """
 
     def mel(f: Tensor) -> Tensor:
@@ -57,11 +54,10 @@ def mel_filters(num_mel_bins: int, low_freq: float) -> Tensor:
 
 
 def spectrum_matrix() -> Tensor:
-    """(FFT_SIZE, MEL_WINDOW) float32: a frame of samples → the real, then the imaginary half of its spectrum.
+    """The matrix (FFT_SIZE, MEL_WINDOW) float32 that maps a frame of samples to its spectrum: real, then imaginary.
 
-    All that Kaldi does to a frame before it takes the power is linear: the mean goes, pre-emphasis, Hann window,
-    Fourier transform. So one matrix does it, at the pace of matrix products. The Nyquist bin, which no filter reads,
-    is left out.
+    Every step before the power is linear: mean removal, pre-emphasis, Hann window, Fourier transform. One matrix
+    product does them all. The Nyquist bin is omitted because no filter reads it.
     """
     frames = torch.eye(MEL_WINDOW, dtype=torch.float64)
     frames = frames - frames.mean(-1, keepdim=True)
@@ -72,7 +68,7 @@ def spectrum_matrix() -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Waveforms to raw log-mel frames; `normalise` brings them to the scale that the encoder was trained on."""
+    """Waveforms to raw log-mel frames; `normalise` scales them as the encoder was trained."""
 
     filters: Tensor
     spectrum: Tensor
@@ -84,10 +80,9 @@ class LogMel(nn.Module):
         self.register_buffer("spectrum", spectrum_matrix(), persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """(B, samples) float32 at 16 kHz → (B, mel_frames, num_mel_bins) raw log-mel, float32 whatever the autocast."""
+        """(B, samples) at 16 kHz → (B, mel_frames, num_mel_bins) raw log-mel, float32 even under autocast."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            # a few windows at a time: what lies between fits the processor's caches
-            return torch.cat([self._raw(some) for some in waveforms.float().split(_TOGETHER)])
+            return torch.cat([self._raw(block) for block in waveforms.float().split(_BLOCK)])
 
     def _raw(self, waveforms: Tensor) -> Tensor:
         frames = waveforms.unfold(-1, MEL_WINDOW, MEL_HOP)  # (B, T, MEL_WINDOW)
@@ -96,11 +91,11 @@ class LogMel(nn.Module):
         return (power @ self.filters[:-1]).clamp_min(LOG_FLOOR).log()
 
     def normalise(self, log_mel: Tensor) -> Tensor:
-        """Raw log-mel → the encoder's scale, same shape."""
+        """Raw log-mel → the encoder's scale; same shape."""
         return (log_mel - self.config.mean) / (2 * self.config.std)
 
     def pad(self, log_mel: Tensor, mel_frames: int) -> Tensor:
-        """(B, mel_frames_in, bins) raw log-mel → exactly `mel_frames` frames: cut, or filled with the pad value."""
+        """(B, T, bins) raw log-mel → (B, mel_frames, bins), cut or padded with the config's pad value."""
         missing = mel_frames - log_mel.shape[1]
         if missing <= 0:
             return log_mel[:, :mel_frames]

@@ -1,6 +1,6 @@
-"""What a checkpoint says about itself: the shape of every part, read from and written to config.json.
+"""The audio constants, and a checkpoint's config.json as dataclasses: the shape of every part of the network.
 
-Knows no torch and builds nothing. Learned numbers (temperatures and biases included) live in the weights, not here.
+Needs no torch. Learned numbers, temperatures and biases included, are stored with the weights.
 """
 
 from __future__ import annotations
@@ -9,35 +9,39 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+SAMPLE_RATE = 16_000  # Hz, of all audio the model takes
+MEL_WINDOW = 400  # samples: 25 ms
+MEL_HOP = 160  # samples: 10 ms
+
 FORMAT_VERSION = 1
 
 
 class ConfigError(ValueError):
-    """A config.json that does not describe a FineLAP checkpoint."""
+    """Raised for a config.json that does not describe a FineLAP checkpoint."""
 
 
 @dataclass(frozen=True)
 class MelConfig:
-    """Log-mel front end: `(raw log-mel - mean) / (2 * std)`; padding enters as `pad_value` before that."""
+    """The log-mel front end. Frames are normalised as `(raw log-mel - mean) / (2 * std)`."""
 
     num_mel_bins: int = 128
     low_freq: float = 20.0  # Hz
     mean: float = -4.268
     std: float = 4.569
-    pad_value: float = 0.0  # raw log-mel of padding: 0 in the published model
-    snip_edges: bool = True  # Kaldi's: only frames wholly inside the signal; without, zeros fill up the last ones
+    pad_value: float = 0.0  # raw log-mel of padding, before normalisation: 0 in the published model
+    snip_edges: bool = True  # Kaldi: only frames wholly inside the signal; False pads the last frames with zeros
 
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """How a recording is cut for the encoder, and the clock of its frames."""
+    """How a recording is cut into windows for the encoder, and the timing of its frames."""
 
-    mel_frames: int = 1024  # of 10 ms in a whole window
+    mel_frames: int = 1024  # of MEL_HOP, in a whole window
     frames: int = 64  # embedding steps in a whole window
-    frame_hop: float = 0.16  # seconds; 0.15625 is the grid the published weights were trained on
+    frame_hop: float = 0.16  # seconds; the published weights were trained on a grid of 0.15625
     overlap_frames: int = 8  # shared by neighbouring windows of a long recording
-    frame_share: float = 0.0  # of the frames' mean direction in a recording's clip embedding
-    buckets: tuple[int, ...] = ()  # shorter window lengths the encoder accepts, in frames; empty: always whole windows
+    frame_share: float = 0.0  # weight of the frames' mean direction in a recording's clip embedding
+    buckets: tuple[int, ...] = ()  # frames; shorter window lengths the encoder accepts. Empty: whole windows only
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The audio side's projectors, one for clips and one for frames."""
+    """The audio projectors: a kind from model.adapter and the arguments of its constructor."""
 
     kind: str = "decoupled"
     params: dict[str, Any] = field(default_factory=dict)
@@ -62,14 +66,14 @@ class TextConfig:
 
     pooling: str = "first"  # "first" token or "mean" over tokens
     max_tokens: int = 30
-    projector: str = "mlp"  # "mlp", or "residual": close to the tower's own space
+    projector: str = "mlp"  # "mlp", or "residual", which stays close to the tower's own space
     params: dict[str, Any] = field(default_factory=dict)
     hf_config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FineLAPConfig:
-    """Everything needed to rebuild a FineLAP network before its weights are loaded."""
+    """Everything needed to build a FineLAP network before its weights are loaded."""
 
     name: str = "finelap"
     dim: int = 1024
@@ -81,15 +85,17 @@ class FineLAPConfig:
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, in the order of the fields."""
+        """The config as plain JSON types, in field order."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FineLAPConfig:
-        """Inverse of `to_dict`. Unknown or missing-typed keys and newer formats raise ConfigError."""
+        """The inverse of `to_dict`. Raises ConfigError for unknown keys, wrong types and other format versions."""
         version = data.get("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
-            raise ConfigError(f"checkpoint format {version} is not the format {FORMAT_VERSION} this version reads")
+            raise ConfigError(
+                f"checkpoint format {version} is not supported; this version reads format {FORMAT_VERSION}"
+            )
         parts = {
             "mel": MelConfig,
             "windows": WindowConfig,

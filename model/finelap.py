@@ -1,8 +1,8 @@
-"""FineLAP: waveforms and texts into one embedding space, with one embedding per recording and one per frame.
+"""FineLAP: waveforms and texts in one embedding space, with one embedding per clip and one per frame.
 
-Knows no files (model.checkpoint), no requests and no thresholds (model.detection). Everything here is at 16 kHz except
-the input of `encode_audio`. `forward_audio` and `forward_text` are the differentiable paths; the `encode_*` methods
-are for inference and return float32 tensors on the CPU.
+After FineLAP (arXiv 2604.01155). `forward_audio` and `forward_text` are the differentiable paths. The `encode_*`
+methods are for inference and return float32 tensors on the CPU. All audio is at 16 kHz except the input of
+`encode_audio`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,40 +18,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.adapter import build_adapter
-from model.audio import MEL_WINDOW, SAMPLE_RATE, LogMel, mel_frames_begun_in, mel_frames_in, samples_for
-from model.config import FineLAPConfig
+from model.audio import LogMel, mel_frames_begun_in, mel_frames_in, samples_for
+from model.config import MEL_WINDOW, SAMPLE_RATE, FineLAPConfig
 from model.encoders.registry import build_encoder
 from model.text import TextTower
 from model.threads import limited, share_out
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
 
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
+
 WINDOW_BATCH = 16  # windows per encoder pass of encode_audio
 TEXT_BATCH = 64  # texts per pass of encode_text
-_WINDOWS_A_CORE = 4  # windows that a CPU's core encodes together; more gain nothing
-_TEXTS_A_CORE = 16
-_FEW_TOKENS = 64  # so few are encoded sooner by one core than by several that wait for each other
+_WINDOWS_PER_CORE = 4  # windows one core encodes together; more are no faster
+_TEXTS_PER_CORE = 16
+_FEW_TOKENS = 64  # at most this many are encoded faster by one core than by several
 
 Array = np.ndarray | Tensor
 R = TypeVar("R")
 
 
 class TokenizerMissing(RuntimeError):
-    """Texts were given to a model whose checkpoint came without a tokenizer."""
+    """Raised when texts are given to a model that has no tokenizer."""
 
 
 class AudioEmbedding(NamedTuple):
-    """What the model hears in one recording; float32, on the CPU, every vector of unit length."""
+    """The embeddings of one recording: float32, on the CPU, every vector of unit length."""
 
     clip: Tensor  # (D,)
-    frames: Tensor  # (T, D); frame t covers [t, t + 1) * frame_hop
+    frames: Tensor  # (T, D); frame t covers [t, t + 1) × frame_hop seconds
     frame_hop: float  # seconds
 
 
 class FineLAP(nn.Module):
-    """The network with its front end. Scores are sigmoid(cosine / temp + b), one pair for clips and one for frames."""
+    """The network and its front end.
+
+    Scores are sigmoid(cosine / temp + b), with one pair (temp, b) for clips and one for frames (paper, section 3).
+    """
 
     def __init__(self, config: FineLAPConfig, tokenizer: Any | None = None) -> None:
-        """Fresh weights; `from_pretrained` gives a trained model. Parts that do not fit raise ConfigError."""
+        """Initialises fresh weights; `from_pretrained` loads trained ones. Raises ConfigError if parts do not fit."""
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
@@ -76,15 +82,42 @@ class FineLAP(nn.Module):
         revision: str | None = None,
         download: Callable[..., str] | None = None,
     ) -> FineLAP:
-        """Loads a checkpoint folder, a published file or folder, or a hub id, ready for inference.
+        """Loads a model in eval mode from our folder, a published PyTorch file, its Hugging Face folder, or a hub id.
 
-        See `model.checkpoint.load_checkpoint` for the sources. Raises CheckpointError.
+        `tokenizer` is a folder or hub id that replaces the checkpoint's own. A model without a tokenizer loads, and
+        raises TokenizerMissing for texts. Raises CheckpointError, which names the file or the tensors at fault.
         """
-        from model.checkpoint import load_checkpoint
-
-        return load_checkpoint(
-            source, device=device, dtype=dtype, tokenizer=tokenizer, revision=revision, download=download
+        from model.checkpoint import (  # need libraries the network does not
+            find_tokenizer,
+            hub_download,
+            read_checkpoint,
         )
+
+        content = read_checkpoint(source, revision=revision, download=download or hub_download)
+        model = cls.from_checkpoint(content)
+        found, _ = find_tokenizer(content, tokenizer, download or hub_download)
+        if found is not None:
+            model.set_tokenizer(found)
+        return model.cast(dtype).to(device).eval()
+
+    @classmethod
+    def from_checkpoint(cls, content: Checkpoint) -> FineLAP:
+        """Builds the model of a checkpoint that was read, without a tokenizer. Raises CheckpointError."""
+        from model.checkpoint import build_network, embedding_stamp
+
+        model = build_network(content, cls)
+        model._loaded_stamp = embedding_stamp(content.config, model.state_dict())
+        return model
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Attaches a tokenizer. Raises CheckpointError if it has more tokens than the text tower."""
+        from model.weight_files import CheckpointError
+
+        tokens, rows = len(tokenizer), self.text.vocabulary
+        if tokens > rows:
+            raise CheckpointError(f"the tokenizer has {tokens} tokens and the text tower {rows}")
+        self.tokenizer = tokenizer
+        self.tokenise(["a sound"])  # sets truncation and padding, so that threads only read them later
 
     def save_pretrained(
         self, folder: str | Path, *, shard_text_tower: bool = False, dtype: torch.dtype | None = None
@@ -92,13 +125,15 @@ class FineLAP(nn.Module):
         """Writes config.json, weights and tokenizer files; see `model.checkpoint.save_checkpoint`."""
         from model.checkpoint import save_checkpoint
 
-        save_checkpoint(self, folder, shard_text_tower=shard_text_tower, dtype=dtype)
+        save_checkpoint(
+            folder, self.config, self.state_dict(), self.tokenizer, shard_text_tower=shard_text_tower, dtype=dtype
+        )
 
-    # What the model is
+    # Properties
 
     @property
     def name(self) -> str:
-        """The checkpoint's own name."""
+        """The checkpoint's name."""
         return self.config.name
 
     @property
@@ -113,20 +148,20 @@ class FineLAP(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.temp_global.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in; the log-mel and the scores stay float32."""
+        """The dtype the network computes in; the log-mel and the scores stay float32."""
         return next(self.audio_encoder.parameters()).dtype
 
     @property
     def stamp(self) -> str:
-        """Names the embedding space: equal stamps, comparable embeddings. Hex sha256.
+        """Identifies the embedding space: embeddings are comparable if their stamps are equal. Hex SHA-256.
 
-        Of the weights as they were stored, whatever dtype they run in; temperatures and biases only scale scores and
-        do not count. A model made in memory is stamped by its present weights, anew at each call.
+        Computed from the weights as stored, whatever dtype they run in, without temperatures and biases, which only
+        scale scores. For a model that was not loaded it is computed from the present weights at each call.
         """
         if self._loaded_stamp is not None:
             return self._loaded_stamp
@@ -135,13 +170,13 @@ class FineLAP(nn.Module):
         return embedding_stamp(self.config, self.state_dict())
 
     def cast(self, dtype: torch.dtype) -> FineLAP:
-        """Brings the networks to `dtype`, in place; the front end and the score parameters stay float32."""
+        """Converts the networks to `dtype` in place; the front end and the score parameters stay float32."""
         for part in (self.audio_encoder, self.adapter, self.text):
             part.to(dtype)
         return self
 
     def train(self, mode: bool = True) -> FineLAP:
-        """As in torch. Entering training forgets the stamp of the loaded weights, which are about to change."""
+        """As in torch. Entering training discards the stamp of the loaded weights, which are about to change."""
         if mode:
             self._loaded_stamp = None
         return super().train(mode)
@@ -149,22 +184,22 @@ class FineLAP(nn.Module):
     # Differentiable paths
 
     def forward_audio(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, mel_frames, bins) normalised log-mel → clip (B, D) and frames (B, T, D), float32, of unit length."""
+        """(B, mel_frames, bins) normalised log-mel → clip (B, D) and frames (B, T, D), float32, unit length."""
         output = self.audio_encoder(mel.to(self.dtype))
         clip = self.adapter.forward_clip(output.pooled)
         frames = self.adapter.forward_frames(output.frames)
         return F.normalize(clip.float(), dim=-1), F.normalize(frames.float(), dim=-1)
 
     def forward_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, N) token ids and mask → (B, D), float32, of unit length."""
+        """(B, N) token ids and mask, 1 at real tokens → (B, D) float32, unit length."""
         return self.text(input_ids, attention_mask)
 
     # Inference
 
     def mel(self, waveforms: Sequence[np.ndarray], mel_frames: int) -> Tensor:
-        """Waveforms (n,) at 16 kHz → (B, mel_frames, bins) normalised log-mel on the model's device, float32.
+        """Waveforms (n,) at 16 kHz → (B, mel_frames, bins) normalised log-mel, float32, on the model's device.
 
-        Each is cut to `mel_frames` or followed by padding; one too short for a mel frame is filled up with zeros.
+        Each is cut to `mel_frames` or padded; one shorter than a mel frame is first padded with zeros to a whole one.
         """
         samples = samples_for(mel_frames)
         batch = np.zeros((len(waveforms), samples), dtype=np.float32)
@@ -175,21 +210,21 @@ class FineLAP(nn.Module):
             counts = [mel_frames_in(max(len(w), MEL_WINDOW)) for w in waveforms]
         else:
             counts = [mel_frames_begun_in(len(w)) for w in waveforms]
-        heard = torch.tensor(counts, device=self.device)
-        padding = torch.arange(mel_frames, device=self.device) >= heard[:, None]
+        lengths = torch.tensor(counts, device=self.device)
+        padding = torch.arange(mel_frames, device=self.device) >= lengths[:, None]
         return self.log_mel.normalise(raw.masked_fill(padding[..., None], self.config.mel.pad_value))
 
     def padded_frames(self, samples: int) -> int:
-        """Frames that a window of `samples` samples is padded to: the smallest bucket that holds it, or all of them."""
+        """The number of frames a window of `samples` samples is padded to: its smallest bucket, or a whole window."""
         windows = self.config.windows
         needed = frame_count(samples, windows)
         return min((b for b in windows.buckets if needed <= b < windows.frames), default=windows.frames)
 
     def encode_windows(self, waveforms: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
-        """Waveforms (n,) at 16 kHz, each within one window → per item clip (D,) and frames (T, D) of the padded window.
+        """Waveforms (n,) at 16 kHz, each at most a window → per item clip (D,) and frames (T, D) of the padded window.
 
-        One encoder pass per distinct padded length, which a CPU's cores share out. Frames past the waveform's end are
-        there too; `Window.keep` and `join_windows` drop them. Raises ValueError for what is no such waveform.
+        Runs one encoder pass per distinct padded length, split across the cores of a CPU. T includes frames past the
+        waveform's end; `Window.keep` and `join_windows` drop them. Raises ValueError for invalid waveforms.
         """
         arrays = [_checked(w, i) for i, w in enumerate(waveforms)]
         longest = window_samples(self.config.windows)
@@ -205,25 +240,25 @@ class FineLAP(nn.Module):
             for frames, members in groups.items():
 
                 def encode(part: Sequence[int], mel_frames: int = frames * mel_per_frame) -> None:
-                    with torch.no_grad():  # which holds for one thread
+                    with torch.no_grad():  # is per thread
                         mel = self.mel([arrays[i] for i in part], mel_frames)
                         clips, tracks = (x.cpu() for x in self.forward_audio(mel))
-                    # clones, so that keeping one item does not keep the whole batch in memory
+                    # clones, so that one item does not keep the whole batch in memory
                     results.update({i: (clips[row].clone(), tracks[row].clone()) for row, i in enumerate(part)})
 
-                self._share_out(encode, members, _WINDOWS_A_CORE)
+                self._split(encode, members, _WINDOWS_PER_CORE)
         return [results[i] for i in range(len(arrays))]
 
     def encode_audio(self, waveforms: Sequence[np.ndarray], sample_rate: int) -> list[AudioEmbedding]:
-        """Mono waveforms (n,), floats, any lengths at `sample_rate` Hz → one AudioEmbedding each.
+        """Mono float waveforms (n,) of any length at `sample_rate` Hz → one AudioEmbedding each.
 
-        Resampled to 16 kHz, cut into overlapping windows, encoded in batches and joined; T is frame_count(samples).
-        Raises ValueError for an empty, non-finite or not one-dimensional waveform.
+        Resamples to 16 kHz, cuts into overlapping windows, encodes them in batches and joins the results; T is
+        `frame_count(samples)`. Raises ValueError for empty, non-finite or multi-dimensional waveforms.
         """
         recordings = [_resampled(_checked(w, i), sample_rate) for i, w in enumerate(waveforms)]
         plans = [plan_windows(len(r), self.config.windows) for r in recordings]
         jobs: list[tuple[int, Window]] = [(i, window) for i, plan in enumerate(plans) for window in plan]
-        # windows of one padded length together, so that a batch is one pass
+        # grouped by padded length, so that a batch is one pass
         order = sorted(range(len(jobs)), key=lambda j: self.padded_frames(jobs[j][1].stop - jobs[j][1].start))
         encoded: dict[int, tuple[Tensor, Tensor]] = {}
         for at in range(0, len(order), WINDOW_BATCH):
@@ -240,7 +275,7 @@ class FineLAP(nn.Module):
         return results
 
     def tokenise(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts → token ids (B, N) and mask (B, N), cut at the checkpoint's number of tokens."""
+        """Texts → token ids (B, N) and mask (B, N), truncated to `max_tokens`. Raises TokenizerMissing."""
         if self.tokenizer is None:
             raise TokenizerMissing(f"{self.name} was loaded without a tokenizer; pass tokenizer=... to encode texts")
         encoded = self.tokenizer(
@@ -249,7 +284,7 @@ class FineLAP(nn.Module):
         return encoded["input_ids"], encoded["attention_mask"]
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Texts → (B, D), float32 on the CPU, of unit length. Raises TokenizerMissing."""
+        """Texts → (B, D) float32 on the CPU, unit length. Raises TokenizerMissing."""
         if isinstance(texts, str):
             raise TypeError("encode_text takes a list of texts, not one string")
         parts = [torch.empty(0, self.dim)]
@@ -258,42 +293,42 @@ class FineLAP(nn.Module):
         return torch.cat(parts)
 
     def encode_tokens(self, input_ids: Array, attention_mask: Array) -> Tensor:
-        """(B, N) token ids and mask (1 at real tokens) → (B, D), float32 on the CPU, of unit length."""
+        """(B, N) token ids and mask, 1 at real tokens → (B, D) float32 on the CPU, unit length."""
         ids = torch.as_tensor(input_ids, dtype=torch.long, device=self.device)
         mask = torch.as_tensor(attention_mask, dtype=torch.long, device=self.device)
 
         def encode(part: Sequence[int]) -> Tensor:
             rows = torch.tensor(part, dtype=torch.long, device=self.device)
-            with torch.no_grad():  # which holds for one thread
+            with torch.no_grad():  # is per thread
                 return self.forward_text(ids[rows], mask[rows]).cpu()
 
         with self._inference():
             if self.device.type == "cpu" and ids.numel() <= _FEW_TOKENS:
                 with limited(1):
                     return encode(range(len(ids)))
-            return torch.cat(self._share_out(encode, range(len(ids)), _TEXTS_A_CORE))
+            return torch.cat(self._split(encode, range(len(ids)), _TEXTS_PER_CORE))
 
     def clip_score(self, clip: Array, text: Array) -> Tensor:
-        """Clips (A, D) and texts (B, D), a single vector counting as one row → probabilities (A, B), float32."""
+        """Clips (A, D) and texts (B, D), each also as one vector (D,) → probabilities (A, B) float32."""
         return _score(_rows(clip), _rows(text), self.temp_global, self.b_global)
 
     def frame_score(self, frames: Array, text: Array) -> Tensor:
-        """Frames (T, D) and texts (B, D), a single vector counting as one row → probabilities (B, T), float32."""
+        """Frames (T, D) and texts (B, D), each also as one vector (D,) → probabilities (B, T) float32."""
         return _score(_rows(text), _rows(frames), self.temp_local, self.b_local)
 
     def side_by_side(self, windows: int) -> int:
-        """Batches, of so many windows together, that are best computed at once: on a CPU, as cores can be kept busy."""
+        """The number of batches, of `windows` windows in total, to run concurrently: on a CPU, one per busy core."""
         if self.device.type != "cpu":
             return 1
-        return min(torch.get_num_threads(), max(1, windows // _WINDOWS_A_CORE))
+        return min(torch.get_num_threads(), max(1, windows // _WINDOWS_PER_CORE))
 
-    def _share_out(self, function: Callable[[Sequence[int]], R], items: Sequence[int], at_most: int) -> list[R]:
-        """The batch in parts that the CPU's cores take, or whole, for another device. See model.threads."""
+    def _split(self, function: Callable[[Sequence[int]], R], items: Sequence[int], at_most: int) -> list[R]:
+        """Runs the batch split across the cores of a CPU, or whole on another device; see model.threads."""
         return share_out(function, items, at_most) if self.device.type == "cpu" else [function(items)]
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        """No gradients and no dropout, whatever mode the caller has the model in."""
+        """Disables gradients and dropout, and restores the training mode afterwards."""
         was_training = self.training
         if was_training:
             self.eval()
@@ -315,7 +350,7 @@ def _rows(vectors: Array) -> Tensor:
 
 
 def _checked(waveform: np.ndarray, index: int) -> np.ndarray:
-    """A mono float waveform as float32, or a ValueError that says what is wrong with it."""
+    """The mono float waveform as float32. Raises ValueError with the reason if it is not one."""
     array = np.asarray(waveform)
     if array.ndim != 1:
         raise ValueError(f"waveform {index}: expected one dimension (samples), got shape {array.shape}")

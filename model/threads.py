@@ -1,9 +1,8 @@
-"""Batches shared out to threads with one core each, for inference on a CPU.
+"""Splits a batch across threads of one core each, for inference on a CPU.
 
-A layer that several threads compute ends when the slowest of them does, and a network has a hundred layers. Where
-others use the cores too, decoders and callers for example, the threads then mostly wait for each other. Parts of a
-batch have to wait for each other only once, at the end of it; and batches that are computed side by side, each on cores
-of its own, never. Knows no network.
+When several threads compute one layer, each layer takes as long as its slowest thread, and a network has a hundred
+layers. While decoders and callers use the cores too, such threads mostly wait for each other. Parts of a batch wait
+for each other only once, at the end, and batches that run concurrently on their own cores never do.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-_helpers: ThreadPoolExecutor | None = None
-_count = threading.Lock()
-_computing = 0  # batches under way
+_workers: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+_running = 0  # batches
 
 
 def share_out(function: Callable[[Sequence[T]], R], items: Sequence[T], at_most: int) -> list[R]:
-    """The results of `function` for consecutive parts of `items`, in order; what it raises is raised.
+    """Calls `function` on consecutive parts of `items` and returns the results in order; exceptions propagate.
 
-    With fewer items than threads there is one part, which all of the threads compute together. Else the parts have
-    `at_most` so many items, are as many as give each thread equally much, and are computed by one thread each; whoever
-    is done with one takes the next, so a thread that is held up holds up no more than the part it has begun.
+    With fewer items than threads there is one part, computed with all threads. Otherwise each part has `at_most` items
+    at most and is computed by one thread. There are as many parts as balance the threads, and an idle thread takes the
+    next one, so a delayed thread delays only the part it has begun.
 
-    The threads are PyTorch's, less those of batches that were under way before: n batches at once get about the n-th
-    part each. `function` runs in several threads at the same time.
+    The number of threads is PyTorch's, divided by the number of batches that are running: n concurrent batches get
+    about 1/n each. `function` is called from several threads concurrently.
     """
-    with _computed() as others:
+    with _counted() as others:
         threads = max(1, torch.get_num_threads() // (others + 1))
         if threads < 2 or len(items) < threads:
             with limited(threads):
@@ -67,21 +66,21 @@ def _in_parts(function: Callable[[Sequence[T]], R], items: Sequence[T], at_most:
                 raise
 
     with limited(1):
-        helping = [_pool().submit(work) for _ in range(min(threads, len(parts)) - 1)]
+        futures = [_pool().submit(work) for _ in range(min(threads, len(parts)) - 1)]
         try:
             work()
         finally:
-            waited = [helper for helper in helping if not helper.cancel()]
-            for helper in waited:
-                helper.exception()  # until it is done
-        for helper in waited:
-            helper.result()
+            started = [future for future in futures if not future.cancel()]
+            for future in started:
+                future.exception()  # waits until it is done
+        for future in started:
+            future.result()
     return [done[number] for number in range(len(parts))]
 
 
 @contextlib.contextmanager
 def limited(threads: int) -> Iterator[None]:
-    """PyTorch computes with so many threads for the one that calls, inside; one is best for a short computation."""
+    """Limits PyTorch to `threads` threads in the calling thread; one is fastest for a short computation."""
     before = torch.get_num_threads()
     if before == threads:
         yield
@@ -94,40 +93,40 @@ def limited(threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _computed() -> Iterator[int]:
-    """A batch is under way, inside; gives the number of others."""
-    global _computing
-    with _count:
-        others = _computing
-        _computing += 1
+def _counted() -> Iterator[int]:
+    """Counts a running batch; yields the number of the others."""
+    global _running
+    with _lock:
+        others = _running
+        _running += 1
     try:
         yield others
     finally:
-        with _count:
-            _computing -= 1
+        with _lock:
+            _running -= 1
 
 
 def as_here() -> Callable[[], None]:
-    """To be called by new threads: gives each as many threads of PyTorch as the one has that calls this.
+    """Returns an initializer for new threads that sets the caller's number of PyTorch threads.
 
-    Otherwise a thread that PyTorch meets while another one is `limited` has that limit for ever.
+    Without it a thread that first uses PyTorch while another is `limited` inherits that limit permanently.
     """
     return functools.partial(torch.set_num_threads, torch.get_num_threads())
 
 
 def _pool() -> ThreadPoolExecutor:
-    global _helpers
-    if _helpers is None:
-        _helpers = ThreadPoolExecutor(
+    global _workers
+    if _workers is None:
+        _workers = ThreadPoolExecutor(
             os.cpu_count(), thread_name_prefix="core", initializer=torch.set_num_threads, initargs=(1,)
         )
-    return _helpers
+    return _workers
 
 
-def _forget() -> None:
-    global _helpers, _count, _computing
-    _helpers = None  # its threads stayed behind in the parent
-    _count, _computing = threading.Lock(), 0
+def _reset() -> None:
+    global _workers, _lock, _running
+    _workers = None  # its threads exist only in the parent
+    _lock, _running = threading.Lock(), 0
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset)

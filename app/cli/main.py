@@ -324,7 +324,7 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from model.checkpoint import convert
+    from model.conversion import convert
 
     report = convert(args.source, args.out, args.tokenizer)
     print(f"{report.name}: {report.used} of {report.tensors} tensors, {report.parameters:,} numbers → {report.folder}")

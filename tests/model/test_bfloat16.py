@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import bfloat16 as precision
+from model import bfloat16
 from model.bfloat16 import agree, bfloat16_is_fast, trial_passes, use_bfloat16
 from model.encoders.cnn import ConvEncoder
 from model.finelap import FineLAP
@@ -54,11 +54,11 @@ def test_a_trial_that_cannot_begin(tmp_path: Path) -> None:
 
 def test_the_real_trial_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process only where the processor is said to be fine: elsewhere it may end the tests."""
-    if not precision.bfloat16_is_sound():
+    if not bfloat16.bfloat16_is_sound():
         pytest.skip("this processor has no fast bfloat16")
-    assert precision._trial() == 0
-    monkeypatch.setattr(precision, "_TOLERANCE", 1e-6)
-    assert precision._trial() == 1
+    assert bfloat16._trial() == 0
+    monkeypatch.setattr(bfloat16, "_TOLERANCE", 1e-6)
+    assert bfloat16._trial() == 1
 
 
 def test_agreement_is_of_every_part() -> None:
@@ -79,7 +79,7 @@ def test_bfloat16_is_used_where_it_is_sound(tiny: FineLAP) -> None:
 
 
 def test_a_model_that_changes_stays_as_it_is(tiny: FineLAP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "agree", lambda *_: False)
+    monkeypatch.setattr(bfloat16, "agree", lambda *_: False)
     assert use_bfloat16(tiny, lambda: True) is tiny
 
 

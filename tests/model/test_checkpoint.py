@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model import CheckpointError, FineLAP
-from model.checkpoint import convert, load_checkpoint, save_checkpoint
+from model.conversion import convert
 from model.finelap import TokenizerMissing
 from model.published import rename, translate
 
@@ -116,7 +116,7 @@ def test_files_are_as_readable_as_any_other(tiny: FineLAP, tmp_path: Path) -> No
 
 def test_other_layouts_of_the_same_folder_leave_nothing_behind(tiny: FineLAP, tmp_path: Path) -> None:
     for sharded in (False, True, False):
-        save_checkpoint(tiny, tmp_path, shard_text_tower=sharded)
+        tiny.save_pretrained(tmp_path, shard_text_tower=sharded)
         weights = {p.name for p in tmp_path.iterdir() if p.name.startswith("model")}
         shards = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)} | {"model.safetensors.index.json"}
         assert weights == (shards if sharded else {"model.safetensors"})
@@ -314,7 +314,7 @@ def reference(small_published: dict[str, Tensor], tmp_path: Path, tiny: FineLAP)
     """The small published state in its newer naming, loaded."""
     state = small_published | {"b_local": torch.tensor(-3.0)}
     torch.save(state, tmp_path / "newer.pt")
-    return load_checkpoint(tmp_path / "newer.pt", download=offline)
+    return FineLAP.from_pretrained(tmp_path / "newer.pt", download=offline)
 
 
 def test_published_sizes_are_read_from_shapes(reference: FineLAP) -> None:
@@ -348,7 +348,7 @@ def test_every_naming_and_wrapping_is_the_same_model(
         "parallel": {"model": {f"module.{n}": t for n, t in state.items()}, "optimizer": {"state": {}}},
     }[wrap]
     torch.save(content, tmp_path / "weights.pt", _use_new_zipfile_serialization=wrap != "legacy")
-    loaded = load_checkpoint(tmp_path / "weights.pt", download=offline)
+    loaded = FineLAP.from_pretrained(tmp_path / "weights.pt", download=offline)
     same(loaded, reference)
     assert loaded.stamp == reference.stamp
     assert torch.equal(loaded.encode_tokens(IDS, MASK), reference.encode_tokens(IDS, MASK))
@@ -425,7 +425,7 @@ def test_published_states_that_do_not_fit_name_their_tensors(
     def refused(changed: dict[str, Tensor]) -> CheckpointError:
         torch.save(changed, tmp_path / "bad.pt")
         with pytest.raises(CheckpointError, match=r"bad\.pt") as caught:
-            load_checkpoint(tmp_path / "bad.pt", download=offline)
+            FineLAP.from_pretrained(tmp_path / "bad.pt", download=offline)
         return caught.value
 
     extra = state | {"audio_encoder.audio_enc.model.blocks.0.attn.gate": torch.zeros(1), "mystery": torch.zeros(1)}
@@ -503,10 +503,10 @@ def test_what_is_not_there_is_said_and_only_hub_ids_are_asked_for(tmp_path: Path
     hub = Hub()
     for source in (tmp_path / "nothing", "checkpoints/a/b", "./nothing", "nothing"):
         with pytest.raises(CheckpointError, match="no such file or folder"):
-            load_checkpoint(source, download=hub)
+            FineLAP.from_pretrained(source, download=hub)
     assert hub.asked == []
     with pytest.raises(CheckpointError, match="someone/model: no such folder here, and the hub did not give it: 404"):
-        load_checkpoint("someone/model", download=hub)
+        FineLAP.from_pretrained("someone/model", download=hub)
     assert hub.asked == [("someone/model", None)]
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model import FineLAP
-from model.checkpoint import ConversionReport, convert
+from model.conversion import ConversionReport, convert
 from model.windows import plan_windows
 
 pytestmark = pytest.mark.slow

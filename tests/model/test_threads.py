@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import threads as cores
+from model import threads
 from model.finelap import FineLAP
 from model.threads import as_here, limited, share_out
 
@@ -112,11 +112,11 @@ def test_threads_that_begin_beside_a_limit_do_not_keep_it() -> None:
         assert torch.get_num_threads() == 1
 
 
-def test_a_forked_process_has_helpers_of_its_own() -> None:
+def test_a_forked_process_has_its_own_workers() -> None:
     share_out(list, range(3), 1)
     child = os.fork()
     if child == 0:  # its own threads, or it would wait for ever
-        os._exit(0 if cores._helpers is None and share_out(list, range(4), 1) == [[0], [1], [2], [3]] else 1)
+        os._exit(0 if threads._workers is None and share_out(list, range(4), 1) == [[0], [1], [2], [3]] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

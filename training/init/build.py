@@ -83,7 +83,6 @@ def _check_uses(config: InitConfig) -> None:
 
 def _finelap(config: InitConfig, root: Path, download: Download) -> FineLAP:
     """A whole model; changes of its config must leave every tensor its place and shape."""
-    from model.checkpoint import load_checkpoint
     from model.finelap import FineLAP
     from training.init.pretrained import fill
 
@@ -91,7 +90,7 @@ def _finelap(config: InitConfig, root: Path, download: Download) -> FineLAP:
     path = root / config.checkpoint
     source = path if path.exists() else config.checkpoint
     tokenizer = None if config.text is None else _text_source(config.text, root, download)
-    model = load_checkpoint(source, tokenizer=tokenizer, download=download)
+    model = FineLAP.from_pretrained(source, tokenizer=tokenizer, download=download)
     if model.tokenizer is None:
         raise InitError(f"{config.checkpoint}: no tokenizer, so no text to train on; name a folder of one as 'text'")
     changed = _merged(model.config, config.model)
