@@ -1,8 +1,8 @@
-"""What MkDocs does not do by itself: pages may link to files of the checkout outside of docs/, as they do on a forge.
+"""MkDocs hook: copies the files outside docs/ that pages link to into the site.
 
-Such a file becomes part of the site, under source/ and its path in the checkout, and links to it are moved there.
-Knows MkDocs' hooks; knows nothing of what the pages say. A link to a file that is not there is left as it is, so that
-MkDocs warns of it.
+Pages may link to any file of the checkout, as they do on GitHub. Each such file is added to the site under `source/` plus
+its path in the checkout, and links to it are rewritten. Links to missing files are left unchanged, so MkDocs warns about
+them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _FOLDER = "source"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the files outside of docs/ that a page links to, and those that the navigation names."""
+    """Add the files outside docs/ that a page or the navigation names."""
     repo = Path(config["config_file_path"]).parent
-    wanted = {name for entry in config["nav"] for name in _named(entry)}
+    wanted = {name for entry in config["nav"] for name in _page_names(entry)}
     for file in list(files.documentation_pages()):
         for _, target, _ in _LINK.findall(_CODE.sub("", file.content_string)):
-            wanted.add(_place(file.src_uri, target))
+            wanted.add(_site_path(file.src_uri, target))
     for uri in sorted(wanted):
         source = repo / uri.removeprefix(_FOLDER + "/")
         if uri.startswith(_FOLDER + "/") and source.is_file():
@@ -34,29 +34,29 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """The page with its links to those files moved."""
+    """Rewrite the page's links to those files."""
     here = page.file.src_uri
     if here.startswith(_FOLDER + "/"):
         return markdown
 
-    def moved(link: re.Match[str]) -> str:
-        place = _place(here, link[2])
-        if files.get_file_from_path(place) is None:
+    def rewrite(link: re.Match[str]) -> str:
+        target = _site_path(here, link[2])
+        if files.get_file_from_path(target) is None:
             return link[0]
-        return link[1] + posixpath.relpath(place, posixpath.dirname(here) or ".") + link[3]
+        return link[1] + posixpath.relpath(target, posixpath.dirname(here) or ".") + link[3]
 
-    return _LINK.sub(moved, markdown)
+    return _LINK.sub(rewrite, markdown)
 
 
-def _place(page: str, target: str) -> str:
-    """Where in the site a link of a page to a file of the checkout leads."""
+def _site_path(page: str, target: str) -> str:
+    """The site path of a link target: a page of docs/, or a file of the checkout under source/."""
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), target))
-    return f"{_FOLDER}/{path}"
+    return path.removeprefix("docs/") if path.startswith("docs/") else f"{_FOLDER}/{path}"
 
 
-def _named(entry: Any) -> list[str]:
-    """The files that a part of the navigation names."""
+def _page_names(entry: Any) -> list[str]:
+    """All file names in a part of the navigation."""
     if isinstance(entry, str):
         return [entry]
     values = entry.values() if isinstance(entry, dict) else entry
-    return [name for value in values for name in _named(value)]
+    return [name for value in values for name in _page_names(value)]

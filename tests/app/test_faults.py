@@ -1,6 +1,6 @@
 """Faults put in one at a time: what a caller is told, what readiness says, and that all works again by itself.
 
-Of a service around the fake model and a real library; docs/reliability.md has the table, tests/e2e/test_faults.py those
+Of a service around the fake model and a real library; docs/operations/reliability.md has the table, tests/e2e/test_faults.py those
 that need a process or a disk of their own.
 """
 

@@ -55,7 +55,7 @@ def _http_api(reader: Reader) -> None:
         "GET /v1/models/{model}",
     }
     assert every - said <= prose
-    page = (REPO / "docs" / "http-api.md").read_text(encoding="utf-8")
+    page = (REPO / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
     for call in every - said - {"GET /v1/models/{model}"}:
         assert call.replace("{clip_id}", "{id}") in page
     assert len(reader.names["texts"].data) == 2 and len(reader.names["sounds"].data[0].embedding) == 384
@@ -68,12 +68,12 @@ def _client(reader: Reader) -> None:
     assert names["texts"].shape == (2, 384) and names["sounds"].audio[0].frames.shape[1] == 384
 
 
-_AFTERWARDS = {"docs/http-api.md": _http_api, "docs/client.md": _client}
+_AFTERWARDS = {"docs/reference/http-api.md": _http_api, "docs/reference/client.md": _client}
 
 
 def test_the_page_of_the_api_names_every_status() -> None:
     from app.errors import KINDS
 
-    page = (REPO / "docs" / "http-api.md").read_text(encoding="utf-8")
+    page = (REPO / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
     told = set(map(int, re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE)))
     assert told == {kind.status for kind in KINDS.values()} | {405}

@@ -1,4 +1,4 @@
-"""docs/settings.md has every setting of the service, with the default that it really has, and no other."""
+"""docs/reference/settings.md has every setting of the service, with the default that it really has, and no other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.settings import Settings
 def test_the_table_is_the_settings(repo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"FINELAP_{name.upper()}", raising=False)
-    page = (repo_dir / "docs" / "settings.md").read_text(encoding="utf-8")
+    page = (repo_dir / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
     table = dict(re.findall(r"^\| `FINELAP_([A-Z_]+)` \| `?([^`|]+?)`? \| [^|]+\|$", page, re.MULTILINE))
     assert set(table) == {name.upper() for name in Settings.model_fields}
     settings = Settings(_env_file=None)  # type: ignore[call-arg]
@@ -34,6 +34,6 @@ def test_settings_in_the_pages_exist(repo_dir: Path) -> None:
         for file in (repo_dir / room).rglob("*"):
             if file.suffix in (".py", ".yml", ".env", "") and file.is_file() and file != Path(__file__):
                 known |= set(name.findall(file.read_text(encoding="utf-8", errors="replace")))
-    for page in [repo_dir / "README.md", *(repo_dir / "docs").glob("*.md")]:
+    for page in [repo_dir / "README.md", *(repo_dir / "docs").rglob("*.md")]:
         named = set(name.findall(page.read_text(encoding="utf-8")))
         assert named <= known, f"{page.name}: {named - known}"

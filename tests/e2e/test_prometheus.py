@@ -271,5 +271,5 @@ def test_every_alert_is_tried_and_explained(repo_dir: Path) -> None:
     checks = [check for test in tests for check in test["alert_rule_test"]]
     assert {check["alertname"] for check in checks if check["exp_alerts"]} == alerts
     assert {check["alertname"] for check in checks if not check["exp_alerts"]} == alerts
-    page = (repo_dir / "docs" / "operations.md").read_text(encoding="utf-8")
+    page = (repo_dir / "docs" / "operations" / "deployment.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(Finelap\w+)` \|", page, re.MULTILINE)) == alerts
