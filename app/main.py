@@ -1,6 +1,6 @@
-"""Putting the service together: settings, engine and library in, a FastAPI app out.
+"""Application factory: assembles settings, engine and library into a FastAPI app.
 
-`create_app` takes parts that are ready; `build_app` makes them while the app already answers /health/live.
+`create_app` takes an engine and a library; `build_app` loads them while the app already serves /health/live.
 """
 
 from __future__ import annotations
@@ -17,68 +17,65 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 
 from app import errors
-from app.api import clips, detect, embed, openai, openapi, search, system
-from app.api import docs_page as manual
-from app.api import requests as bodies
-from app.api.page import WEB, PageFiles
+from app.api import clips, detect, embed, openai, openapi, requests, search, system
+from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
 from app.observability.tracing import Tracing
 from app.server.leaving import Leave
 from app.server.middleware import Envelope, Gate, Lifeline
 from app.server.security import Door, is_local
-from app.services.readiness import Readiness
-from app.services.waveforms import Waveforms
+from app.services.readiness import ReadinessMonitor
+from app.services.waveforms import PeaksCache
 from app.settings import FAISS, Settings
-from app.state import Load, Services
+from app.state import AppState, Load
 from index import Library, LibraryError, MilvusLibrary, SqliteLibrary
 
 log = logging.getLogger(__name__)
 
-_ABOUT = (
+_DESCRIPTION = (
     "Find a sound by describing it, and know when in a recording it happens. Times are seconds; errors are "
     "`application/problem+json` (RFC 9457) with the request's id. HEAD is answered wherever GET is."
 )
 _ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
 
 
-def create_app(settings: Settings, engine: Engine, catalog: Library, tracing: Tracing | None = None) -> FastAPI:
-    """The service around a ready engine and library; its lifespan starts and closes both."""
+def create_app(settings: Settings, engine: Engine, library: Library, tracing: Tracing | None = None) -> FastAPI:
+    """The app around an engine and a library; its lifespan starts and closes both."""
 
-    async def begin(services: Services) -> None:
-        await services.open(engine, catalog)
+    async def start(state: AppState) -> None:
+        await state.open(engine, library)
 
-    return _assemble(settings, begin, tracing or Tracing())
+    return _assemble(settings, start, tracing or Tracing())
 
 
 def build_app(settings: Settings, stop: Callable[[], None] | None = None, tracing: Tracing | None = None) -> FastAPI:
-    """The service for these settings. It answers at once, and is ready when model and library are loaded.
+    """The app for these settings. It starts at once, and becomes ready when the model and the library are loaded.
 
-    If they cannot be loaded the reason is logged, kept as `app.state.failure` (an exception), and `stop` is called;
-    by default that ends the process with SIGTERM, which servers take as the wish to stop in order.
+    If loading fails the reason is logged and stored as `app.state.failure` (an exception), and `stop` is called; by
+    default that raises SIGTERM, on which servers shut down gracefully.
     """
     app: FastAPI
 
-    async def load(services: Services) -> None:
+    async def load(state: AppState) -> None:
         try:
-            await services.load(_loader(settings))
+            await state.load(_loader(settings))
         except Exception as error:
             app.state.failure = error
             log.critical("The service could not start: %s", error, exc_info=not _is_expected(error))
             (stop or _terminate)()
         finally:
-            if not gc.isenabled():  # app.cli.main: of what a start makes nothing is garbage, and it stays
+            if not gc.isenabled():  # disabled by app.cli.main: nothing that startup allocates is garbage
                 gc.freeze()
                 gc.enable()
 
-    async def begin(services: Services) -> None:
-        app.state.loading = asyncio.create_task(load(services))
+    async def start(state: AppState) -> None:
+        app.state.loading = asyncio.create_task(load(state))
 
-    app = _assemble(settings, begin, tracing or Tracing())
+    app = _assemble(settings, start, tracing or Tracing())
     return app
 
 
@@ -98,15 +95,15 @@ def _loader(settings: Settings) -> Load:
 
 def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
     if settings.index_url == FAISS:
-        catalog = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
-        for line in catalog.healed:
+        library = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+        for line in library.healed:
             log.warning("the library in %s: %s", settings.data_dir, line)
-        return catalog
+        return library
     return MilvusLibrary.open(settings.index_url, settings.data_dir, dim=dim, checkpoint=checkpoint)
 
 
 def _is_expected(error: Exception) -> bool:
-    """A checkpoint, library or setting that cannot be used: its message says all, a traceback would hide it."""
+    """Whether this is an unusable checkpoint, library or setting: its message suffices, without a traceback."""
     from model.weight_files import CheckpointError
 
     return isinstance(error, CheckpointError | LibraryError | OSError | ValueError)
@@ -116,35 +113,46 @@ def _terminate() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]], tracing: Tracing) -> FastAPI:
+def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], tracing: Tracing) -> FastAPI:
     metrics = Metrics()
+    state = AppState(settings, metrics, tracing)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await begin(services)
+        await start(state)
         try:
             yield
         finally:
-            await services.close(getattr(app.state, "loading", None))
+            await state.close(getattr(app.state, "loading", None))
 
-    services = Services(settings, metrics, tracing)
     app = FastAPI(
-        title="FineLAP", version=system.version(), description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="FineLAP",
+        version=system.version(),
+        description=_DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=openapi.operation_id,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
-    app.state.services = services
-    app.state.readiness = Readiness(services)
-    app.state.waveforms = Waveforms()
+    app.state.service = state
+    app.state.readiness = ReadinessMonitor(state)
+    app.state.peaks = PeaksCache()
     app.state.failure = None
     for router in _ROUTERS:
         app.include_router(router)
-    manual.add(app)
-    if WEB.is_dir():
-        app.mount("/web", GZipMiddleware(PageFiles(), minimum_size=1024, compresslevel=6), name="web")
+    add_pages(app)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
-    # the last added is the outermost
-    app.add_middleware(Lifeline, timeout=settings.request_timeout_s, ending=services.ending)
+    _add_middleware(app, state)
+    return app
+
+
+def _add_middleware(app: FastAPI, state: AppState) -> None:
+    """The last one added is the outermost."""
+    settings = state.settings
+    app.add_middleware(Lifeline, timeout=settings.request_timeout_s, ending=state.ending)
     app.add_middleware(Gate, api_keys=settings.api_keys, max_body=settings.max_upload_bytes)
     app.add_middleware(
         Door,
@@ -152,7 +160,7 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]], 
         origins=settings.cors_origins,
         local=is_local(settings.host) and not settings.api_keys,
     )
-    app.add_middleware(Envelope, metrics=metrics, tracing=tracing)
+    app.add_middleware(Envelope, metrics=state.metrics, tracing=state.tracing)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -161,19 +169,18 @@ def _assemble(settings: Settings, begin: Callable[[Services], Awaitable[None]], 
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After", "Content-Range"],
         )
-    app.add_middleware(Leave, stopping=lambda: services.closing)
-    return app
+    app.add_middleware(Leave, stopping=lambda: state.closing)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == 405 and (allowed := _allowed(request.url.path)):
-        # the framework names the methods of one route; a path may have several
+        # Starlette lists the methods of one route only, and a path may have several routes
         error = HTTPException(405, error.detail, {"Allow": ", ".join(sorted(allowed))})
     return errors.problem_response(error, request.url.path)
 
 
 def _allowed(path: str) -> set[str]:
-    """The methods that a path takes."""
+    """The methods that a path supports."""
     routes = [route for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)]
     allowed = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
     return allowed | {"HEAD"} if "GET" in allowed else allowed
@@ -181,4 +188,4 @@ def _allowed(path: str) -> set[str]:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    bodies.raise_invalid([{**fault, "loc": fault["loc"][1:]} for fault in error.errors()])
+    requests.raise_invalid([{**fault, "loc": fault["loc"][1:]} for fault in error.errors()])

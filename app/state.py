@@ -1,7 +1,6 @@
-"""The parts a request works with, and their life: opened with the app, closed after the last request.
+"""Application state: engine, library, decoders and thread pools, from startup through draining to shutdown.
 
-Owns the thread pools and the decoding processes, so that the library and foreign files never run on the event loop.
-Knows no route.
+Blocking library calls run on threads and files are decoded in processes, so neither holds up the event loop.
 """
 
 from __future__ import annotations
@@ -9,30 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import io
 import logging
 import math
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
-
-import numpy as np
-from fastapi import Depends, Request
+from typing import Any, TypeVar
 
 from app.audio import errors as media_errors
-from app.audio.peaks import Envelope
-from app.decoding.pool import DecodedStream, DecoderPool
+from app.decoding.pool import DecoderPool
 from app.errors import NotReady
-from app.inference.batcher import Batcher, CallReport, Closed, Device, Urgency
+from app.inference.batcher import Batcher, CallReport, Closed, Device
 from app.inference.engine import Engine
 from app.observability.metrics import Metrics
 from app.observability.tracing import Tracing
 from app.server.leaving import Ending
-from app.services import audio_source as hearing
-from app.services.audio_source import Hearing, Pen, Recording
 from app.settings import Settings
 from index import Clip, Library, LibraryError, NewClip
 
@@ -41,52 +32,64 @@ Load = Callable[[], tuple[Engine, Library]]
 
 log = logging.getLogger(__name__)
 
-_READERS = 8  # threads
-_WRITERS = 4  # threads of their own, so that a search never waits behind an ingest
-_ADDED_TOGETHER = 64  # clips in one transaction
-_ADDING = 10_000  # clips that may wait for theirs; what is let in further up is far less
-_LAST = 1.5  # seconds that requests have to say so which are ended because the service stops
-_LOADING = 3.0  # seconds that loading has to end; what it has begun is left to the process's end
+_READ_THREADS = 8
+_WRITE_THREADS = 4  # separate, so that a search never waits behind an upload
+_ADDITION_BATCH = 64  # clips per transaction
+_ADDITION_QUEUE = 10_000  # clips; uploads are limited well below this before they get here
+_ABORT_GRACE_S = 1.5  # for requests aborted at shutdown to send their error response
+_LOAD_GRACE_S = 3.0  # for loading to finish at shutdown; the exit of the process ends what remains
 
 
-class Services:
-    """Engine, library, pools and metrics of one app."""
+class AppState:
+    """The engine, library, pools and metrics of one app."""
 
     def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
         self.settings, self.metrics, self.tracing = settings, metrics, tracing
         metrics.expect(metrics.decode_failures, media_errors.REASONS)
         metrics.watch_disk(settings.data_dir)
+        self.ending = Ending()
+        self.decoders = DecoderPool()
         self._engine: Engine | None = None
-        self._catalog: Library | None = None
+        self._library: Library | None = None
+        self._additions: Batcher[NewClip, tuple[Clip, bool]] | None = None
         self._failure: str | None = None
         self._closing = False
         self._drained = False
-        self.ending = Ending()
         self._active = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-        self.decoders = DecoderPool()
-        self._reading = ThreadPoolExecutor(_READERS, "read")
-        self._writing = ThreadPoolExecutor(_WRITERS, "write")
-        self._additions: Batcher[NewClip, tuple[Clip, bool]] | None = None
-        self._computing = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "post")
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._readers = ThreadPoolExecutor(_READ_THREADS, "read")
+        self._writers = ThreadPoolExecutor(_WRITE_THREADS, "write")
+        self._computers = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "post")
 
     @property
     def engine(self) -> Engine:
-        """The engine. Raises NotReady before it is there."""
+        """The engine. Raises NotReady until it is loaded."""
         if self._engine is None:
             raise NotReady(self._failure or "The model is being loaded.")
         return self._engine
 
     @property
-    def catalog(self) -> Library:
-        """The library. Raises NotReady before it is open."""
-        if self._catalog is None:
+    def library(self) -> Library:
+        """The library. Raises NotReady until it is open."""
+        if self._library is None:
             raise NotReady(self._failure or "The library is being opened.")
-        return self._catalog
+        return self._library
 
-    async def open(self, engine: Engine, catalog: Library, decoders: Awaitable[None] | None = None) -> None:
-        """Starts the engine and takes both into use. `decoders`: their start, if it has begun."""
+    @property
+    def additions(self) -> Batcher[NewClip, tuple[Clip, bool]]:
+        """Adds clips, several per transaction. Raises NotReady until the library is open."""
+        if self._additions is None:
+            raise NotReady(self._failure or "The library is being opened.")
+        return self._additions
+
+    # Lifecycle
+
+    async def open(self, engine: Engine, library: Library, decoders: Awaitable[None] | None = None) -> None:
+        """Starts the engine and the decoders and puts engine and library into service.
+
+        decoders: the start of the decoder pool, if it is already under way.
+        """
         engine.on_batch = self.metrics.observe_batch
         engine.on_call = self._trace_call
         try:
@@ -94,30 +97,29 @@ class Services:
         except BaseException:
             await self.decoders.close()
             await engine.close(grace=0)
-            catalog.close()
+            library.close()
             raise
-        self.metrics.watch_lane("audio", lambda: engine.audio_lane.depth)
-        self.metrics.watch_lane("text", lambda: engine.text_lane.depth)
-        self.metrics.watch_clips(lambda: _count(catalog))
-        self.metrics.model_info.labels(engine.name, engine.device, engine.dtype).set(1)
-        if engine.device.startswith("cuda"):
-            self.metrics.watch_gpu(engine.gpu_memory, ("allocated", "reserved"))
+        self._register_metrics(engine, library)
         self._additions = Batcher(
-            catalog.add_many, device=Device("add"), max_cost=_ADDED_TOGETHER, max_queue=_ADDING, name="addition"
+            library.add_many,
+            device=Device("add"),
+            max_cost=_ADDITION_BATCH,
+            max_queue=_ADDITION_QUEUE,
+            name="addition",
         )
         self._additions.start()
-        self._engine, self._catalog = engine, catalog
-        log.info("ready: %s on %s, %d clips", engine.name, engine.device, await self.read(len, catalog))
+        self._engine, self._library = engine, library
+        log.info("ready: %s on %s, %d clips", engine.name, engine.device, await self.read(len, library))
 
     async def load(self, load: Load) -> None:
-        """`open` with what `load` (blocking) makes. What it raises is kept as the reason for not being ready."""
-        decoders = asyncio.create_task(self.decoders.start())  # beside loading: they are processes of their own
+        """Opens what the blocking function `load` returns. Requests get NotReady with the reason if it fails."""
+        decoders = asyncio.create_task(self.decoders.start())  # in parallel: the decoders are separate processes
         try:
-            engine, catalog = await asyncio.to_thread(load)
-            if self._closing:  # nobody needs them any more
-                await asyncio.to_thread(catalog.close)
+            engine, library = await asyncio.to_thread(load)
+            if self._closing:
+                await asyncio.to_thread(library.close)
                 return
-            await self.open(engine, catalog, decoders)
+            await self.open(engine, library, decoders)
         except Exception as error:
             self._failure = f"The service could not start: {error}"
             raise
@@ -127,179 +129,115 @@ class Services:
 
     @property
     def closing(self) -> bool:
-        """Whether new requests are refused."""
+        """Whether new requests are rejected because the service is shutting down."""
         return self._closing
 
-    def refuse(self) -> None:
-        """Refuses new requests from now on. May be called by a signal handler."""
+    def stop_accepting(self) -> None:
+        """Rejects new requests from now on. Safe to call from a signal handler."""
         self._closing = True
 
     async def drain(self) -> None:
-        """Refuses new requests, lets running ones finish for `stop_grace_s`, and has the rest told that it is over."""
+        """Rejects new requests, waits `stop_grace_s` for running ones, then aborts the rest with an error response."""
         self._closing = True
         grace = self.settings.stop_grace_s
-        if self._drained or await self._is_quiet(grace):
+        if self._drained or await self._wait_idle(grace):
             return
         self._drained = True
-        log.warning("%d requests still ran after %g s; they are told that the service stops", self._active, grace)
+        log.warning("aborting %d requests that are still running %g s after the stop signal", self._active, grace)
         self.ending.come()
-        await self._stop_working()
-        if not await self._is_quiet(_LAST):
-            log.warning("%d requests could not be answered", self._active)
-
-    async def _is_quiet(self, within: float) -> bool:
-        """Whether no request runs, at the latest after so many seconds."""
-        try:
-            await asyncio.wait_for(self._quiet.wait(), within)
-        except TimeoutError:
-            return False
-        return True
-
-    async def _stop_working(self) -> None:
-        """Ends model and decoders; who still waits for them gets Closed."""
-        engine = self._engine.close(grace=0) if self._engine is not None else asyncio.sleep(0)
-        await asyncio.gather(engine, self.decoders.close())
+        await self._stop_workers()
+        if not await self._wait_idle(_ABORT_GRACE_S):
+            log.warning("%d requests ended without a response", self._active)
 
     async def close(self, loading: asyncio.Task[None] | None = None) -> None:
-        """Drains, then closes everything. `loading`: a `load` that may still be under way."""
+        """Drains, then closes everything. `loading`: a call of `load` that may still be running."""
         await self.drain()
         if loading is not None:
-            await asyncio.wait({loading}, timeout=_LOADING)
+            await asyncio.wait({loading}, timeout=_LOAD_GRACE_S)
             loading.cancel()
-        await self._stop_working()
+        await self._stop_workers()
         if self._additions is not None:
-            await self._additions.close(grace=_LAST)
-        for pool in (self._computing, self._reading, self._writing):
+            await self._additions.close(grace=_ABORT_GRACE_S)
+        for pool in (self._computers, self._readers, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
-        if self._catalog is not None:
-            await asyncio.to_thread(self._catalog.close)
+        if self._library is not None:
+            await asyncio.to_thread(self._library.close)
 
-    async def serving(self) -> AsyncIterator[Services]:
-        """These services for one request, which `close` waits for. Raises Closed when none are taken any more."""
+    @contextlib.asynccontextmanager
+    async def request(self) -> AsyncGenerator[AppState, None]:
+        """This state, for the length of one request; `drain` waits for it. Raises Closed during shutdown."""
         if self._closing:
             raise Closed("The service is shutting down.")
         self._active += 1
-        self._quiet.clear()
+        self._idle.clear()
         try:
             yield self
         finally:
             self._active -= 1
             if not self._active:
-                self._quiet.set()
+                self._idle.set()
 
-    @contextlib.asynccontextmanager
-    async def decoded(self, file: BinaryIO | Path, filename: str) -> AsyncGenerator[DecodedStream, None]:
-        """A sound file being decoded in a process of its own, measured when it has ended. Raises a MediaError."""
-        began, about = time.perf_counter(), dict[str, float | str]()
+    async def _wait_idle(self, seconds: float) -> bool:
+        """Waits until no request is running, for at most so many seconds; whether that was reached."""
         try:
-            async with self.decoders.open(file, filename, self.settings.max_duration_s) as sound:
-                yield sound
-                if sound.duration:  # it was read to its end
-                    self.metrics.observe_stage("decode", sound.decode_s)
-                    self.metrics.observe_stage("resample", sound.resample_s)
-                    self.metrics.audio_seconds.inc(sound.duration)
-                    about = {"duration": sound.duration, "decode_s": sound.decode_s, "resample_s": sound.resample_s}
-        except media_errors.MediaError as error:
-            self.metrics.decode_failures.labels(error.reason).inc()
-            about = {"failure": error.reason}
-            raise
-        finally:
-            self.tracing.record("decode", began, time.perf_counter(), **about)
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
-    @contextlib.asynccontextmanager
-    async def hear(
-        self,
-        file: BinaryIO | bytes,
-        filename: str,
-        *,
-        urgency: Urgency = Urgency.INTERACTIVE,
-        pen: Pen | None = None,
-    ) -> AsyncGenerator[Hearing, None]:
-        """A sound file on its way through decoder and model, drawn by `pen`. Raises what both raise."""
-        self.engine.refuse_if_full()  # before any work is wasted
-        async with (
-            self.decoded(io.BytesIO(file) if isinstance(file, bytes) else file, filename) as sound,
-            hearing.hear(self.engine, sound, filename, urgency=urgency, pen=pen) as heard,
-        ):
-            yield heard
+    async def _stop_workers(self) -> None:
+        """Stops the model and the decoders; requests still waiting for them get Closed."""
+        engine = self._engine.close(grace=0) if self._engine is not None else asyncio.sleep(0)
+        await asyncio.gather(engine, self.decoders.close())
 
-    async def embed_file(
-        self, file: BinaryIO | bytes, filename: str, *, urgency: Urgency = Urgency.INTERACTIVE
-    ) -> Recording:
-        """A whole sound file, embedded. Raises what decoding and embedding raise."""
-        async with self.hear(file, filename, urgency=urgency) as heard:
-            return await hearing.whole(heard)
-
-    async def remember(self, clip_id: str) -> Hearing:
-        """A clip of the library by its stored embeddings. Raises ClipNotFound."""
-        return await self.read(hearing.remember, self.catalog, clip_id)
-
-    @contextlib.asynccontextmanager
-    async def stored(self, clip_id: str) -> AsyncGenerator[DecodedStream, None]:
-        """A clip's stored audio being decoded. Raises ClipNotFound, AudioMissing, MediaError."""
-        path = await self.read(self.catalog.audio_path, clip_id)
-        clip = await self.read(self.catalog.get, clip_id)
-        async with self.decoded(path, clip.filename) as sound:
-            yield sound
-
-    async def outline(self, clip_id: str) -> np.ndarray:
-        """The outline (2, n) of a clip's stored audio, see app.audio.peaks. Raises ClipNotFound, AudioMissing, MediaError."""
-        envelope = Envelope()
-        async with self.stored(clip_id) as sound:
-            async for block in sound:
-                envelope.push(block)
-        return envelope.levels()
+    # Executors
 
     async def read(self, function: Callable[..., R], *args: Any) -> R:
-        """Asks the library something, on a thread, as the stage `index`."""
-        return await self._in("index", self._reading, function, *args)
+        """Runs a library query on a thread, as the stage `index`."""
+        return await self._run("index", self._readers, function, *args)
 
     async def write(self, function: Callable[..., R], *args: Any) -> R:
-        """Changes the library, on a thread, as the stage `index`."""
-        return await self._in("index", self._writing, function, *args)
-
-    async def add(self, new: NewClip) -> tuple[Clip, bool]:
-        """Adds a clip as SqliteLibrary.add does, as the stage `index`; what comes meanwhile shares the next transaction."""
-        if self._additions is None:
-            raise NotReady(self._failure or "The library is being opened.")
-        began = time.perf_counter()
-        try:
-            with self.metrics.stage("index"):
-                return await self._additions.submit(new)
-        finally:
-            self.tracing.record("index", began, time.perf_counter(), call="add")
+        """Runs a library change on a thread, as the stage `index`."""
+        return await self._run("index", self._writers, function, *args)
 
     async def compute(self, function: Callable[..., R], *args: Any) -> R:
-        """Runs work on results (scores, events, pictures, long answers) on a thread, as the stage `post`."""
-        return await self._in("post", self._computing, function, *args)
+        """Runs post-processing (scores, events, plots, long responses) on a thread, as the stage `post`."""
+        return await self._run("post", self._computers, function, *args)
 
-    async def _in(self, stage: str, pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> R:
-        run = contextvars.copy_context().run  # with the request's id, for the log
+    @contextlib.contextmanager
+    def stage(self, name: str, **attributes: str | float) -> Generator[None, None, None]:
+        """Measures a stage of the current request as a metric and as a span of its trace."""
         began = time.perf_counter()
         try:
-            with self.metrics.stage(stage):
-                return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+            with self.metrics.stage(name):
+                yield
         finally:
-            self.tracing.record(stage, began, time.perf_counter(), call=getattr(function, "__name__", ""))
+            self.tracing.record(name, began, time.perf_counter(), **attributes)
+
+    async def _run(self, stage: str, pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> R:
+        run = contextvars.copy_context().run  # carries the request id to the thread's log lines
+        with self.stage(stage, call=getattr(function, "__name__", "")):
+            return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+
+    # Metrics and traces
+
+    def _register_metrics(self, engine: Engine, library: Library) -> None:
+        self.metrics.watch_lane("audio", lambda: engine.audio_lane.depth)
+        self.metrics.watch_lane("text", lambda: engine.text_lane.depth)
+        self.metrics.watch_clips(lambda: _count_clips(library))
+        self.metrics.model_info.labels(engine.name, engine.device, engine.dtype).set(1)
+        if engine.device.startswith("cuda"):
+            self.metrics.watch_gpu(engine.gpu_memory, ("allocated", "reserved"))
 
     def _trace_call(self, lane: str, report: CallReport) -> None:
-        """What a caller's items went through in a lane, as two stages of its request."""
+        """Records the queueing and the inference of one call to a lane as spans of its request."""
         self.tracing.record("queue", report.entered, report.began, lane=lane)
         self.tracing.record("infer", report.began, report.ended, lane=lane, items=report.items, waited_s=report.waited)
 
 
-def _count(catalog: Library) -> float:
-    """How many clips there are, as a metric: unknown while the library does not answer."""
+def _count_clips(library: Library) -> float:
+    """Clips in the library; NaN while the library is unavailable."""
     try:
-        return len(catalog)
+        return len(library)
     except LibraryError:
         return math.nan
-
-
-async def _serving(request: Request) -> AsyncIterator[Services]:
-    services: Services = request.app.state.services
-    async for ready in services.serving():
-        yield ready
-
-
-Serving = Annotated[Services, Depends(_serving)]

@@ -1,29 +1,31 @@
-"""The library: adding, listing, changing, deleting clips, and their audio."""
+"""The clips of the library: add, list, change, delete, near-duplicates, audio files and waveform peaks."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api import examples, openapi
-from app.api import requests as bodies
-from app.api import responses as shapes
-from app.api.ranges import can_serve
+import index
+from app.api import examples, openapi, requests, responses
+from app.api.requests import Serving
 from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery
 from app.audio.containers import media_type
 from app.audio.peaks import reduce
 from app.errors import Invalid, RangeNotSatisfiable
 from app.services.duplicates import find_duplicates
 from app.services.ingest import Failure, add_file, each_file
-from app.services.waveforms import Waveforms
-from app.state import Serving
+from app.services.waveforms import PeaksCache
 
 router = APIRouter(prefix="/clips", tags=["library"])
+
+_RANGES = re.compile(r"bytes=\s*((\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*)\s*", re.ASCII | re.IGNORECASE)
 
 
 class AddForm(BaseModel):
@@ -67,22 +69,22 @@ class ListQuery(BaseModel):
         form_example={"files": ["(a sound file)"], "metadata": {"tags": ["field"]}},
     ),
 )
-async def add(request: Request, services: Serving) -> Response:
+async def add(request: Request, state: Serving) -> Response:
     """Adds files; when this answers 201 they are searchable and survive a crash.
 
     A file that fails is named in `errors` with its reason, and the others are kept; if all fail the answer is the
     problem of the first. A file whose bytes are in the library already gives the clip that is there.
     """
-    services.engine.refuse_if_full()
-    async with bodies.open_form(request, AddForm, files="files", json_fields=("metadata",)) as form:
+    state.engine.refuse_if_full()
+    async with requests.open_form(request, AddForm, files="files", json_fields=("metadata",)) as form:
         if not form.files:
             raise Invalid("The form has no `files`.")
-        about = dict(zip(form.files, _for_each(form.fields.metadata, len(form.files)), strict=True))
-        outcomes = await each_file(form.files, lambda upload: add_file(services, upload, about[upload]))
-    failed = shapes.file_errors(outcomes)
-    there = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
-    added = AddedClips(clips=[shapes.clip(clip) for clip, _ in there], errors=failed)
-    return JSONResponse(added.model_dump(), 201 if any(created for _, created in there) else 200)
+        metadata = dict(zip(form.files, _for_each(form.fields.metadata, len(form.files)), strict=True))
+        outcomes = await each_file(form.files, lambda upload: add_file(state, upload, metadata[upload]))
+    errors = responses.file_errors(outcomes)
+    added = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
+    response = AddedClips(clips=[responses.clip(clip) for clip, _ in added], errors=errors)
+    return JSONResponse(response.model_dump(), 201 if any(created for _, created in added) else 200)
 
 
 @router.get(
@@ -90,10 +92,10 @@ async def add(request: Request, services: Serving) -> Response:
     summary="List clips",
     responses=openapi.example(examples.PAGE, openapi.problems(*openapi.ALWAYS)),
 )
-async def list_clips(services: Serving, query: Annotated[ListQuery, Query()]) -> ClipPage:
-    where = None if query.filter is None else bodies.parse_json(query.filter, "the filter")
-    clips, cursor = await services.read(services.catalog.list, query.limit, query.cursor, where, query.sort)
-    return ClipPage(clips=[shapes.clip(clip) for clip in clips], next_cursor=cursor)
+async def list_clips(state: Serving, query: Annotated[ListQuery, Query()]) -> ClipPage:
+    where = None if query.filter is None else requests.parse_json(query.filter, "the filter")
+    clips, cursor = await state.read(state.library.list, query.limit, query.cursor, where, query.sort)
+    return ClipPage(clips=[responses.clip(clip) for clip in clips], next_cursor=cursor)
 
 
 @router.get(
@@ -101,13 +103,13 @@ async def list_clips(services: Serving, query: Annotated[ListQuery, Query()]) ->
     summary="Clips that are one recording",
     responses=openapi.example(examples.DUPLICATES, openapi.problems(*openapi.ALWAYS)),
 )
-async def duplicates(services: Serving) -> Duplicates:
+async def duplicates(state: Serving) -> Duplicates:
     """Groups of clips that are the same recording in another format, at another level, or trimmed a little.
 
     Looks at the whole library and decodes what is alike: seconds for thousands of clips, minutes for many more.
     """
-    groups = await find_duplicates(services)
-    return Duplicates(groups=[[shapes.clip(clip) for clip in group] for group in groups])
+    groups = await find_duplicates(state)
+    return Duplicates(groups=[[responses.clip(clip) for clip in group] for group in groups])
 
 
 @router.get(
@@ -115,8 +117,8 @@ async def duplicates(services: Serving) -> Duplicates:
     summary="One clip",
     responses=openapi.example(examples.CLIP, openapi.problems(*openapi.ALWAYS, 404)),
 )
-async def get(clip_id: str, services: Serving) -> Clip:
-    return shapes.clip(await services.read(services.catalog.get, clip_id))
+async def get(clip_id: str, state: Serving) -> Clip:
+    return responses.clip(await state.read(state.library.get, clip_id))
 
 
 @router.patch(
@@ -126,15 +128,15 @@ async def get(clip_id: str, services: Serving) -> Clip:
     responses=openapi.example(examples.CLIP, openapi.problems(*openapi.ALWAYS, 404, 415, 507)),
     openapi_extra=openapi.body(json=ClipPatch, examples=examples.PATCH),
 )
-async def change(clip_id: str, request: Request, services: Serving) -> Clip:
+async def change(clip_id: str, request: Request, state: Serving) -> Clip:
     """A JSON merge patch (RFC 7396): keys of `metadata` are set, null removes one."""
-    patch = await bodies.read_json(request, ClipPatch)
-    return shapes.clip(await services.write(services.catalog.update_metadata, clip_id, patch.metadata))
+    patch = await requests.read_json(request, ClipPatch)
+    return responses.clip(await state.write(state.library.update_metadata, clip_id, patch.metadata))
 
 
 @router.delete("/{clip_id}", summary="Delete a clip", status_code=204, responses=openapi.problems(*openapi.ALWAYS, 404))
-async def delete(clip_id: str, services: Serving) -> None:
-    await services.write(services.catalog.delete, clip_id)
+async def delete(clip_id: str, state: Serving) -> None:
+    await state.write(state.library.delete, clip_id)
 
 
 @router.get(
@@ -147,32 +149,25 @@ async def delete(clip_id: str, services: Serving) -> None:
         **openapi.problems(*openapi.ALWAYS, 404, 416),
     },
 )
-async def audio(clip_id: str, request: Request, services: Serving) -> Response:
-    catalog = services.catalog
-
-    def look() -> tuple[Any, Any, os.stat_result, bytes]:
-        clip, path = catalog.get(clip_id), catalog.audio_path(clip_id)
-        with path.open("rb") as file:
-            return clip, path, os.fstat(file.fileno()), file.read(16)
-
-    clip, path, stat, head = await services.read(look)
+async def audio(clip_id: str, request: Request, state: Serving) -> Response:
+    file = await state.read(_open_audio, state.library, clip_id)
     if "finelap.head" in request.scope:
-        request.scope["method"] = "HEAD"  # so that the file is not read
-    wanted = request.headers.get("range")
-    if wanted is not None:
-        usable = can_serve(wanted, stat.st_size)
-        if usable is None:  # to be ignored, RFC 9110 section 14.2
+        request.scope["method"] = "HEAD"  # so that FileResponse does not read the file
+    ranges = request.headers.get("range")
+    if ranges is not None:
+        satisfiable = can_serve(ranges, file.stat.st_size)
+        if satisfiable is None:  # ignored, as RFC 9110 section 14.2 says
             request.scope["headers"] = [h for h in request.scope["headers"] if h[0] != b"range"]
-        elif not usable:
-            raise RangeNotSatisfiable(stat.st_size)
+        elif not satisfiable:
+            raise RangeNotSatisfiable(file.stat.st_size)
     return FileResponse(
-        path,
-        media_type=media_type(head),
-        filename=clip.filename,
+        file.path,
+        media_type=media_type(file.head),
+        filename=file.clip.filename,
         content_disposition_type="inline",
-        stat_result=stat,
+        stat_result=file.stat,
         headers={
-            "ETag": f'"{clip.sha256}"',
+            "ETag": f'"{file.clip.sha256}"',
             "Cache-Control": "private, max-age=31536000, immutable",
         },
     )
@@ -183,22 +178,50 @@ async def audio(clip_id: str, request: Request, services: Serving) -> Response:
     summary="The outline of a clip's waveform",
     responses=openapi.example(examples.PEAKS, openapi.problems(*openapi.ALWAYS, 404, 415)),
 )
-async def peaks(clip_id: str, request: Request, services: Serving, query: Annotated[PeaksQuery, Query()]) -> Peaks:
+async def peaks(clip_id: str, request: Request, state: Serving, query: Annotated[PeaksQuery, Query()]) -> Peaks:
     """To draw it: the lowest and highest sample of each of `n` equal stretches.
 
     The first time a clip is asked for it is decoded; its outline is then kept in memory for a while.
     """
-    waveforms: Waveforms = request.app.state.waveforms
-    clip, levels = await waveforms.outline(services, clip_id)
-    columns = await services.compute(reduce, levels, query.n)
+    cache: PeaksCache = request.app.state.peaks
+    clip, full = await cache.get(state, clip_id)
+    columns = await state.compute(reduce, full, query.n)
     return Peaks(
         id=clip.id, duration=clip.duration, n=query.n, peaks=np.round(columns.T.astype(np.float64), 4).tolist()
     )
 
 
+def can_serve(header: str, size: int) -> bool | None:
+    """Whether a Range header can be served from `size` bytes; None if it is to be ignored (RFC 9110, section 14.2)."""
+    match = _RANGES.fullmatch(header)
+    if match is None or len(header) > 1000:
+        return None
+    for part in match[1].split(","):
+        first, last = part.strip().split("-")
+        if first and last and int(last) < int(first):
+            return None
+        if int(first) >= size if first else int(last) == 0 or size == 0:
+            return False
+    return True
+
+
+class _AudioFile(NamedTuple):
+    clip: index.Clip
+    path: Path
+    stat: os.stat_result
+    head: bytes
+
+
+def _open_audio(library: index.Library, clip_id: str) -> _AudioFile:
+    clip, path = library.get(clip_id), library.audio_path(clip_id)
+    with path.open("rb") as file:
+        return _AudioFile(clip, path, os.fstat(file.fileno()), file.read(16))
+
+
 def _for_each(metadata: dict[str, Any] | list[dict[str, Any] | None] | None, files: int) -> list[dict[str, Any]]:
+    """The metadata of each of so many files."""
     if not isinstance(metadata, list):
         return [dict(metadata or {}) for _ in range(files)]
     if len(metadata) != files:
         raise Invalid(f"`metadata` has {len(metadata)} objects for {files} files.")
-    return [about or {} for about in metadata]
+    return [own or {} for own in metadata]

@@ -1,4 +1,4 @@
-"""POST /detect and POST /classify: what is heard in a recording, and when."""
+"""POST /detect and POST /classify: the sound events in a recording, and the labels that fit it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
 from app import errors
-from app.api import examples, openapi, schemas
-from app.api import requests as bodies
-from app.api.requests import Form
+from app.api import examples, openapi, requests, schemas
+from app.api.requests import Form, Serving
 from app.api.schemas import Classification, ClassifyForm, DetectForm, Label
-from app.audio.peaks import Envelope
-from app.audio.spectrogram import Sketch
-from app.decoding.pool import DecodedStream
 from app.errors import Invalid
 from app.export import formats
-from app.services.audio_source import Hearing, Pen
-from app.services.detection import Drawing, Question, detect_events, draw, follow_events, to_answer
-from app.state import Services, Serving
+from app.services import detection
+from app.services.audio_source import AudioSource, open_source
+from app.services.detection import DetectionRequest, Message, StreamOptions
+from app.state import AppState
 from model.detection import DetectionSettings
 
 router = APIRouter(tags=["detection"])
@@ -66,7 +63,7 @@ _NDJSON = "application/x-ndjson"
         form_example={"file": "(a sound file)", "phrases": ["dog barking", "rain"], "threshold": [0.5]},
     ),
 )
-async def detect(request: Request, services: Serving) -> Response:
+async def detect(request: Request, state: Serving) -> Response:
     """Listens for each phrase in a file or in a clip of the library.
 
     `csv` has a row for each event, `audacity` is a label track, `raven` a selection table, `png` a picture of scores
@@ -76,36 +73,25 @@ async def detect(request: Request, services: Serving) -> Response:
     turns out to be broken the last line is an `error` with its problem.
     """
     async with contextlib.AsyncExitStack() as stack:
-        form = await stack.enter_async_context(bodies.open_form(request, DetectForm, files="file"))
+        form = await stack.enter_async_context(requests.open_form(request, DetectForm, files="file"))
         options = form.fields
-        _check_count(services, options.phrases, "phrases")
-        question = _question(options)
-        texts = await services.engine.embed_texts(options.phrases)
-        streamed, picture = options.format == "ndjson", options.format == "png"
-        sketch = Sketch(options.outline_step) if streamed and options.outline else None
-        pen = Envelope() if picture else sketch
-        hearing, sound = await _listen(services, form, options.clip_id, stack, pen)
-        if streamed:
-            lines = follow_events(
-                services.engine,
-                hearing,
-                question,
-                texts,
-                services.compute,
-                frames=options.frames,
-                encoding=options.encoding,
-                drawing=None if sketch is None else Drawing(sketch, sound),
-            )
-            first = [await anext(lines), await anext(lines)]  # a file that cannot be read has an error's status
-            return _Lines(_written(first, lines, stack.pop_all()), media_type=_NDJSON)
-        result = await detect_events(services.engine, hearing, question, texts, services.compute)
-        if isinstance(pen, Envelope):
-            if sound is not None:
-                async for block in sound:
-                    pen.push(block)
-            return Response(await services.compute(draw, result, pen.levels(), question), media_type="image/png")
-    text = await services.compute(lambda: _WRITERS[options.format](to_answer(result, options.frames, options.encoding)))
-    return Response(text, media_type=_MEDIA_TYPES[options.format])
+        _check_count(state, options.phrases, "phrases")
+        wanted = _detection_request(options)
+        source = _source(form, options.clip_id)
+        if options.format == "ndjson":
+            outline_step = options.outline_step if options.outline else None
+            stream_options = StreamOptions(options.frames, options.encoding, outline_step)
+            messages = detection.detect_stream(state, source, wanted, stream_options)
+            first = [await anext(messages), await anext(messages)]  # a file that cannot be read gets an error status
+            return _ClosingStreamingResponse(_write_lines(first, messages, stack.pop_all()), media_type=_NDJSON)
+        if options.format == "png":
+            return Response(await detection.detect_plot(state, source, wanted), media_type="image/png")
+        result = await detection.detect(state, source, wanted)
+
+    def write() -> str:
+        return _WRITERS[options.format](detection.to_response(result, options.frames, options.encoding))
+
+    return Response(await state.compute(write), media_type=_MEDIA_TYPES[options.format])
 
 
 @router.post(
@@ -116,21 +102,20 @@ async def detect(request: Request, services: Serving) -> Response:
         form=ClassifyForm, file="file", form_example={"file": "(a sound file)", "labels": ["dog", "cat"]}
     ),
 )
-async def classify(request: Request, services: Serving) -> Classification:
+async def classify(request: Request, state: Serving) -> Classification:
     """Scores each label, put into the template, for a whole file or clip."""
-    async with bodies.open_form(request, ClassifyForm, files="file") as form:
+    async with requests.open_form(request, ClassifyForm, files="file") as form:
         options = form.fields
-        _check_count(services, options.labels, "labels")
+        _check_count(state, options.labels, "labels")
         if options.template.count("{}") != 1:
             raise Invalid("The template must have {} once, where the label goes.")
-        async with contextlib.AsyncExitStack() as stack:
-            hearing, _ = await _listen(services, form, options.clip_id, stack)
-            async for _ in hearing:
+        async with open_source(state, _source(form, options.clip_id)) as stream:
+            async for _ in stream:
                 pass
-            clip = hearing.clip
-    texts = await services.engine.embed_texts([options.template.replace("{}", label) for label in options.labels])
-    scores = services.engine.clip_score(clip[None], texts)[0].tolist()
-    probabilities = services.engine.label_probabilities(clip, texts).tolist()
+    clip = stream.embedding
+    texts = await state.engine.embed_texts([options.template.replace("{}", label) for label in options.labels])
+    scores = state.engine.clip_score(clip[None], texts)[0].tolist()
+    probabilities = state.engine.label_probabilities(clip, texts).tolist()
     labels = [
         Label(label=label, score=round(score, 6), probability=round(probability, 6))
         for label, score, probability in zip(options.labels, scores, probabilities, strict=True)
@@ -138,8 +123,8 @@ async def classify(request: Request, services: Serving) -> Classification:
     return Classification(labels=sorted(labels, key=lambda label: -label.probability))
 
 
-class _Lines(StreamingResponse):
-    """A stream whose source is closed as soon as nobody reads it any more."""
+class _ClosingStreamingResponse(StreamingResponse):
+    """A stream whose generator is closed as soon as the client disconnects."""
 
     async def stream_response(self, send: Send) -> None:
         assert isinstance(self.body_iterator, AsyncGenerator)
@@ -147,42 +132,27 @@ class _Lines(StreamingResponse):
             await super().stream_response(send)
 
 
-async def _written(
-    first: list[dict[str, Any]], lines: AsyncGenerator[dict[str, Any], None], open_things: contextlib.AsyncExitStack
+async def _write_lines(
+    first: list[Message], messages: AsyncGenerator[Message, None], resources: contextlib.AsyncExitStack
 ) -> AsyncGenerator[str, None]:
-    """The lines as text; what goes wrong midway is the last one. Closes `open_things` at its end."""
-    async with open_things, contextlib.aclosing(lines):
+    """The messages as NDJSON lines; an error on the way becomes the last one. Closes `resources` at the end."""
+    async with resources, contextlib.aclosing(messages):
         try:
-            for line in first:
-                yield json.dumps(line, ensure_ascii=False) + "\n"
-            async for line in lines:
-                yield json.dumps(line, ensure_ascii=False) + "\n"
+            for message in first:
+                yield json.dumps(message, ensure_ascii=False) + "\n"
+            async for message in messages:
+                yield json.dumps(message, ensure_ascii=False) + "\n"
         except Exception as error:
             yield json.dumps({"type": "error", "problem": errors.describe(error)}, ensure_ascii=False) + "\n"
 
 
-async def _listen(
-    services: Services,
-    form: Form[DetectForm] | Form[ClassifyForm],
-    clip_id: str | None,
-    stack: contextlib.AsyncExitStack,
-    pen: Pen | None = None,
-) -> tuple[Hearing, DecodedStream | None]:
-    """The file or clip that is asked about; what it opens is closed with `stack`.
-
-    A file is drawn by `pen` while it is heard. Of a clip the frames are remembered, so nothing is decoded for them:
-    where there is a pen, its sound comes too, for the pen to draw.
-    """
+def _source(form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None) -> AudioSource:
     if len(form.files) + (clip_id is not None) != 1:
         raise Invalid("Give one `file` or one `clip_id`.")
-    if clip_id is not None:
-        hearing = await services.remember(clip_id)
-        return hearing, None if pen is None else await stack.enter_async_context(services.stored(clip_id))
-    upload = form.files[0]
-    return await stack.enter_async_context(services.hear(upload.binary, upload.filename, pen=pen)), None
+    return form.files[0] if clip_id is None else clip_id
 
 
-def _question(options: DetectForm) -> Question:
+def _detection_request(options: DetectForm) -> DetectionRequest:
     count = len(options.phrases)
     high = _for_each(options.threshold, count, "threshold")
     low = _for_each(options.low_threshold, count, "low_threshold") if options.low_threshold else [None] * count
@@ -200,7 +170,7 @@ def _question(options: DetectForm) -> Question:
         ]
     except ValueError as error:
         raise Invalid(str(error)) from error
-    return Question(options.phrases, settings)
+    return DetectionRequest(options.phrases, settings)
 
 
 def _for_each(values: list[float], count: int, name: str) -> list[float]:
@@ -209,7 +179,7 @@ def _for_each(values: list[float], count: int, name: str) -> list[float]:
     return values * count if len(values) == 1 else values
 
 
-def _check_count(services: Services, phrases: list[str], what: str) -> None:
-    limit = services.settings.max_phrases
+def _check_count(state: AppState, phrases: list[str], what: str) -> None:
+    limit = state.settings.max_phrases
     if len(phrases) > limit:
         raise Invalid(f"{len(phrases)} {what} are more than the limit of {limit}.")

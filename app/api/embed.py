@@ -1,20 +1,18 @@
-"""POST /embed: files and texts into the embedding space."""
+"""POST /embed: embeddings of files and texts."""
 
 from __future__ import annotations
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from app.api import examples, openapi
-from app.api import requests as bodies
-from app.api import responses as shapes
-from app.api.requests import Upload
+from app.api import examples, openapi, requests, responses
+from app.api.requests import Serving
 from app.api.schemas import AudioEmbedding, Embeddings, EmbedForm, EmbedTexts, FrameEmbeddings, TextEmbedding
 from app.errors import Invalid
-from app.services.audio_source import Recording
+from app.services.audio_source import EmbeddingStream, embed_file
 from app.services.ingest import Failure, each_file
-from app.state import Services, Serving
 
-_SHORT = 8  # embeddings whose answer is written in less time than a thread takes to begin
+_INLINE_EMBEDDINGS = 8  # up to which encoding the response costs less than a thread switch
 
 router = APIRouter(tags=["embeddings"])
 
@@ -33,53 +31,49 @@ router = APIRouter(tags=["embeddings"])
         form_example={"files": ["(a sound file)"], "texts": ["rain"], "frames": True},
     ),
 )
-async def embed(request: Request, services: Serving) -> Response:
+async def embed(request: Request, state: Serving) -> Response:
     """Texts as JSON, or files and texts as a form. All embeddings have unit length.
 
     A file that fails is named in `errors` with its reason; if all fail the answer is the problem of the first.
     """
-    outcomes: list[Recording | Failure] = []
-    if bodies.media_type_of(request) in bodies.FORMS:
-        async with bodies.open_form(request, EmbedForm, files="files") as form:
+    outcomes: list[tuple[EmbeddingStream, np.ndarray] | Failure] = []
+    if requests.media_type_of(request) in requests.FORM_TYPES:
+        async with requests.open_form(request, EmbedForm, files="files") as form:
             if not form.files and not form.fields.texts:
                 raise Invalid("The form has neither files nor texts.")
             options = form.fields
-            outcomes = await each_file(form.files, lambda upload: _recording(services, upload))
+            outcomes = await each_file(form.files, lambda file: embed_file(state, file))
     else:
-        options = EmbedForm(**(await bodies.read_json(request, EmbedTexts)).model_dump())
-    failed = shapes.file_errors(outcomes)
-    texts = await services.engine.embed_texts(options.texts)
+        options = EmbedForm(**(await requests.read_json(request, EmbedTexts)).model_dump())
+    errors = responses.file_errors(outcomes)
+    texts = await state.engine.embed_texts(options.texts)
 
-    def answer() -> bytes:
-        answered = Embeddings(
-            model=services.engine.name,
-            dim=services.engine.dim,
-            audio=[_audio(r, options) for r in outcomes if not isinstance(r, Failure)],
+    def encode() -> bytes:
+        response = Embeddings(
+            model=state.engine.name,
+            dim=state.engine.dim,
+            audio=[_encode_file(*outcome, options) for outcome in outcomes if not isinstance(outcome, Failure)],
             texts=[
-                TextEmbedding.model_construct(text=text, embedding=shapes.vectors(vector, options.encoding))
+                TextEmbedding.model_construct(text=text, embedding=responses.vectors(vector, options.encoding))
                 for text, vector in zip(options.texts, texts, strict=True)
             ],
-            errors=failed,
+            errors=errors,
         )
-        return answered.model_dump_json().encode()
+        return response.model_dump_json().encode()
 
-    long = options.frames or len(outcomes) + len(options.texts) > _SHORT
-    return Response(await services.compute(answer) if long else answer(), media_type="application/json")
-
-
-async def _recording(services: Services, upload: Upload) -> Recording:
-    return await services.embed_file(upload.binary, upload.filename)
+    inline = not options.frames and len(outcomes) + len(options.texts) <= _INLINE_EMBEDDINGS
+    return Response(encode() if inline else await state.compute(encode), media_type="application/json")
 
 
-def _audio(recording: Recording, options: EmbedForm) -> AudioEmbedding:
-    frames = None
+def _encode_file(stream: EmbeddingStream, frames: np.ndarray, options: EmbedForm) -> AudioEmbedding:
+    encoded = None
     if options.frames:
-        frames = FrameEmbeddings.model_construct(
-            hop=recording.frame_hop, embeddings=shapes.vectors(recording.frames, options.encoding)
+        encoded = FrameEmbeddings.model_construct(
+            hop=stream.frame_hop, embeddings=responses.vectors(frames, options.encoding)
         )
     return AudioEmbedding.model_construct(
-        filename=recording.filename,
-        duration=recording.duration,
-        embedding=shapes.vectors(recording.clip, options.encoding),
-        frames=frames,
+        filename=stream.filename,
+        duration=stream.duration,
+        embedding=responses.vectors(stream.embedding, options.encoding),
+        frames=encoded,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from app.api.schemas import Problem
@@ -47,14 +48,17 @@ _SAYS = {
     507: ("No room left in storage", "storage-full", "there is no room left in data"),
 }
 ALWAYS = (400, 401, 405, 413, 414, 422, 429, 500, 503)
-_TAGS = {
-    "search": "Finding sounds by words, by an example, by a clip; and the moments at which they are heard.",
-    "library": "Clips: adding, listing, changing, deleting, and their audio.",
-    "detection": "What is heard in a recording, and when.",
-    "embeddings": "Sounds and texts as vectors of one space, in a shape of our own and in OpenAI's.",
-    "health": "Whether the service lives and can work; open to everyone.",
-    "service": "Model, limits and metrics.",
-}
+TAGS = [
+    {"name": name, "description": description}
+    for name, description in {
+        "search": "Finding sounds by words, by an example, by a clip; and the moments at which they are heard.",
+        "library": "Clips: adding, listing, changing, deleting, and their audio.",
+        "detection": "What is heard in a recording, and when.",
+        "embeddings": "Sounds and texts as vectors of one space, in a shape of our own and in OpenAI's.",
+        "health": "Whether the service lives and can work; open to everyone.",
+        "service": "Model, limits and metrics.",
+    }.items()
+]
 _HEADERS = {
     "X-Request-ID": {"description": "Names the request here, in problems and in the log.", "schema": {"type": "string"}}
 }
@@ -127,13 +131,14 @@ def body(
 def describe(app: FastAPI) -> dict[str, Any]:
     """The document of the app: every shape among the components, both ways to give a key, tags and headers told."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+        )
         components = document.setdefault("components", {})
         shapes = components.setdefault("schemas", {})
         shapes["Problem"] = Problem.model_json_schema()
-        for path, calls in document["paths"].items():
+        for calls in document["paths"].values():
             for method, call in calls.items():
-                call["operationId"] = _operation_id(method, path)
                 for content in call.get("requestBody", {}).get("content", {}).values():
                     content["schema"] = _move(content["schema"], shapes)
                 if method not in ("get", "head"):
@@ -151,7 +156,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         }
         document["security"] = [{"bearer": []}, {"header": []}, {}]
-        document["tags"] = [{"name": name, "description": says} for name, says in _TAGS.items()]
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -176,7 +180,8 @@ def _is_object(shape: dict[str, Any]) -> bool:
     return shape.get("type") == "object" or any(_is_object(kind) for kind in shape.get("anyOf", []))
 
 
-def _operation_id(method: str, path: str) -> str:
+def operation_id(route: APIRoute) -> str:
     """`post_search_moments` for POST /search/moments: names that generated clients can use."""
-    words = [word.strip("{}") for word in path.split("/") if word]
-    return "_".join([method, *(word.replace("-", "_").split(":")[0] for word in words)])
+    method = min(route.methods or ())  # each route has one
+    words = [word.strip("{}") for word in route.path_format.split("/") if word]
+    return "_".join([method.lower(), *(word.replace("-", "_").split(":")[0] for word in words)])

@@ -1,4 +1,4 @@
-"""From what the rooms below give to what goes over HTTP."""
+"""Conversions from the results of services and the library to response models."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+import index
 from app import errors
 from app.api import schemas
 from app.services.ingest import Failure
 from app.services.moments import ClipMoment
-from app.services.search import Found
-from index import Clip
+from app.services.search import SearchHit
 from model.detection import Moment
 
 
-def clip(clip: Clip) -> schemas.Clip:
+def clip(clip: index.Clip) -> schemas.Clip:
     """A clip of the library."""
     return schemas.Clip(
         id=clip.id,
@@ -32,16 +32,16 @@ def clip(clip: Clip) -> schemas.Clip:
 
 
 def file_errors(outcomes: Sequence[Any]) -> list[schemas.FileError]:
-    """The failures among the outcomes of files. Raises FilesFailed if there is nothing else."""
+    """The failed files among the outcomes. Raises FilesFailed if all of them failed."""
     failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    told = [schemas.FileError(filename=f.filename, problem=errors.describe(f.error)) for f in failures]
+    problems = [schemas.FileError(filename=f.filename, problem=errors.describe(f.error)) for f in failures]
     if failures and len(failures) == len(outcomes):
-        raise errors.FilesFailed(failures[0].error, [error.model_dump() for error in told])
-    return told
+        raise errors.FilesFailed(failures[0].error, [error.model_dump() for error in problems])
+    return problems
 
 
-def hits(found: Sequence[Found]) -> list[schemas.Hit]:
-    """Hits of a search."""
+def hits(found: Sequence[SearchHit]) -> list[schemas.Hit]:
+    """The hits of a search."""
     return [
         schemas.Hit(
             clip=clip(hit.clip),
@@ -54,12 +54,12 @@ def hits(found: Sequence[Found]) -> list[schemas.Hit]:
 
 
 def moment(moment: Moment) -> schemas.Moment:
-    """A stretch of a clip."""
+    """A moment of a clip."""
     return schemas.Moment(start=round(moment.start, 3), end=round(moment.end, 3), score=round(moment.score, 6))
 
 
 def library_moment(found: ClipMoment) -> schemas.LibraryMoment:
-    """A stretch of a clip, with the clip; a sequence with its parts."""
+    """A moment with its clip; a sequence also with its parts."""
     return schemas.LibraryMoment(
         clip=clip(found.clip),
         start=round(found.start, 3),
@@ -70,7 +70,7 @@ def library_moment(found: ClipMoment) -> schemas.LibraryMoment:
 
 
 def vectors(values: np.ndarray, encoding: str) -> list[float] | list[list[float]] | str:
-    """Embeddings as lists of numbers, or as base64 of little-endian float32, row by row."""
+    """Embeddings as lists of numbers, or as base64: little-endian float32, row by row."""
     if encoding == "base64":
         return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
     rounded: list[float] | list[list[float]] = np.round(values.astype(np.float64), 8).tolist()

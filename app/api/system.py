@@ -1,4 +1,4 @@
-"""About the service itself: health, info, metrics, and the page."""
+"""The service itself: health checks, info, metrics, and the web page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from app.api import examples
-from app.api import page as pages
 from app.api.openapi import example, problems
+from app.api.pages import web_page
+from app.api.requests import Serving
 from app.api.schemas import MAX_TEXT, MAX_TEXTS, Health, Info, Limits, ModelInfo
 from app.audio import errors as media_errors
 from app.server.security import nonce, page_policy
-from app.services.readiness import Readiness, check
-from app.state import Services, Serving
+from app.services.readiness import ReadinessMonitor, check
+from app.state import AppState
 
 router = APIRouter()
 
@@ -44,9 +45,9 @@ async def live() -> Health:
     summary="Can it work now?",
     responses=example(examples.HEALTH, problems(400, 405, 414, 500, 503)),
 )
-async def ready(services: Serving) -> Health:
+async def ready(state: Serving) -> Health:
     """200 only while the model answers a real forward pass and the library is open."""
-    await check(services)
+    await check(state)
     return Health()
 
 
@@ -56,8 +57,8 @@ async def ready(services: Serving) -> Health:
     summary="Model, library and limits",
     responses=example(examples.INFO, problems(400, 401, 405, 413, 414, 500, 503)),
 )
-async def info(services: Serving) -> Info:
-    engine, settings = services.engine, services.settings
+async def info(state: Serving) -> Info:
+    engine, settings = state.engine, state.settings
     return Info(
         version=version(),
         model=ModelInfo(
@@ -68,7 +69,7 @@ async def info(services: Serving) -> Info:
             device=engine.device,
             dtype=engine.dtype,
         ),
-        clips=await services.read(len, services.catalog),
+        clips=await state.read(len, state.library),
         limits=Limits(
             max_upload_mb=settings.max_upload_mb,
             max_duration_s=settings.max_duration_s,
@@ -91,16 +92,16 @@ async def info(services: Serving) -> Info:
     response_class=PlainTextResponse,
 )
 async def metrics(request: Request) -> Response:
-    services: Services = request.app.state.services  # also while loading and closing
-    readiness: Readiness = request.app.state.readiness
-    services.metrics.ready.set(await readiness.look())
-    text = await asyncio.to_thread(services.metrics.render)
+    state: AppState = request.app.state.service  # also while loading and shutting down
+    monitor: ReadinessMonitor = request.app.state.readiness
+    state.metrics.ready.set(await monitor.poll())
+    text = await asyncio.to_thread(state.metrics.render)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> HTMLResponse:
-    services: Services = request.app.state.services  # also while loading: the page then waits
-    word = nonce()
-    html = await asyncio.to_thread(pages.page, bool(services.settings.api_keys), word)
-    return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Content-Security-Policy": page_policy(word)})
+    state: AppState = request.app.state.service  # also while loading: the page waits until the service is ready
+    page_nonce = nonce()
+    html = await asyncio.to_thread(web_page, bool(state.settings.api_keys), page_nonce)
+    return HTMLResponse(html, headers={"Cache-Control": "no-cache", "Content-Security-Policy": page_policy(page_nonce)})

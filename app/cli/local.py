@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +21,8 @@ from app.cli.finding import as_text, find_sources
 from app.client.types import DetectionMessage, detection_message
 from app.decoding.pool import DecoderPool
 from app.inference.engine import Engine, load_model
-from app.services.audio_source import hear
-from app.services.detection import DetectionResult, Question, draw, follow_events
+from app.services.audio_source import FileEmbeddingStream
+from app.services.detection import DetectionRequest, DetectionResult, Detector, EventReporter, plot
 from app.settings import Settings
 from model.finelap import FineLAP
 
@@ -35,35 +35,45 @@ _ENDLESS = float("inf")  # seconds a recording may have
 
 
 def detect_file(
-    settings: Settings, file: Path, question: Question, take: Callable[[DetectionMessage], None], plot: Path | None
+    settings: Settings,
+    file: Path,
+    request: DetectionRequest,
+    take: Callable[[DetectionMessage], None],
+    plot_file: Path | None,
 ) -> None:
-    """Hands `take` what `POST /detect` would stream of the file, and writes the picture to `plot` if that is given.
+    """Hands `take` the messages that `POST /detect` would stream, and writes the plot to `plot_file` if that is given.
 
     Raises MediaError, CheckpointError, OSError.
     """
     name = as_text(file.name)
-    file.open("rb").close()  # a wrong name is said now, not after the model is loaded
+    file.open("rb").close()  # a wrong name fails now, not after the model is loaded
     model = load_model(settings)
-    results: list[DetectionResult] = []
+    envelope = None if plot_file is None else Envelope()
 
-    envelope = None if plot is None else Envelope()
+    def report(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            message = detection_message(line)
+            if message is not None:
+                take(message)
 
-    async def listen(engine: Engine, decoders: DecoderPool) -> None:
-        texts = await engine.embed_texts(question.phrases)
+    async def detect(engine: Engine, decoders: DecoderPool) -> DetectionResult:
+        texts = await engine.embed_texts(request.phrases)
         async with (
-            decoders.open(file, name, _ENDLESS) as sound,
-            hear(engine, sound, name, pen=envelope) as hearing,
+            decoders.open(file, name, _ENDLESS) as audio,
+            FileEmbeddingStream(engine, audio, name, sink=envelope) as stream,
         ):
-            async for line in follow_events(
-                engine, hearing, question, texts, _compute, frames=False, on_result=results.append
-            ):
-                message = detection_message(line)
-                if message is not None:
-                    take(message)
+            detector, reporter = Detector(engine, request, texts), EventReporter(request, stream)
+            report([reporter.start()])
+            async for frames in stream:
+                report(reporter.push(detector.push(frames)))
+            report(reporter.finish())
+            result = detector.finish(stream, reporter.events)
+            report(reporter.end(result))
+            return result
 
-    with_engine(model, listen)
-    if plot is not None and envelope is not None:
-        plot.write_bytes(draw(results[0], envelope.levels(), question))
+    result = with_engine(model, detect)
+    if plot_file is not None and envelope is not None:
+        plot_file.write_bytes(plot(result, envelope.levels(), request))
 
 
 def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool) -> int:
@@ -137,12 +147,12 @@ async def _embed(
     """One file; its frames are kept only if that is wanted."""
     name = as_text(path.name)
     parts: list[np.ndarray] = []
-    async with decoders.open(path, name, _ENDLESS) as sound, hear(engine, sound, name) as hearing:
-        async for part in hearing:
-            count(len(part) * hearing.frame_hop)
+    async with decoders.open(path, name, _ENDLESS) as audio, FileEmbeddingStream(engine, audio, name) as stream:
+        async for part in stream:
+            count(len(part) * stream.frame_hop)
             if keep:
                 parts.append(part)
-        return name, hearing.duration, hearing.clip, np.concatenate(parts) if keep else None
+        return name, stream.duration, stream.embedding, np.concatenate(parts) if keep else None
 
 
 def with_engine(model: FineLAP, work: Callable[[Engine, DecoderPool], Coroutine[Any, Any, R]]) -> R:
@@ -161,7 +171,3 @@ def with_engine(model: FineLAP, work: Callable[[Engine, DecoderPool], Coroutine[
             await decoders.close()
 
     return asyncio.run(run())
-
-
-def _compute(function: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-    return asyncio.to_thread(function, *args)

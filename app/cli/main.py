@@ -282,10 +282,10 @@ def _detect(args: argparse.Namespace) -> None:
         else:
             settings = _settings(args, "checkpoint", "device")
             from app.cli.local import detect_file
-            from app.services.detection import Question
+            from app.services.detection import DetectionRequest
 
             phrases = [" ".join(phrase.split()) for phrase in args.phrases]
-            detect_file(settings, args.file, Question(phrases, detections), writer.take, args.plot)
+            detect_file(settings, args.file, DetectionRequest(phrases, detections), writer.take, args.plot)
 
 
 def _embed(args: argparse.Namespace) -> int:

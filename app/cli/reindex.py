@@ -18,7 +18,7 @@ from app.cli.local import with_engine
 from app.decoding.pool import DecoderPool
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine, NotFinite, load_model
-from app.services.audio_source import hear
+from app.services.audio_source import FileEmbeddingStream
 from app.settings import Settings
 from index import ClipFile, FrameCodes, LibraryReader, SideDatabase, exclusive_lock, remove_side
 
@@ -135,13 +135,13 @@ class _Reindex:
         path, name = self._library.audio_path(clip.sha256), as_text(clip.filename)
         try:
             async with (
-                self._decoders.open(path, name, _ENDLESS) as sound,
-                hear(self._engine, sound, name, urgency=Urgency.BULK) as heard,
+                self._decoders.open(path, name, _ENDLESS) as audio,
+                FileEmbeddingStream(self._engine, audio, name, urgency=Urgency.BULK) as stream,
             ):
-                async for part in heard:
+                async for part in stream:
                     frames.add(part)
-                    self._show(len(part) * heard.frame_hop)
-                self._side.add(clip.sha256, heard.clip, frames, heard.frame_hop)
+                    self._show(len(part) * stream.frame_hop)
+                self._side.add(clip.sha256, stream.embedding, frames, stream.frame_hop)
         except MediaError as error:
             self._failed[clip.sha256] = error.why
         except FileNotFoundError:  # the clip was deleted, or its audio is lost; which, is seen when all others are done

@@ -90,7 +90,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal's handler."""
         self._stop.handle(sig, frame)
-        self._app.state.services.refuse()
+        self._app.state.service.stop_accepting()
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -99,7 +99,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Running requests finish; then the door is closed, and those who came through it have their answer."""
-        await self._app.state.services.drain()
+        await self._app.state.service.drain()
         for listener in sockets or []:
             close_door(listener)
         await self._let_go()

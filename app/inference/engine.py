@@ -10,9 +10,8 @@ import contextlib
 import math
 import sys
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from app.inference.batcher import Batcher, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
 from model.config import FineLAPConfig
-from model.windows import Joiner, Window, WindowCutter, frame_count, window_samples
+from model.windows import frame_count, window_samples
 
 if TYPE_CHECKING:
     from model import FineLAP
@@ -30,7 +29,6 @@ _TEXT_CACHE = 4096  # embeddings
 _READY_FOR = 1.0  # seconds that a passed check counts
 _PROBE_SAMPLES = 8_000  # half a second
 _BATCH_SECONDS = 0.25  # that a batch may take: how long a search waits at most for the audio before it
-_PIECE = 1 << 20  # samples of a whole recording looked at in one go on the event loop
 
 WindowEmbedding = tuple[np.ndarray, np.ndarray]  # clip (D,), frames (T, D)
 
@@ -86,64 +84,6 @@ class NotFinite(Exception):
     """The model gave NaN or infinite numbers."""
 
 
-@dataclass(frozen=True)
-class EmbeddedAudio:
-    """A recording in the embedding space: clip (D,) and frames (T, D), float32; frame_hop in seconds."""
-
-    clip: np.ndarray
-    frames: np.ndarray
-    frame_hop: float
-
-
-class Listening:
-    """A recording being embedded while it comes: iterate it for its frames, then ask for its clip embedding.
-
-    Use it as an async context manager: leaving early drops what still waits.
-    """
-
-    def __init__(
-        self, lane: Batcher[np.ndarray, WindowEmbedding], model: Model, blocks: AsyncIterable[np.ndarray],
-        urgency: Urgency, in_flight: int,
-    ) -> None:  # fmt: skip
-        windows = model.config.windows
-        self.frame_hop = model.frame_hop
-        self._cutter, self._joiner = WindowCutter(windows), Joiner(windows.frame_share)
-        self._places: deque[Window] = deque()
-        self._blocks = blocks
-        self._results = lane.stream(self._windows(), in_flight, urgency)
-
-    async def __aenter__(self) -> Listening:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._results.aclose()
-
-    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
-        """Frames (t, D) float32 in order, a window's worth at a time. Raises what the blocks raise, QueueFull, …"""
-        async for clip, frames in self._results:
-            yield self._joiner.add(self._places.popleft(), clip, frames)
-
-    @property
-    def clip(self) -> np.ndarray:
-        """The clip embedding (D,) float32 of what was heard so far. Raises ValueError before the first frames."""
-        return self._joiner.clip()
-
-    async def _windows(self) -> AsyncGenerator[np.ndarray, None]:
-        try:
-            async for block in self._blocks:
-                for at in range(0, len(block), _PIECE):
-                    for window, samples in self._cutter.push(block[at : at + _PIECE]):
-                        self._places.append(window)
-                        yield samples
-                    await asyncio.sleep(0)
-        finally:
-            if isinstance(self._blocks, AsyncGenerator):
-                await self._blocks.aclose()
-        for window, samples in self._cutter.finish():
-            self._places.append(window)
-            yield samples
-
-
 class Engine:
     """Embeds audio and texts for many callers at once. `start` it before use, `close` it after."""
 
@@ -159,7 +99,7 @@ class Engine:
 
         side_by_side, prepare = model.side_by_side(max_batch_windows), as_here()
         self._model = model
-        self._windows = model.config.windows
+        self.windows = model.config.windows
         self._max_batch_windows = max_batch_windows
         self._in_flight = 2 * max_batch_windows  # of one recording: the next batch is there when one ends
         self._device = Device("audio", side_by_side, prepare)
@@ -208,15 +148,15 @@ class Engine:
         self._device.close()
         self._text_device.close()
 
-    def listen(self, blocks: AsyncIterable[np.ndarray], *, urgency: Urgency = Urgency.INTERACTIVE) -> Listening:
-        """Embeds a recording while it comes, in `blocks` (n,) float32 of any length, with bounded memory."""
-        return Listening(self.audio_lane, self._model, blocks, urgency, self._in_flight)
+    def encode_stream(
+        self, windows: AsyncGenerator[np.ndarray, None], *, urgency: Urgency = Urgency.INTERACTIVE
+    ) -> AsyncGenerator[WindowEmbedding, None]:
+        """One recording's windows (n,) float32 → for each, in order, its clip (D,) and frames (T, D).
 
-    async def embed_audio(self, samples: np.ndarray, *, urgency: Urgency = Urgency.INTERACTIVE) -> EmbeddedAudio:
-        """Samples (n,), any length → its embeddings, windows joined. Raises QueueFull, Closed, NotFinite."""
-        async with self.listen(_single(samples), urgency=urgency) as listening:
-            frames = [part async for part in listening]
-            return EmbeddedAudio(listening.clip, np.concatenate(frames), self.frame_hop)
+        Only so many windows are in flight that memory stays bounded. Close the generator to cancel those still queued.
+        Raises QueueFull, Closed, NotFinite, and what `windows` raises.
+        """
+        return self.audio_lane.stream(windows, self._in_flight, urgency)
 
     async def embed_texts(self, texts: Sequence[str], *, urgency: Urgency = Urgency.INTERACTIVE) -> np.ndarray:
         """Texts → (B, D) float32. Texts met before cost nothing. Raises QueueFull, Closed, NotFinite."""
@@ -301,7 +241,7 @@ class Engine:
 
     def _cost(self, samples: np.ndarray) -> float:
         """What a window costs beside a whole one: the network's work goes with the padded length."""
-        windows = self._windows
+        windows = self.windows
         needed = frame_count(len(samples), windows)
         return (
             min((b for b in windows.buckets if needed <= b < windows.frames), default=windows.frames) / windows.frames
@@ -309,10 +249,10 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Every padded length once, alone and, where kernels are chosen by the size of the batch, in a full one."""
-        whole = window_samples(self._windows)
+        whole = window_samples(self.windows)
         sizes = (1, self._max_batch_windows) if self.device.startswith("cuda") else (1,)
-        for frames in (*self._windows.buckets, self._windows.frames):
-            samples = min(whole, int(frames * self._windows.frame_hop * 16_000) - 1)
+        for frames in (*self.windows.buckets, self.windows.frames):
+            samples = min(whole, int(frames * self.windows.frame_hop * 16_000) - 1)
             for size in sizes:
                 self._encode_windows([np.zeros(samples, dtype=np.float32)] * size)
         self._encode_texts(["a sound"])
@@ -336,7 +276,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
     )
-
-
-async def _single(samples: np.ndarray) -> AsyncGenerator[np.ndarray, None]:
-    yield samples

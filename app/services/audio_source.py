@@ -1,59 +1,57 @@
-"""A recording on its way through the model: a file that is still being decoded, or a clip that the library remembers.
+"""Embedding streams: a file that is embedded while it is decoded, or a clip's stored embeddings.
 
-Both are read in the same way: frames first, as they come, then what is known at the end. Knows decoder and engine; no
-requests and no events.
+Callers read both the same way: first the frames, block by block, then the values of the whole recording.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from app.audio.errors import MediaError
 from app.audio.tag_schema import Value
+from app.decoding.pool import DecodedStream
 from app.inference.batcher import Urgency
-from app.inference.engine import Engine, Listening
+from app.inference.engine import Engine
+from app.state import AppState
 from index import Clip, FrameCodes, Library
+from model.windows import Joiner, Window, WindowCutter
 
-_CHUNK = 256  # frames of a remembered clip given at a time
-
-
-class Decoding(Protocol):
-    """What is needed of app.decoding.pool.DecodedStream: blocks (n,) of mono float32 at 16 kHz, then duration (s), tags."""
-
-    sample_rate: int
-    channels: int
-
-    @property
-    def duration(self) -> float: ...
-    @property
-    def tags(self) -> dict[str, Value]: ...
-    def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
+_BLOCK = 256  # frames of a stored clip per block
 
 
-class Pen(Protocol):
-    """What draws a recording as it passes: app.audio.peaks.Envelope, app.audio.spectrogram.Sketch. Blocks (n,), 16 kHz mono."""
+@dataclass(frozen=True, eq=False)
+class AudioFile:
+    """An uploaded audio file, open for reading. `filename` is safe to display and store."""
+
+    filename: str
+    binary: BinaryIO
+
+
+AudioSource = AudioFile | str  # an uploaded file, or the id of a stored clip
+
+
+class AudioSink(Protocol):
+    """Receives a recording's samples in blocks (n,) of mono float32 at 16 kHz: waveform peaks, a spectrogram."""
 
     def push(self, samples: np.ndarray, /) -> object: ...
 
 
-class Hearing(Protocol):
-    """A recording being heard. Iterate it for its frames (t, D); the properties hold when that has ended.
+class DecodedAudio(Protocol):
+    """A recording being decoded, see app.decoding.pool.DecodedStream: blocks (n,), then duration and tags."""
 
-    sample_rate (Hz) and channels are the original's; clip (D,); duration in seconds; tags: what the file says about
-    itself, see app.audio.tags, of a file being decoded only.
-    """
-
-    filename: str
     sample_rate: int
     channels: int
-    frame_hop: float
 
-    @property
-    def clip(self) -> np.ndarray: ...
     @property
     def duration(self) -> float: ...
     @property
@@ -61,89 +59,215 @@ class Hearing(Protocol):
     def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
 
 
-@dataclass(frozen=True)
-class Recording:
-    """A recording that was heard to its end: clip (D,), frames (T, D), seconds; rate (Hz) and channels as it came."""
+class EmbeddingStream(Protocol):
+    """The embeddings of one recording. Iterate once for its frames; the properties are valid after the last block."""
 
     filename: str
-    duration: float
-    sample_rate: int
-    channels: int
-    frame_hop: float
-    clip: np.ndarray
-    frames: np.ndarray
-
-
-class _Decoded:
-    """A file that is heard while it is decoded."""
-
-    def __init__(self, sound: Decoding, listening: Listening, filename: str) -> None:
-        self._sound, self._listening = sound, listening
-        self.filename, self.frame_hop = filename, listening.frame_hop
-        self.sample_rate, self.channels = sound.sample_rate, sound.channels
+    sample_rate: int  # Hz, of the original file
+    channels: int  # of the original file
+    frame_hop: float  # seconds
 
     def __aiter__(self) -> AsyncIterator[np.ndarray]:
-        return aiter(self._listening)
+        """Frame embeddings (t, D) float32, in order."""
 
-    @property
-    def clip(self) -> np.ndarray:
-        return self._listening.clip
+    def remaining_audio(self) -> AsyncIterator[None]:
+        """Passes the sink the audio that producing the frames did not require to decode; yields after each block."""
 
     @property
     def duration(self) -> float:
-        return self._sound.duration
+        """Seconds."""
+
+    @property
+    def embedding(self) -> np.ndarray:
+        """The clip embedding (D,) float32."""
 
     @property
     def tags(self) -> dict[str, Value]:
-        return self._sound.tags
+        """The file's own metadata, see app.audio.tags; empty for a stored clip, whose metadata includes it."""
 
 
-class _Remembered:
-    """A clip whose frames the library has."""
+class FileEmbeddingStream:
+    """A file's embeddings, computed while it is decoded: memory use does not grow with its length.
 
-    def __init__(self, clip: Clip, vector: np.ndarray, frames: FrameCodes, hop: float) -> None:
-        self.filename, self.duration, self.frame_hop = clip.filename, clip.duration, hop
-        self.sample_rate, self.channels = clip.sample_rate, clip.channels
-        self.clip = vector
-        self.tags: dict[str, Value] = {}  # they are in the clip's metadata
-        self._frames = frames
+    Use it as an async context manager: leaving early cancels the windows that are still queued.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        audio: DecodedAudio,
+        filename: str,
+        *,
+        urgency: Urgency = Urgency.INTERACTIVE,
+        sink: AudioSink | None = None,
+    ) -> None:
+        self.filename, self.frame_hop = filename, engine.frame_hop
+        self.sample_rate, self.channels = audio.sample_rate, audio.channels
+        self._audio, self._sink = audio, sink
+        self._cutter, self._joiner = WindowCutter(engine.windows), Joiner(engine.windows.frame_share)
+        self._pending: deque[Window] = deque()  # submitted to the engine, in order
+        self._results = engine.encode_stream(self._windows(), urgency=urgency)
+
+    async def __aenter__(self) -> FileEmbeddingStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._results.aclose()
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
-        for at in range(0, len(self._frames), _CHUNK):
-            yield self._frames.decode(at, at + _CHUNK)
+        """Frames (t, D), one window's share at a time. Raises what decoding and embedding raise."""
+        async for clip, frames in self._results:
+            yield self._joiner.add(self._pending.popleft(), clip, frames)
+
+    async def remaining_audio(self) -> AsyncIterator[None]:
+        """Nothing: all audio went through the sink on its way to the model."""
+        return
+        yield
+
+    @property
+    def duration(self) -> float:
+        return self._audio.duration
+
+    @property
+    def embedding(self) -> np.ndarray:
+        return self._joiner.clip()
+
+    @property
+    def tags(self) -> dict[str, Value]:
+        return self._audio.tags
+
+    async def _windows(self) -> AsyncGenerator[np.ndarray, None]:
+        blocks = aiter(self._audio)
+        try:
+            async for block in blocks:
+                if self._sink is not None:
+                    self._sink.push(block)
+                for window, samples in self._cutter.push(block):
+                    self._pending.append(window)
+                    yield samples
+                await asyncio.sleep(0)  # reading a block that is ready does not suspend; others run in between
+        finally:
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
+        for window, samples in self._cutter.finish():
+            self._pending.append(window)
+            yield samples
+
+
+class ClipEmbeddingStream:
+    """A clip's stored embeddings. Its `audio` is decoded only for a sink, after the frames."""
+
+    def __init__(
+        self,
+        stored: StoredEmbeddings,
+        *,
+        audio: DecodedAudio | None = None,
+        sink: AudioSink | None = None,
+    ) -> None:
+        clip = stored.clip
+        self.filename, self.duration, self.frame_hop = clip.filename, clip.duration, stored.frame_hop
+        self.sample_rate, self.channels = clip.sample_rate, clip.channels
+        self.embedding = stored.embedding
+        self.tags: dict[str, Value] = {}
+        self._frames, self._audio, self._sink = stored.frames, audio, sink
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        for start in range(0, len(self._frames), _BLOCK):
+            yield self._frames.decode(start, start + _BLOCK)
+
+    async def remaining_audio(self) -> AsyncIterator[None]:
+        """All of the clip's audio, if there is a sink for it."""
+        if self._audio is not None and self._sink is not None:
+            async for block in self._audio:
+                self._sink.push(block)
+                yield
+
+
+@dataclass(frozen=True)
+class StoredEmbeddings:
+    """What the library stores of a clip's embeddings: embedding (D,), quantised frames, hop in seconds."""
+
+    clip: Clip
+    embedding: np.ndarray
+    frames: FrameCodes
+    frame_hop: float
+
+
+def open_source(
+    state: AppState, source: AudioSource, *, sink: AudioSink | None = None
+) -> AbstractAsyncContextManager[EmbeddingStream]:
+    """The embedding stream of an uploaded file or a stored clip. Raises what `open_file` and `open_clip` raise."""
+    return open_clip(state, source, sink=sink) if isinstance(source, str) else open_file(state, source, sink=sink)
 
 
 @contextlib.asynccontextmanager
-async def hear(
-    engine: Engine, sound: Decoding, filename: str, *, urgency: Urgency = Urgency.INTERACTIVE, pen: Pen | None = None
-) -> AsyncGenerator[Hearing, None]:
-    """A file that is being decoded, through the model; `pen` gets its blocks. Raises what both raise."""
-    async with engine.listen(sound if pen is None else _drawn(sound, pen), urgency=urgency) as listening:
-        yield _Decoded(sound, listening, filename)
+async def open_file(
+    state: AppState, file: AudioFile, *, urgency: Urgency = Urgency.INTERACTIVE, sink: AudioSink | None = None
+) -> AsyncGenerator[EmbeddingStream, None]:
+    """A file's embedding stream. Raises MediaError, QueueFull, Closed, NotFinite."""
+    state.engine.refuse_if_full()  # before any work is wasted
+    async with (
+        decode(state, file.binary, file.filename) as audio,
+        FileEmbeddingStream(state.engine, audio, file.filename, urgency=urgency, sink=sink) as stream,
+    ):
+        yield stream
 
 
-def remember(catalog: Library, clip_id: str) -> Hearing:
-    """A clip of the library, by its stored embeddings; blocking. Raises ClipNotFound."""
-    frames, hop = catalog.frame_codes(clip_id)
-    return _Remembered(catalog.get(clip_id), catalog.clip_vector(clip_id), frames, hop)
+@contextlib.asynccontextmanager
+async def open_clip(
+    state: AppState, clip_id: str, *, sink: AudioSink | None = None
+) -> AsyncGenerator[EmbeddingStream, None]:
+    """A clip's embedding stream. Raises ClipNotFound; with a sink also AudioMissing and MediaError."""
+    stored = await state.read(_load_embeddings, state.library, clip_id)
+    if sink is None:
+        yield ClipEmbeddingStream(stored)
+        return
+    async with decode_clip(state, clip_id) as audio:
+        yield ClipEmbeddingStream(stored, audio=audio, sink=sink)
 
 
-async def whole(hearing: Hearing) -> Recording:
-    """Listens to the end and keeps every frame."""
-    frames = np.concatenate([part async for part in hearing])
-    return Recording(
-        hearing.filename,
-        hearing.duration,
-        hearing.sample_rate,
-        hearing.channels,
-        hearing.frame_hop,
-        hearing.clip,
-        frames,
-    )
+async def embed_file(
+    state: AppState, file: AudioFile, *, urgency: Urgency = Urgency.INTERACTIVE
+) -> tuple[EmbeddingStream, np.ndarray]:
+    """A file's embedding stream, read to its end, and its frames (T, D). Raises what `open_file` raises."""
+    async with open_file(state, file, urgency=urgency) as stream:
+        return stream, np.concatenate([frames async for frames in stream])
 
 
-async def _drawn(sound: AsyncIterable[np.ndarray], pen: Pen) -> AsyncGenerator[np.ndarray, None]:
-    """The blocks of a sound, drawn as they pass."""
-    async for block in sound:
-        pen.push(block)
-        yield block
+@contextlib.asynccontextmanager
+async def decode(state: AppState, file: BinaryIO | Path, filename: str) -> AsyncGenerator[DecodedStream, None]:
+    """Decodes a file in the decoder pool, with metrics and trace spans. Raises MediaError, Closed."""
+    began = time.perf_counter()
+    attributes: dict[str, float | str] = {}
+    try:
+        async with state.decoders.open(file, filename, state.settings.max_duration_s) as audio:
+            yield audio
+            if audio.duration:  # the file was read to its end
+                state.metrics.observe_stage("decode", audio.decode_s)
+                state.metrics.observe_stage("resample", audio.resample_s)
+                state.metrics.audio_seconds.inc(audio.duration)
+                attributes = {
+                    "duration": audio.duration,
+                    "decode_s": audio.decode_s,
+                    "resample_s": audio.resample_s,
+                }
+    except MediaError as error:
+        state.metrics.decode_failures.labels(error.reason).inc()
+        attributes = {"failure": error.reason}
+        raise
+    finally:
+        state.tracing.record("decode", began, time.perf_counter(), **attributes)
+
+
+@contextlib.asynccontextmanager
+async def decode_clip(state: AppState, clip_id: str) -> AsyncGenerator[DecodedStream, None]:
+    """Decodes a clip's stored audio file. Raises ClipNotFound, AudioMissing, MediaError."""
+    path = await state.read(state.library.audio_path, clip_id)
+    clip = await state.read(state.library.get, clip_id)
+    async with decode(state, path, clip.filename) as audio:
+        yield audio
+
+
+def _load_embeddings(library: Library, clip_id: str) -> StoredEmbeddings:
+    frames, hop = library.frame_codes(clip_id)
+    return StoredEmbeddings(library.get(clip_id), library.clip_vector(clip_id), frames, hop)

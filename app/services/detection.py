@@ -1,34 +1,37 @@
-"""Sound event detection in one recording, while it is still being heard or when it has ended.
+"""Sound event detection in one recording: all events at its end, or each one as soon as it is final.
 
-Knows the engine and recordings as app.services.audio_source has them; no library, no requests.
+Detector and EventReporter are synchronous: frames in, scores, events and messages out. The functions before them open
+the recording and move work to threads.
 """
 
 from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from app.audio.peaks import Envelope
 from app.audio.spectrogram import Sketch
 from app.inference.engine import Engine
-from app.services.audio_source import Hearing
+from app.services.audio_source import AudioSource, EmbeddingStream, open_source
+from app.state import AppState
 from model.detection import DetectionSettings, Event, EventStream, find_events
 
-_PROGRESS_EVERY = 1.0  # seconds of ours between two lines that tell how far it is
-_DRAWN_EVERY = 0.1  # seconds of ours between two lines of a picture that is all there is left to send
-_ON_THREAD = 1 << 12  # scores at once from which scoring leaves the event loop
+_PROGRESS_INTERVAL_S = 1.0  # between two progress messages
+_OUTLINE_INTERVAL_S = 0.1  # between two outline messages, once nothing else is left to send
+_INLINE_SCORES = 1 << 12  # scores per block up to which the event loop computes them itself
 
-Compute = Callable[..., Awaitable[Any]]  # runs a function with its arguments where it does not block
-Encoding = Literal["float", "base64"]  # of frame scores: six decimals, or float32 little-endian, phrase by phrase
+Encoding = Literal["float", "base64"]  # of frame scores: six decimals, or little-endian float32, phrase by phrase
+Message = dict[str, Any]  # a line of the NDJSON stream, in plain JSON types
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to listen for: phrases, each with the settings that turn its scores into events."""
+class DetectionRequest:
+    """Phrases to detect, each with the settings that turn its scores into events."""
 
     phrases: list[str]
     settings: list[DetectionSettings]
@@ -39,175 +42,209 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What is drawn beside a running detection: the `sketch` that is the hearing's pen.
+class StreamOptions:
+    """What a stream of messages includes besides events.
 
-    Where the frames are remembered nothing is decoded for them: then it is the sketch of a `sound`, which is read once
-    all events are told.
+    frames: the scores of every frame. outline_step: waveform and spectrogram with a column every so many seconds.
     """
 
-    sketch: Sketch
-    sound: AsyncIterable[np.ndarray] | None = None
+    frames: bool = False
+    encoding: Encoding = "float"
+    outline_step: float | None = None
 
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """What was heard: for P phrases their clip scores (P,), frame scores (P, T) and events."""
+    """The result for P phrases: clip scores (P,), frame scores (P, T) before smoothing, and events."""
 
     filename: str
-    duration: float
-    frame_hop: float
+    duration: float  # seconds
+    frame_hop: float  # seconds
     phrases: list[str]
     clip_scores: np.ndarray
     scores: np.ndarray
     events: list[list[Event]]
 
 
-class _Ear:
-    """Frames in, scores kept; `texts` (P, D) are the phrases' embeddings."""
+async def detect(state: AppState, source: AudioSource, request: DetectionRequest) -> DetectionResult:
+    """The events of each phrase in a whole recording."""
+    texts = await state.engine.embed_texts(request.phrases)
+    async with open_source(state, source) as stream:
+        return await _detect(state, stream, Detector(state.engine, request, texts))
 
-    def __init__(self, engine: Engine, question: Question, texts: np.ndarray) -> None:
-        self._engine, self._question, self._texts = engine, question, texts
-        self._parts: list[np.ndarray] = []
 
-    def hear(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (t, D) → their scores (P, t)."""
+async def detect_plot(state: AppState, source: AudioSource, request: DetectionRequest) -> bytes:
+    """Scores and events of a whole recording as a PNG, with its waveform."""
+    texts = await state.engine.embed_texts(request.phrases)
+    envelope = Envelope()
+    async with open_source(state, source, sink=envelope) as stream:
+        result = await _detect(state, stream, Detector(state.engine, request, texts))
+        async for _ in stream.remaining_audio():
+            pass
+    return await state.compute(plot, result, envelope.levels(), request)
+
+
+async def detect_stream(
+    state: AppState, source: AudioSource, request: DetectionRequest, options: StreamOptions
+) -> AsyncGenerator[Message, None]:
+    """The messages of a running detection, see EventReporter. Raises what opening and reading the source raise."""
+    texts = await state.engine.embed_texts(request.phrases)
+    sketch = None if options.outline_step is None else Sketch(options.outline_step)
+    async with open_source(state, source, sink=sketch) as stream:
+        detector, reporter = Detector(state.engine, request, texts), EventReporter(request, stream, options, sketch)
+        yield reporter.start()
+        async for frames in stream:
+            for message in reporter.push(await _score(state, detector, frames)):
+                yield message
+        for message in reporter.finish():
+            yield message
+        last_sent = time.monotonic()
+        async for _ in stream.remaining_audio():
+            if time.monotonic() - last_sent > _OUTLINE_INTERVAL_S:
+                last_sent = time.monotonic()
+                for message in reporter.outline():
+                    yield message
+        for message in reporter.end(await state.compute(detector.finish, stream, reporter.events)):
+            yield message
+
+
+async def _detect(state: AppState, stream: EmbeddingStream, detector: Detector) -> DetectionResult:
+    async for frames in stream:
+        await _score(state, detector, frames)
+    return await state.compute(detector.finish, stream)
+
+
+async def _score(state: AppState, detector: Detector, frames: np.ndarray) -> np.ndarray:
+    """Scores a block of frames: on a thread, unless switching costs more than the scores."""
+    if len(frames) * len(detector.request.phrases) < _INLINE_SCORES:
+        return detector.push(frames)
+    return await state.compute(detector.push, frames)
+
+
+class Detector:
+    """Scores one recording's frames against P phrases, with text embeddings `texts` (P, D), and finds the events."""
+
+    def __init__(self, engine: Engine, request: DetectionRequest, texts: np.ndarray) -> None:
+        self.request = request
+        self._engine, self._texts = engine, texts
+        self._scores: list[np.ndarray] = []
+
+    def push(self, frames: np.ndarray) -> np.ndarray:
+        """Frames (t, D) → scores (P, t)."""
         scores = self._engine.frame_score(frames, self._texts)
-        self._parts.append(scores)
+        self._scores.append(scores)
         return scores
 
-    def result(self, hearing: Hearing, events: list[list[Event]] | None = None) -> DetectionResult:
-        """All of it, when the hearing has ended; the events, if they are not known yet, from the whole track."""
-        scores = np.concatenate(self._parts, axis=1)
+    def finish(self, stream: EmbeddingStream, events: list[list[Event]] | None = None) -> DetectionResult:
+        """The result, after the last block. Finds the events in the scores unless they are already known."""
+        scores = np.concatenate(self._scores, axis=1)
         if events is None:
             events = [
-                find_events(track, settings, hearing.frame_hop, hearing.duration)
-                for track, settings in zip(scores, self._question.settings, strict=True)
+                find_events(track, settings, stream.frame_hop, stream.duration)
+                for track, settings in zip(scores, self.request.settings, strict=True)
             ]
-        clip_scores = self._engine.clip_score(hearing.clip[None], self._texts)[0]
+        clip_scores = self._engine.clip_score(stream.embedding[None], self._texts)[0]
         return DetectionResult(
-            hearing.filename, hearing.duration, hearing.frame_hop, self._question.phrases, clip_scores, scores, events
+            stream.filename, stream.duration, stream.frame_hop, self.request.phrases, clip_scores, scores, events
         )
 
 
-async def detect_events(
-    engine: Engine, hearing: Hearing, question: Question, texts: np.ndarray, compute: Compute
-) -> DetectionResult:
-    """The events of each phrase in the whole recording."""
-    ear = _Ear(engine, question, texts)
-    async for frames in hearing:
-        await _hear(ear, frames, texts, compute)
-    result: DetectionResult = await compute(ear.result, hearing)
-    return result
+class EventReporter:
+    """Turns one recording's scores into messages: start, events as soon as they are final, progress, end.
 
-
-async def follow_events(
-    engine: Engine,
-    hearing: Hearing,
-    question: Question,
-    texts: np.ndarray,
-    compute: Compute,
-    *,
-    frames: bool,
-    encoding: Encoding = "float",
-    drawing: Drawing | None = None,
-    on_result: Callable[[DetectionResult], None] | None = None,
-) -> AsyncGenerator[dict[str, Any], None]:
-    """The lines of a running detection, as plain JSON types; the last has everything that `detect_events` finds.
-
-    start, then event lines, each as soon as nothing that follows can change it, progress lines about once a second,
-    with `frames` also the scores of every frame, with a `drawing` its lines, and end. `on_result` gets the result
-    itself just before the end.
+    Depending on the options, also the scores of every frame, and the outline that `sketch` makes of the audio. `events`
+    holds those reported so far; at the end they are the events that `detect` finds.
     """
-    ear = _Ear(engine, question, texts)
-    streams = [EventStream(settings, hearing.frame_hop) for settings in question.settings]
-    found: list[list[Event]] = [[] for _ in streams]
 
-    def tell(certain: list[list[Event]]) -> list[dict[str, Any]]:
-        for events, more in zip(found, certain, strict=True):
-            events += more
-        lines = [
-            {"type": "event", "phrase": phrase} | _event(event)
-            for phrase, events in zip(question.phrases, certain, strict=True)
-            for event in events
+    def __init__(
+        self,
+        request: DetectionRequest,
+        stream: EmbeddingStream,
+        options: StreamOptions = StreamOptions(),
+        sketch: Sketch | None = None,
+    ) -> None:
+        self._phrases, self._stream, self._options, self._sketch = request.phrases, stream, options, sketch
+        self._tracks = [EventStream(settings, stream.frame_hop) for settings in request.settings]
+        self.events: list[list[Event]] = [[] for _ in self._tracks]
+        self._position = 0  # frames
+        self._last_progress = time.monotonic()
+
+    def start(self) -> Message:
+        """The first message."""
+        stream = self._stream
+        message = {
+            "type": "start",
+            "filename": stream.filename,
+            "frame_hop": stream.frame_hop,
+            "sample_rate": stream.sample_rate,
+            "channels": stream.channels,
+            "phrases": self._phrases,
+        }
+        return message if self._sketch is None else message | {"outline": self._sketch.about()}
+
+    def push(self, scores: np.ndarray) -> list[Message]:
+        """The messages that follow from the next scores (P, t)."""
+        messages: list[Message] = []
+        if self._options.frames:
+            encoded = _encode_scores(scores, self._options.encoding)
+            messages.append({"type": "frames", "first": self._position, "scores": encoded})
+        self._position += scores.shape[1]
+        messages += self.outline()
+        messages += self._report([track.push(own) for track, own in zip(self._tracks, scores, strict=True)])
+        if time.monotonic() - self._last_progress > _PROGRESS_INTERVAL_S:
+            self._last_progress = time.monotonic()
+            position = round(self._position * self._stream.frame_hop, 3)
+            messages.append({"type": "progress", "position": position})
+        return messages
+
+    def outline(self) -> list[Message]:
+        """The outline of the audio since the last outline message, if there is any."""
+        line = None if self._sketch is None else self._sketch.line()
+        return [] if line is None else [line]
+
+    def finish(self) -> list[Message]:
+        """The last events, after the last frames."""
+        return self._report([track.finish(self._stream.duration) for track in self._tracks])
+
+    def end(self, result: DetectionResult) -> list[Message]:
+        """The rest of the outline and the end message, after the last audio."""
+        if self._sketch is not None:
+            self._sketch.finish()
+        response = to_response(result, frames=False)
+        for phrase in response["phrases"]:
+            del phrase["frame_scores"]
+        return [*self.outline(), {"type": "end"} | response]
+
+    def _report(self, final: list[list[Event]]) -> list[Message]:
+        """Event messages for each phrase's new events, in order of time."""
+        for events, new in zip(self.events, final, strict=True):
+            events += new
+        messages = [
+            {"type": "event", "phrase": phrase} | _encode_event(event)
+            for phrase, new in zip(self._phrases, final, strict=True)
+            for event in new
         ]
-        return sorted(lines, key=lambda line: (line["onset"], line["offset"]))
-
-    yield {
-        "type": "start",
-        "filename": hearing.filename,
-        "frame_hop": hearing.frame_hop,
-        "sample_rate": hearing.sample_rate,
-        "channels": hearing.channels,
-        "phrases": question.phrases,
-    } | ({} if drawing is None else {"outline": drawing.sketch.about()})
-    heard, told = 0, time.monotonic()
-    async for part in hearing:
-        scores = await _hear(ear, part, texts, compute)
-        if frames:
-            yield {"type": "frames", "first": heard, "scores": _scores(scores, encoding)}
-        heard += len(part)
-        if drawing is not None and (drawn := drawing.sketch.line()):
-            yield drawn
-        for line in tell([stream.push(track) for stream, track in zip(streams, scores, strict=True)]):
-            yield line
-        if time.monotonic() - told > _PROGRESS_EVERY:
-            told = time.monotonic()
-            yield {"type": "progress", "position": round(heard * hearing.frame_hop, 3)}
-    for line in tell([stream.finish(hearing.duration) for stream in streams]):
-        yield line
-    if drawing is not None:
-        async for line in _finished(drawing):
-            yield line
-    result: DetectionResult = await compute(ear.result, hearing, found)
-    if on_result is not None:
-        on_result(result)
-    answer = to_answer(result, frames=False)
-    for phrase in answer["phrases"]:
-        del phrase["frame_scores"]
-    yield {"type": "end"} | answer
+        return sorted(messages, key=lambda message: (message["onset"], message["offset"]))
 
 
-async def _finished(drawing: Drawing) -> AsyncGenerator[dict[str, Any], None]:
-    """The lines of a drawing that are left when everything has been heard."""
-    if drawing.sound is not None:
-        told = time.monotonic()
-        async for block in drawing.sound:
-            drawing.sketch.push(block)
-            if time.monotonic() - told > _DRAWN_EVERY:
-                told = time.monotonic()
-                if line := drawing.sketch.line():
-                    yield line
-    drawing.sketch.finish()
-    if line := drawing.sketch.line():
-        yield line
-
-
-async def _hear(ear: _Ear, frames: np.ndarray, texts: np.ndarray, compute: Compute) -> np.ndarray:
-    if len(frames) * len(texts) < _ON_THREAD:
-        return ear.hear(frames)
-    scores: np.ndarray = await compute(ear.hear, frames)
-    return scores
-
-
-def draw(result: DetectionResult, outline: np.ndarray, question: Question) -> bytes:
-    """The result as a PNG, with the recording's outline (2, n)."""
-    from app.export.plot import detection_png  # Matplotlib takes a second to import and most services never draw
+def plot(result: DetectionResult, peaks: np.ndarray, request: DetectionRequest) -> bytes:
+    """The result as a PNG, with the recording's waveform peaks (2, n)."""
+    from app.export.plot import detection_png  # importing Matplotlib takes a second, and most services never plot
 
     return detection_png(
-        outline,
+        peaks,
         result.duration,
         result.frame_hop,
         result.phrases,
         result.scores,
         result.events,
         result.filename,
-        [settings.threshold for settings in question.settings],
+        [settings.threshold for settings in request.settings],
     )
 
 
-def to_answer(result: DetectionResult, frames: bool, encoding: Encoding = "float") -> dict[str, Any]:
-    """The result as POST /detect answers it, in plain JSON types; `frames`: with every frame's score, unsmoothed."""
+def to_response(result: DetectionResult, frames: bool, encoding: Encoding = "float") -> dict[str, Any]:
+    """The result as the JSON response of POST /detect. `frames`: with the score of every frame, before smoothing."""
     return {
         "filename": result.filename,
         "duration": result.duration,
@@ -216,23 +253,23 @@ def to_answer(result: DetectionResult, frames: bool, encoding: Encoding = "float
             {
                 "phrase": phrase,
                 "clip_score": round(float(clip_score), 6),
-                "max_score": round(float(track.max()), 6),
-                "events": [_event(event) for event in events],
-                "frame_scores": _scores(track, encoding) if frames else None,
+                "max_score": round(float(scores.max()), 6),
+                "events": [_encode_event(event) for event in events],
+                "frame_scores": _encode_scores(scores, encoding) if frames else None,
             }
-            for phrase, clip_score, track, events in zip(
+            for phrase, clip_score, scores, events in zip(
                 result.phrases, result.clip_scores, result.scores, result.events, strict=True
             )
         ],
     }
 
 
-def _event(event: Event) -> dict[str, float]:
+def _encode_event(event: Event) -> dict[str, float]:
     return {"onset": round(event.onset, 3), "offset": round(event.offset, 3), "score": round(event.score, 6)}
 
 
-def _scores(scores: np.ndarray, encoding: Encoding) -> Any:
-    """Scores of any shape as nested lists of numbers with six decimals, or as text, exact and half as long."""
+def _encode_scores(scores: np.ndarray, encoding: Encoding) -> Any:
+    """Scores of any shape as nested lists with six decimals, or as base64: exact, and half as long."""
     if encoding == "base64":
         return base64.b64encode(np.ascontiguousarray(scores, dtype="<f4").tobytes()).decode()
     return np.round(scores.astype(np.float64), 6).tolist()

@@ -1,7 +1,4 @@
-"""From uploaded files to clips of the library: decode, embed, add; each file by itself, a few at a time.
-
-Knows no form and no answer.
-"""
+"""Adding uploaded files to the library: hash, decode, embed and store each file independently of the others."""
 
 from __future__ import annotations
 
@@ -14,26 +11,20 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from app.audio.tags import joined
 from app.inference.batcher import Urgency
-from app.state import Services
+from app.services.audio_source import AudioFile, open_file
+from app.state import AppState
 from index import AudioMissing, Clip, FrameCodes, Library, NewClip
 
-_PIECE = 1 << 20  # bytes
-_LARGE = 16 << 20  # bytes whose copy others should not wait for
-_TOGETHER = 4  # files of one request under way at once
+_READ_SIZE = 1 << 20  # bytes
+_LARGE = 16 << 20  # bytes; larger files are added one by one, so that others don't wait while they are copied
+_CONCURRENT_FILES = 4  # of one request
 
 
 class Named(Protocol):
-    """A file of a request."""
+    """An item of a request that errors refer to by its file name."""
 
     @property
     def filename(self) -> str: ...
-
-
-class Source(Named, Protocol):
-    """A file to add, open for reading; nobody else moves its position meanwhile."""
-
-    @property
-    def binary(self) -> BinaryIO: ...
 
 
 S = TypeVar("S", bound=Named)
@@ -42,65 +33,66 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that could not be used, and why."""
+    """A file that could not be processed, and the reason."""
 
     filename: str
     error: Exception
 
 
-async def each_file(sources: Sequence[S], work: Callable[[S], Awaitable[R]]) -> list[R | Failure]:
-    """`work` on every source, a few at a time; results in order. One that fails leaves the others as they are."""
-    places = asyncio.Semaphore(_TOGETHER)
+async def each_file(files: Sequence[S], process: Callable[[S], Awaitable[R]]) -> list[R | Failure]:
+    """Processes the files of a request, a few at a time; results in order. A failed file does not affect the others."""
+    permits = asyncio.Semaphore(_CONCURRENT_FILES)
 
-    async def one(source: S) -> R | Failure:
-        async with places:
+    async def process_one(file: S) -> R | Failure:
+        async with permits:
             try:
-                return await work(source)
+                return await process(file)
             except Exception as error:
-                return Failure(source.filename, error)
+                return Failure(file.filename, error)
 
-    return await asyncio.gather(*(one(source) for source in sources))
+    return await asyncio.gather(*(process_one(file) for file in files))
 
 
-async def add_file(services: Services, source: Source, metadata: dict[str, Any]) -> tuple[Clip, bool]:
-    """Adds one file: (clip, True), or (the clip that is there, False).
+async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -> tuple[Clip, bool]:
+    """Adds one file: (clip, True), or (the existing clip, False).
 
-    A file that is there already is neither decoded nor embedded again, and keeps its metadata. To the given metadata
-    comes what name and file say (app.audio.tags.joined); what is given is kept as it is. Raises what decoding,
-    embedding and adding raise.
+    An existing file is neither decoded nor embedded again, and keeps its metadata. The given metadata is completed
+    with what the file name and the file's own tags contain (app.audio.tags.joined). Raises what decoding, embedding
+    and adding raise.
     """
-    catalog, audio = services.catalog, source.binary
+    audio = file.binary
     sha256 = await asyncio.to_thread(_sha256, audio)
-    known = await services.read(_find_whole, catalog, sha256)
-    if known is not None:
-        return known, False
-    frames = FrameCodes(services.engine.dim)
-    async with services.hear(audio, source.filename, urgency=Urgency.BULK) as heard:
-        async for part in heard:
+    existing = await state.read(_find_complete, state.library, sha256)
+    if existing is not None:
+        return existing, False
+    frames = FrameCodes(state.engine.dim)
+    async with open_file(state, file, urgency=Urgency.BULK) as stream:
+        async for part in stream:
             frames.add(part)
     new = NewClip(
-        filename=source.filename,
+        filename=file.filename,
         sha256=sha256,
-        duration=heard.duration,
-        sample_rate=heard.sample_rate,
-        channels=heard.channels,
-        metadata=joined(heard.tags, source.filename, metadata),
-        embedding=heard.clip,
+        duration=stream.duration,
+        sample_rate=stream.sample_rate,
+        channels=stream.channels,
+        metadata=joined(stream.tags, file.filename, metadata),
+        embedding=stream.embedding,
         frames=frames,
-        frame_hop=heard.frame_hop,
+        frame_hop=stream.frame_hop,
         audio=audio,
     )
     if audio.seek(0, io.SEEK_END) > _LARGE:
-        return await services.write(catalog.add, new)
-    return await services.add(new)
+        return await state.write(state.library.add, new)
+    with state.stage("index", call="add"):
+        return await state.additions.submit(new)  # shares a transaction with the clips that arrive meanwhile
 
 
-def _find_whole(catalog: Library, sha256: str) -> Clip | None:
-    """The clip with this audio, unless its file is missing: adding it again restores that."""
-    clip = catalog.find(sha256)
+def _find_complete(library: Library, sha256: str) -> Clip | None:
+    """The clip with this audio; None if its audio file is missing, which adding it again restores."""
+    clip = library.find(sha256)
     if clip is not None:
         try:
-            catalog.audio_path(clip.id)
+            library.audio_path(clip.id)
         except AudioMissing:
             return None
     return clip
@@ -109,6 +101,6 @@ def _find_whole(catalog: Library, sha256: str) -> Clip | None:
 def _sha256(file: BinaryIO) -> str:
     file.seek(0)
     digest = hashlib.sha256()
-    while piece := file.read(_PIECE):
-        digest.update(piece)
+    while chunk := file.read(_READ_SIZE):
+        digest.update(chunk)
     return digest.hexdigest()

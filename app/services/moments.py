@@ -1,7 +1,7 @@
-"""The best moments of the whole library: of one sound, or of several, one after another.
+"""The best moments of the whole library: of one sound, or of a sequence of sounds.
 
-In two steps: clips by their best segment, a vector for each stretch of a recording in which it sounds alike, then every
-frame of those clips, which is exact. Knows engine and library; no requests and no answers.
+Two stages: clips are ranked by their most similar segment (one vector per homogeneous stretch), then every frame of the
+best of them is scored, which is exact.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from app.inference.batcher import Urgency
 from app.inference.engine import Engine
-from app.state import Services
+from app.state import AppState
 from index import Clip, Library
 from model.detection import Moment, find_moments
 
-CANDIDATES = 200  # clips that are looked at frame by frame, for each sound that is asked for
-OVERLAP = 0.5  # seconds that a sound may begin before the one before it ends: as exact as smoothed frames are
-_OF_ONE_CLIP = 50  # moments of one sound in one clip that are kept, the best
-_TOGETHER = 25  # clips looked at in one go; in between, a caller who left is noticed
-_SECONDS = 600.0  # of sound whose frames are in memory at once; a longer clip is alone
+CANDIDATES = 200  # clips scored frame by frame, for each sound of the query
+OVERLAP = 0.5  # seconds that a sound of a sequence may begin before the previous one ends: smoothed frames' precision
+_MOMENTS_PER_CLIP = 50  # of one sound, the best
+_CHUNK = 25  # clips scored at once; a client that disconnects is noticed in between
+_MAX_SECONDS = 600.0  # of audio whose frames are in memory at once; a longer clip is scored alone
 
 
 @dataclass(frozen=True)
 class ClipMoment:
-    """A stretch of a clip that answers, in seconds; `parts` are the sounds of a sequence, one for a single sound."""
+    """A matching stretch of a clip, in seconds; `parts` are the sounds of a sequence, one for a single sound."""
 
     clip: Clip
     parts: tuple[Moment, ...]
@@ -41,66 +42,68 @@ class ClipMoment:
 
     @property
     def score(self) -> float:
-        """A sequence is as certain as its least certain sound."""
+        """The lowest score of the parts."""
         return min(part.score for part in self.parts)
 
 
-async def best_moments(
-    services: Services,
-    sounds: np.ndarray,
+async def search_moments(
+    state: AppState,
+    sounds: Sequence[str],
     k: int,
     *,
     max_gap: float = 0.0,
     filter: Mapping[str, Any] | None = None,
 ) -> tuple[list[ClipMoment], int]:
-    """The k best moments for the embeddings of P `sounds` (P, D), best first, and how many clips were looked at.
+    """The k best moments, best first, and how many clips were scored.
 
-    One sound: its moments, as a search shows them. Several: where they follow each other (`find_sequences`). Looked at
-    are, for each sound, the CANDIDATES clips that have the nearest segments, all of them together.
+    One sound: its moments, as in a search. Several: where they follow each other (`find_sequences`). For each sound,
+    the CANDIDATES clips with the most similar segments are scored for all of them.
     """
-    engine, catalog = services.engine, services.catalog
-    clips: dict[str, Clip] = {}
-    for sound in sounds:
-        with services.metrics.vector_search():
-            hits = await services.read(catalog.search_segments, sound, CANDIDATES, filter)
-        clips.update((hit.clip.id, hit.clip) for hit in hits)
-    waiting = list(clips.values())
-    found: list[ClipMoment] = []
-    for at in range(0, len(waiting), _TOGETHER):
-        least = found[-1].score if len(found) == k else 0.0
-        some = waiting[at : at + _TOGETHER]
-        found += await services.compute(_of_clips, engine, catalog, some, sounds, max_gap, least)
-        found.sort(key=lambda moment: (-moment.score, moment.clip.id, moment.start))
-        del found[k:]
-    return found, len(waiting)
+    engine, library = state.engine, state.library
+    vectors = await engine.embed_texts(sounds, urgency=Urgency.SEARCH)
+    candidates: dict[str, Clip] = {}
+    for vector in vectors:
+        with state.metrics.vector_search():
+            hits = await state.read(library.search_segments, vector, CANDIDATES, filter)
+        candidates.update((hit.clip.id, hit.clip) for hit in hits)
+    clips = list(candidates.values())
+    best: list[ClipMoment] = []
+    for start in range(0, len(clips), _CHUNK):
+        least = best[-1].score if len(best) == k else 0.0
+        chunk = clips[start : start + _CHUNK]
+        best += await state.compute(_score_clips, engine, library, chunk, vectors, max_gap, least)
+        best.sort(key=lambda moment: (-moment.score, moment.clip.id, moment.start))
+        del best[k:]
+    return best, len(clips)
 
 
-def _of_clips(
-    engine: Engine, catalog: Library, clips: list[Clip], sounds: np.ndarray, max_gap: float, least: float
+def _score_clips(
+    engine: Engine, library: Library, clips: list[Clip], vectors: np.ndarray, max_gap: float, least: float
 ) -> list[ClipMoment]:
-    """Moments of these clips, at least all of those with a score of `least` or more."""
-    found = []
-    for some in _together(clips):
-        codes = catalog.frame_codes_of([clip.id for clip in some])
-        there = [clip for clip in some if clip.id in codes]  # the others were deleted since the search
-        if not there:
+    """Moments of these clips for P sounds (P, D), at least all with a score of `least` or more."""
+    moments = []
+    for group in _group_by_duration(clips):
+        codes = library.frame_codes_of([clip.id for clip in group])
+        existing = [clip for clip in group if clip.id in codes]  # the others were deleted since the search
+        if not existing:
             continue
-        frames = [codes[clip.id][0].decode() for clip in there]
+        frames = [codes[clip.id][0].decode() for clip in existing]
         stops = np.cumsum([len(own) for own in frames])
-        scores = np.split(engine.frame_score(np.concatenate(frames), sounds), stops[:-1], axis=1)
-        for clip, own in zip(there, scores, strict=True):
-            if own.max(axis=1).min() < least:  # a moment has the score of one of its frames, or of a lower one
+        scores = np.split(engine.frame_score(np.concatenate(frames), vectors), stops[:-1], axis=1)
+        for clip, own in zip(existing, scores, strict=True):
+            if own.max(axis=1).min() < least:  # a moment's score is at most that of its best frame
                 continue
-            tracks = [find_moments(track, codes[clip.id][1], clip.duration, _OF_ONE_CLIP) for track in own]
-            found += [ClipMoment(clip, parts) for parts in find_sequences(tracks, max_gap)]
-    return found
+            hop = codes[clip.id][1]
+            tracks = [find_moments(track, hop, clip.duration, _MOMENTS_PER_CLIP) for track in own]
+            moments += [ClipMoment(clip, parts) for parts in find_sequences(tracks, max_gap)]
+    return moments
 
 
-def _together(clips: list[Clip]) -> Iterator[list[Clip]]:
-    """The clips in groups of at most _SECONDS."""
+def _group_by_duration(clips: list[Clip]) -> Iterator[list[Clip]]:
+    """The clips in groups of at most _MAX_SECONDS."""
     group: list[Clip] = []
     for clip in clips:
-        if group and sum(other.duration for other in group) + clip.duration > _SECONDS:
+        if group and sum(other.duration for other in group) + clip.duration > _MAX_SECONDS:
             yield group
             group = []
         group.append(clip)
@@ -109,33 +112,33 @@ def _together(clips: list[Clip]) -> Iterator[list[Clip]]:
 
 
 def follows(first: Moment, second: Moment, max_gap: float) -> bool:
-    """Whether `second` comes after `first`: it begins and ends later, and begins from OVERLAP seconds before the end
-    of `first` to `max_gap` seconds after it."""
+    """Whether `second` comes after `first`: it starts and ends later, and starts between OVERLAP seconds before and
+    `max_gap` seconds after the end of `first`."""
     gap = second.start - first.end
     return second.start > first.start and second.end > first.end and -OVERLAP <= gap <= max_gap
 
 
 def find_sequences(tracks: Sequence[Sequence[Moment]], max_gap: float) -> list[tuple[Moment, ...]]:
-    """Moments of P sounds (for each its moments in a clip) → chains of P, each following the one before; best first.
+    """The moments of P sounds in one clip → chains of P moments, each following the one before; best first.
 
-    The score of a chain is its lowest. Of the chains that end in the same moment the best is kept (the shortest of
-    equals), and of chains that overlap the better. With one sound each moment is a chain.
+    A chain scores as low as its weakest moment. Of the chains that end in the same moment the best is kept (the
+    shortest of equals), and of overlapping chains the better. With one sound each moment is a chain.
     """
     chains: list[tuple[Moment, ...]] = [(moment,) for moment in tracks[0]]
     for track in tracks[1:]:
-        longer = []
+        extended = []
         for moment in track:
             before = [chain for chain in chains if follows(chain[-1], moment, max_gap)]
             if before:
-                # the weakest sound decides; where that is `moment` itself, what began last makes the shortest chain
+                # the weakest sound decides; where that is `moment` itself, the latest start makes the shortest chain
                 best = max(before, key=lambda chain: (min(_score(chain), moment.score), chain[0].start))
-                longer.append((*best, moment))
-        chains = longer
-    kept: list[tuple[Moment, ...]] = []
+                extended.append((*best, moment))
+        chains = extended
+    selected: list[tuple[Moment, ...]] = []
     for chain in sorted(chains, key=lambda chain: (-_score(chain), chain[-1].end - chain[0].start, chain[0].start)):
-        if all(chain[-1].end <= other[0].start or other[-1].end <= chain[0].start for other in kept):
-            kept.append(chain)
-    return kept
+        if all(chain[-1].end <= other[0].start or other[-1].end <= chain[0].start for other in selected):
+            selected.append(chain)
+    return selected
 
 
 def _score(chain: tuple[Moment, ...]) -> float:

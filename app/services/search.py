@@ -1,35 +1,51 @@
-"""Searching the library: by text, sound or clip; by meaning, words or both; without what is not wanted; with moments.
-
-Knows engine and library; no requests and no answers.
-"""
+"""Searching the library by text, by audio or by a clip: semantic, lexical or hybrid ranking, exclusions, moments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from app.inference.batcher import Urgency
 from app.inference.engine import Engine
-from app.services.fusion import fuse
-from app.state import Services
+from app.services.audio_source import AudioFile, open_file
+from app.state import AppState
 from index import Clip, ClipNotFound, Hit, Library
 from model.detection import Moment, find_moments, median_smooth
 
 Mode = Literal["semantic", "hybrid", "lexical"]
 
-MOMENTS = 3  # of one hit, at most
-WITHOUT_SCORE = 0.6  # a smoothed frame score from which an unwanted sound counts as heard; measured, see docs/log.md
-FUSED = 100  # clips of each ranking that a hybrid search looks at, at least
-WITHOUT_CLIPS = 2000  # clips that a search without something looks at, at most
-_WITHOUT_MEDIAN = 0.48  # seconds, as in detection
-_TOGETHER = 25  # clips whose frames are read in one go; in between, a caller who left is noticed
+MOMENTS = 3  # per hit, at most
+WITHOUT_SCORE = 0.6  # smoothed frame score from which an excluded sound counts as present; measured, see docs/log.md
+FUSION_DEPTH = 100  # clips of each ranking that a hybrid search fuses, at least
+WITHOUT_CLIPS = 2000  # clips that a search with exclusions considers, at most
+_WITHOUT_MEDIAN_S = 0.48  # as in detection
+_CHUNK = 25  # clips whose frames are read at once; a client that disconnects is noticed in between
+_RRF_K = 60  # damps the weight of the first ranks; the value of the paper
 
 
 @dataclass(frozen=True)
-class Found:
-    """A clip that answers. `similarity`: cosine to the query; `score`: its calibrated probability."""
+class SearchOptions:
+    """How to rank and filter.
+
+    mode: "semantic" ranks by similarity, "lexical" by BM25 over file name, tags and other metadata, "hybrid" fuses
+    both by rank. without: texts; a clip is left out when it is at least as similar to one of them as to the query, or
+    contains one: a frame score, smoothed as in detection, of WITHOUT_SCORE or more.
+    """
+
+    k: int = 10
+    mode: Mode = "semantic"
+    filter: Mapping[str, Any] | None = None
+    min_score: float | None = None
+    moments: bool = False
+    without: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """A matching clip. similarity: cosine to the query; score: the calibrated probability; moments: best first."""
 
     clip: Clip
     similarity: float
@@ -37,105 +53,136 @@ class Found:
     moments: list[Moment] | None
 
 
-async def search(
-    services: Services,
-    query: np.ndarray,
-    k: int,
-    *,
-    mode: Mode = "semantic",
-    words: str = "",
-    filter: Mapping[str, Any] | None = None,
-    min_score: float | None = None,
-    moments: bool = False,
-    leave_out: str | None = None,
-    without: np.ndarray | None = None,
-) -> list[Found]:
-    """The k clips that answer `query` (D,) best, best first, without the clip `leave_out`.
+@dataclass(frozen=True)
+class _Query:
+    """An embedding (D,), the words of a text query, and the id of a clip that is not a result."""
 
-    With the mode "semantic" those are the most similar. "lexical" asks for clips whose names, tags and other metadata
-    have `words`, by BM25; "hybrid" for both, fused by rank (app.services.fusion), each ranking as deep as FUSED clips at least.
+    vector: np.ndarray
+    words: str = ""
+    exclude: str | None = None
 
-    `min_score` drops hits whose score is lower. With `moments`, each hit has its best stretches for the query: frames
-    scored as in detection. A query that is itself a sound is compared with the frames in the same way.
 
-    `without` (W, D) are texts that must not be heard. A clip is left out when it is at least as similar to one of them
-    as to the query, or one of them is heard in it: a frame score, smoothed as in detection, of WITHOUT_SCORE or more.
-    Clips that are left out make room for the next best, down to the best WITHOUT_CLIPS of the library.
-    """
-    engine, catalog = services.engine, services.catalog
-    refuses = without is not None and len(without) > 0
-    asked = k + (leave_out is not None)
-    if refuses:
-        asked = min(2 * asked + 50, WITHOUT_CLIPS)
-    seen: set[str | None] = {leave_out}
-    hits: list[Hit] = []
-    while True:
-        found = await _candidates(services, query, asked, mode, words, filter)
-        fresh = [hit for hit in found if hit.clip.id not in seen]
-        seen.update(hit.clip.id for hit in fresh)
-        if without is None or not refuses:
-            hits = fresh
-            break
-        for at in range(0, len(fresh), _TOGETHER):
-            hits += await services.compute(_allowed, engine, catalog, fresh[at : at + _TOGETHER], without)
-            if len(hits) >= k:
-                break
-        if len(hits) >= k or len(found) < asked or asked == WITHOUT_CLIPS:
-            break
-        asked = min(4 * asked, WITHOUT_CLIPS)
-    hits = hits[:k]
+async def search_by_text(state: AppState, text: str, options: SearchOptions) -> list[SearchHit]:
+    """The k clips that match a text best, best first."""
+    (vector,) = await state.engine.embed_texts([text], urgency=Urgency.SEARCH)
+    return await _search(state, _Query(vector, words=text), options)
+
+
+async def search_by_audio(state: AppState, file: AudioFile, options: SearchOptions) -> list[SearchHit]:
+    """The k clips that sound most like an uploaded file, best first. The mode must be "semantic"."""
+    async with open_file(state, file, urgency=Urgency.SEARCH) as stream:
+        async for _ in stream:
+            pass
+    return await _search(state, _Query(stream.embedding), options)
+
+
+async def search_by_clip(state: AppState, clip_id: str, options: SearchOptions) -> tuple[Clip, list[SearchHit]]:
+    """A clip, and the k other clips that sound most like it, best first. Raises ClipNotFound."""
+    clip = await state.read(state.library.get, clip_id)
+    vector = await state.read(state.library.clip_vector, clip_id)
+    return clip, await _search(state, _Query(vector, exclude=clip_id), options)
+
+
+async def _search(state: AppState, query: _Query, options: SearchOptions) -> list[SearchHit]:
+    engine, library = state.engine, state.library
+    without = await engine.embed_texts(options.without, urgency=Urgency.SEARCH) if options.without else None
+    if without is None:
+        hits = await _rank(state, query, options, options.k + (query.exclude is not None))
+        hits = [hit for hit in hits if hit.clip.id != query.exclude]
+    else:
+        hits = await _rank_without(state, query, options, without)
+    hits = hits[: options.k]
     if not hits:
         return []
     scores = engine.score_of(np.array([hit.similarity for hit in hits])).tolist()
-    kept = [(hit, score) for hit, score in zip(hits, scores, strict=True) if min_score is None or score >= min_score]
-    if not moments:
-        return [Found(hit.clip, hit.similarity, score, None) for hit, score in kept]
-    stretches = await services.compute(_moments, engine, catalog, [hit.clip for hit, _ in kept], query)
-    return [Found(h.clip, h.similarity, s, m) for (h, s), m in zip(kept, stretches, strict=True)]
+    least = options.min_score
+    scored = [(hit, score) for hit, score in zip(hits, scores, strict=True) if least is None or score >= least]
+    if not options.moments:
+        return [SearchHit(hit.clip, hit.similarity, score, None) for hit, score in scored]
+    moments = await state.compute(_find_moments, engine, library, [hit.clip for hit, _ in scored], query.vector)
+    return [SearchHit(hit.clip, hit.similarity, score, own) for (hit, score), own in zip(scored, moments, strict=True)]
 
 
-async def _candidates(
-    services: Services, query: np.ndarray, k: int, mode: Mode, words: str, filter: Mapping[str, Any] | None
-) -> list[Hit]:
-    """The k best clips before anything is left out."""
-    catalog = services.catalog
-    if mode == "lexical":
-        return await services.read(catalog.search_words, words, query, k, filter)
-    deep = k if mode == "semantic" else max(k, FUSED)
-    with services.metrics.vector_search():
-        similar = await services.read(catalog.search, query, deep, filter)
-    if mode == "semantic":
+async def _rank(state: AppState, query: _Query, options: SearchOptions, k: int) -> list[Hit]:
+    """The k best clips, nothing excluded yet."""
+    library = state.library
+    if options.mode == "lexical":
+        return await state.read(library.search_words, query.words, query.vector, k, options.filter)
+    depth = k if options.mode == "semantic" else max(k, FUSION_DEPTH)
+    with state.metrics.vector_search():
+        similar = await state.read(library.search, query.vector, depth, options.filter)
+    if options.mode == "semantic":
         return similar
-    return fuse([similar, await services.read(catalog.search_words, words, query, deep, filter)])[:k]
+    lexical = await state.read(library.search_words, query.words, query.vector, depth, options.filter)
+    return fuse([similar, lexical])[:k]
 
 
-def _allowed(engine: Engine, catalog: Library, hits: list[Hit], without: np.ndarray) -> list[Hit]:
-    """The hits in which none of the texts (W, D) is heard."""
-    kept = []
+async def _rank_without(state: AppState, query: _Query, options: SearchOptions, without: np.ndarray) -> list[Hit]:
+    """The best clips that none of the excluded texts (W, D) rules out.
+
+    Excluded clips make room for the next best, down to the best WITHOUT_CLIPS of the library: each round ranks deeper
+    and checks the clips that are new.
+    """
+    depth = min(2 * (options.k + (query.exclude is not None)) + 50, WITHOUT_CLIPS)
+    seen: set[str | None] = {query.exclude}
+    hits: list[Hit] = []
+    while True:
+        ranked = await _rank(state, query, options, depth)
+        new = [hit for hit in ranked if hit.clip.id not in seen]
+        seen.update(hit.clip.id for hit in new)
+        for start in range(0, len(new), _CHUNK):
+            chunk = new[start : start + _CHUNK]
+            hits += await state.compute(_filter_without, state.engine, state.library, chunk, without)
+            if len(hits) >= options.k:
+                break
+        if len(hits) >= options.k or len(ranked) < depth or depth == WITHOUT_CLIPS:
+            return hits
+        depth = min(4 * depth, WITHOUT_CLIPS)
+
+
+def fuse(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """Reciprocal rank fusion (Cormack, Clarke, Büttcher, SIGIR 2009): all hits of the rankings, each once, best first.
+
+    A hit's weight is the sum of 1 / (60 + rank) over the rankings that contain it; ties are ordered by similarity. Of
+    a clip in several rankings, the first ranking's hit is returned.
+    """
+    weights: dict[str, float] = {}
+    hits: dict[str, Hit] = {}
+    for ranking in rankings:
+        for rank, hit in enumerate(ranking, start=1):
+            weights[hit.clip.id] = weights.get(hit.clip.id, 0.0) + 1 / (_RRF_K + rank)
+            hits.setdefault(hit.clip.id, hit)
+    return sorted(hits.values(), key=lambda hit: (-weights[hit.clip.id], -hit.similarity))
+
+
+def _filter_without(engine: Engine, library: Library, hits: list[Hit], without: np.ndarray) -> list[Hit]:
+    """The hits that none of the excluded texts (W, D) rules out."""
+    remaining = []
     for hit in hits:
         try:
-            nearest = float((without @ catalog.clip_vector(hit.clip.id)).max())
-            frames, hop = catalog.frames(hit.clip.id)
+            nearest = float((without @ library.clip_vector(hit.clip.id)).max())
+            frames, hop = library.frames(hit.clip.id)
         except ClipNotFound:  # deleted since the search
             continue
-        if nearest < hit.similarity and not is_heard(engine.frame_score(frames, without), hop):
-            kept.append(hit)
-    return kept
+        if nearest < hit.similarity and not _is_present(engine.frame_score(frames, without), hop):
+            remaining.append(hit)
+    return remaining
 
 
-def is_heard(scores: np.ndarray, frame_hop: float) -> bool:
-    """Whether a search takes one of W texts as heard, by their frame scores (W, T)."""
-    return bool(median_smooth(scores, _WITHOUT_MEDIAN, frame_hop).max() >= WITHOUT_SCORE)
+def _is_present(scores: np.ndarray, frame_hop: float) -> bool:
+    """Whether frame scores (W, T) show that one of W excluded texts occurs."""
+    return bool(median_smooth(scores, _WITHOUT_MEDIAN_S, frame_hop).max() >= WITHOUT_SCORE)
 
 
-def _moments(engine: Engine, catalog: Library, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:
-    found: list[list[Moment]] = []
+def _find_moments(engine: Engine, library: Library, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:
+    """For each clip its best moments for the query (D,), from frames scored as in detection."""
+    moments: list[list[Moment]] = []
     for clip in clips:
         try:
-            frames, hop = catalog.frames(clip.id)
+            frames, hop = library.frames(clip.id)
         except ClipNotFound:  # deleted since the search
-            found.append([])
+            moments.append([])
             continue
         scores = engine.frame_score(frames, query[None])[0]
-        found.append(find_moments(scores, hop, clip.duration, MOMENTS))
-    return found
+        moments.append(find_moments(scores, hop, clip.duration, MOMENTS))
+    return moments

@@ -1,6 +1,6 @@
-"""The outlines of clips' waveforms, decoded on demand and kept in memory for the next time.
+"""Waveform peaks of stored clips, decoded on demand and cached in memory.
 
-An outline is two numbers for each 10 ms (app/audio/peaks.py); how it is made, the services know.
+Peaks are the lowest and highest sample of every 10 ms, see app.audio.peaks.
 """
 
 from __future__ import annotations
@@ -11,39 +11,50 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from app.state import Services
+from app.audio.peaks import Envelope
+from app.services.audio_source import decode_clip
+from app.state import AppState
 from index import Clip
 
-_KEPT_BYTES = 64_000_000  # 22 hours of audio
+_CACHE_BYTES = 64_000_000  # 22 hours of audio
 
 
-class Waveforms:
-    """Outlines (2, n) float32 by audio file; the least recently asked for go first when `max_bytes` are kept.
+async def decode_peaks(state: AppState, clip_id: str) -> np.ndarray:
+    """Decodes a clip and returns its peaks (2, n) float32. Raises ClipNotFound, AudioMissing, MediaError."""
+    envelope = Envelope()
+    async with decode_clip(state, clip_id) as audio:
+        async for block in audio:
+            envelope.push(block)
+    return envelope.levels()
 
-    Callers that ask for the same clip at once wait for one decoding.
+
+class PeaksCache:
+    """Peaks (2, n) float32 by audio file, least recently used evicted first beyond `max_bytes`.
+
+    Concurrent requests for the same audio share one decoding.
     """
 
-    def __init__(self, max_bytes: int = _KEPT_BYTES) -> None:
+    def __init__(self, max_bytes: int = _CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._entries: OrderedDict[str, np.ndarray] = OrderedDict()
         self._bytes = 0
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def outline(self, services: Services, clip_id: str) -> tuple[Clip, np.ndarray]:
-        """A clip and the outline of its waveform. Raises ClipNotFound, AudioMissing, what decoding raises."""
-        clip = await services.read(services.catalog.get, clip_id)
-        turn = self._turns.setdefault(clip.sha256, asyncio.Lock())
-        async with turn:
-            levels = self._kept.get(clip.sha256)
-            if levels is None:
-                levels = await services.outline(clip_id)
-                self._keep(clip.sha256, levels)
-            self._kept.move_to_end(clip.sha256)
-        return clip, levels
+    async def get(self, state: AppState, clip_id: str) -> tuple[Clip, np.ndarray]:
+        """A clip and its peaks. Raises ClipNotFound, AudioMissing, MediaError."""
+        clip = await state.read(state.library.get, clip_id)
+        lock = self._locks.setdefault(clip.sha256, asyncio.Lock())
+        async with lock:
+            peaks = self._entries.get(clip.sha256)
+            if peaks is None:
+                peaks = await decode_peaks(state, clip_id)
+                self._store(clip.sha256, peaks)
+            self._entries.move_to_end(clip.sha256)
+        return clip, peaks
 
-    def _keep(self, sha256: str, levels: np.ndarray) -> None:
-        self._kept[sha256] = levels
-        self._bytes += levels.nbytes
-        while self._bytes > self._max_bytes and len(self._kept) > 1:
-            _, gone = self._kept.popitem(last=False)
-            self._bytes -= gone.nbytes
+    def _store(self, sha256: str, peaks: np.ndarray) -> None:
+        self._entries[sha256] = peaks
+        self._bytes += peaks.nbytes
+        while self._bytes > self._max_bytes and len(self._entries) > 1:
+            _, evicted = self._entries.popitem(last=False)
+            self._bytes -= evicted.nbytes

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +72,24 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
+class _Decoded:
+    """Stands in for app.decoding.pool.DecodedStream: samples (n,) that are decoded already."""
+
+    sample_rate, channels, tags = RATE, 1, dict[str, str | list[str]]()
+
+    def __init__(self, samples: np.ndarray) -> None:
+        self._samples, self.duration = samples, len(samples) / RATE
+
+    async def __aiter__(self) -> AsyncIterator[np.ndarray]:
+        yield self._samples
+
+
 def company() -> list[Row]:
     """In this process: alone, and among others."""
     import torch
 
     from app.inference.engine import Engine
+    from app.services.audio_source import FileEmbeddingStream
     from model import FineLAP
 
     model = FineLAP.from_pretrained(CHECKPOINT)
@@ -83,17 +97,22 @@ def company() -> list[Row]:
     random = np.random.default_rng(0)
     others = [Tape(n).read(int(random.uniform(0.3, 25) * RATE)) for n in range(12)]
 
+    async def embed_one(engine: Engine, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        async with FileEmbeddingStream(engine, _Decoded(samples), "") as stream:
+            frames = np.concatenate([part async for part in stream])
+            return stream.embedding, frames
+
     async def embed(crowd: list[np.ndarray], size: int) -> Embedded:
         engine = Engine(model, max_batch_windows=size)
         await engine.start()
         try:
-            busy = [asyncio.create_task(engine.embed_audio(other)) for other in crowd]
+            busy = [asyncio.create_task(embed_one(engine, other)) for other in crowd]
             if crowd:
-                found = await asyncio.gather(*map(engine.embed_audio, sounds.values()))
+                found = await asyncio.gather(*(embed_one(engine, samples) for samples in sounds.values()))
             else:
-                found = [await engine.embed_audio(samples) for samples in sounds.values()]
+                found = [await embed_one(engine, samples) for samples in sounds.values()]
             await asyncio.gather(*busy)
-            return {name: (one.clip, one.frames) for name, one in zip(sounds, found, strict=True)}
+            return dict(zip(sounds, found, strict=True))
         finally:
             await engine.close()
 

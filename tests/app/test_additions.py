@@ -45,7 +45,7 @@ async def test_what_comes_during_a_transaction_shares_the_next(
         first = upload(client, "first.wav", sounds.wav(400, 0.5))
         assert await asyncio.to_thread(going.wait, 60)
         others = [upload(client, f"{n}.wav", sounds.wav(400, 0.6 + 0.1 * n)) for n in range(8)]
-        lane = app.state.services._additions
+        lane = app.state.service.additions
         while lane.depth < len(others):
             await asyncio.sleep(0.01)
         all_wait.set()

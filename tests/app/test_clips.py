@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from app.services.waveforms import Waveforms
+from app.services import waveforms
+from app.services.waveforms import PeaksCache
 from tests.waiting import wait_until
 
 
@@ -234,7 +235,7 @@ async def test_many_uploads_at_once(
 ) -> None:
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
-        lane = app.state.services.engine.audio_lane
+        lane = app.state.service.engine.audio_lane
         fake_model.audio_batches.clear()
 
         def wait_for_others() -> None:
@@ -301,38 +302,39 @@ async def test_bad_questions_for_peaks(
     assert (await client.get(f"/clips/{clip['id']}/peaks", params=params)).status_code == 422
 
 
-class Outlines:
-    """Services that make an outline of a kilobyte for each clip, and count how often."""
+class FakeState:
+    """A state whose clips are named by their SHA-256."""
 
-    def __init__(self) -> None:
-        self.made: list[str] = []
-        self.catalog = SimpleNamespace(get=lambda clip_id: SimpleNamespace(sha256=clip_id))
+    library = SimpleNamespace(get=lambda clip_id: SimpleNamespace(sha256=clip_id))
 
     async def read(self, function: Any, *args: Any) -> Any:
         return function(*args)
 
-    async def outline(self, clip_id: str) -> np.ndarray:
-        self.made.append(clip_id)
+
+async def test_peaks_are_computed_once_and_the_least_recently_used_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    async def decode_peaks(state: FakeState, clip_id: str) -> np.ndarray:
+        decoded.append(clip_id)
         await asyncio.sleep(0.01)
-        return np.zeros((2, 125), np.float32)
+        return np.zeros((2, 125), np.float32)  # a kilobyte
 
+    monkeypatch.setattr(waveforms, "decode_peaks", decode_peaks)
+    state, cache = FakeState(), PeaksCache(max_bytes=3000)
 
-async def test_outlines_are_made_once_and_the_oldest_is_forgotten() -> None:
-    services, waveforms = Outlines(), Waveforms(max_bytes=3000)
+    async def get(*clips: str) -> None:
+        await asyncio.gather(*(cache.get(state, clip) for clip in clips))  # type: ignore[arg-type]
 
-    async def ask(*clips: str) -> None:
-        await asyncio.gather(*(waveforms.outline(services, clip) for clip in clips))  # type: ignore[arg-type]
-
-    await ask("a", "a", "a", "b")
-    assert services.made == ["a", "b"]
-    await ask("c")
-    await ask("a")
-    assert services.made == ["a", "b", "c"]
-    await ask("d")  # b was asked for least recently
-    await ask("a", "c", "d")
-    assert services.made == ["a", "b", "c", "d"]
-    await ask("b")
-    assert services.made == ["a", "b", "c", "d", "b"]
+    await get("a", "a", "a", "b")
+    assert decoded == ["a", "b"]
+    await get("c")
+    await get("a")
+    assert decoded == ["a", "b", "c"]
+    await get("d")  # evicts b
+    await get("a", "c", "d")
+    assert decoded == ["a", "b", "c", "d"]
+    await get("b")
+    assert decoded == ["a", "b", "c", "d", "b"]
 
 
 async def test_one_recording_in_other_coats(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:

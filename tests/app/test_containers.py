@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.ranges import can_serve
+from app.api.clips import can_serve
 from app.api.requests import clean_filename, parse_json
 from app.audio.containers import media_type, missing_bytes
 from app.errors import Malformed

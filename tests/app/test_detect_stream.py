@@ -211,9 +211,9 @@ async def test_a_reader_that_leaves_ends_the_work(
         async with client.stream("POST", "/detect", data=data, files=files) as response:
             async for _ in response.aiter_lines():
                 break
-        services = app.state.services
+        state = app.state.service
         async with asyncio.timeout(60):
-            while services._active or services.engine.audio_lane.depth:
+            while state._active or state.engine.audio_lane.depth:
                 await asyncio.sleep(0.01)
         done = len(fake_model.audio_batches) - before
         assert done < 25

@@ -18,6 +18,7 @@ from app.inference.batcher import BatchReport, QueueFull
 from app.inference.engine import Engine, NotFinite
 from model.threads import limited
 from model.windows import centred, join_windows, plan_windows
+from tests.support.audio import embed, embedding_stream
 
 
 @asynccontextmanager
@@ -47,11 +48,11 @@ async def test_batched_equals_one_by_one(fake_model: Any, sounds: SimpleNamespac
     fake_model.max_windows = 5  # the model asserts it
     fake_model.audio_batches.clear()
     async with started(fake_model, max_batch_windows=5, max_queue_windows=40) as engine:
-        embedded = await asyncio.gather(*(engine.embed_audio(samples) for samples in recordings))
+        embedded = await asyncio.gather(*(embed(engine, samples) for samples in recordings))
     for (clip, frames), result in zip(expected, embedded, strict=True):
-        np.testing.assert_allclose(result.clip, clip, atol=1e-6)
-        np.testing.assert_allclose(result.frames, frames, atol=1e-6)
-        assert result.frame_hop == 0.16
+        np.testing.assert_allclose(result[0], clip, atol=1e-6)
+        np.testing.assert_allclose(result[1], frames, atol=1e-6)
+    assert engine.frame_hop == 0.16
     assert max(fake_model.audio_batches) == 5
 
 
@@ -71,7 +72,7 @@ async def test_batches_side_by_side_share_the_limit_and_texts_pass_them(
         fake_model.audio_batches.clear()
         fake_model.before = hold_audio
         try:
-            work = [asyncio.create_task(engine.embed_audio(sounds.tone(400, 10.0))) for _ in range(12)]
+            work = [asyncio.create_task(embed(engine, sounds.tone(400, 10.0))) for _ in range(12)]
             for _ in range(2):  # both batches are held up
                 assert await asyncio.to_thread(computing.acquire, timeout=10)
             async with asyncio.timeout(10):
@@ -120,24 +121,24 @@ async def test_the_real_model_gives_the_same_through_the_lanes(sounds: SimpleNam
     texts = ["dog", "a loud bell", "rain"]
     expected = [model.encode_audio([samples], 16_000)[0] for samples in recordings]
     async with started(model, max_batch_windows=3) as engine:
-        embedded = await asyncio.gather(*(engine.embed_audio(samples) for samples in recordings))
+        embedded = await asyncio.gather(*(embed(engine, samples) for samples in recordings))
         vectors = await engine.embed_texts(texts)
-        scores = engine.frame_score(embedded[0].frames, vectors)
+        scores = engine.frame_score(embedded[0][1], vectors)
     np.testing.assert_allclose(vectors, model.encode_text(texts).numpy(), atol=1e-5)
     np.testing.assert_allclose(scores, model.frame_score(expected[0].frames, model.encode_text(texts)), atol=1e-5)
-    for got, wanted in zip(embedded, expected, strict=True):
-        np.testing.assert_allclose(got.clip, wanted.clip.numpy(), atol=1e-5)
-        np.testing.assert_allclose(got.frames, wanted.frames.numpy(), atol=1e-5)
+    for (clip, frames), wanted in zip(embedded, expected, strict=True):
+        np.testing.assert_allclose(clip, wanted.clip.numpy(), atol=1e-5)
+        np.testing.assert_allclose(frames, wanted.frames.numpy(), atol=1e-5)
 
 
 async def test_a_recording_longer_than_the_queue(fake_model: Any, sounds: SimpleNamespace) -> None:
     samples = np.concatenate([sounds.tone(400, 100), sounds.tone(800, 100)])
     expected = one_by_one(fake_model, samples)
     async with started(fake_model, max_batch_windows=2, max_queue_windows=3) as engine:
-        embedded = await engine.embed_audio(samples)
-    np.testing.assert_allclose(embedded.clip, expected[0], atol=1e-6)
-    np.testing.assert_array_equal(embedded.frames, expected[1])
-    assert len(embedded.frames) == 1250
+        clip, frames = await embed(engine, samples)
+    np.testing.assert_allclose(clip, expected[0], atol=1e-6)
+    np.testing.assert_array_equal(frames, expected[1])
+    assert len(frames) == 1250
 
 
 async def test_full_queue_is_refused_but_the_check_still_passes(fake_model: Any, sounds: SimpleNamespace) -> None:
@@ -147,12 +148,12 @@ async def test_full_queue_is_refused_but_the_check_still_passes(fake_model: Any,
         work = []
         # one window is on the device, and in the queue the first caller's next and the first ones of two more
         for depth in (1, 2, 3):
-            work.append(asyncio.create_task(engine.embed_audio(sounds.tone(400, 40))))
+            work.append(asyncio.create_task(embed(engine, sounds.tone(400, 40))))
             async with asyncio.timeout(60):
                 while not computing.is_set() or engine.audio_lane.depth != depth:
                     await asyncio.sleep(0.001)
         with pytest.raises(QueueFull):
-            await engine.embed_audio(sounds.tone(400, 1))
+            await embed(engine, sounds.tone(400, 1))
         with pytest.raises(QueueFull):
             engine.refuse_if_full()
         check = asyncio.create_task(engine.check())
@@ -175,12 +176,12 @@ async def test_a_recording_is_heard_while_it_comes(fake_model: Any, sounds: Simp
                     await heard.wait()  # it goes on only when some of it was heard
             yield block
 
-    async with started(fake_model, max_batch_windows=4) as engine, engine.listen(blocks()) as listening:
+    async with started(fake_model, max_batch_windows=4) as engine, embedding_stream(engine, blocks) as stream:
         parts = []
-        async for part in listening:
+        async for part in stream:
             heard.set()
             parts.append(part)
-        np.testing.assert_allclose(listening.clip, clip, atol=1e-6)
+        np.testing.assert_allclose(stream.embedding, clip, atol=1e-6)
     np.testing.assert_array_equal(np.concatenate(parts), frames)
 
 
@@ -199,13 +200,13 @@ async def test_a_reader_that_pauses_pauses_the_recording_and_one_that_leaves_end
             closed = True
 
     async with started(fake_model, max_batch_windows=2) as engine:
-        async with engine.listen(blocks()) as listening:
-            async for _ in listening:
+        async with embedding_stream(engine, blocks) as stream:
+            async for _ in stream:
                 await asyncio.sleep(0.2)
                 break
             assert given <= 2 * 2 + 4  # windows in flight, and what is held to cut the next
         assert closed and engine.audio_lane.depth == 0
-        assert (await engine.embed_audio(sounds.tone(400, 1))).frames.shape == (7, 16)
+        assert (await embed(engine, sounds.tone(400, 1)))[1].shape == (7, 16)
 
 
 async def test_what_the_recording_raises_reaches_its_reader(fake_model: Any, sounds: SimpleNamespace) -> None:
@@ -213,9 +214,9 @@ async def test_what_the_recording_raises_reaches_its_reader(fake_model: Any, sou
         yield sounds.tone(400, 30)
         raise ZeroDivisionError
 
-    async with started(fake_model) as engine, engine.listen(blocks()) as listening:
+    async with started(fake_model) as engine, embedding_stream(engine, blocks) as stream:
         with pytest.raises(ZeroDivisionError):
-            async for _ in listening:
+            async for _ in stream:
                 pass
         assert len(await engine.embed_texts(["a"])) == 1
 
@@ -287,7 +288,7 @@ async def test_numbers_that_are_not_finite_are_an_error_of_their_caller_only(
     async with started(fake_model) as engine:
         fake_model._hear = broken
         good, bad = await asyncio.gather(
-            engine.embed_audio(sounds.tone(400, 1)), engine.embed_audio(sounds.tone(800, 1)), return_exceptions=True
+            embed(engine, sounds.tone(400, 1)), embed(engine, sounds.tone(800, 1)), return_exceptions=True
         )
     assert not isinstance(good, BaseException) and isinstance(bad, NotFinite)
 
@@ -308,7 +309,7 @@ async def test_batches_are_reported_by_lane(fake_model: Any, sounds: SimpleNames
     reports: list[tuple[str, BatchReport]] = []
     async with started(fake_model) as engine:
         engine.on_batch = lambda lane, report: reports.append((lane, report))
-        await engine.embed_audio(sounds.tone(400, 30))
+        await embed(engine, sounds.tone(400, 30))
         await engine.embed_texts(["x", "y"])
     assert sum(r.size for lane, r in reports if lane == "audio") == 4
     assert [r.size for lane, r in reports if lane == "text"] == [2]

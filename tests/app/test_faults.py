@@ -40,7 +40,7 @@ CPU_SAYS = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: c
 async def service(make_app: Make, open_client: Connect) -> AsyncIterator[SimpleNamespace]:
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
-        yield SimpleNamespace(client=client, catalog=app.state.services.catalog, app=app)
+        yield SimpleNamespace(client=client, catalog=app.state.service.library, app=app)
 
 
 async def add(client: httpx.AsyncClient, data: bytes, name: str = "a.wav") -> httpx.Response:
@@ -69,7 +69,7 @@ async def test_memory_that_runs_out_in_a_batch(
 ) -> None:
     """Batches of several do not fit: each caller is computed alone, and all are answered."""
     encode, sizes = fake_model.encode_windows, []
-    lane = service.app.state.services.engine.audio_lane
+    lane = service.app.state.service.engine.audio_lane
 
     def small_device(waveforms: Any) -> Any:
         deadline = time.monotonic() + 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.services.fusion import fuse
+from app.services.search import fuse
 from index.records import Clip, Hit
 
 

@@ -53,7 +53,7 @@ async def test_a_model_that_hangs_does_not_hold_the_metrics_up(
     make_app: Make, open_client: Connect, fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("app.services.readiness.LIMIT", 2.0)
+    monkeypatch.setattr("app.services.readiness.TIMEOUT_S", 2.0)
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
         await until(client, 1)

@@ -296,8 +296,8 @@ async def test_few_moments_are_the_first_of_many(
     for sounds in ({"query": "tone 800"}, {"sequence": ["tone 800", "tone 6400"], "max_gap": 3}):
         whole = (await client.post("/search/moments", json=sounds | {"k": 100})).json()["hits"]
         for together, seconds in ((1, 600.0), (2, 3.0), (100, 0.0)):
-            monkeypatch.setattr(moments, "_TOGETHER", together)
-            monkeypatch.setattr(moments, "_SECONDS", seconds)
+            monkeypatch.setattr(moments, "_CHUNK", together)
+            monkeypatch.setattr(moments, "_MAX_SECONDS", seconds)
             for k in (1, 2, 3, 100):
                 hits = (await client.post("/search/moments", json=sounds | {"k": k})).json()["hits"]
                 assert [best_of(hit) for hit in hits] == [best_of(hit) for hit in whole[:k]]
@@ -320,7 +320,7 @@ async def test_half_a_second_in_an_hour_is_found(
     hour = np.tile(silence, (22_500, 1))
     hour[12_500:12_503] = tone
     async with app.router.lifespan_context(app), open_client(app) as client:
-        catalog = app.state.services.catalog
+        catalog = app.state.service.library
         for number, frames in enumerate([hour, *[np.tile(alike, (20, 1))] * 9]):
             mean = frames.mean(axis=0)
             audio = b"audio %d" % number

@@ -20,8 +20,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.api import forms
-from app.api import requests as bodies
+from app.api import requests
 from app.observability.logs import configure_logging
 from app.server import http_protocol as protocol
 
@@ -155,12 +154,12 @@ async def post_form(client: httpx.AsyncClient, *parts: bytes, headers: dict[str,
 
 
 async def test_forms_with_too_much(client: httpx.AsyncClient) -> None:
-    mega = b"x" * (forms.MAX_FIELD_BYTES - 100)
+    mega = b"x" * (requests.MAX_FIELD_BYTES - 100)
     assert problem(await post_form(client, part("texts", b"x" * (1 << 20) + b"x")), 400, "malformed")
     many = [part("nobody_knows", mega) for _ in range(17)]
     assert "in all" in problem(await post_form(client, *many), 413, "body-too-large")
-    assert problem(await post_form(client, *[part("t", b"")] * (forms.MAX_FIELDS + 1)), 400, "malformed")
-    files = [part(f'files"; filename="{n}.wav', b"") for n in range(forms.MAX_FILES + 1)]
+    assert problem(await post_form(client, *[part("t", b"")] * (requests.MAX_FIELDS + 1)), 400, "malformed")
+    files = [part(f'files"; filename="{n}.wav', b"") for n in range(requests.MAX_FILES + 1)]
     assert "1000" in problem(await post_form(client, *files), 400, "malformed")
     problem(await post_form(client, part("texts", b"a", b"X: y\r\n" * 100)), 400, "malformed")
     problem(await post_form(client, part("texts", b"a", b"X: " + b"y" * 100_000 + b"\r\n")), 400, "malformed")
@@ -207,7 +206,7 @@ async def test_json_made_to_swell(client: httpx.AsyncClient) -> None:
     swelling = b'{"query": [' + b"{}," * 2_000_000 + b"{}]}"
     for path in ("/search", "/search/moments", "/embed"):
         assert "values" in problem(await client.post(path, content=swelling), 413, "body-too-large")
-    long = json.dumps({"query": "x" * (bodies.MAX_JSON + 1)}).encode()
+    long = json.dumps({"query": "x" * (requests.MAX_JSON_BYTES + 1)}).encode()
     assert "MB" in problem(await client.post("/search", content=long), 413, "body-too-large")
     deep = b'{"query": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     problem(await client.post("/search", content=deep), 400, "malformed")
@@ -324,7 +323,7 @@ async def test_keys_are_nowhere_to_be_read(make_app: Make, open_client: Connect,
     try:
         for form in ("text", "json"):
             app = make_app(api_keys=(key,), log_format=form)
-            configure_logging(app.state.services.settings, logging.DEBUG)
+            configure_logging(app.state.service.settings, logging.DEBUG)
             root.handlers[0].setStream(stream)  # type: ignore[attr-defined]
             async with app.router.lifespan_context(app), open_client(app) as client:
                 for given in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}, {"X-API-Key": key + "x"}):
@@ -334,7 +333,7 @@ async def test_keys_are_nowhere_to_be_read(make_app: Make, open_client: Connect,
                     assert not any(key in value for answer in answers for value in answer.headers.values())
                 for path in ("/", "/docs", "/openapi.json", "/web/main.js"):
                     assert key not in (await client.get(path)).text
-            app.state.services._catalog = None
+            app.state.service._library = None
     finally:
         logging.basicConfig(level=level, handlers=handlers, force=True)
     assert "GET /info 200" in stream.getvalue()
@@ -348,7 +347,7 @@ async def test_no_caller_writes_log_lines(make_app: Make, open_client: Connect, 
     handlers, level = root.handlers[:], root.level
     try:
         app = make_app(log_format=form)
-        configure_logging(app.state.services.settings, logging.DEBUG)
+        configure_logging(app.state.service.settings, logging.DEBUG)
         root.handlers[0].setStream(stream)  # type: ignore[attr-defined]
         async with app.router.lifespan_context(app), open_client(app) as client:
             for nasty in ("a\nCRITICAL forged", "a\r\nb", "a\x1b[2J", "a\u2028b", "a\u202eb", "a\x85b", "a\x7fb"):

@@ -400,7 +400,7 @@ async def test_ready_only_while_model_and_library_work(
         assert (await client.get("/health/live")).status_code == 200
         fake_model.fail_on = None
         assert (await client.get("/health/ready")).status_code == 200
-        monkeypatch.setattr(app.state.services.catalog, "check", lambda: 1 / 0)
+        monkeypatch.setattr(app.state.service.library, "check", lambda: 1 / 0)
         assert is_problem(await client.get("/health/ready"), 503)
 
 
@@ -458,7 +458,7 @@ async def test_work_of_callers_that_left_is_dropped(make_app: Make, fake_model: 
         first = asyncio.create_task(call_and_leave(app, {"texts": ["first"]}, stay))
         await until_set(computing)
         gone = asyncio.create_task(call_and_leave(app, {"texts": ["gone"]}, leave))
-        lane = app.state.services.engine.text_lane
+        lane = app.state.service.engine.text_lane
         async with asyncio.timeout(60):
             while lane.depth < 1:
                 await asyncio.sleep(0.001)
@@ -628,7 +628,7 @@ async def test_every_request_has_a_line_with_its_id(
             ids[named] = 200
             log_in_thread = functools.partial(logging.getLogger("app.test").warning, "from a thread")
             main.errors.request_id.set("call-thread")
-            await app.state.services.read(log_in_thread)
+            await app.state.service.read(log_in_thread)
         lines = capsys.readouterr().err.splitlines()
     finally:
         root.handlers, root.level = before, level

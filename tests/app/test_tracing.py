@@ -162,7 +162,7 @@ async def test_log_lines_name_the_trace(
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
-        configure_logging(make_settings(log_format=kind), ids=traced.app.state.services.tracing.ids)
+        configure_logging(make_settings(log_format=kind), ids=traced.app.state.service.tracing.ids)
         await traced.client.get("/clips", headers=TRACEPARENT | {"X-Request-ID": "call-7"})
         logging.getLogger("app").info("outside")
         lines = capsys.readouterr().err.splitlines()

@@ -28,8 +28,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.datastructures import Headers, UploadFile
 
-from app.api import forms, openai, ranges
-from app.api import requests as bodies
+from app.api import clips, openai, requests
 from app.audio import containers, tags, ucs
 from app.audio import wav_chunks as chunks
 from app.audio.ixml import read_ixml
@@ -133,7 +132,7 @@ def container_heads(data: bytes) -> None:
 @target
 def json_bodies(data: bytes) -> None:
     try:
-        value = bodies.parse_json(data, "the body")
+        value = requests.parse_json(data, "the body")
     except RequestError:
         return
     json.dumps(value, allow_nan=True, ensure_ascii=False).encode("utf-8")
@@ -149,7 +148,7 @@ def multipart_bodies(data: bytes) -> None:
         for kind in ("multipart/form-data; boundary=b", "application/x-www-form-urlencoded"):
             request = types.SimpleNamespace(headers=Headers({"content-type": kind}), stream=stream)
             try:
-                form = await forms.parse_form(request)  # type: ignore[arg-type]
+                form = await requests.parse_form(request)  # type: ignore[arg-type]
             except RequestError:
                 continue
             for name, value in form.multi_items():
@@ -167,9 +166,9 @@ def file_names(data: bytes) -> None:
 
 
 def check_name(name: str | None) -> None:
-    clean = bodies.clean_filename(name)
+    clean = requests.clean_filename(name)
     assert clean and len(clean) <= 255 and not re.search(r"[\x00-\x1f\x7f/\\\u202e\u2028]", clean)
-    assert clean not in (".", "..") and bodies.clean_filename(clean) == clean
+    assert clean not in (".", "..") and requests.clean_filename(clean) == clean
     clean.encode("utf-8")
 
 
@@ -184,21 +183,21 @@ def hosts_and_origins(data: bytes) -> None:
 @target
 def range_headers(data: bytes) -> None:
     size = len(data)
-    assert ranges.can_serve(text_of(data), size) in (True, False, None)
+    assert clips.can_serve(text_of(data), size) in (True, False, None)
 
 
 @target
 def data_uris(data: bytes) -> None:
-    item = openai._Item(0, text_of(data))
+    item = openai._AudioInput(0, text_of(data))
     with contextlib.suppress(RequestError):
-        asyncio.run(item.read())
+        asyncio.run(item.decode())
 
 
 @target
 def filters_of_clips(data: bytes) -> None:
     """A filter that is taken is one that both stores understand."""
     try:
-        conditions = filters.parse_filter(bodies.parse_json(data, "the filter"))
+        conditions = filters.parse_filter(requests.parse_json(data, "the filter"))
     except (RequestError, InvalidFilter):
         return
     said = milvus_filters.expression(conditions)
@@ -254,7 +253,7 @@ def cursors(data: bytes) -> None:
 @target
 def metadata_to_keep(data: bytes) -> None:
     try:
-        about = bodies.parse_json(data, "the metadata")
+        about = requests.parse_json(data, "the metadata")
         text = dump_metadata(about)
     except (RequestError, LibraryError):
         return

@@ -19,7 +19,7 @@ from app.cli import detections
 from app.cli import local as offline
 from app.cli.main import main
 from app.client.types import DetectionEnd, DetectionProgress
-from app.services import detection as detect
+from app.services import detection
 
 MINUTES = 40
 
@@ -79,7 +79,7 @@ def test_a_long_recording_is_never_whole_in_memory(
 def test_how_far_it_is_shows_while_it_takes_long(
     long: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(detect, "_PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr(detection, "_PROGRESS_INTERVAL_S", 0.0)
     positions: list[float] = []
     take = detections.Writer.take
 
