@@ -65,11 +65,11 @@ def _several_ranks() -> bool:
 
 def make_batches(config: TrainConfig, root: Path, model: FineLAP, size: int, rank: int, world: int) -> Source:
     """The batches of one rank. ConfigError where the frame loss would have nothing to learn from."""
-    from training.data.batches import Batches
+    from training.data.batches import Batches, BatchPlan
     from training.data.phrase_bank import PhraseBank
 
     bank = PhraseBank.read(root / config.data.bank) if config.data.bank is not None else None
-    batches = Batches(config.data, root, model.config.windows, bank, size, config.seed, rank, world)
+    batches = Batches(config.data, root, model.config.windows, bank, BatchPlan(size, config.seed, rank, world))
     if batches.bank is None and config.loss.frame_weight:
         raise ConfigError("loss: frame_weight is not 0, and no set says what is heard when")
     return batches

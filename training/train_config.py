@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import ConfigError
+from training.data.augment import SpecAugmentConfig
 from training.data.sets import DataConfig
-from training.data.spec_augment import SpecAugmentConfig
 from training.init.build import InitConfig
 
 

@@ -40,10 +40,11 @@ from index import Clip, FrameCodes, SqliteLibrary, cut_segments, encode_frames
 from index.sqlite import store
 from index.sqlite.store import Store
 from model import FineLAP
+from model.config import SAMPLE_RATE
 from model.detection import find_moments, median_smooth
 from training.data.audio_cache import AudioFiles
-from training.data.manifests import SAMPLE_RATE, read_labelled
-from training.simulation.simulate import SceneConfig, SceneMaker
+from training.data.manifests import read_labelled
+from training.data.mixer import SceneConfig, SceneMaker
 
 BEST = 10  # moments asked for
 LABELS = 80  # asked for, beside KINDS

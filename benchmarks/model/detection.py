@@ -1,6 +1,6 @@
 """From frame scores to events: a sliding median, a second lower threshold, and boxes by change detection, compared.
 
-Mixtures are made as for the bundled checkpoint's own figures (training.evaluation.mixtures). Settings are chosen on mixtures of
+Mixtures are made as for the bundled checkpoint's own figures (training.evaluation.validation). Settings are chosen on mixtures of
 the sounds that the checkpoint was trained on, by event F1 at its best threshold; the table is of mixtures of the
 validation packages. Needs the extras `train` and `evaluate`. SOUNDS is a folder of labelled sounds as
 `python -m training.recipes.fetch_sounds` fills it:
@@ -30,10 +30,11 @@ from model.detection import DetectionSettings, find_events, median_smooth
 from model.finelap import FineLAP
 from model.sebb import event_boxes
 from training.config import EvaluationConfig, read_recipe
-from training.data.manifests import AudioStore, Item, read_labelled
+from training.data.audio_cache import AudioStore
+from training.data.manifests import Item, read_labelled
 from training.evaluation.metrics import f1, match_events
-from training.evaluation.mixtures import make_mixtures
-from training.evaluation.sed_metrics import PSDS1_NO_SPREAD, PSDS2_NO_SPREAD, Psds, Scored, ask_all, psds_with
+from training.evaluation.sed_metrics import PSDS1_NO_SPREAD, PSDS2_NO_SPREAD, Psds, Scored, psds_with
+from training.evaluation.validation import make_mixtures, score_mixtures
 
 RECIPE = REPO / "training" / "configs" / "finelap-small.yaml"
 FINE = 8  # boxes are laid on a grid this much finer than the frames; half a step filter has to lie on it
@@ -134,7 +135,7 @@ def hear(model: FineLAP, items: list[Item], store_file: Path, config: Evaluation
     mixtures = make_mixtures(AudioStore(store_file, items, progress=True), config)
     classes = sorted({p for m in mixtures for p, segments in m.segments.items() if segments})
     phrases = sorted({p for m in mixtures for p in m.segments})
-    everything = ask_all(model, mixtures, phrases)
+    everything = score_mixtures(model, mixtures, phrases)
     sounding = [phrases.index(p) for p in classes]
     own = [[phrases.index(p) for p in m.segments] for m in mixtures]
     return Side([_rows(r, sounding) for r in everything], [_rows(r, o) for r, o in zip(everything, own, strict=True)])

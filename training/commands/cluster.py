@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads, assigns, writes and says how large the clusters are."""
-    from training.data.labels import read_labels
-    from training.data.phrase_bank import SHIPPED, PhraseBank, PhraseError
+    from training.data.phrase_bank import SHIPPED, PhraseBank, PhraseError, read_labels
     from training.data.sentence_embeddings import embedder
 
     if args.bank and args.centroids:

@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Makes the set, going on with an earlier run, and says what came of it."""
-    from training.data.mixer import ClipConfig, MixConfig
-    from training.simulation.dataset import SetConfig, make_set
+    from training.data.activity import ClipConfig
+    from training.data.mixer import MixConfig
+    from training.simulation.dataset import MixtureSetConfig, write_mixtures
+    from training.simulation.jobs import Workers
     from training.simulation.sources import read_sources
 
-    config = SetConfig(
+    config = MixtureSetConfig(
         args.count,
         args.seed,
         ClipConfig(
@@ -60,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
     )
     groups: dict[str, Any] = {"split": args.split, "only": args.only, "exclude": args.exclude}
     sources = [s for folder in args.folders for s in read_sources(folder.resolve(), **groups)]
-    beds = [s for folder in args.background_from for s in read_sources(folder.resolve(), split=args.split)]
-    made = make_set(sources, beds, args.out, config, args.workers, progress=True, restart=args.restart)
+    backgrounds = [s for folder in args.background_from for s in read_sources(folder.resolve(), split=args.split)]
+    made = write_mixtures(sources, backgrounds, args.out, config, Workers(args.workers, progress=True), args.restart)
     print(f"{made.events} events of {made.labels} labels, {made.backgrounds} backgrounds")
     if made.unusable:
         print(f"{made.unusable.total()} recordings unusable (clips.jsonl says which):")
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.pictures:
         from training.simulation.plots import draw_set
 
-        paths = {s.name: s.path for s in (*sources, *beds)}
+        paths = {s.name: s.path for s in (*sources, *backgrounds)}
         for path in draw_set(args.out, paths, config.cutting, args.pictures):
             print(path)
 

@@ -1,7 +1,4 @@
-"""Decoded audio of many items: from a cache that survives its writer, or from the files each time.
-
-Knows nothing of captions or phrases.
-"""
+"""Decoded 16 kHz mono audio of many items, from a cache on disk or from the files on demand."""
 
 from __future__ import annotations
 
@@ -12,20 +9,18 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-if TYPE_CHECKING:
-    from training.data.manifests import Item
-
-SAMPLE_RATE = 16_000
+from model.config import SAMPLE_RATE
+from training.data.manifests import Item
 
 
 class UnreadableError(ValueError):
-    """Audio of one item that cannot be decoded; `audio_id` and `reason` say which and why."""
+    """An item whose audio cannot be decoded: its `audio_id` and the `reason`."""
 
     def __init__(self, audio_id: str, reason: str) -> None:
         super().__init__(f"{audio_id}: {reason}")
@@ -33,7 +28,7 @@ class UnreadableError(ValueError):
 
 
 class _Entry(NamedTuple):
-    """Where a file's audio lies, and what the file was like when it was decoded."""
+    """Position of a file's audio in the cache, and the file's size and modification time when it was decoded."""
 
     stamp: list[int]
     start: int
@@ -41,15 +36,15 @@ class _Entry(NamedTuple):
 
 
 class AudioStore:
-    """Decoded 16 kHz mono audio of many items in one int16 file that is mapped, not loaded.
+    """Decoded 16 kHz mono audio of many items in one memory-mapped int16 file.
 
-    `get(i)` is a float32 copy, peak at most 1. What cannot be decoded is in `failed`, by id, with its reason, and is
-    never replaced by silence. Audio is only ever appended to `file`, and an entry of the index beside it is written
-    after its audio has reached the disk: a writer that is killed, or finds the disk full, leaves what it finished.
-    A source file of another size or time is decoded again. Several processes may open one store; one of them decodes.
+    `failed` maps the id of each item that cannot be decoded to the reason; audio is never replaced by silence. Audio is
+    only appended to `file`, and index entries are written after their audio is on disk, so that a killed writer or a
+    full disk keeps finished work. Files whose size or modification time has changed are decoded again. Several
+    processes can open the same store; one of them decodes.
     """
 
-    COMMIT_SAMPLES = 32 << 20  # decoded between two entries into the index
+    COMMIT_SAMPLES = 32 << 20  # decoded between two writes of the index
 
     def __init__(self, file: Path, items: Sequence[Item], progress: bool = False, threads: int = 2) -> None:
         self.file, self.index = file, file.with_suffix(".jsonl")
@@ -70,11 +65,11 @@ class AudioStore:
         self.samples = np.memmap(file, np.int16, "r", shape=(end,)) if end else np.zeros(0, np.int16)
 
     def _read_index(self) -> dict[str, _Entry]:
-        """What is known of each path; a torn end of either file is cut off, so that writing goes on after it."""
+        """Index entries by path. Truncates a torn end of either file, so that appending can continue."""
         known: dict[str, _Entry] = {}
-        if not self.index.is_file():  # nothing vouches for the audio; whoever has the old file mapped keeps it
+        if not self.index.is_file():  # unlinked, not truncated: another process may have the old file mapped
             self.file.unlink(missing_ok=True)
-            self.file.with_suffix(".json").unlink(missing_ok=True)  # an older form of the index
+            self.file.with_suffix(".json").unlink(missing_ok=True)  # index of an earlier version
             return known
         size = self.file.stat().st_size if self.file.is_file() else 0
         lines = self.index.read_bytes().splitlines(keepends=True)
@@ -98,9 +93,9 @@ class AudioStore:
     def _decode(
         self, absent: dict[str, list[int]], known: dict[str, _Entry], progress: bool, threads: int
     ) -> dict[str, str]:
-        """Decodes, appends and enters into `known`; gives what failed and why, to be tried again another time.
+        """Decodes and appends the `absent` paths and adds them to `known`; returns failures with their reasons.
 
-        OSError when the disk is full: what was finished before stays.
+        Raises OSError if the disk is full; finished work stays.
         """
         from tqdm import tqdm
 
@@ -115,7 +110,7 @@ class AudioStore:
                 self.index.open("ab", buffering=0) as index,
                 ThreadPoolExecutor(threads) as pool,
             ):
-                for begin in range(0, len(paths), 4 * threads):  # no more than these in memory
+                for begin in range(0, len(paths), 4 * threads):  # bounds the decoded audio in memory
                     part = paths[begin : begin + 4 * threads]
                     for path, found in zip(part, pool.map(_try_decode, part), strict=True):
                         if isinstance(found, str):
@@ -133,9 +128,9 @@ class AudioStore:
                         known |= fresh
                         end, fresh = at, {}
         except OSError as error:
-            with contextlib.suppress(OSError):  # gives the space back; the next reader would do the same
+            with contextlib.suppress(OSError):  # frees the space now; the next reader would otherwise
                 os.truncate(self.file, 2 * end)
-            what = f"cannot keep decoded audio ({error.strerror}); what was finished before stays"
+            what = f"cannot cache decoded audio ({error.strerror}); finished files stay cached"
             raise OSError(error.errno, what, str(self.file)) from error
         return reasons
 
@@ -143,7 +138,7 @@ class AudioStore:
         return len(self.items)
 
     def get(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """(samples,) float32 at 16 kHz, all or samples `start` to `stop`."""
+        """(samples,) float32 at 16 kHz, all or samples `start` to `stop`, peak at most 1."""
         low, high = self.spans[i]
         high = high if stop is None else min(high, low + stop)
         return self.samples[low + start : high].astype(np.float32) / 32767
@@ -162,9 +157,9 @@ class AudioStore:
 
 
 class AudioFiles:
-    """The same without a cache: headers are read at once, audio each time it is asked for.
+    """The interface of AudioStore without a cache: reads headers up front and decodes audio on each `get`.
 
-    A file whose header is fine and whose audio is not shows only then: `get` raises UnreadableError.
+    For a valid header with corrupt audio, `get` raises UnreadableError.
     """
 
     def __init__(self, items: Sequence[Item], threads: int = 2) -> None:
@@ -183,7 +178,7 @@ class AudioFiles:
         return len(self.items)
 
     def get(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """(samples,) float32 at 16 kHz, all or samples `start` to `stop`."""
+        """(samples,) float32 at 16 kHz, all or samples `start` to `stop`. Raises UnreadableError."""
         try:
             samples = decode(self.items[i].path)[start:stop]
         except (OSError, RuntimeError, ValueError) as error:
@@ -193,7 +188,7 @@ class AudioFiles:
         return samples
 
     def length(self, i: int) -> int:
-        """Samples at 16 kHz, as the header has it."""
+        """Samples at 16 kHz, from the header."""
         return self.lengths[i]
 
     def duration(self, i: int) -> float:
@@ -209,7 +204,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _stamp(path: str) -> list[int] | None:
-    """What changes when a file does: size and time. None when there is no file."""
+    """Size and modification time in ns; None if there is no file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -218,7 +213,7 @@ def _stamp(path: str) -> list[int] | None:
 
 
 def _try_decode(path: str) -> np.ndarray | str:
-    """(samples,) int16, or why not."""
+    """(samples,) int16, or the reason for the failure."""
     try:
         return np.rint(decode(Path(path)).clip(-1, 1) * 32767).astype(np.int16)
     except (OSError, RuntimeError, ValueError) as error:
@@ -226,7 +221,7 @@ def _try_decode(path: str) -> np.ndarray | str:
 
 
 def _header(path: Path) -> int | str:
-    """Samples at 16 kHz, or why there are none."""
+    """Samples at 16 kHz, or the reason for the failure."""
     if not path.is_file():
         return "no such file"
     try:
@@ -237,18 +232,21 @@ def _header(path: Path) -> int | str:
 
 
 def _write(file: IO[bytes], data: bytes) -> None:
-    """All of it: unbuffered files take less than they are given when the disk is nearly full."""
+    """Writes all of `data`; unbuffered files accept a part of it when the disk is nearly full."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
 
 
 def decode(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A whole file as (samples,) float32 mono at `sample_rate`; channels are averaged. Empty audio is a ValueError."""
+    """A whole file as (samples,) float32 mono at `sample_rate`, channels averaged.
+
+    Raises OSError or RuntimeError if it cannot be decoded, and ValueError for empty audio or non-finite samples.
+    """
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     mono = samples.mean(axis=1)
     if not len(mono):
         raise ValueError("no samples")
     if not np.isfinite(mono).all():
-        raise ValueError("samples that are not numbers")
+        raise ValueError("non-finite samples")
     return mono if rate == sample_rate else soxr.resample(mono, rate, sample_rate)

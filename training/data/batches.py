@@ -1,7 +1,7 @@
-"""Batches for the dual-stream loss: padded audio, captions, and for each row N phrases with their frame labels.
+"""Builds batches for the dual-stream loss: padded audio, captions, and N phrases per row with frame labels.
 
-A batch is a pure function of configuration, files, seed, step and rank, so that a run resumes exactly with no state but
-its step. Knows nothing of models: the clock of the labels is the checkpoint's WindowConfig. Negatives are cluster-based
+A batch is a pure function of configuration, files, seed, step and rank, so that the step is all the state a run needs
+to resume exactly. Labels are on the frame grid of the checkpoint's WindowConfig. Negatives are sampled from clusters
 (arXiv 2604.01155, Algorithm 1).
 """
 
@@ -20,28 +20,41 @@ import torch
 from torch import Tensor
 
 from model.audio import samples_for
-from model.config import WindowConfig
+from model.config import SAMPLE_RATE, WindowConfig
 from model.windows import frame_count
-from training.data.manifests import SAMPLE_RATE, UnreadableError
+from training.data.activity import frame_labels
+from training.data.audio_cache import UnreadableError
 from training.data.phrase_bank import PhraseBank, phrased
-from training.data.sets import AudioSet, DataConfig, DataError, Sample, open_set
-from training.simulation.simulate import frame_labels
+from training.data.sets import AudioSet, Crop, DataConfig, DataError, Decoding, Sample, open_set
 
 BLOCK = 4096  # rows over which the sets' shares are exact
-ATTEMPTS = 50  # unreadable draws in a row before a set is given up
+ATTEMPTS = 50  # consecutive unreadable draws after which a set fails
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from. T frames of S = samples_for(T × mel frames per frame) samples."""
+    """The input of one step: B rows of S samples, with P phrases each, labelled on T frames.
 
-    waveforms: Tensor  # (B, S) float32 at 16 kHz, zeros after each row's end
-    lengths: Tensor  # (B,) int64, samples before the zeros
+    S = samples_for(T × mel frames per frame).
+    """
+
+    waveforms: Tensor  # (B, S) float32 at 16 kHz, zero-padded at the end
+    lengths: Tensor  # (B,) int64, samples without the padding
     captions: list[str]  # B
-    phrases: list[list[str]]  # B × P, positives first; P is the same for all
-    labels: Tensor  # (B, P, T) float32, 0 or 1, on the checkpoint's own grid
-    strong: Tensor  # (B,) bool; False: nothing is known of the row's frames, its labels and phrases are blanks
-    meanings: list[tuple[str, ...]] = field(default_factory=list)  # B; rows of equal meaning are no negatives
+    phrases: list[list[str]]  # B × P, positives first; P is the same for all rows
+    labels: Tensor  # (B, P, T) float32, 0 or 1, on the checkpoint's frame grid
+    strong: Tensor  # (B,) bool; False: the row has no frame labels, its labels and phrases are placeholders
+    meanings: list[tuple[str, ...]] = field(default_factory=list)  # B; rows of equal meaning are not negatives
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Rows per step and rank (`size`), the seed, and this rank among `world` ranks."""
+
+    size: int
+    seed: int
+    rank: int = 0
+    world: int = 1
 
 
 @dataclass(frozen=True)
@@ -52,12 +65,10 @@ class _Row:
 
 
 class Batches:
-    """`size` rows a step and rank. The ranks' batches of a step are, in order, the one batch that a single process with
-    `size * world` rows would make: the same rows, padded alike.
+    """The batches of one rank. Together, the ranks' batches of a step are the batch that a single process would build.
 
-    Every set goes through all its items in a new order each time round; which set a row comes from is by weight.
-    `skipped` names what cannot be read, audio_id → reason; it grows only without a cache. DataError, at once, for sets
-    that cannot be trained on and phrases that the bank does not have. `bank` may be None where no set has phrases.
+    Each set is visited in a new random order per epoch; a row's set is chosen by weight. `skipped` maps the id of each
+    unreadable item to the reason; without a cache it grows during training.
     """
 
     def __init__(
@@ -66,21 +77,22 @@ class Batches:
         root: Path,
         windows: WindowConfig,
         bank: PhraseBank | None,
-        size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
+        plan: BatchPlan,
         progress: bool = False,
     ) -> None:
+        """`bank` may be None if no set has phrases.
+
+        Raises DataError for sets that cannot be trained on and for phrases that are missing from the bank.
+        """
+        size, seed, rank, world = plan.size, plan.seed, plan.rank, plan.world
         if size < 1 or not 0 <= rank < world:
             raise DataError(f"{size} rows for rank {rank} of {world}")
         self.config, self.windows, self.size, self.seed = config, windows, size, seed
         self.rank, self.world = rank, world
         self.mel_per_frame = windows.mel_frames // windows.frames
-        crop = crop_samples(config.seconds, windows)
-        cache = root / config.cache if config.cache else None
-        centre, threads = config.crop == "centre", max(config.workers, 1)
-        self.sets: list[AudioSet] = [open_set(s, root, cache, crop, centre, threads, progress) for s in config.sets]
+        crop = Crop(crop_samples(config.seconds, windows), config.crop == "centre")
+        decoding = Decoding(root / config.cache if config.cache else None, max(config.workers, 1), progress)
+        self.sets: list[AudioSet] = [open_set(s, root, crop, decoding) for s in config.sets]
         self.skipped: dict[str, str] = {k: v for s in self.sets for k, v in s.failed.items()}
         self.bank = bank
         self._check_phrases()
@@ -88,21 +100,21 @@ class Batches:
 
     @property
     def epoch_steps(self) -> int:
-        """Steps that take as many rows as there are items in all sets together."""
+        """Steps after which as many rows were drawn as the sets have items."""
         return -(-sum(map(len, self.sets)) // (self.size * self.world))
 
     def batch(self, step: int) -> Batch:
-        """The batch of this rank at a step, counted from 0."""
+        """The batch of this rank at a step, counting from 0."""
         total = self.size * self.world
         places = [self.schedule.place(row) for row in range(step * total, (step + 1) * total)]
-        longest = max(self.sets[s].length(i) for s, i in places)  # of all ranks, so that all pad alike
+        longest = max(self.sets[s].length(i) for s, i in places)  # over all ranks, so that all pad to the same length
         first = self.rank * self.size
         rows = [self._row(step * total + n, *places[n]) for n in range(first, first + self.size)]
         longest = max(longest, *(len(row.sample.samples) for row in rows))
         return self._collate(rows, self.windows.frames if self.config.pad == "window" else self.frames(longest))
 
     def stream(self, start: int) -> Iterator[Batch]:
-        """Batches from step `start` on, without end, made ahead by the configured number of threads."""
+        """Batches from step `start`, endlessly, prepared ahead by the configured number of threads."""
         workers = self.config.workers
         step = start
         if not workers:
@@ -121,12 +133,12 @@ class Batches:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def frames(self, samples: int) -> int:
-        """Frames that hold `samples` samples: whole ones, at most a window's."""
-        audible = math.ceil(samples / samples_per_frame(self.windows))
-        return min(max(audible, frame_count(samples, self.windows)), self.windows.frames)
+        """Whole frames that cover `samples` samples, at most a window."""
+        covered = math.ceil(samples / samples_per_frame(self.windows))
+        return min(max(covered, frame_count(samples, self.windows)), self.windows.frames)
 
     def _row(self, row: int, chosen: int, item: int) -> _Row:
-        """One row by its number over all steps and ranks. Where a file turns out unreadable another takes its place."""
+        """A row by its index over all steps and ranks; unreadable files are replaced by another item of the set."""
         source = self.sets[chosen]
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([self.seed, 2, row, attempt])
@@ -144,11 +156,11 @@ class Batches:
     def _phrases(
         self, sample: Sample, rng: np.random.Generator
     ) -> tuple[list[str], list[tuple[tuple[float, float], ...]]]:
-        """N phrases, positives first, and the positives' segments."""
+        """P phrases, positives first, and the positives' segments."""
         config, bank = self.config, self.bank
         if bank is None:
             return [], []
-        if sample.phrases is None:  # one blank text for all such rows, so that it is encoded once
+        if sample.phrases is None:  # the same placeholder everywhere, so that it is encoded once
             return [bank.clusters[0][0]] * config.phrases, []
         positives = list(sample.phrases)
         if len(positives) > config.phrases:
@@ -157,7 +169,7 @@ class Batches:
         for i, text in enumerate(texts):
             if rng.random() < config.swap:
                 other = bank.alternative(text, rng)
-                # Two phrases of a clip may be of one cluster: the same words must not have two truths.
+                # Two phrases of a clip can share a cluster: equal texts must not have different labels.
                 texts[i] = text if other in texts else other
         taken = [p.text for p in sample.phrases] + list(sample.unplaced)
         texts += bank.negatives(taken, config.phrases - len(texts), rng)
@@ -184,12 +196,12 @@ class Batches:
         )
 
     def _check_phrases(self) -> None:
-        """DataError where a set's phrases are not in the bank, or the bank has too few clusters to choose from."""
+        """Raises DataError if the bank lacks a set's phrases or has too few clusters."""
         known = self.bank.cluster_of if self.bank else {}
         for source in self.sets:
-            wanted = dict(reversed(list(source.wanted())))  # with the first item of each
+            wanted = dict(reversed(list(source.wanted())))  # keeps the first item of each phrase
             if wanted and self.bank is None:
-                raise DataError(f"{source.config.name}: its phrases need a phrase bank, and there is none")
+                raise DataError(f"{source.config.name}: its phrases need a phrase bank, but none is configured")
             unknown = [phrase for phrase in wanted if phrase not in known]
             if unknown:
                 others = f", nor are {len(unknown) - 1} others" if len(unknown) > 1 else ""
@@ -198,18 +210,18 @@ class Batches:
             clusters = self.config.phrases + source.most_unplaced()
             held = len(self.bank.clusters) if self.bank else 0
             if wanted and held < clusters:
-                raise DataError(f"{self.config.phrases} phrases a clip want {clusters} clusters; the bank has {held}")
+                raise DataError(f"{self.config.phrases} phrases per clip need {clusters} clusters; the bank has {held}")
 
 
 def samples_per_frame(windows: WindowConfig) -> int:
-    """Samples from one frame to the next as the encoder sees them, whatever the labels' clock says."""
+    """Samples per frame in the encoder's input, which can differ from the `frame_hop` of the labels."""
     return windows.mel_frames // windows.frames * 160
 
 
 def crop_samples(seconds: float, windows: WindowConfig) -> int:
-    """Samples of the longest crop: `seconds`, but no more than a window's frames cover by their own clock.
+    """Samples of the longest crop: `seconds`, limited to what a window's frames cover at their `frame_hop`.
 
-    On the published grid of 0.15625 s that is 10 s. More than a whole window is a DataError.
+    That is 10 s on the published grid of 0.15625 s. Raises DataError for more than a whole window.
     """
     window = windows.mel_frames * 160 / SAMPLE_RATE
     if seconds > window + 1e-6:
@@ -218,10 +230,10 @@ def crop_samples(seconds: float, windows: WindowConfig) -> int:
 
 
 class Schedule:
-    """Which item each row is of, rows counted over all steps and ranks.
+    """Assigns an item to each row, with rows counted over all steps and ranks.
 
-    In every BLOCK rows each set has exactly its share, at least one row, in random order; a set's own rows go through
-    a new permutation of its items each time round.
+    In every BLOCK rows each set has exactly its share, at least one row, in random order. A set's rows follow a new
+    permutation of its items in each epoch.
     """
 
     def __init__(self, weights: list[float], sizes: list[int], seed: int) -> None:
@@ -230,9 +242,9 @@ class Schedule:
         self.quota = np.maximum(np.floor(exact).astype(int), 1)
         for s in np.argsort(self.quota - exact, kind="stable")[: max(BLOCK - self.quota.sum(), 0)]:
             self.quota[s] += 1
-        while self.quota.sum() > BLOCK:  # sets too small for a row of their own took one from the largest
+        while self.quota.sum() > BLOCK:  # the minimum of one row per set comes from the largest sets
             self.quota[self.quota.argmax()] -= 1
-        # made inside, so that a cache lives as long as its schedule
+        # created here, so that the caches live as long as the schedule
         self._block = lru_cache(maxsize=4)(self._draw_block)
         self._order = lru_cache(maxsize=2 * len(sizes) + 2)(self._draw_order)
 
@@ -245,7 +257,7 @@ class Schedule:
         return chosen, int(self._order(chosen, turn)[position])
 
     def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """(BLOCK,) the set of each row, and how many rows of that set come before it in the block."""
+        """The set of each row (BLOCK,), and the number of earlier rows of that set in the block (BLOCK,)."""
         sets = np.repeat(np.arange(len(self.quota)), self.quota)
         np.random.default_rng([self.seed, 0, block]).shuffle(sets)
         counts = np.empty(BLOCK, dtype=int)

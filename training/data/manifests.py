@@ -1,8 +1,8 @@
-"""What there is to train on: manifests in the published JSONL form and folders of labelled sounds.
+"""Reads and writes training manifests: the published JSONL form, and folders of labelled single sounds.
 
-Knows nothing of models or batches. A published manifest line is
-`{"audio_id", "audio_path", "caption": str | [str], "phrases": [{"phrase", "segments": [[onset, offset], …]}]}`;
-without "phrases" the item is supervised as a whole clip only.
+A line of a published manifest is
+`{"audio_id", "audio_path", "caption": str | [str], "phrases": [{"phrase", "segments": [[onset, offset], …]}]}`.
+An item without "phrases" is supervised at clip level only.
 """
 
 from __future__ import annotations
@@ -13,30 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.audio_cache import SAMPLE_RATE, AudioFiles, AudioStore, UnreadableError, decode
-
-__all__ = [
-    "SAMPLE_RATE",
-    "AudioFiles",
-    "AudioStore",
-    "Item",
-    "ManifestError",
-    "Phrase",
-    "UnreadableError",
-    "decode",
-    "read_labelled",
-    "read_manifest",
-    "write_manifest",
-]
-
 
 class ManifestError(ValueError):
-    """A manifest line that cannot be used, with its file and line number."""
+    """An invalid manifest line, with its file and line number."""
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A sound event of an item and where it is: segments of [onset, offset] in seconds."""
+    """A sound event of an item and its segments, [onset, offset] in seconds."""
 
     text: str
     segments: tuple[tuple[float, float], ...]
@@ -44,7 +28,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Item:
-    """One audio file with its supervision; `group` is what a validation split must not tear apart."""
+    """One audio file with its labels; items of a `group` must stay on the same side of a validation split."""
 
     audio_id: str
     path: Path
@@ -54,10 +38,13 @@ class Item:
 
 
 def read_manifest(path: Path, root: Path | None = None) -> list[Item]:
-    """Items of a manifest in the published form; relative audio paths start at `root` (the manifest's folder)."""
+    """Items of a manifest in the published form. Raises ManifestError with the line number.
+
+    Relative audio paths start at `root`, by default the manifest's folder.
+    """
     root = root or path.parent
     items = []
-    with path.open("rb") as lines:  # bytes, so that what is not UTF-8 is an error with its line too
+    with path.open("rb") as lines:  # bytes, so that invalid UTF-8 is reported with its line number
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
@@ -93,7 +80,7 @@ def _segment(pair: list[float]) -> tuple[float, float]:
 
 
 def write_manifest(path: Path, items: Iterable[Item], root: Path) -> None:
-    """Writes items in the published form, audio paths relative to `root`."""
+    """Writes items in the published form, with audio paths relative to `root`."""
     with path.open("w", encoding="utf-8") as f:
         for item in items:
             row: dict = {"audio_id": item.audio_id, "audio_path": str(item.path.relative_to(root))}
@@ -106,9 +93,10 @@ def write_manifest(path: Path, items: Iterable[Item], root: Path) -> None:
 
 
 def read_labelled(folder: Path, *, exclude_groups: Iterable[str] = ()) -> list[Item]:
-    """Items of a folder of single-sound files: its manifest.jsonl has `audio`, `label` (or null) and `package` a line.
+    """Items of a folder of single sounds, whose manifest.jsonl has `audio`, `label` (or null) and `package` per line.
 
-    The label is the caption; the group is the package. Unlabelled sounds have no caption: they teach by a teacher only.
+    The label becomes the caption and the package the group. Unlabelled sounds have no caption; only distillation uses
+    them.
     """
     excluded, items = set(exclude_groups), []
     for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
@@ -117,3 +105,8 @@ def read_labelled(folder: Path, *, exclude_groups: Iterable[str] = ()) -> list[I
             captions = (row["label"],) if row["label"] else ()
             items.append(Item(row["audio"], folder / row["audio"], captions, None, row["package"]))
     return items
+
+
+def plain_label(label: str) -> str:
+    """A label as text: lower case, with underscores and runs of white space replaced by single spaces."""
+    return " ".join(label.replace("_", " ").split()).lower()

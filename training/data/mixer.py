@@ -1,8 +1,8 @@
-"""What FineLAP-100k is made by: the sounding stretch of a recording, steady backgrounds, mixtures of both.
+"""Mixes single sounds over backgrounds into recordings with exact labels, reproducibly from a seed.
 
-Works on samples and names; knows no files and no processes (`training.simulation.dataset` does). Source: arXiv 2604.01155,
-data simulation. Everything draws from the generator it is given, so a seed fixes the result. A `Mixer` over sounds in
-memory makes mixtures on the fly; it needs nothing written.
+`Canvas` places sounds at a signal-to-noise ratio without overlapping themselves. Two recipes draw from it: `Mixer`
+makes FineLAP-100k mixtures (arXiv 2604.01155, data simulation) and `SceneMaker` the shorter, more varied scenes of the
+bundled checkpoint. Both take sounds from memory; `training.simulation.dataset` writes mixtures to disk.
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
-from training.data.augment import equalise, reverberate
-from training.data.manifests import SAMPLE_RATE
+from model.config import SAMPLE_RATE
+from training.data.activity import (
+    PEAK,
+    ClipConfig,
+    SimulationError,
+    active_stretches,
+    cut,
+    first_stretch,
+    peak,
+    rms,
+    trim,
+)
+from training.data.augment import equalise, mild, reverberate, wild
 
-HOP = SAMPLE_RATE // 100  # samples: 10 ms
-FADE = 80  # samples, 5 ms: a stretch that is cut out of a recording neither starts nor ends with a click
-SILENT = 1e-4  # a recording with no sample above this, -80 dBFS, has nothing in it
-GAP = 0.1  # seconds at least between two occurrences of one event, so that they stay two
-CEILING = 0.95  # peak of a mixture, so that nothing in it is clipped
+GAP = 0.1  # seconds: smallest pause between two occurrences of an event in a mixture
+FLOOR = 0.05  # RMS of a scene's background, and the reference for its signal-to-noise ratios
 
 CAPTIONS = (
     "{}.",
@@ -37,58 +44,63 @@ CAPTIONS = (
 OVER = ("{}, with {} in the background", "{} over {}", "{} while {} goes on")
 
 
-class FabricateError(ValueError):
-    """Settings or sounds that no mixtures can be made of."""
+class Canvas:
+    """A recording under construction: `samples` (n,), and the background `level` (RMS) that SNRs refer to."""
+
+    def __init__(self, samples: np.ndarray, level: float) -> None:
+        self.samples, self.level = samples, level
+
+    def place(
+        self,
+        sound: np.ndarray,
+        snr_db: float,
+        times: int,
+        rng: np.random.Generator,
+        gap: int = 0,
+        quietest: float = 1e-9,
+    ) -> list[int]:
+        """Adds (m,) samples `times` times, `snr_db` above the background, at least `gap` samples apart.
+
+        Returns the start samples in ascending order. `quietest` is the smallest RMS the gain is computed from.
+        """
+        gain = self.level * 10 ** (snr_db / 20) / max(rms(sound.astype(self.samples.dtype)), quietest)
+        slack = len(self.samples) - times * len(sound) - (times - 1) * gap
+        offsets = np.sort(rng.integers(0, slack + 1, times))
+        starts = [int(offset) + i * (len(sound) + gap) for i, offset in enumerate(offsets)]
+        for start in starts:
+            self.samples[start : start + len(sound)] += sound * gain
+        return starts
 
 
-@dataclass(frozen=True)
-class ClipConfig:
-    """How recordings are cut. Seconds and decibels; levels are below the recording's own peak."""
-
-    threshold_db: float = -50.0
-    window: float = 0.2  # of the envelope; pauses shorter than this do not end a stretch
-    shortest: float = 1.0
-    longest: float = 7.5
-    background: float = 10.0  # length of a piece of background
-    backgrounds: tuple[str, ...] = ()  # patterns over labels; empty: whatever is long and steady
-    steady_db: float = 10.0  # a steady piece's half-seconds are all within this of each other
-    pieces: int = 6  # at most, of one recording
-
-    def __post_init__(self) -> None:
-        if not 0 < self.shortest <= self.longest:
-            raise FabricateError(f"events of {self.shortest:g} to {self.longest:g} s: want 0 < shortest <= longest")
-        if self.longest > self.background:
-            raise FabricateError(f"events of up to {self.longest:g} s do not fit into {self.background:g} s")
-        if not (self.threshold_db < 0 and self.window >= 0.01 and self.pieces >= 1 and self.steady_db > 0):
-            raise FabricateError("want a threshold below 0 dB, a window of 0.01 s or more, and at least one piece")
+# FineLAP-100k mixtures
 
 
 @dataclass(frozen=True)
 class MixConfig:
-    """How mixtures are drawn. Decibels, and seconds."""
+    """How mixtures are drawn. Decibels and seconds."""
 
     events: tuple[int, int] = (1, 5)
     snr_db: tuple[float, float] = (12.0, 20.0)
-    short: float = 3.0  # an event shorter than this comes 1 to `repeats` times
+    short: float = 3.0  # shorter events occur 1 to `repeats` times
     repeats: int = 3
-    reverb: float = 0.0  # share of events put in a room
-    equalise_db: float = 0.0  # events through a random equaliser of up to this
-    swell_db: float = 0.0  # events grow or fade by up to this from end to end
-    name_background: bool = False  # the background is a phrase, and in the caption, too
+    reverb: float = 0.0  # share of events with reverberation
+    equalise_db: float = 0.0  # range of the random equaliser
+    swell_db: float = 0.0  # range of the level change over an event
+    name_background: bool = False  # whether the background is a phrase and part of the caption
 
     def __post_init__(self) -> None:
         low, high = self.events
         if not 1 <= low <= high:
-            raise FabricateError(f"{low} to {high} events: want at least one, and not more at least than at most")
+            raise SimulationError(f"{low} to {high} events: want 1 <= fewest <= most")
         if not (self.snr_db[0] <= self.snr_db[1] and all(map(math.isfinite, self.snr_db))):
-            raise FabricateError(f"SNR {self.snr_db[0]:g} to {self.snr_db[1]:g} dB: want the lower one first")
+            raise SimulationError(f"SNR {self.snr_db[0]:g} to {self.snr_db[1]:g} dB: want the lower value first")
         if not (0 <= self.reverb <= 1 and self.equalise_db >= 0 and self.swell_db >= 0 and self.repeats >= 1):
-            raise FabricateError("want a share of reverberation from 0 to 1, and decibels and repeats not negative")
+            raise SimulationError("want 0 <= reverb <= 1, equalise_db >= 0, swell_db >= 0 and repeats >= 1")
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A sound to mix: `name` says where `get` finds its samples."""
+class SoundClip:
+    """A sound to mix; `name` identifies its samples."""
 
     name: str
     label: str
@@ -96,161 +108,78 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One sound of a mixture: which, how loud over the background, and each time it is heard, in seconds."""
+class PlacedEvent:
+    """A sound in a mixture: its clip, its SNR over the background, and its segments in seconds."""
 
-    clip: Clip
+    clip: SoundClip
     snr_db: float
     segments: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A synthetic recording and what is in it, events in order of their first onset."""
+    """A synthetic recording with its labels, events ordered by first onset."""
 
     samples: np.ndarray  # (n,) float32 at 16 kHz
-    background: Clip
-    events: tuple[Event, ...]
+    background: SoundClip
+    events: tuple[PlacedEvent, ...]
     caption: str
 
 
-def log_energy(samples: np.ndarray) -> np.ndarray:
-    """(n,) → mean power of every 10 ms in decibels below the peak sample's, (ceil(n / 160),); the last may be short."""
-    peak = max(float(np.abs(samples).max(initial=0.0)), 1e-12)
-    power = (samples.astype(np.float64) / peak) ** 2
-    starts = np.arange(0, len(power), HOP)
-    mean = np.add.reduceat(power, starts) / np.diff(np.append(starts, len(power)))
-    return 10 * np.log10(mean + 1e-12)
-
-
-def first_stretch(samples: np.ndarray, config: ClipConfig) -> tuple[float, float] | None:
-    """Seconds [onset, offset] of the first continuous active stretch; None in silence.
-
-    A window slides over the log-energy envelope by 10 ms; while its mean power stays above the threshold the sound
-    goes on. Both ends are then drawn in to the first and the last 10 ms that are above it by themselves.
-    """
-    if len(samples) == 0 or np.abs(samples).max() < SILENT:
-        return None
-    level = log_energy(samples)
-    size = min(max(1, round(config.window * 100)), len(level))
-    total = np.concatenate([[0.0], np.cumsum(10 ** (level / 10))])
-    active = 10 * np.log10(np.maximum(total[size:] - total[:-size], 0) / size + 1e-12) > config.threshold_db
-    if not active.any():
-        return None
-    low = int(active.argmax())
-    ends = np.flatnonzero(~active[low:])
-    high = (low + int(ends[0]) if len(ends) else len(active)) + size - 1
-    loud = low + np.flatnonzero(level[low:high] > config.threshold_db)
-    return float(loud[0]) * 0.01, min((int(loud[-1]) + 1) * 0.01, len(samples) / SAMPLE_RATE)
-
-
-def clip_event(samples: np.ndarray, config: ClipConfig) -> tuple[tuple[float, float] | None, str]:
-    """The stretch to keep of a recording of one sound, in seconds, or None and the reason."""
-    stretch = first_stretch(samples, config)
-    if stretch is None:
-        return None, "silent"
-    seconds = stretch[1] - stretch[0]
-    if seconds < config.shortest - 1e-9:
-        return None, f"sounds for less than {config.shortest:g} s"
-    if seconds > config.longest + 1e-9:
-        return None, f"sounds for more than {config.longest:g} s"
-    return stretch, ""
-
-
-def background_pieces(samples: np.ndarray, config: ClipConfig, any_level: bool) -> list[float]:
-    """Starts, in seconds, of the pieces of a recording that can lie under a mixture: side by side, none silent.
-
-    Without `any_level` a piece must be steady: each half-second's level within `steady_db` of every other's.
-    """
-    size, half = round(config.background * SAMPLE_RATE), SAMPLE_RATE // 2
-    starts = []
-    for start in range(0, len(samples) - size + 1, size):
-        piece = samples[start : start + size]
-        level = 10 * np.log10((piece[: size - size % half].reshape(-1, half).astype(np.float64) ** 2).mean(1) + 1e-12)
-        if np.abs(piece).max() >= SILENT and (any_level or np.ptp(level) <= config.steady_db):
-            starts.append(start / SAMPLE_RATE)
-    return starts[: config.pieces]
-
-
-def is_background(label: str, config: ClipConfig) -> bool:
-    """Whether a pattern names the label; `*` and `?` stand for what they do in file names."""
-    return any(fnmatchcase(label, pattern.lower()) for pattern in config.backgrounds)
-
-
-def cut(samples: np.ndarray, onset: float, offset: float) -> np.ndarray:
-    """The stretch [onset, offset] of a sound at a peak of 0.95, its first and last 5 ms faded."""
-    piece = samples[round(onset * SAMPLE_RATE) : round(offset * SAMPLE_RATE)].astype(np.float32, copy=True)
-    fade = min(FADE, len(piece) // 2)
-    ramp = np.linspace(0, 1, fade, dtype=np.float32)
-    piece[:fade] *= ramp
-    piece[len(piece) - fade :] *= ramp[::-1]
-    return piece * (CEILING / max(float(np.abs(piece).max(initial=0.0)), SILENT))
-
-
-def caption(names: Sequence[str], background: str | None, rng: np.random.Generator) -> str:
-    """A sentence that names the sounds in the order given, and the background if there is one to name."""
-    listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-    if background:
-        listed = OVER[rng.integers(len(OVER))].format(listed, background)
-    sentence = CAPTIONS[rng.integers(len(CAPTIONS))].format(listed)
-    return sentence[0].upper() + sentence[1:]
-
-
 class Mixer:
-    """Draws mixtures of events over backgrounds. `get(clip)` gives a clip's samples, (n,) float32 at 16 kHz.
+    """Draws FineLAP-100k mixtures. `get(clip)` returns a clip's samples, (n,) float32 at 16 kHz.
 
-    Labels are drawn evenly, then one of the label's clips, so that a label with many recordings is not everywhere. No
-    label comes twice in a mixture, and none that is the background's. The same generator state gives the same mixture.
+    Labels are drawn uniformly, then one clip of each label, so that labels with many recordings don't dominate. Labels
+    are unique within a mixture and differ from the background's. The same generator state gives the same mixture.
     """
 
     def __init__(
         self,
-        events: Sequence[Clip],
-        backgrounds: Sequence[Clip],
-        get: Callable[[Clip], np.ndarray],
+        events: Sequence[SoundClip],
+        backgrounds: Sequence[SoundClip],
+        get: Callable[[SoundClip], np.ndarray],
         config: MixConfig | None = None,
         cutting: ClipConfig | None = None,
     ) -> None:
+        """Raises SimulationError if there are no events or no backgrounds."""
         if not events or not backgrounds:
-            missing = "sound to be an event" if not events else "background"
-            raise FabricateError(f"no {missing} among the recordings")
+            raise SimulationError(f"no {'background' if events else 'event'} among the recordings")
         self.get, self.config, self.cutting = get, config or MixConfig(), cutting or ClipConfig()
         self.backgrounds = tuple(backgrounds)
-        by_label: defaultdict[str, list[Clip]] = defaultdict(list)
+        by_label: defaultdict[str, list[SoundClip]] = defaultdict(list)
         for clip in events:
             by_label[clip.label].append(clip)
         self.by_label = {label: tuple(by_label[label]) for label in sorted(by_label)}
 
     def draw(self, rng: np.random.Generator) -> Mixture:
-        """One mixture. Errors: FabricateError where no label is left beside the background's."""
+        """One mixture. Raises SimulationError if every event has the background's label."""
         config = self.config
         under = self.backgrounds[rng.integers(len(self.backgrounds))]
         labels = [label for label in self.by_label if label != under.label]
         if not labels:
-            raise FabricateError(f"every sound is called {under.label!r}, as a background is")
+            raise SimulationError(f"every event has the label of a background, {under.label!r}")
         count = min(int(rng.integers(config.events[0], config.events[1] + 1)), len(labels))
         chosen = [self.by_label[labels[i]] for i in rng.choice(len(labels), count, replace=False)]
-        canvas = self.get(under).astype(np.float64)
-        floor = _rms(canvas)
+        background = self.get(under).astype(np.float64)
+        canvas = Canvas(background, rms(background))
         events = []
         for clips in chosen:
             clip = clips[rng.integers(len(clips))]
-            samples = self._varied(self.get(clip), rng)[: len(canvas)]
+            samples = self._varied(self.get(clip), rng)[: len(background)]
             snr = float(rng.uniform(*config.snr_db))
-            gain = floor * 10 ** (snr / 20) / max(_rms(samples), 1e-9)
-            starts = self._starts(len(samples), len(canvas), rng)
-            for start in starts:
-                canvas[start : start + len(samples)] += samples * gain
-            heard = tuple((s / SAMPLE_RATE, (s + len(samples)) / SAMPLE_RATE) for s in starts)
-            events.append(Event(clip, round(snr, 2), tuple((round(a, 4), round(b, 4)) for a, b in heard)))
-        canvas *= min(1.0, CEILING / max(float(np.abs(canvas).max()), 1e-9))
+            times = self._occurrences(len(samples), len(background), rng)
+            starts = canvas.place(samples, snr, times, rng, round(GAP * SAMPLE_RATE))
+            segments = tuple((round(s / SAMPLE_RATE, 4), round((s + len(samples)) / SAMPLE_RATE, 4)) for s in starts)
+            events.append(PlacedEvent(clip, round(snr, 2), segments))
+        mixed = canvas.samples * min(1.0, PEAK / max(peak(canvas.samples), 1e-9))
         events.sort(key=lambda e: (e.segments[0], e.clip.name))
         named = under.label if config.name_background else None
-        sentence = caption([e.clip.label for e in events], named, rng)
-        return Mixture(canvas.astype(np.float32), under, tuple(events), sentence)
+        return Mixture(
+            mixed.astype(np.float32), under, tuple(events), caption([e.clip.label for e in events], named, rng)
+        )
 
     def _varied(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The event in another room, spectrum or swell, as far as asked for; still one continuous stretch."""
+        """The event after the configured equaliser, swell and reverberation, cut to one continuous stretch."""
         config = self.config
         varied = samples
         if config.equalise_db:
@@ -262,17 +191,119 @@ class Mixer:
             varied = reverberate(varied, rng)
         if varied is samples:
             return samples
-        stretch = first_stretch(varied, self.cutting)  # a room's tail lengthens it, and the label with it
+        stretch = first_stretch(varied, self.cutting)  # the reverberation tail lengthens the event and its label
         return cut(varied, *stretch) if stretch else samples
 
-    def _starts(self, length: int, size: int, rng: np.random.Generator) -> list[int]:
-        """Sample numbers at which an event starts: once, or if short up to three times, never over itself."""
+    def _occurrences(self, length: int, size: int, rng: np.random.Generator) -> int:
+        """How often an event occurs: once, or up to `repeats` times if it is short and fits."""
         gap = round(GAP * SAMPLE_RATE)
-        times = int(rng.integers(1, self.config.repeats + 1)) if length < self.config.short * SAMPLE_RATE else 1
-        times = max(1, min(times, (size + gap) // (length + gap)))
-        slack = size - times * length - (times - 1) * gap
-        return [int(at) + i * (length + gap) for i, at in enumerate(np.sort(rng.integers(0, slack + 1, times)))]
+        short = length < self.config.short * SAMPLE_RATE
+        times = int(rng.integers(1, self.config.repeats + 1)) if short else 1
+        return max(1, min(times, (size + gap) // (length + gap)))
 
 
-def _rms(samples: np.ndarray) -> float:
-    return float(np.sqrt((samples.astype(np.float64) ** 2).mean()))
+def caption(names: Sequence[str], background: str | None, rng: np.random.Generator) -> str:
+    """A sentence naming the sounds in the given order, and the background unless it is None."""
+    listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    if background:
+        listed = OVER[rng.integers(len(OVER))].format(listed, background)
+    sentence = CAPTIONS[rng.integers(len(CAPTIONS))].format(listed)
+    return sentence[0].upper() + sentence[1:]
+
+
+# Scenes of the bundled recipe
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """How scenes are drawn. Probabilities, decibels and seconds."""
+
+    duration: float = 5.12
+    mixture: float = 0.6  # share of scenes with several sounds
+    max_events: int = 4
+    background: float = 0.6  # share of mixtures with a background, a long, steady sound
+    snr_db: tuple[float, float] = (0.0, 20.0)
+    peak_db: tuple[float, float] = (-24.0, -0.5)
+    repeat: float = 0.35  # share of short sounds that occur more than once
+    augment: float = 0.6  # share of sounds with changed speed and spectrum
+    wild: float = 0.0  # share of those changed so strongly that only a teacher can label them
+    noise_floor: float = 0.4  # share of scenes with faint white noise
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A synthetic recording and its events."""
+
+    samples: np.ndarray  # (n,) float32 at 16 kHz
+    events: tuple[tuple[int, float, float], ...]  # (index of the sound, onset, offset), seconds
+
+
+class SceneMaker:
+    """Draws scenes of single sounds. `get(index)` returns a sound's samples, (n,) float32 at 16 kHz.
+
+    `weights` (N,) are the relative frequencies of the N sounds; `steady` holds the indices of those that can serve as
+    backgrounds. The same generator state gives the same scene.
+    """
+
+    def __init__(
+        self,
+        get: Callable[[int], np.ndarray],
+        weights: np.ndarray,
+        steady: np.ndarray,
+        config: SceneConfig | None = None,
+    ) -> None:
+        self.get, self.steady, self.config = get, steady, config or SceneConfig()
+        self.odds = np.cumsum(weights / weights.sum())
+
+    def draw_source(self, rng: np.random.Generator) -> int:
+        """Index of a sound, drawn by weight."""
+        return min(int(np.searchsorted(self.odds, rng.random())), len(self.odds) - 1)
+
+    def sound(self, source: int, rng: np.random.Generator, limit: int) -> np.ndarray:
+        """At most `limit` samples of a sound at peak 1: trimmed, possibly augmented, cut from a louder part."""
+        samples = trim(self.get(source))
+        if len(samples) > 2 * limit:  # shorten before the expensive augmentation
+            samples = _loud_cut(samples, 2 * limit, rng)
+        if rng.random() < self.config.augment:
+            strongly = self.config.wild > 0 and rng.random() < self.config.wild
+            samples = (wild if strongly else mild)(samples, rng)
+        if len(samples) > limit:
+            samples = _loud_cut(samples, limit, rng)
+        return samples / max(peak(samples), 1e-4)
+
+    def scene(self, rng: np.random.Generator, sources: list[int] | None = None) -> Scene:
+        """One scene; if `sources` is given, a mixture of exactly these sounds."""
+        config, size = self.config, int(self.config.duration * SAMPLE_RATE)
+        mixed = sources is not None or rng.random() < config.mixture
+        if sources is None:
+            count = int(rng.integers(1, config.max_events + 1)) if mixed else 1
+            sources = [self.draw_source(rng) for _ in range(count)]
+        canvas, events = Canvas(np.zeros(size, np.float32), FLOOR), []
+        if mixed and len(self.steady) and rng.random() < config.background:
+            under = int(rng.choice(self.steady))
+            bed = self.sound(under, rng, size)
+            bed = np.tile(bed, -(-size // len(bed)))[:size]
+            canvas.samples += bed * (FLOOR / max(rms(bed), 1e-4))
+            events.append((under, 0.0, config.duration))
+        for source in sources:
+            samples = self.sound(source, rng, size)
+            snr = rng.uniform(*config.snr_db)
+            for start in canvas.place(samples, snr, self._occurrences(len(samples), size, rng), rng, quietest=1e-3):
+                at = start / SAMPLE_RATE
+                events += [(source, at + a, at + b) for a, b in active_stretches(samples)]
+        mix = canvas.samples
+        mix *= 10 ** (rng.uniform(*config.peak_db) / 20) / max(peak(mix), 1e-4)
+        if rng.random() < config.noise_floor:
+            mix += rng.standard_normal(size, dtype=np.float32) * 10 ** (rng.uniform(-90, -55) / 20)
+        return Scene(mix, tuple((s, round(a, 4), round(min(b, config.duration), 4)) for s, a, b in events))
+
+    def _occurrences(self, length: int, size: int, rng: np.random.Generator) -> int:
+        """How often a sound occurs: once, or two or three times for some short ones."""
+        return int(rng.integers(2, 4)) if length < size // 3 and rng.random() < self.config.repeat else 1
+
+
+def _loud_cut(samples: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """`length` samples: the louder of two random cuts, so that long files rarely contribute their pauses."""
+    starts = rng.integers(0, len(samples) - length + 1, 2)
+    cuts = [samples[s : s + length] for s in starts]
+    return max(cuts, key=lambda c: float((c**2).sum()))

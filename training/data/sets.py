@@ -1,8 +1,7 @@
-"""The sets that training draws from: recordings with captions and phrases, or scenes made of single sounds.
+"""The sets that training draws samples from: recordings with captions and phrases, or scenes mixed from single sounds.
 
-A set gives samples: an excerpt of audio with its caption and with the phrases heard in it, in the excerpt's own time.
-Knows nothing of batches, negatives or models. What cannot be read is left out and named in `failed`; audio is never
-replaced by silence.
+A sample is an excerpt of audio with its caption and the phrases that are audible in it. Unreadable files are listed in
+`failed` and skipped; audio is never replaced by silence.
 """
 
 from __future__ import annotations
@@ -16,16 +15,18 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from training.data.manifests import SAMPLE_RATE, AudioFiles, AudioStore, Item, Phrase, read_labelled, read_manifest
+from model.config import SAMPLE_RATE, ConfigError
+from training.data.audio_cache import AudioFiles, AudioStore
+from training.data.manifests import Item, Phrase, read_labelled, read_manifest
+from training.data.mixer import SceneConfig, SceneMaker
 from training.data.phrase_bank import caption_of, phrased
-from training.simulation.simulate import SceneConfig, SceneMaker
 
-SLIVER = 0.04  # seconds: less than this of an event at the edge of a crop is not heard
-STEADY = 4.0  # seconds: a single sound at least this long may lie under a scene
+SLIVER = 0.04  # seconds: a shorter rest of an event at the edge of a crop is dropped
+STEADY = 4.0  # seconds: single sounds at least this long can be the background of a scene
 
 
 class DataError(ValueError):
-    """A set that cannot be trained on, with its name and what is wrong with it."""
+    """A set that cannot be trained on, with its name and the reason."""
 
 
 @dataclass(frozen=True)
@@ -34,33 +35,33 @@ class SetConfig:
 
     manifest: str | None = None
     folder: str | None = None
-    simulate: bool = False  # scenes made on the fly of the set's single sounds
-    weight: float = 1.0  # its share of the rows is this over the sum of all sets' weights
+    simulate: bool = False  # mix scenes of the set's single sounds on the fly
+    weight: float = 1.0  # the set's share of the rows is its weight over the sum of all weights
     strong: bool = True  # False: captions only
     only_groups: tuple[str, ...] = ()  # empty: all
     exclude_groups: tuple[str, ...] = ()
-    scene: SceneConfig = SceneConfig()  # of simulate; its duration is the crop's
+    scene: SceneConfig = SceneConfig()  # for simulate; the crop sets the duration
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the set in messages."""
         return str(self.manifest or self.folder)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What batches are made of. Sets may be given as plain dicts, as they come out of YAML."""
+    """How batches are made. Sets may be given as plain dicts, as read from YAML."""
 
     sets: tuple[SetConfig, ...]
-    seconds: float = 10.24  # of a crop at most; never more than a window's frames cover
+    seconds: float = 10.24  # longest crop; limited to the duration that a window's frames cover
     crop: Literal["random", "centre"] = "random"
-    pad: Literal["batch", "window"] = "batch"  # to the longest in the batch, or always a whole window
-    cache: str | None = None  # folder of decoded 16 kHz audio; None: files are decoded each time they are drawn
-    phrases: int = 20  # positives and negatives of a clip together, the paper's N
-    swap: float = 0.1  # of the positives are replaced by another phrase of their cluster
-    templates: bool = False  # phrases as somebody might ask for them, "the sound of …", instead of bare
-    bank: str | None = None  # a phrase bank's file
-    workers: int = 2  # threads that make batches ahead
+    pad: Literal["batch", "window"] = "batch"  # to the longest row of the batch, or to a whole window
+    cache: str | None = None  # folder for decoded 16 kHz audio; None: decode files on each draw
+    phrases: int = 20  # positives and negatives per clip, the paper's N
+    swap: float = 0.1  # share of positives replaced by another phrase of their cluster
+    templates: bool = False  # put phrases into query templates, such as "the sound of …"
+    bank: str | None = None  # file of the phrase bank
+    workers: int = 2  # threads that prepare batches ahead
 
     def __post_init__(self) -> None:
         sets = tuple(s if isinstance(s, SetConfig) else _set_config(s, i) for i, s in enumerate(self.sets))
@@ -69,78 +70,106 @@ class DataConfig:
             if getattr(self, name) not in allowed:
                 raise DataError(f"data.{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
         if not self.sets:
-            raise DataError("data.sets: there is none")
+            raise DataError("data.sets: at least one set is required")
         if self.seconds <= 0 or self.phrases < 1 or self.workers < 0 or not 0 <= self.swap <= 1:
             raise DataError("data: want seconds > 0, phrases >= 1, workers >= 0 and 0 <= swap <= 1")
 
 
-def _set_config(data: Any, number: int) -> SetConfig:
-    from training.config import build
+def _set_config(data: Any, index: int) -> SetConfig:
+    """A SetConfig from plain data. Raises ConfigError."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-    return build(SetConfig, data, f"data: sets[{number}]")
+    strict = with_config(ConfigDict(extra="forbid"))
+    try:
+        return TypeAdapter(strict(SetConfig)).validate_python(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "unexpected_keyword_argument"]
+        others = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
+        what = f"unknown keys {', '.join(sorted(unknown))}" if unknown else others
+        raise ConfigError(f"data: sets[{index}]: {what}") from error
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How recordings are cut: to at most `samples` samples at 16 kHz, from the `centre` or at random."""
+
+    samples: int
+    centre: bool = False
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How audio is decoded: into a `cache` folder or on demand (None), with a number of threads."""
+
+    cache: Path | None = None
+    threads: int = 2
+    progress: bool = False
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An excerpt of audio and everything that is said of it."""
+    """An excerpt of audio with its labels."""
 
     samples: np.ndarray  # (n,) float32 at 16 kHz
     caption: str
-    meaning: tuple[str, ...]  # what the caption is made of: captions of equal meaning are no negatives of each other
-    phrases: tuple[Phrase, ...] | None  # heard in the excerpt, in its time; None: nothing is known of its frames
-    unplaced: tuple[str, ...] = ()  # phrases that belong to the recording without a place: neither here nor absent
+    meaning: tuple[str, ...]  # labels behind the caption; captions of equal meaning are not negatives of each other
+    phrases: tuple[Phrase, ...] | None  # audible in the excerpt, times relative to it; None: no frame labels
+    unplaced: tuple[str, ...] = ()  # phrases of the recording at unknown times: neither positive nor negative
 
 
 class AudioSet(Protocol):
-    """What batches ask of a set. Every draw takes all its chance from the generator it is given."""
+    """A set as batches use it. All randomness of a draw comes from the generator passed in."""
 
     config: SetConfig
     failed: dict[str, str]  # audio_id → reason
 
     def __len__(self) -> int:
-        """Items that can be drawn."""
+        """Number of items."""
 
     def length(self, i: int) -> int:
-        """Samples at 16 kHz that a draw of item `i` gives, as far as its header tells."""
+        """Length of a sample of item `i`, in samples at 16 kHz, according to the file's header."""
 
     def draw(self, i: int, rng: np.random.Generator) -> Sample:
-        """An excerpt. UnreadableError when the audio cannot be decoded after all."""
+        """A sample of item `i`. Raises UnreadableError if its audio cannot be decoded."""
 
     def wanted(self) -> Iterator[tuple[str, str]]:
-        """(phrase, audio_id) of everything that has to be in the phrase bank."""
+        """(phrase, audio_id) of every phrase that the phrase bank must contain."""
 
     def most_unplaced(self) -> int:
-        """The largest number of phrases without a place in one item."""
+        """Largest number of phrases without segments in one item."""
 
 
-def open_set(
-    config: SetConfig, root: Path, cache: Path | None, crop: int, centre: bool, threads: int = 2, progress: bool = False
-) -> AudioSet:
-    """A set ready to draw from; `crop` is the longest excerpt in samples.
+def open_set(config: SetConfig, root: Path, crop: Crop, decoding: Decoding) -> AudioSet:
+    """A set that is ready to draw from.
 
-    DataError when nothing in it can be used; ManifestError, with the line, for what is written wrongly.
+    Raises DataError if none of it can be used, and ManifestError for an invalid line.
     """
-    items = read_items(config, root)
-    sounds = AudioFiles(items, threads) if cache is None else AudioStore(cache / "audio.i16", items, progress, threads)
+    items, cache = read_items(config, root), decoding.cache
+    sounds: AudioFiles | AudioStore
+    if cache is None:
+        sounds = AudioFiles(items, decoding.threads)
+    else:
+        sounds = AudioStore(cache / "audio.i16", items, decoding.progress, decoding.threads)
     if sounds.failed:
         first, reason = next(iter(sounds.failed.items()))
-        told = f"{len(sounds.failed)} of {len(items)} files cannot be read, such as {first}: {reason}"
+        message = f"{len(sounds.failed)} of {len(items)} files cannot be read, such as {first}: {reason}"
         if not len(sounds):
-            raise DataError(f"{config.name}: {told}")
-        logging.getLogger(__name__).warning("%s: %s", config.name, told)
+            raise DataError(f"{config.name}: {message}")
+        logging.getLogger(__name__).warning("%s: %s", config.name, message)
     if config.simulate:
         return SceneSet(config, sounds, crop)
-    return RecordedSet(config, sounds, crop, centre)
+    return RecordedSet(config, sounds, crop)
 
 
 def read_items(config: SetConfig, root: Path) -> list[Item]:
-    """A set's items with a caption or phrases, of the groups it wants."""
+    """A set's items with a caption or phrases, filtered by group. Raises DataError and ManifestError."""
     if (config.manifest is None) == (config.folder is None):
-        raise DataError("a set wants either a manifest or a folder")
+        raise DataError("a set needs either a manifest or a folder")
     if not config.weight > 0:
-        raise DataError(f"{config.name}: a weight of {config.weight} would never draw it")
+        raise DataError(f"{config.name}: a weight of {config.weight} is not positive")
     items = read_manifest(root / config.manifest) if config.manifest else read_labelled(root / str(config.folder))
-    if config.folder:  # a label is no sentence: it is phrased anew at every draw
+    if config.folder:  # the label is the caption, in a new template on each draw
         items = [replace(i, phrases=None) for i in items if i.captions]
     unknown = set(config.only_groups) - {i.group for i in items}
     if unknown:
@@ -153,10 +182,10 @@ def read_items(config: SetConfig, root: Path) -> list[Item]:
 
 
 class RecordedSet:
-    """Recordings, cut to at most `crop` samples, with their captions and, where known and wanted, their phrases."""
+    """Recordings, cropped, with their captions and, if known and requested, their phrases."""
 
-    def __init__(self, config: SetConfig, sounds: AudioStore | AudioFiles, crop: int, centre: bool) -> None:
-        self.config, self.sounds, self.crop, self.centre = config, sounds, crop, centre
+    def __init__(self, config: SetConfig, sounds: AudioStore | AudioFiles, crop: Crop) -> None:
+        self.config, self.sounds, self.crop = config, sounds, crop
         self.failed = sounds.failed
         strong = config.strong
         self.phrases = [merged(i.phrases) if strong and i.phrases is not None else None for i in sounds.items]
@@ -166,7 +195,7 @@ class RecordedSet:
 
     def length(self, i: int) -> int:
         """Samples of a crop."""
-        return min(self.sounds.length(i), self.crop)
+        return min(self.sounds.length(i), self.crop.samples)
 
     def wanted(self) -> Iterator[tuple[str, str]]:
         """Every phrase of every item."""
@@ -174,21 +203,21 @@ class RecordedSet:
             yield from ((phrase.text, item.audio_id) for phrase in phrases or ())
 
     def most_unplaced(self) -> int:
-        """Phrases without segments in the item that has most of them."""
+        """Largest number of phrases without segments in one item."""
         return max(sum(not p.segments for p in phrases or ()) for phrases in self.phrases)
 
     def draw(self, i: int, rng: np.random.Generator) -> Sample:
-        """A crop at a random place, or from the middle."""
+        """A crop at a random position or from the centre."""
         item, phrases = self.sounds.items[i], self.phrases[i]
-        slack = max(self.sounds.length(i) - self.crop, 0)
-        start = slack // 2 if self.centre else int(rng.integers(0, slack + 1))
-        samples = self.sounds.get(i, start, start + self.crop)
+        slack = max(self.sounds.length(i) - self.crop.samples, 0)
+        start = slack // 2 if self.crop.centre else int(rng.integers(0, slack + 1))
+        samples = self.sounds.get(i, start, start + self.crop.samples)
         caption, meaning = self._caption(item, rng)
         if phrases is None:
             return Sample(samples, caption, meaning, None)
         onset = start / SAMPLE_RATE
-        heard = cropped(phrases, onset, onset + len(samples) / SAMPLE_RATE)
-        return Sample(samples, caption, meaning, heard, tuple(p.text for p in phrases if not p.segments))
+        audible = cropped(phrases, onset, onset + len(samples) / SAMPLE_RATE)
+        return Sample(samples, caption, meaning, audible, tuple(p.text for p in phrases if not p.segments))
 
     def _caption(self, item: Item, rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
         if not item.captions:
@@ -200,25 +229,27 @@ class RecordedSet:
 
 
 class SceneSet:
-    """Scenes of `crop` samples made on the fly of single sounds, with exact phrases; rare labels are drawn more often.
+    """Scenes of the crop's length, mixed on the fly from single sounds, with exact phrases.
 
-    A sound is drawn in inverse proportion to the square root of how many have its label.
+    A sound's probability is inversely proportional to the square root of its label's count, so that rare labels occur
+    more often.
     """
 
-    def __init__(self, config: SetConfig, sounds: AudioStore | AudioFiles, crop: int) -> None:
+    def __init__(self, config: SetConfig, sounds: AudioStore | AudioFiles, crop: Crop) -> None:
         self.config, self.sounds, self.crop = config, sounds, crop
         self.failed = sounds.failed
         self.labels = [self._label(item) for item in sounds.items]
         counts = Counter(self.labels)
         weights = np.array([counts[label] ** -0.5 for label in self.labels])
         steady = np.array([i for i in range(len(sounds)) if sounds.duration(i) >= STEADY], dtype=int)
-        self.maker = SceneMaker(sounds.get, weights, steady, replace(config.scene, duration=crop / SAMPLE_RATE))
+        scene = replace(config.scene, duration=crop.samples / SAMPLE_RATE)
+        self.maker = SceneMaker(sounds.get, weights, steady, scene)
 
     def _label(self, item: Item) -> str:
         names = {p.text for p in item.phrases or ()} or set(item.captions)
         if len(names) != 1:
             raise DataError(
-                f"{self.config.name}: {item.audio_id} has {len(names)} labels, and scenes want single sounds"
+                f"{self.config.name}: {item.audio_id} has {len(names)} labels; scenes need single sounds with one label"
             )
         return names.pop()
 
@@ -226,26 +257,26 @@ class SceneSet:
         return len(self.sounds)
 
     def length(self, i: int) -> int:
-        """All scenes are of one length."""
-        return self.crop
+        """All scenes have the same length."""
+        return self.crop.samples
 
     def wanted(self) -> Iterator[tuple[str, str]]:
-        """Every sound's label."""
+        """The label of every sound."""
         if self.config.strong:
             yield from ((label, item.audio_id) for label, item in zip(self.labels, self.sounds.items, strict=True))
 
     def most_unplaced(self) -> int:
-        """Everything in a scene has its place."""
+        """0: every event of a scene has segments."""
         return 0
 
     def draw(self, i: int, rng: np.random.Generator) -> Sample:
-        """A scene; which sounds are in it is up to the generator, not to `i`."""
+        """A scene; its sounds depend on the generator, not on `i`."""
         for _ in range(100):
             scene = self.maker.scene(rng)
             if scene.events:
                 break
         else:
-            raise DataError(f"{self.config.name}: nothing but silence in a hundred scenes")
+            raise DataError(f"{self.config.name}: a hundred scenes in a row are silent")
         phrases = merged(tuple(Phrase(self.labels[s], ((a, b),)) for s, a, b in scene.events if a < b))
         names = [p.text for p in sorted(phrases, key=lambda p: p.segments)]
         strong = phrases if self.config.strong else None
@@ -261,9 +292,9 @@ def merged(phrases: tuple[Phrase, ...]) -> tuple[Phrase, ...]:
 
 
 def cropped(phrases: tuple[Phrase, ...], start: float, stop: float) -> tuple[Phrase, ...]:
-    """What is heard between `start` and `stop`, in seconds from `start`; phrases not heard there are left out.
+    """The phrases audible between `start` and `stop` (seconds), with times relative to `start`.
 
-    A piece that the crop's edge cuts down to less than SLIVER is not heard; an event that short by itself is.
+    A segment that the crop cuts to less than SLIVER is dropped; a segment that is that short by itself is not.
     """
     found = []
     for phrase in phrases:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.config import SAMPLE_RATE
 from model.finelap import AudioEmbedding, FineLAP
-from training.data.manifests import SAMPLE_RATE, Item, decode
+from training.data.audio_cache import decode
+from training.data.manifests import Item
 from training.evaluation.metrics import both_ways, classification
 from training.evaluation.readers import Dataset
 from training.evaluation.sed_metrics import (

@@ -1,8 +1,8 @@
-"""Sound event detection as numbers, from frame scores: PSDS, collar and segment F1, grounding. Knows no audio.
+"""Sound event detection metrics from frame scores: PSDS, collar and segment F1, and grounding.
 
-PSDS and the F1 of collars and segments are computed by `sed_scores_eval`, over every threshold and not over a grid of
-them; it is imported when first needed. Here are the settings, the clock, and what it does not take: phrases of any
-name, annotations that touch, frames past the end of a recording, classes that never sound.
+`sed_scores_eval` computes PSDS and F1 exactly, over all thresholds instead of a grid; it is imported on first use. This
+module adds the settings, the timestamps, and what `sed_scores_eval` doesn't accept: arbitrary phrases as class names,
+adjoining annotations, frames past the end of a recording, and classes without events.
 """
 
 from __future__ import annotations
@@ -13,37 +13,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from model.detection import median_smooth
 
-if TYPE_CHECKING:
-    from model.finelap import FineLAP
-    from training.evaluation.mixtures import Mixture
-
-MEDIAN_FRAMES = 3  # published: a sliding median of three frames before everything
+MEDIAN_FRAMES = 3  # published: a sliding median of three frames, applied first
 Segments = Sequence[tuple[float, float]]
 
 
 class MetricsMissing(RuntimeError):
-    """The package that computes PSDS is not installed, or does not import."""
+    """`sed_scores_eval` is not installed or cannot be imported."""
 
 
 @dataclass(frozen=True)
 class Psds:
-    """The settings of a PSDS (Bilen et al., 2020); rates are per hour."""
+    """The parameters of a PSDS (Bilen et al., 2020); rates are per hour."""
 
-    dtc: float  # share of a detection that has to lie on truth
-    gtc: float  # share of a true event that detections have to cover
-    cttc: float | None = None  # share of a detection on another class that makes it a cross trigger
+    dtc: float  # detection tolerance: share of a detection that must overlap true events
+    gtc: float  # ground truth tolerance: share of a true event that detections must cover
+    cttc: float | None = None  # share of a detection on another class from which it is a cross trigger
     alpha_ct: float = 0.0  # weight of cross triggers
-    alpha_st: float = 0.0  # weight of the spread over classes, subtracted
-    max_efpr: float = 100.0  # false alarms per hour up to which the area counts
+    alpha_st: float = 0.0  # weight of the standard deviation over classes, which is subtracted
+    max_efpr: float = 100.0  # false alarms per hour up to which the area is computed
 
 
-# The paper's settings; AudioSet-strong has too many classes of too few events for a spread over classes.
+# The paper's settings. AudioSet-strong has too few events per class for a meaningful spread over classes.
 PSDS1 = Psds(0.7, 0.7, alpha_st=1.0)
 PSDS2 = Psds(0.1, 0.1, 0.3, alpha_ct=0.5, alpha_st=1.0)
 PSDS1_NO_SPREAD = replace(PSDS1, alpha_st=0.0)
@@ -53,7 +49,7 @@ PSDS_GROUNDING = Psds(0.5, 0.5, max_efpr=800.0)
 
 @dataclass(frozen=True)
 class Scored:
-    """One recording: scores (C, T) on any scale, the true segments of each of C classes, seconds."""
+    """One recording: frame scores (classes, frames) on any scale, and each class's true segments in seconds."""
 
     scores: np.ndarray
     truth: Sequence[Segments]
@@ -65,23 +61,23 @@ class Scored:
             raise ValueError(f"scores of shape {self.scores.shape} for {len(self.truth)} classes")
 
     def smoothed(self, frames: int = MEDIAN_FRAMES) -> Scored:
-        """The same after a sliding median of an odd number of frames."""
+        """The recording with scores after a sliding median of an odd number of frames."""
         if frames < 1 or frames % 2 == 0:
-            raise ValueError(f"a median filter has an odd number of frames, not {frames}")
+            raise ValueError(f"a median filter needs an odd number of frames, not {frames}")
         return replace(self, scores=median_smooth(self.scores, frames * self.frame_hop, self.frame_hop))
 
     def stamps(self) -> np.ndarray:
-        """(T' + 1,) seconds: where the frames that begin inside the recording start, and where the last one ends."""
+        """Seconds (frames + 1,): starts of the frames that begin inside the recording, and the end of the last one."""
         frames = min(self.scores.shape[1], max(1, int(np.ceil(self.duration / self.frame_hop - 1e-6))))
         stamps = np.arange(frames + 1) * self.frame_hop
-        # a recording shorter than a microsecond's rounding would leave its frame without length
+        # the metrics round to microseconds, which must not leave the last frame empty
         stamps[-1] = max(min(stamps[-1], self.duration), stamps[-2] + 1e-5)
         return stamps
 
 
 @dataclass(frozen=True)
 class PsdsResult:
-    """A PSDS, and that of every class that sounds, by its index."""
+    """A PSDS, and the PSDS of every class with events, by its index."""
 
     value: float
     classes: dict[int, float]
@@ -89,20 +85,20 @@ class PsdsResult:
 
 @dataclass(frozen=True)
 class F1:
-    """F1 at one threshold: the mean over classes, and that of all events together."""
+    """F1 at one threshold: the mean over classes (macro), and over all events (micro)."""
 
     macro: float
     micro: float
 
 
 def merged(segments: Segments, duration: float = np.inf) -> list[tuple[float, float]]:
-    """Segments in order of time, those that touch or overlap as one, ending with the recording."""
+    """Segments in order of time, with adjoining and overlapping ones merged, clipped to the duration."""
     result: list[tuple[float, float]] = []
     for onset, offset in sorted(segments):
         offset = min(offset, duration)
         if offset - onset < 1e-5:
             continue
-        # the precision of the metrics is a microsecond
+        # the metrics work at a precision of a microsecond
         if result and onset <= result[-1][1] + 1e-6:
             result[-1] = (result[-1][0], max(offset, result[-1][1]))
         else:
@@ -113,8 +109,8 @@ def merged(segments: Segments, duration: float = np.inf) -> list[tuple[float, fl
 @cache
 def toolbox() -> ModuleType:
     """`sed_scores_eval`. Raises MetricsMissing."""
-    # One of its dependencies asks for pkg_resources when imported and uses it only in functions that nobody calls
-    # here; new versions of setuptools no longer bring it.
+    # A dependency imports pkg_resources for functions that are not called here, and recent versions of setuptools no
+    # longer include it.
     stand_in = importlib.util.find_spec("pkg_resources") is None
     if stand_in:
         sys.modules["pkg_resources"] = ModuleType("pkg_resources")
@@ -132,7 +128,7 @@ def toolbox() -> ModuleType:
 
 @cache
 def _table() -> Any:
-    """A table whose arrays can be written to: the compiled loops ask for that, and pandas 3 gives arrays to read."""
+    """A DataFrame whose arrays are writable, as the compiled loops require; those of pandas 3 are read-only."""
     from pandas import DataFrame
 
     class Table(DataFrame):
@@ -147,16 +143,16 @@ def _table() -> Any:
 
 
 def tables(recordings: Sequence[Scored]) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, float], list[int]]:
-    """Score tables, true events and durations as `sed_scores_eval` takes them, and the classes in them.
+    """Score tables, true events and durations in the form of `sed_scores_eval`, and the indices of their classes.
 
-    Classes that sound nowhere are left out: nothing can be found of them, and their false alarms would count against
-    nothing. Columns are named by number, so a phrase may be called "onset".
+    Classes without events are omitted, because no rate can be computed for them. Columns are named by index, so that a
+    phrase can be called "onset". Raises ValueError if nothing remains.
     """
     if not recordings:
         raise ValueError("no recordings")
     count = len(recordings[0].scores)
     if any(len(r.scores) != count for r in recordings):
-        raise ValueError("every recording has to be asked for the same classes")
+        raise ValueError("every recording must have scores for the same classes")
     truths = [[merged(segments, r.duration) for segments in r.truth] for r in recordings]
     classes = [c for c in range(count) if any(truth[c] for truth in truths)]
     if not classes:
@@ -174,21 +170,22 @@ def tables(recordings: Sequence[Scored]) -> tuple[dict[str, Any], dict[str, list
 
 
 def psds(recordings: Sequence[Scored], settings: Psds) -> PsdsResult:
-    """Polyphonic sound detection score of recordings that are all asked for the same classes.
+    """Polyphonic sound detection score of recordings with scores for the same classes.
 
-    Scores only have to be in order: any rising function of them gives the same. Raises ValueError, MetricsMissing.
+    Only the order of the scores matters: any increasing function of them gives the same result. Raises ValueError and
+    MetricsMissing.
     """
     return psds_with(recordings, {"": settings})[""]
 
 
 def psds_with(recordings: Sequence[Scored], wanted: Mapping[str, Psds]) -> dict[str, PsdsResult]:
-    """`psds` under several settings by name; those that count alike share the counting, which is most of the work."""
+    """`psds` under several settings, by name. Settings with equal criteria share the counting, the slowest part."""
     box = toolbox()
     scores, events, durations, classes = tables(recordings)
     counted: dict[tuple[float, float, float | None], Any] = {}
     results = {}
     for name, settings in wanted.items():
-        cttc = settings.cttc if len(classes) > 1 else None  # there is no other class to trigger
+        cttc = settings.cttc if len(classes) > 1 else None  # a single class has no cross triggers
         criteria = (settings.dtc, settings.gtc, cttc)
         if criteria not in counted:
             counted[criteria] = box.intersection_based.intermediate_statistics_deltas(
@@ -211,9 +208,9 @@ def psds_with(recordings: Sequence[Scored], wanted: Mapping[str, Psds]) -> dict[
 
 
 def collar_f1(recordings: Sequence[Scored], threshold: float, collar: float = 0.2, rate: float = 0.2) -> F1:
-    """F1 of events whose onset is within `collar` s, and whose offset within the larger of that and `rate` × length.
+    """F1 of events with an onset within `collar` s and an offset within the larger of that and `rate` × length.
 
-    A frame counts from a score above `threshold`. DCASE's settings. Raises ValueError, MetricsMissing.
+    Frames with a score above `threshold` are active. The defaults are DCASE's. Raises ValueError and MetricsMissing.
     """
     box = toolbox()
     scores, events, _, _ = tables(recordings)
@@ -222,7 +219,7 @@ def collar_f1(recordings: Sequence[Scored], threshold: float, collar: float = 0.
 
 
 def segment_f1(recordings: Sequence[Scored], threshold: float, length: float = 1.0) -> F1:
-    """F1 of segments of `length` seconds, active where any frame or any truth in them is. Errors as `collar_f1`."""
+    """F1 of segments of `length` s, which are active if any of their frames is. Raises like `collar_f1`."""
     box = toolbox()
     scores, events, durations, _ = tables(recordings)
     return _f1(box.segment_based.fscore(scores, events, durations, threshold, segment_length=length)[0])
@@ -233,7 +230,7 @@ def _f1(result: dict[str, float]) -> F1:
 
 
 def one_class_each(recordings: Sequence[Scored]) -> list[Scored]:
-    """Every phrase of every recording as a recording of its own with one class: how grounding is scored."""
+    """Each phrase of each recording as a separate recording with one class, as grounding is scored."""
     return [
         replace(r, scores=row[None], truth=[segments])
         for r in recordings
@@ -242,15 +239,15 @@ def one_class_each(recordings: Sequence[Scored]) -> list[Scored]:
 
 
 def threshold_auc(recordings: Sequence[Scored], settings: Psds = PSDS_GROUNDING) -> float:
-    """Area under F1 against threshold, 0 to 1, of recordings with one class and probabilities for scores.
+    """Area under F1 as a function of the threshold, 0 to 1, of recordings with one class and scores from 0 to 1.
 
-    Events are matched by intersection, as in the PSDS of these settings. Where that forgives a badly placed scale of
-    scores, this does not: it is high only if many thresholds serve. Exact: F1 changes at scores only.
+    Events are matched by intersection, as in the PSDS of these settings. Unlike PSDS it depends on the scale of the
+    scores: it is high only if many thresholds work. The area is exact, because F1 changes only at scores.
     """
     if any(len(r.scores) != 1 for r in recordings):
-        raise ValueError("one class at a time")
+        raise ValueError("every recording must have exactly one class")
     if any(r.scores.min() < 0 or r.scores.max() > 1 for r in recordings):
-        raise ValueError("an area over thresholds from 0 to 1 needs scores from 0 to 1")
+        raise ValueError("scores must be from 0 to 1")
     box = toolbox()
     scores, events, _, _ = tables(recordings)
     found, _ = box.intersection_based.accumulated_intermediate_statistics(
@@ -259,36 +256,6 @@ def threshold_auc(recordings: Sequence[Scored], settings: Psds = PSDS_GROUNDING)
     ((steps, counts),) = found.values()
     order = np.argsort(steps)
     f1 = 2 * counts["tps"] / (counts["tps"] + counts["fps"] + counts["n_ref"])
-    # the counts of a score hold for thresholds from the next lower score up to it
+    # counts apply to thresholds from the next lower score up to this one
     upper = np.clip(steps[order], 0, 1)
     return float((np.diff(upper, prepend=0.0) * f1[order]).sum())
-
-
-def psds_of_mixtures(
-    model: FineLAP, mixtures: Sequence[Mixture], median_frames: int = MEDIAN_FRAMES
-) -> dict[str, float]:
-    """PSDS1 and PSDS2 of mixtures in percent, each also without the spread over classes.
-
-    Classes are all phrases that sound in some mixture, and each is asked of every mixture, also where the mixture's own
-    list lacks it: a phrase outside the list is absent, since a mixture names all of its sounds, and an alarm for it is
-    false. With hundreds of classes of one or two events the spread leaves little of PSDS; hence the second pair.
-    """
-    classes = sorted({phrase for m in mixtures for phrase, segments in m.segments.items() if segments})
-    recordings = [r.smoothed(median_frames) for r in ask_all(model, mixtures, classes)]
-    settings = {"PSDS1": PSDS1, "PSDS2": PSDS2}
-    settings |= {"PSDS1, no spread": PSDS1_NO_SPREAD, "PSDS2, no spread": PSDS2_NO_SPREAD}
-    return {name: round(100 * result.value, 2) for name, result in psds_with(recordings, settings).items()}
-
-
-def ask_all(model: FineLAP, mixtures: Sequence[Mixture], classes: Sequence[str]) -> list[Scored]:
-    """Frame scores of every class in every mixture, before any smoothing."""
-    from training.simulation.simulate import SAMPLE_RATE
-
-    texts = model.encode_text(list(classes))
-    result = []
-    for mixture in mixtures:
-        (heard,) = model.encode_audio([mixture.samples], SAMPLE_RATE)
-        scores = model.frame_score(heard.frames, texts).numpy()
-        truth = [mixture.segments.get(name, []) for name in classes]
-        result.append(Scored(scores, truth, heard.frame_hop, len(mixture.samples) / SAMPLE_RATE))
-    return result

@@ -1,6 +1,6 @@
 """The paper's ablations at a size of one's own: every row trained alike but for what its name says, and measured alike.
 
-Knows the rows and the table; training is the trainer's and measuring is training.evaluation.mixtures's. A row that is done is not
+Knows the rows and the table; training is the trainer's and measuring is training.evaluation.validation's. A row that is done is not
 done again, and one that was stopped goes on. Source of the rows: arXiv 2604.01155, ablation tables.
 """
 
@@ -19,10 +19,11 @@ from model.config import ConfigError
 from model.finelap import FineLAP
 from training.checkpointing import TrainError
 from training.config import EvaluationConfig
-from training.data.manifests import AudioStore, Item, read_labelled
+from training.data.activity import active_stretches
+from training.data.audio_cache import AudioStore
+from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
-from training.evaluation.mixtures import event_report, frame_report, make_mixtures, text_to_clip, tracks
-from training.simulation.simulate import active_stretches
+from training.evaluation.validation import event_report, frame_report, make_mixtures, text_to_clip, tracks
 from training.train_config import TrainConfig, from_plain, read_yaml
 
 # What each row changes in the run that they have in common.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from training.journal import line_of, write_whole
+from training.simulation.jobs import line_of, write_whole
 
 COLUMNS = ("package", "group", "path", "audio", "label", "licence", "sha1", "start_s", "duration_s", "sample_rate_hz")
 RECIPE = Path(__file__).parents[1] / "configs" / "finelap-small.sounds.csv.gz"

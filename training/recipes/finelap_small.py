@@ -19,10 +19,19 @@ from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig,
 from model.finelap import FineLAP
 from model.text import ResidualProjector
 from training.config import AlignConfig, Recipe
-from training.data.manifests import AudioStore, Item, read_labelled
+from training.data.audio_cache import AudioStore
+from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
-from training.evaluation.mixtures import calibrate, event_report, frame_report, make_mixtures, text_to_clip, tracks
-from training.evaluation.sed_metrics import MetricsMissing, psds_of_mixtures
+from training.evaluation.sed_metrics import MetricsMissing
+from training.evaluation.validation import (
+    calibrate,
+    event_report,
+    frame_report,
+    make_mixtures,
+    psds_of_mixtures,
+    text_to_clip,
+    tracks,
+)
 from training.tasks.align import align
 from training.tasks.distillation import Pool, Student, append_row, build_pool, distill
 from training.tasks.teachers import package_folder, yamnet_classes

@@ -1,17 +1,17 @@
-"""A folder of synthetic mixtures: recordings surveyed and cut, mixtures drawn and written, by several processes.
+"""Writes a folder of synthetic mixtures: cuts recordings into clips, mixes them, and lists the labels.
 
-Knows files; how sounds are cut and mixed is `training.data.mixer`'s. The folder holds
+The folder contains
 
-    simulate.json     the settings; a later run must have the same ones, only `count` may grow
-    clips.jsonl       every recording: what was kept of it, or why nothing was
-    clips/            what was kept, FLAC
-    mixtures.jsonl    every mixture: its background and events with file, SNR and times
-    audio/            the mixtures, FLAC, 16 kHz, 16 bits
-    manifest.jsonl    the same in the published form, for training
-    strong.tsv, durations.tsv    the same in DCASE's form
+    simulate.json     the settings; later runs must use the same ones, only `count` may grow
+    clips.jsonl       every recording: the clips cut from it, or the reason there are none
+    clips/            the clips, FLAC
+    mixtures.jsonl    every mixture: its background and events with file, SNR and segments
+    audio/            the mixtures, 16-bit FLAC at 16 kHz
+    manifest.jsonl    the mixtures in the published form, for training
+    strong.tsv, durations.tsv    the mixtures in DCASE's form
 
-Mixture i depends on the seed, i and the recordings alone, and results are written down in order, so neither the number
-of processes nor being killed and started again changes a byte.
+Mixture i depends only on the seed, i and the recordings, and rows are written in order. The output is therefore
+byte-identical for any number of processes, and after a killed run is resumed.
 """
 
 from __future__ import annotations
@@ -34,28 +34,21 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from training.data.manifests import SAMPLE_RATE, Item, Phrase, decode, write_manifest
-from training.data.mixer import (
-    Clip,
-    ClipConfig,
-    FabricateError,
-    MixConfig,
-    Mixer,
-    background_pieces,
-    clip_event,
-    cut,
-    is_background,
-)
-from training.journal import PART, journal, rows_of, write_whole
-from training.simulation.sources import Source
+from model.config import SAMPLE_RATE
+from training.data.activity import ClipConfig, SimulationError, background_pieces, clip_event, cut, is_background
+from training.data.audio_cache import decode
+from training.data.manifests import Item, Phrase, write_manifest
+from training.data.mixer import MixConfig, Mixer, SoundClip
+from training.simulation.jobs import PART, Workers, journal, rows_of, write_whole
+from training.simulation.sources import SoundSource
 
 FOLDERS = ("audio", "clips", "pictures")
 FILES = ("simulate.json", "clips.jsonl", "mixtures.jsonl", "manifest.jsonl", "strong.tsv", "durations.tsv")
 
 
 @dataclass(frozen=True)
-class SetConfig:
-    """One set of mixtures."""
+class MixtureSetConfig:
+    """Settings of a folder of mixtures."""
 
     count: int
     seed: int = 0
@@ -65,7 +58,7 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of a run. `unusable` counts recordings by reason; `made` mixtures are new in this run."""
+    """The result of a run. `unusable` counts recordings by reason; `made` mixtures are new in this run."""
 
     events: int
     labels: int
@@ -73,105 +66,125 @@ class Summary:
     unusable: Counter[str]
     made: int
     count: int
-    seconds: float  # that making them took
+    seconds: float  # spent on the new mixtures
 
 
-def make_set(
-    sources: Sequence[Source],
-    beds: Sequence[Source],
+def write_mixtures(
+    sources: Sequence[SoundSource],
+    backgrounds: Sequence[SoundSource],
     out: Path,
-    config: SetConfig,
-    workers: int = 1,
-    progress: bool = False,
+    config: MixtureSetConfig,
+    workers: Workers | None = None,
     restart: bool = False,
 ) -> Summary:
-    """Writes, or goes on writing, a set of mixtures of `sources`; recordings in `beds` serve as backgrounds only.
+    """Writes mixtures of `sources` to `out`, or resumes doing so; `backgrounds` are used as backgrounds only.
 
-    Errors: FabricateError for settings that are not the folder's, recordings of no use, or a worker that died; OSError,
-    a full disk for one: what is written then is whole, and the same call goes on from there.
+    `restart` deletes the results of earlier runs. Raises SimulationError for settings that differ from the folder's and
+    for unusable recordings, WorkerError if a worker dies, and OSError, for example if the disk is full. Files are always
+    complete, and the same call resumes the run.
     """
+    workers = workers or Workers()
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
-        _prepare(out, config, sources, beds, restart)
-        clips = _survey(sources, beds, out, config.cutting, workers, progress)
-        events = [Clip(r["file"], r["label"], r["seconds"]) for r in clips if r["kind"] == "event"]
-        under = [Clip(f, r["label"], r["seconds"]) for r in clips if r["kind"] == "background" for f in r["files"]]
+    with _exclusive(out):
+        _prepare(out, config, sources, backgrounds, restart)
+        clips = _cut_recordings(sources, backgrounds, out, config.cutting, workers)
+        events = [SoundClip(r["file"], r["label"], r["seconds"]) for r in clips if r["kind"] == "event"]
+        beds = [SoundClip(f, r["label"], r["seconds"]) for r in clips if r["kind"] == "background" for f in r["files"]]
         unusable = Counter(r["reason"] for r in clips if r["kind"] is None)
         try:
-            Mixer(events, under, partial(_read, out), config.mixing, config.cutting)
-        except FabricateError as error:
-            why = "; ".join(f"{n} {reason}" for reason, n in unusable.most_common(5))
-            raise FabricateError(f"{error}" + (f" (of {len(clips)} recordings: {why})" if why else "")) from None
+            Mixer(events, beds, partial(_read, out), config.mixing, config.cutting)
+        except SimulationError as error:
+            reasons = "; ".join(f"{n} {reason}" for reason, n in unusable.most_common(5))
+            details = f" (of {len(clips)} recordings: {reasons})" if reasons else ""
+            raise SimulationError(f"{error}{details}") from None
         started = time.monotonic()
-        made = _mix(events, under, out, config, workers, progress)
+        made = _mix(events, beds, out, config, workers)
         seconds = time.monotonic() - started
-    return Summary(len(events), len({e.label for e in events}), len(under), unusable, made, config.count, seconds)
+    return Summary(len(events), len({e.label for e in events}), len(beds), unusable, made, config.count, seconds)
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Holds the folder against a second run; the hold ends with the process however that ends."""
-    hold = os.open(out, os.O_RDONLY)
+def _exclusive(out: Path) -> Iterator[None]:
+    """Locks the folder against a second run; the lock ends with the process."""
+    handle = os.open(out, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FabricateError(f"{out}: another run is writing there") from None
+            raise SimulationError(f"{out}: another run is writing to this folder") from None
         yield
     finally:
-        os.close(hold)
+        os.close(handle)
 
 
-def _prepare(out: Path, config: SetConfig, sources: Sequence[Source], beds: Sequence[Source], restart: bool) -> None:
-    """Empties, checks or founds the folder; what a killed process left half-written goes."""
+def _prepare(
+    out: Path,
+    config: MixtureSetConfig,
+    sources: Sequence[SoundSource],
+    backgrounds: Sequence[SoundSource],
+    restart: bool,
+) -> None:
+    """Clears the folder on `restart`, checks its settings, and removes partial files of a killed run."""
     if restart and (out / "simulate.json").is_file():
         for name in FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in FILES:
             (out / name).unlink(missing_ok=True)
             (out / (name + PART)).unlink(missing_ok=True)
-    listed = hashlib.sha256()
-    for s in (*sources, None, *beds):
-        size = s.path.stat().st_size if s and s.path.is_file() else -1
-        listed.update(json.dumps([s.name, s.label, size] if s else None).encode())
-    settings = json.loads(json.dumps(asdict(config) | {"recordings": listed.hexdigest()}))
-    del settings["count"]
-    known = out / "simulate.json"
-    if not known.is_file():
-        if any(p.name != known.name + PART for p in out.iterdir()):
-            raise FabricateError(f"{out}: not empty, and not a folder of mixtures")
-    elif (was := json.loads(known.read_text(encoding="utf-8"))) != settings:
-        changed = _changed(was, settings)
-        raise FabricateError(f"{out}: made with other settings ({changed}); choose another folder or restart it")
-    write_whole(known, (json.dumps(settings, indent=1) + "\n").encode())
+    settings = _settings(config, sources, backgrounds)
+    stored = out / "simulate.json"
+    if not stored.is_file():
+        if any(p.name != stored.name + PART for p in out.iterdir()):
+            raise SimulationError(f"{out}: not empty, and not a folder of mixtures")
+    elif (previous := json.loads(stored.read_text(encoding="utf-8"))) != settings:
+        changed = _changed(previous, settings)
+        raise SimulationError(f"{out}: made with other settings ({changed}); choose another folder or restart it")
+    write_whole(stored, (json.dumps(settings, indent=1) + "\n").encode())
     for name in FOLDERS[:2]:
         (out / name).mkdir(exist_ok=True)
-        for left in (out / name).glob("*" + PART):
-            left.unlink()
+        for partial_file in (out / name).glob("*" + PART):
+            partial_file.unlink()
 
 
-def _changed(was: dict, now: dict) -> str:
-    """The settings that differ, as in "seed 1, not 2"."""
-    said = []
-    for key in now:
-        old, new = was.get(key), now[key]
+def _settings(
+    config: MixtureSetConfig, sources: Sequence[SoundSource], backgrounds: Sequence[SoundSource]
+) -> dict[str, Any]:
+    """What determines the mixtures: the configuration but for `count`, and a hash over the recordings."""
+    listed = hashlib.sha256()
+    for s in (*sources, None, *backgrounds):
+        size = s.path.stat().st_size if s and s.path.is_file() else -1
+        listed.update(json.dumps([s.name, s.label, size] if s else None).encode())
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config) | {"recordings": listed.hexdigest()}))
+    del settings["count"]
+    return settings
+
+
+def _changed(previous: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The settings that differ, such as "seed 1, not 2"."""
+    changes = []
+    for key, new in settings.items():
+        old = previous.get(key)
         if isinstance(new, dict) and isinstance(old, dict):
-            said += [f"{k} {old.get(k)}, not {v}" for k, v in new.items() if old.get(k) != v]
+            changes += [f"{k} {old.get(k)}, not {v}" for k, v in new.items() if old.get(k) != v]
         elif old != new:
-            said.append("other recordings" if key == "recordings" else f"{key} {old}, not {new}")
-    return "; ".join(said)
+            changes.append("other recordings" if key == "recordings" else f"{key} {old}, not {new}")
+    return "; ".join(changes)
 
 
-def _survey(
-    sources: Sequence[Source], beds: Sequence[Source], out: Path, config: ClipConfig, workers: int, progress: bool
+def _cut_recordings(
+    sources: Sequence[SoundSource],
+    backgrounds: Sequence[SoundSource],
+    out: Path,
+    config: ClipConfig,
+    workers: Workers,
 ) -> list[dict[str, Any]]:
-    """One row for each recording, cut into clips/ where it is of use."""
-    jobs = [(i, s, i >= len(sources)) for i, s in enumerate((*sources, *beds))]
-    return journal(out / "clips.jsonl", jobs, _survey_one, (out, config), workers, progress, "recordings")
+    """One row per recording; the clips of usable ones are written to clips/."""
+    jobs = [(i, s, i >= len(sources)) for i, s in enumerate((*sources, *backgrounds))]
+    return journal(out / "clips.jsonl", jobs, _cut_recording, (out, config), workers, "recordings")
 
 
-def _survey_one(job: tuple[int, Source, bool], shared: tuple[Path, ClipConfig]) -> dict[str, Any]:
-    """Cuts one recording: background where a pattern or its folder says so or it is long and steady, else event."""
+def _cut_recording(job: tuple[int, SoundSource, bool], shared: tuple[Path, ClipConfig]) -> dict[str, Any]:
+    """Cuts a recording into backgrounds, if it is named as one or is long and steady, or else into an event."""
     (number, source, bed), (out, config) = job, shared
     row: dict[str, Any] = {"recording": source.name, "label": source.label, "group": source.group}
     if source.licence:
@@ -203,26 +216,29 @@ def _survey_one(job: tuple[int, Source, bool], shared: tuple[Path, ClipConfig]) 
 
 
 def _detail(error: Exception) -> str:
-    """What is wrong with a recording without the path it lies at, which differs from machine to machine."""
+    """The error message without the file's path, which differs between machines."""
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return " ".join(str(text).split())
 
 
-def _mix(events: list[Clip], under: list[Clip], out: Path, config: SetConfig, workers: int, progress: bool) -> int:
-    """Writes what mixtures are missing, then the lists of them; the number of new ones."""
+def _mix(
+    events: list[SoundClip], backgrounds: list[SoundClip], out: Path, config: MixtureSetConfig, workers: Workers
+) -> int:
+    """Writes the missing mixtures and the lists of all of them; returns the number of new ones."""
     jobs = list(range(config.count))
     done = rows_of(out / "mixtures.jsonl")
     if len(done) > config.count:
-        raise FabricateError(f"{out}: has {len(done)} mixtures already; ask for that many or more")
-    shared = (out, config, events, under)
-    rows = journal(out / "mixtures.jsonl", jobs, _mix_one, shared, workers, progress, "mixtures")
+        raise SimulationError(f"{out}: has {len(done)} mixtures already; request at least that many")
+    shared = (out, config, events, backgrounds)
+    rows = journal(out / "mixtures.jsonl", jobs, _mix_one, shared, workers, "mixtures")
     _write_lists(out, rows, config)
     return config.count - len(done)
 
 
-def _mix_one(number: int, shared: tuple[Path, SetConfig, list[Clip], list[Clip]]) -> dict[str, Any]:
-    out, config, events, under = shared
-    mixer = Mixer(events, under, partial(_read, out), config.mixing, config.cutting)
+def _mix_one(number: int, shared: tuple[Path, MixtureSetConfig, list[SoundClip], list[SoundClip]]) -> dict[str, Any]:
+    """Draws mixture `number`, writes its audio, and returns its row."""
+    out, config, events, backgrounds = shared
+    mixer = Mixer(events, backgrounds, partial(_read, out), config.mixing, config.cutting)
     mixture = mixer.draw(np.random.default_rng([config.seed, number]))
     name = f"mix-{config.seed}-{number:06d}"
     write_flac(out / "audio" / f"{name}.flac", mixture.samples)
@@ -238,8 +254,8 @@ def _mix_one(number: int, shared: tuple[Path, SetConfig, list[Clip], list[Clip]]
     }
 
 
-def _write_lists(out: Path, rows: list[dict[str, Any]], config: SetConfig) -> None:
-    """The published manifest and DCASE's two tables, from the rows of the mixtures."""
+def _write_lists(out: Path, rows: list[dict[str, Any]], config: MixtureSetConfig) -> None:
+    """Writes the published manifest and DCASE's two tables."""
     items, strong, durations = [], ["filename\tonset\toffset\tevent_label"], ["filename\tduration"]
     for row in rows:
         file = f"{row['audio_id']}.flac"
@@ -260,12 +276,12 @@ def _write_lists(out: Path, rows: list[dict[str, Any]], config: SetConfig) -> No
     write_whole(out / "durations.tsv", ("\n".join(durations) + "\n").encode())
 
 
-def _read(out: Path, clip: Clip) -> np.ndarray:
+def _read(out: Path, clip: SoundClip) -> np.ndarray:
     return soundfile.read(out / clip.name, dtype="float32")[0]
 
 
 def write_flac(path: Path, samples: np.ndarray) -> None:
-    """(n,) float32 as 16-bit FLAC at 16 kHz, whole or not at all; OSError where it cannot be written."""
-    data = io.BytesIO()  # encoded in memory: the encoder's own message for a full disk does not say that it is full
+    """Writes (n,) float32 samples atomically as 16-bit FLAC at 16 kHz. Raises OSError."""
+    data = io.BytesIO()  # encoded in memory, because the encoder's error for a full disk doesn't say so
     soundfile.write(data, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     write_whole(path, data.getvalue())

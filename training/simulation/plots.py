@@ -1,6 +1,6 @@
-"""Pictures of what `finelap simulate` did: the kept stretch of a recording, the timeline of a mixture.
+"""Plots the output of `finelap simulate`: the clip cut from a recording, and the timeline of a mixture.
 
-Knows samples, names and seconds; drawn off screen, without pyplot and its global state. After arXiv 2604.01155, fig. 6.
+Follows fig. 6 of arXiv 2604.01155. Figures are drawn off screen, without pyplot's global state.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.signal import spectrogram
 
-from training.data.manifests import SAMPLE_RATE, decode
-from training.data.mixer import ClipConfig, log_energy
-from training.journal import write_whole
+from model.config import SAMPLE_RATE
+from training.data.activity import ClipConfig, log_energy
+from training.data.audio_cache import decode
+from training.simulation.jobs import write_whole
 
 INK, WAVE, KEPT = "#1f2937", "#4a8fc3", "#e8590c"
 COLOURS = ("#e8590c", "#2b8a3e", "#7048e8", "#c2255c", "#0b7285", "#e67700")
-COLUMNS = 2000  # of a waveform; more would fall between pixels
-NAME = 34  # characters of a label that are shown
+COLUMNS = 2000  # of a waveform; more would not be visible
+NAME = 34  # characters shown of a label
 
 
 def stretch_png(samples: np.ndarray, stretch: tuple[float, float], threshold_db: float, title: str) -> bytes:
-    """PNG of a recording, (n,) at 16 kHz: waveform over log-energy envelope, the kept seconds marked in both."""
+    """PNG of a recording, (n,) at 16 kHz: waveform and log-energy envelope, with the clip's stretch marked in both."""
     figure = Figure(figsize=(10, 4.2), dpi=110, facecolor="white", layout="constrained")
     wave, energy = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
     seconds = len(samples) / SAMPLE_RATE
@@ -59,7 +60,7 @@ def stretch_png(samples: np.ndarray, stretch: tuple[float, float], threshold_db:
 def mixture_png(
     samples: np.ndarray, events: Sequence[tuple[str, Sequence[tuple[float, float]]]], background: str, title: str
 ) -> bytes:
-    """PNG of a mixture, (n,) at 16 kHz: waveform, spectrogram, and a row for each event with its segments."""
+    """PNG of a mixture, (n,) at 16 kHz: waveform, spectrogram, and one row of segments per event."""
     rows = len(events) + 1
     height = 4.1 + 0.34 * rows
     figure = Figure(figsize=(10, height), dpi=110, facecolor="white", layout="constrained")
@@ -78,7 +79,7 @@ def mixture_png(
     lines.broken_barh([(0, seconds)], (rows - 1.32, 0.64), facecolors="#ced4da", linewidth=0)
     lines.set_ylim(rows - 0.5, -0.5)
     labels = [n if len(n) <= NAME else n[: NAME - 1] + "…" for n in names]
-    labels[-1] += " (under)"
+    labels[-1] += " (background)"
     lines.set_yticks(range(rows), labels)
     for name in lines.get_yticklabels():
         name.set_parse_math(False)
@@ -90,7 +91,7 @@ def mixture_png(
 
 
 def draw_set(out: Path, paths: Mapping[str, Path], cutting: ClipConfig, count: int) -> list[Path]:
-    """Draws the first `count` kept clips and mixtures of a set into its pictures/; `paths` finds its recordings."""
+    """Plots the first `count` clips and mixtures into pictures/; `paths` maps recording names to files."""
     folder, drawn = out / "pictures", []
     folder.mkdir(exist_ok=True)
 

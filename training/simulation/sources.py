@@ -1,7 +1,6 @@
-"""Labelled recordings to make mixtures of: our own folders, folder-per-label trees, FSD50K's layout.
+"""Lists labelled recordings for mixtures: folders with a manifest, FSD50K, or one folder per label.
 
-Reads names, labels and groups; opens no audio. A recording without exactly one label of its own is told of with the
-reason, never dropped in silence.
+Only names, labels and groups are read, no audio. Recordings without exactly one label are listed with the reason.
 """
 
 from __future__ import annotations
@@ -13,34 +12,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.data.manifests import plain_label
+
 SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"))
 FSD50K_SPLITS = ("dev", "eval")
 
 
 class SourceError(ValueError):
-    """A folder that holds no labelled recordings in a layout we know, or a line of its lists that cannot be used."""
+    """A folder without labelled recordings in a supported layout, or an invalid line in its lists."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """One recording: `name` is its path below its folder, with that folder's own name in front."""
+class SoundSource:
+    """A recording; `name` is its path relative to its folder, prefixed with the folder's name."""
 
     name: str
     path: Path
-    label: str | None  # None: it has no label, or several
-    reason: str = ""  # why there is no label
-    group: str = ""  # what a validation split must not tear apart
+    label: str | None  # None: no label, or several
+    reason: str = ""  # why `label` is None
+    group: str = ""  # must stay on the same side of a validation split
     licence: str = ""
 
 
 def read_sources(
     folder: Path, *, split: str = "dev", only: Iterable[str] = (), exclude: Iterable[str] = ()
-) -> list[Source]:
-    """Recordings of a folder, sorted by name; the layout is recognised by what lies in it.
+) -> list[SoundSource]:
+    """Recordings of a folder, sorted by name. Raises SourceError and OSError.
 
-    A `manifest.jsonl` with `audio`, `label` and perhaps `package` a line; or `FSD50K.ground_truth/` beside
-    `FSD50K.{split}_audio/`; or a tree in which a file's folder is its label. `only` and `exclude` name groups:
-    packages of a manifest, FSD50K's train or val. Errors: SourceError, OSError.
+    The layout is a `manifest.jsonl` with `audio`, `label` and optionally `package` per line; or
+    `FSD50K.ground_truth/` beside `FSD50K.{split}_audio/`; or else a tree in which a file's folder is its label. `only`
+    and `exclude` select groups: packages of a manifest, or FSD50K's train and val.
     """
     if not folder.is_dir():
         raise FileNotFoundError(2, "no such folder", str(folder))
@@ -58,12 +59,7 @@ def read_sources(
     return sorted(kept, key=lambda s: s.name)
 
 
-def spoken(label: str) -> str:
-    """A label as one would say it: underscores and runs of space become one space, lower case."""
-    return " ".join(label.replace("_", " ").split()).lower()
-
-
-def _from_manifest(folder: Path) -> list[Source]:
+def _from_manifest(folder: Path) -> list[SoundSource]:
     found = []
     with (folder / "manifest.jsonl").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -76,10 +72,10 @@ def _from_manifest(folder: Path) -> list[Source]:
                 what = f"no {error}" if isinstance(error, KeyError) else str(error)
                 raise SourceError(f"{folder.name}/manifest.jsonl, line {number}: {what}") from error
             found.append(
-                Source(
+                SoundSource(
                     f"{folder.name}/{audio}",
                     folder / audio,
-                    spoken(label) if label else None,
+                    plain_label(label) if label else None,
                     "" if label else "no label",
                     str(row.get("package", "")),
                     str(row.get("licence", "")),
@@ -88,23 +84,23 @@ def _from_manifest(folder: Path) -> list[Source]:
     return found
 
 
-def _from_tree(folder: Path) -> list[Source]:
+def _from_tree(folder: Path) -> list[SoundSource]:
     found = []
     for path in folder.rglob("*"):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             inside = path.parent != folder
-            label = spoken(path.parent.name) if inside else None
+            label = plain_label(path.parent.name) if inside else None
             reason = "" if inside else "in no folder that would be its label"
-            found.append(Source(f"{folder.name}/{path.relative_to(folder).as_posix()}", path, label, reason))
+            found.append(SoundSource(f"{folder.name}/{path.relative_to(folder).as_posix()}", path, label, reason))
     if not found:
         raise SourceError(
-            f"{folder}: no recordings; wanted a manifest.jsonl, FSD50K.ground_truth, or a folder for each label"
+            f"{folder}: no recordings; expected a manifest.jsonl, FSD50K.ground_truth, or one folder per label"
         )
     return found
 
 
-def _from_fsd50k(folder: Path, split: str) -> list[Source]:
-    """FSD50K's lists carry every ancestor of a label too, so a recording of one sound has several names there."""
+def _from_fsd50k(folder: Path, split: str) -> list[SoundSource]:
+    """FSD50K lists every label with all its ancestors; a recording with one leaf label is a single sound."""
     if split not in FSD50K_SPLITS:
         raise SourceError(f"FSD50K has dev and eval, not {split!r}")
     listed = folder / "FSD50K.ground_truth" / f"{split}.csv"
@@ -112,29 +108,30 @@ def _from_fsd50k(folder: Path, split: str) -> list[Source]:
         rows = list(csv.DictReader(lines))
     for number, row in enumerate(rows, start=2):
         if not row.get("fname") or not row.get("labels"):
-            raise SourceError(f"{listed.name}, line {number}: wants fname and labels")
+            raise SourceError(f"{listed.name}, line {number}: fname and labels are required")
     labels = [tuple(row["labels"].split(",")) for row in rows]
     above = _ancestors(labels)
     found = []
     for row, names in zip(rows, labels, strict=True):
         own = leaves(names, above)
         path = folder / f"FSD50K.{split}_audio" / f"{row['fname']}.wav"
-        one = spoken(own[0]) if len(own) == 1 else None
+        one = plain_label(own[0]) if len(own) == 1 else None
         reason = "" if one else "several labels"
-        found.append(Source(f"{folder.name}/{path.parent.name}/{path.name}", path, one, reason, row.get("split") or ""))
+        name = f"{folder.name}/{path.parent.name}/{path.name}"
+        found.append(SoundSource(name, path, one, reason, row.get("split") or ""))
     return found
 
 
 def leaves(labels: Sequence[str], above: Mapping[str, set[str]]) -> list[str]:
-    """Those labels of a recording that are no ancestor of another of its labels, in order."""
+    """The labels of a recording that are not an ancestor of another of its labels, in order."""
     return [a for a in labels if not any(a in above[b] for b in labels if b != a)]
 
 
 def _ancestors(recordings: Sequence[Sequence[str]]) -> dict[str, set[str]]:
-    """Label → its ancestors, found in the lists themselves, which come without the ontology.
+    """Label → its ancestors, inferred from the lists, which are published without the ontology.
 
-    An ancestor is on every recording of its descendant. Two labels that are always together tell nothing by that;
-    of those the one listed first is the narrower, as the lists are written from the leaf upwards.
+    An ancestor occurs on every recording of its descendant. Of two labels that always occur together, the one listed
+    first is the descendant, because the lists go from the leaf upwards.
     """
     together: dict[str, set[str]] = {}
     count: dict[str, int] = defaultdict(int)

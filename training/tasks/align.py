@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from model.finelap import FineLAP
 from training.config import AlignConfig
+from training.data.activity import frame_labels
 from training.data.phrase_bank import PhraseBank, caption_of, phrased
 from training.losses import clip_sigmoid_loss, frame_sigmoid_loss
-from training.simulation.simulate import frame_labels
 from training.tasks.distillation import LOSS_WEIGHTS, Pool, Student, augment, channels_last, hiss, save_state, schedule
 
 

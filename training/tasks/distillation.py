@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from model.adapter import ConceptAdapter
 from model.audio import LogMel
-from model.config import MelConfig
+from model.config import SAMPLE_RATE, MelConfig
 from model.encoders.registry import AudioEncoder
-from training.data.manifests import AudioStore
-from training.simulation.simulate import SAMPLE_RATE, SceneConfig, SceneMaker, active_stretches
+from training.data.activity import active_stretches
+from training.data.audio_cache import AudioStore
+from training.data.mixer import SceneConfig, SceneMaker
 from training.tasks.teachers import FRAME_MEL, Aisfx, Yamnet
 
 FRAME_SAMPLES = 2560  # 0.16 s

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from model.audio import MEL_WINDOW, mel_frames_begun_in, mel_frames_in, samples_for
 from model.finelap import FineLAP
+from training.data.augment import SpecAugmentConfig, spec_augment
 from training.data.batches import Batch
-from training.data.spec_augment import SpecAugmentConfig, spec_augment
 from training.losses import gathered_clip_sigmoid_loss, gathered_frame_sigmoid_loss, gathered_infonce_loss
 from training.train_config import LossConfig
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.data.manifests import SAMPLE_RATE
-from training.data.mixer import Clip, ClipConfig, MixConfig, Mixer
-from training.simulation.dataset import SetConfig, make_set
-from training.simulation.simulate import SceneConfig, SceneMaker
+from model.config import SAMPLE_RATE
+from training.data.activity import ClipConfig
+from training.data.mixer import MixConfig, Mixer, SceneConfig, SceneMaker, SoundClip
+from training.simulation.dataset import MixtureSetConfig, write_mixtures
 from training.simulation.sources import read_sources
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_values.json").read_text(encoding="utf-8"))
@@ -78,8 +78,8 @@ def scenes(name: str) -> list[dict[str, Any]]:
 
 def mixtures(name: str) -> list[dict[str, Any]]:
     sounds = synthetic_sounds()
-    events = [Clip(str(i), f"label {i % 5}", len(sounds[i]) / SAMPLE_RATE) for i in range(6)]
-    beds = [Clip(str(i), f"label {i - 5}", len(sounds[i]) / SAMPLE_RATE) for i in (6, 7)]
+    events = [SoundClip(str(i), f"label {i % 5}", len(sounds[i]) / SAMPLE_RATE) for i in range(6)]
+    beds = [SoundClip(str(i), f"label {i - 5}", len(sounds[i]) / SAMPLE_RATE) for i in (6, 7)]
     mixer = Mixer(events, beds, lambda clip: sounds[int(clip.name)], MixConfig(**MIXTURES[name]))
     found = []
     for seed in range(12):
@@ -108,7 +108,7 @@ def folder(tmp_path: Path) -> dict[str, Any]:
     (source / "label_0" / "broken.wav").write_bytes(b"RIFF")
     cutting = ClipConfig(background=4.0, shortest=0.3, longest=3.0, backgrounds=("label 1", "label 2"))
     mixing = MixConfig(events=(1, 3))
-    make_set(read_sources(source), [], out, SetConfig(6, 5, cutting, mixing))
+    write_mixtures(read_sources(source), [], out, MixtureSetConfig(6, 5, cutting, mixing))
     lists = ("simulate.json", "mixtures.jsonl", "manifest.jsonl", "strong.tsv", "durations.tsv")
     found: dict[str, Any] = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in lists}
     rows = [json.loads(line) for line in (out / "clips.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -1,6 +1,6 @@
-"""What every dataset reader shares: the Dataset, tables read by line, audio found whatever its extension.
+"""Shared by all dataset readers: the Dataset type, tables read row by row, audio files found by name.
 
-Knows no dataset in particular, and opens no audio: what cannot be decoded shows when it is.
+Readers don't open audio; files that cannot be decoded are reported during the evaluation.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Literal
 
 from training.data.manifests import Item, Phrase
 
-# In order of preference where one recording is there in several forms.
+# In order of preference, for recordings that exist in several formats.
 EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
 
 
 class DatasetError(ValueError):
-    """A dataset that is not laid out as its authors publish it, with the file and, where there is one, the line."""
+    """A dataset that differs from its published layout, with the file and, if possible, the line."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A benchmark: what is asked of which recordings.
+    """A benchmark: its task, and the recordings with their labels.
 
-    retrieval: `captions` of an item, any number. classification: `captions` is the one class. detection: `phrases`
-    are the classes that sound in the item, with segments; an item without events has none. grounding: `phrases` are
-    those asked of that item, a phrase that never sounds without segments. `classes` are the names as they are asked,
-    for classification and detection. `missing` names the items left out because their audio is not there.
+    Retrieval: an item has any number of `captions`. Classification: `captions` is the one class. Detection: `phrases`
+    are the classes that occur in the item, with segments; an item without events has none. Grounding: `phrases` are the
+    item's queries; one that does not occur has no segments. `classes` are the class names used as queries, for
+    classification and detection. `missing` lists the ids of items without an audio file.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Entry:
-    """An annotated recording before its audio is found, under any of `names` (with or without an extension)."""
+    """An annotated recording whose audio file has one of `names`, with or without an extension."""
 
     audio_id: str
     names: tuple[str, ...]
@@ -52,10 +52,10 @@ class Entry:
 
 
 class AudioFolders:
-    """The audio files directly inside some folders, by name without extension. Folders that do not exist are skipped.
+    """Index of the audio files directly inside some folders, by name without extension.
 
-    Each folder is listed once, so that 200,000 files cost one listing and not a million questions. An earlier folder
-    goes before a later one.
+    Each folder is listed once, which is fast even for 200,000 files. Earlier folders take precedence; folders that
+    don't exist are skipped.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
@@ -70,12 +70,12 @@ class AudioFolders:
             self._paths = found | self._paths
 
     def find(self, names: Iterable[str]) -> Path | None:
-        """The file of the first name that is there."""
+        """The file of the first name that exists, or None."""
         return next((self._paths[s] for s in map(stem, names) if s in self._paths), None)
 
 
 def stem(name: str) -> str:
-    """A name without its audio extension and the blanks around it; other dots are part of the name."""
+    """A name without its audio extension and surrounding blanks; other dots are part of the name."""
     before, extension = os.path.splitext(name)
     return (before if extension.lower() in EXTENSIONS else name).strip()
 
@@ -87,10 +87,10 @@ def assemble(
     folders: Iterable[Path],
     classes: Sequence[str] = (),
 ) -> Dataset:
-    """A dataset of those entries whose audio is there; DatasetError if there are no entries, or no audio of any."""
+    """A dataset of the entries whose audio exists. Raises DatasetError if there are no entries or no audio files."""
     audio = AudioFolders(folders)
     if not entries:
-        raise DatasetError(f"{name}: nothing is annotated in this split")
+        raise DatasetError(f"{name}: no annotations in this split")
     items, missing = [], []
     for entry in entries:
         path = audio.find(entry.names)
@@ -101,14 +101,14 @@ def assemble(
     if not items:
         looked = ", ".join(map(str, audio.folders))
         raise DatasetError(
-            f"{name}: none of {len(entries)} audio files is there, for example {entries[0].names[0]}; "
+            f"{name}: none of {len(entries)} audio files exists, for example {entries[0].names[0]}; "
             f"looked in {looked} for {' '.join(EXTENSIONS)}"
         )
     return Dataset(name, task, tuple(items), tuple(classes), tuple(missing))
 
 
 def first_file(paths: Sequence[Path]) -> Path:
-    """The first of several places a file may be; DatasetError that names them all if it is in none."""
+    """The first of the paths that is a file. Raises DatasetError that lists all of them."""
     for path in paths:
         if path.is_file():
             return path
@@ -116,7 +116,7 @@ def first_file(paths: Sequence[Path]) -> Path:
 
 
 def chosen(name: str, split: str | None, splits: Sequence[str], default: str) -> str:
-    """The split that was asked for, or the default; DatasetError for one that does not exist."""
+    """`split`, or the default if it is None. Raises DatasetError for an unknown split."""
     if split is None:
         return default
     if split not in splits:
@@ -129,8 +129,8 @@ def read_table(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, {column: value}) for each row of a CSV or tab-separated file.
 
-    With a header, `columns` are those that must be in it; without, they name the row's fields from the left. Values
-    are stripped. Quotes mean something in CSV only. DatasetError, with file and line, for a row of another length.
+    With a header, `columns` must be among its names; without one, they name the fields from the left. Values are
+    stripped, and quotes are interpreted in CSV only. Raises DatasetError, with file and line, for an invalid row.
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     try:
@@ -147,7 +147,7 @@ def read_table(
                         raise DatasetError(f"{at}: no column {', '.join(absent)}; the columns are {', '.join(names)}")
                     continue
                 if len(row) != len(names):
-                    raise DatasetError(f"{at}: {len(row)} fields where {len(names)} are wanted")
+                    raise DatasetError(f"{at}: {len(row)} fields where {len(names)} are expected")
                 yield reader.line_num, {n: v.strip() for n, v in zip(names, row, strict=True)}
     except csv.Error as error:
         raise DatasetError(f"{path}, line {reader.line_num}: {error}") from error
@@ -158,7 +158,7 @@ def read_table(
 
 
 def read_text(path: Path) -> str:
-    """A whole UTF-8 file; DatasetError if it cannot be read as one."""
+    """The content of a UTF-8 file. Raises DatasetError."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -167,15 +167,15 @@ def read_text(path: Path) -> str:
         raise DatasetError(f"{path}: {error.strerror or error}") from error
 
 
-def wanted(row: dict[str, str], column: str, at: str) -> str:
-    """A value that may not be empty."""
+def nonempty(row: dict[str, str], column: str, at: str) -> str:
+    """The value of a column. Raises DatasetError if it is empty."""
     if not row[column]:
         raise DatasetError(f"{at}: an empty {column}")
     return row[column]
 
 
 def segment(onset: object, offset: object, at: str) -> tuple[float, float]:
-    """[onset, offset] in seconds, 0 <= onset < offset."""
+    """(onset, offset) in seconds. Raises DatasetError unless 0 <= onset < offset."""
     try:
         start, end = float(str(onset)), float(str(offset))
     except ValueError:
@@ -186,13 +186,8 @@ def segment(onset: object, offset: object, at: str) -> tuple[float, float]:
 
 
 def phrases(events: Iterable[tuple[str, tuple[float, float]]]) -> tuple[Phrase, ...]:
-    """Events of one recording by class, classes in the order they first come, segments in order of time."""
+    """Events of one recording grouped by class: classes by first occurrence, segments in order of time."""
     by_class: dict[str, list[tuple[float, float]]] = {}
     for label, times in events:
         by_class.setdefault(label, []).append(times)
     return tuple(Phrase(label, tuple(sorted(times))) for label, times in by_class.items())
-
-
-def spoken(label: str) -> str:
-    """A label as it is asked: "Alarm_bell_ringing" is "alarm bell ringing"."""
-    return " ".join(label.replace("_", " ").split()).lower()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training.simulation.sources import SourceError, read_sources, spoken
+from training.data.manifests import plain_label
+from training.simulation.sources import SourceError, read_sources
 
 
 def touch(path: Path) -> None:
@@ -92,5 +93,5 @@ def test_fsd50k_labels_that_always_come_together_are_ordered_by_the_list(tmp_pat
         read_sources(tmp_path)
 
 
-def test_spoken() -> None:
-    assert spoken("Chirp_and  tweet") == "chirp and tweet"
+def test_plain_label() -> None:
+    assert plain_label("Chirp_and  tweet") == "chirp and tweet"

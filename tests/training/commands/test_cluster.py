@@ -12,8 +12,7 @@ import torch
 
 from training.commands import cluster
 from training.data import sentence_embeddings as embedders
-from training.data.labels import read_labels
-from training.data.phrase_bank import PhraseBank, PhraseError
+from training.data.phrase_bank import PhraseBank, PhraseError, read_labels
 from training.data.sentence_embeddings import EmbedderError, embedder
 
 
@@ -66,7 +65,7 @@ def test_the_shipped_bank_is_where_it_begins(lists: Path) -> None:
     [
         ("x.jsonl", '{"phrases": [{"phrase": " "}]}', "x.jsonl, line 1: an empty phrase"),
         ("x.jsonl", '{"phrases": [{"segments": []}]}', "x.jsonl, line 1: no 'phrase'"),
-        ("x.jsonl", '{"label": 3}', "x.jsonl, line 1: 3 is no phrase"),
+        ("x.jsonl", '{"label": 3}', "x.jsonl, line 1: 3 is not a phrase"),
         ("x.jsonl", '{"audio": "a"}', "x.jsonl, line 1: neither phrases nor a label"),
         ("x.jsonl", "[1]", "x.jsonl, line 1"),
         ("x.csv", 'label\ndog\n""\n', "x.csv, line 3: an empty phrase"),

@@ -15,21 +15,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.data.manifests import SAMPLE_RATE, read_manifest
-from training.data.mixer import (
-    GAP,
-    Clip,
+from model.config import SAMPLE_RATE
+from training.data.activity import (
     ClipConfig,
-    FabricateError,
-    MixConfig,
-    Mixer,
+    SimulationError,
     background_pieces,
-    caption,
     clip_event,
     first_stretch,
     is_background,
 )
-from training.simulation.dataset import SetConfig, make_set
+from training.data.manifests import read_manifest
+from training.data.mixer import GAP, MixConfig, Mixer, SoundClip, caption
+from training.simulation.dataset import MixtureSetConfig, write_mixtures
+from training.simulation.jobs import Workers
 from training.simulation.sources import read_sources
 
 CUTTING = ClipConfig(background=4.0, shortest=0.3, longest=3.0)
@@ -101,8 +99,8 @@ def sounds() -> dict[str, np.ndarray]:
 
 def mixer(**settings: object) -> Mixer:
     store = sounds()
-    events = [Clip(f"e{i}", f"label {i}", 1.0 + i) for i in range(6)]
-    return Mixer(events, [Clip("bed", "label 0", 10.0)], lambda c: store[c.name], MixConfig(**settings))  # type: ignore[arg-type]
+    events = [SoundClip(f"e{i}", f"label {i}", 1.0 + i) for i in range(6)]
+    return Mixer(events, [SoundClip("bed", "label 0", 10.0)], lambda c: store[c.name], MixConfig(**settings))  # type: ignore[arg-type]
 
 
 def test_mixtures_are_as_drawn() -> None:
@@ -153,15 +151,15 @@ def test_captions_name_every_sound() -> None:
 
 def test_settings_and_sounds_that_cannot_be_used() -> None:
     for bad in ({"events": (0, 2)}, {"events": (3, 2)}, {"snr_db": (20.0, 12.0)}, {"reverb": 2.0}):
-        with pytest.raises(FabricateError):
+        with pytest.raises(SimulationError):
             MixConfig(**bad)  # type: ignore[arg-type]
     for bad in ({"shortest": 2.0, "longest": 1.0}, {"longest": 11.0}, {"threshold_db": 3.0}):
-        with pytest.raises(FabricateError):
+        with pytest.raises(SimulationError):
             ClipConfig(**bad)
-    with pytest.raises(FabricateError, match="no background"):
-        Mixer([Clip("a", "a", 1)], [], lambda c: tone(1))
-    with pytest.raises(FabricateError, match="every sound is called"):
-        Mixer([Clip("a", "a", 1)], [Clip("b", "a", 1)], lambda c: tone(1)).draw(np.random.default_rng(0))
+    with pytest.raises(SimulationError, match="no background"):
+        Mixer([SoundClip("a", "a", 1)], [], lambda c: tone(1))
+    with pytest.raises(SimulationError, match="every event has the label of a background"):
+        Mixer([SoundClip("a", "a", 1)], [SoundClip("b", "a", 1)], lambda c: tone(1)).draw(np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +187,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def make(tree: Path, out: Path, count: int = 5, seed: int = 1, workers: int = 1):  # noqa: ANN201
-    return make_set(read_sources(tree), [], out, SetConfig(count, seed, CUTTING), workers)
+    return write_mixtures(read_sources(tree), [], out, MixtureSetConfig(count, seed, CUTTING), Workers(workers))
 
 
 def test_a_set_is_readable_counted_and_the_same_again(tree: Path, tmp_path: Path) -> None:
@@ -219,26 +217,26 @@ def test_a_set_grows_but_keeps_its_settings(tree: Path, tmp_path: Path) -> None:
     assert make(tree, tmp_path / "a", count=5).made == 2
     make(tree, tmp_path / "b", count=5)
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    with pytest.raises(FabricateError, match="seed 1, not 2"):
+    with pytest.raises(SimulationError, match="seed 1, not 2"):
         make(tree, tmp_path / "a", seed=2)
-    with pytest.raises(FabricateError, match="has 5 mixtures already"):
+    with pytest.raises(SimulationError, match="has 5 mixtures already"):
         make(tree, tmp_path / "a", count=4)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
-    with pytest.raises(FabricateError, match="not empty"):
+    with pytest.raises(SimulationError, match="not empty"):
         make(tree, tmp_path / "mine")
 
 
 KILLED = """
 import argparse, os, signal
-from training import journal
+from training.simulation import jobs
 from training.commands import simulate
-line_of = journal.line_of
+line_of = jobs.line_of
 def line_or_end(row):
     if row.get("audio_id") == "mix-1-000020":
         os.kill(os.getpid(), signal.SIGKILL)
     return line_of(row)
-journal.line_of = line_or_end
+jobs.line_of = line_or_end
 parser = argparse.ArgumentParser()
 simulate.add_arguments(parser)
 simulate.run(parser.parse_args())
@@ -264,10 +262,10 @@ def test_a_full_disk_is_one_error_and_nothing_half_written(tree: Path, tmp_path:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
     script = (
-        "import sys; from pathlib import Path; from training.data.mixer import ClipConfig;"
+        "import sys; from pathlib import Path; from training.data.activity import ClipConfig;"
         "from training.simulation.dataset import *; from training.simulation.sources import read_sources\n"
-        "try: make_set(read_sources(Path(sys.argv[1])), [], Path(sys.argv[2]),"
-        " SetConfig(5, 1, ClipConfig(background=4.0, shortest=0.3, longest=3.0)))\n"
+        "try: write_mixtures(read_sources(Path(sys.argv[1])), [], Path(sys.argv[2]),"
+        " MixtureSetConfig(5, 1, ClipConfig(background=4.0, shortest=0.3, longest=3.0)))\n"
         "except OSError as e: print('OSError', Path(e.filename).suffix, e.strerror)"
     )
     where = [str(tree), str(tmp_path / "a")]

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.evaluation.mixtures import Mixture
 from training.evaluation.sed_metrics import (
     PSDS1,
     PSDS1_NO_SPREAD,
@@ -23,12 +22,12 @@ from training.evaluation.sed_metrics import (
     merged,
     one_class_each,
     psds,
-    psds_of_mixtures,
     psds_with,
     segment_f1,
     threshold_auc,
     toolbox,
 )
+from training.evaluation.validation import LabelledMixture, psds_of_mixtures
 
 HOP = 0.5
 
@@ -230,8 +229,8 @@ class Ears:
 
 
 def test_mixtures_are_asked_for_every_phrase_that_sounds_anywhere() -> None:
-    def mixture(numbers: list[int], segments: dict[str, list[tuple[float, float]]]) -> Mixture:
-        return Mixture(np.repeat(np.array(numbers, np.float32), 8000), segments)
+    def mixture(numbers: list[int], segments: dict[str, list[tuple[float, float]]]) -> LabelledMixture:
+        return LabelledMixture(np.repeat(np.array(numbers, np.float32), 8000), segments)
 
     first = mixture([0, 0, 1, 1, 1, 0, 0, 0], {"class 1": [(1.0, 2.5)], "class 7": []})
     second = mixture([0, 0, 0, 2, 2, 2, 0, 0], {"class 2": [(1.5, 3.0)]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.data.spec_augment import SpecAugmentConfig, spec_augment
+from training.data.augment import SpecAugmentConfig, spec_augment
 
 
 def seeded(seed: int) -> torch.Generator:

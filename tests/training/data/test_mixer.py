@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.simulation.simulate import SAMPLE_RATE, SceneConfig, SceneMaker, active_stretches, frame_labels, trim
+from model.config import SAMPLE_RATE
+from training.data.activity import active_stretches, frame_labels, trim
+from training.data.mixer import SceneConfig, SceneMaker
 
 
 def burst(onset: float, length: float, total: float) -> np.ndarray:

@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from model.config import WindowConfig
-from training.data.batches import BLOCK, Batch, Batches, Schedule, crop_samples, samples_per_frame
+from training.data.batches import BLOCK, Batch, Batches, BatchPlan, Schedule, crop_samples, samples_per_frame
 from training.data.manifests import ManifestError, Phrase
 from training.data.phrase_bank import PhraseBank
 from training.data.sets import DataConfig, DataError, SceneConfig, SetConfig, cropped
@@ -96,7 +96,7 @@ def strong_only(**changes: object) -> DataConfig:
 
 
 def make(root: Path, config: DataConfig, size: int = 6, seed: int = 0, rank: int = 0, world: int = 1) -> Batches:
-    return Batches(config, root, WINDOWS, BANK, size, seed, rank, world)
+    return Batches(config, root, WINDOWS, BANK, BatchPlan(size, seed, rank, world))
 
 
 def assert_equal(first: Batch, second: Batch) -> None:
@@ -219,7 +219,7 @@ def test_a_phrase_without_a_place_is_neither_positive_nor_negative(tmp_path: Pat
     manifest(tmp_path, [row])
     batch = make(tmp_path, strong_only(), size=32).batch(0)
     assert all(BANK.cluster_of[p] != 1 for phrases in batch.phrases for p in phrases)
-    with pytest.raises(DataError, match="6 phrases a clip want 7 clusters; the bank has 6"):
+    with pytest.raises(DataError, match="6 phrases per clip need 7 clusters; the bank has 6"):
         make(tmp_path, strong_only(phrases=6))
 
 
@@ -228,7 +228,7 @@ def test_weak_rows_have_no_frames(root: Path) -> None:
     for batch in islice(make(root, mixed(sets=sets)).stream(0), 4):
         assert not batch.strong.any() and not batch.labels.any()
         assert batch.labels.shape[:2] == (6, 5) and {len(p) for p in batch.phrases} == {5}
-    bare = Batches(mixed(sets=sets), root, WINDOWS, None, 6, 0).batch(0)
+    bare = Batches(mixed(sets=sets), root, WINDOWS, None, BatchPlan(6, 0)).batch(0)
     assert bare.labels.shape[1] == 0 and bare.phrases == [[]] * 6
 
 
@@ -273,7 +273,7 @@ def test_the_published_clock(root: Path) -> None:
     assert crop_samples(10.24, WindowConfig()) == 163_840
     with pytest.raises(DataError, match="do not fit into a window of 10.24 s"):
         crop_samples(10.5, WindowConfig())
-    batches = Batches(strong_only(seconds=10.24), root, published, BANK, 2, 0)
+    batches = Batches(strong_only(seconds=10.24), root, published, BANK, BatchPlan(2, 0))
     assert batches.frames(160_000) == 64 and batches.frames(1) == 1 and batches.frames(16_000) == 7
 
 
@@ -350,21 +350,21 @@ def test_an_unknown_phrase_is_named_before_training(tmp_path: Path) -> None:
         make(tmp_path, strong_only())
     make(tmp_path, strong_only(sets=(SetConfig("m.jsonl", strong=False),)))  # not asked for
     with pytest.raises(DataError, match="m.jsonl: its phrases need a phrase bank"):
-        Batches(strong_only(), tmp_path, WINDOWS, None, 1, 0)
+        Batches(strong_only(), tmp_path, WINDOWS, None, BatchPlan(1, 0))
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"sets": ()}, "sets: there is none"),
+        ({"sets": ()}, "sets: at least one set is required"),
         ({"sets": (SetConfig(),)}, "either a manifest or a folder"),
         ({"sets": (SetConfig("m.jsonl", "sounds"),)}, "either a manifest or a folder"),
         ({"sets": (SetConfig("m.jsonl", weight=0.0),)}, "m.jsonl: a weight of 0.0"),
         ({"sets": (SetConfig("empty.jsonl"),)}, "empty.jsonl: no items"),
-        ({"sets": (SetConfig("m.jsonl", simulate=True),)}, "scenes want single sounds"),
+        ({"sets": (SetConfig("m.jsonl", simulate=True),)}, "scenes need single sounds"),
         ({"sets": ({"manifest": "m.jsonl", "wieght": 2},)}, "sets.0.: unknown keys wieght"),
         ({"crop": "left"}, "data.crop: 'left'"),
-        ({"phrases": 7}, "7 phrases a clip want 7 clusters; the bank has 6"),
+        ({"phrases": 7}, "7 phrases per clip need 7 clusters; the bank has 6"),
         ({"seconds": 3.0}, "do not fit"),
         ({"swap": 1.5}, "swap <= 1"),
     ],

@@ -90,9 +90,9 @@ def test_sampling_repeats_itself_and_swaps_only_when_told() -> None:
     ("positives", "total", "message"),
     [
         (["no such"], 20, "unknown phrase 'no such'"),
-        (["c0p0", "c1p0"], 1, "2 positives are more than the 1"),
-        (["c0p0", "c0p0"], 20, "given twice"),
-        (["c0p0"], 41, "40 negatives are asked for, and only 39"),
+        (["c0p0", "c1p0"], 1, "2 positives exceed the 1"),
+        (["c0p0", "c0p0"], 20, "occurs twice"),
+        (["c0p0"], 41, "40 negatives requested, but only 39"),
     ],
 )
 def test_what_cannot_be_sampled_is_one_clear_error(positives: list[str], total: int, message: str) -> None:

@@ -8,8 +8,9 @@ import soundfile
 import torch
 
 from training.config import EvaluationConfig
-from training.data.manifests import AudioStore, Item
-from training.evaluation.mixtures import (
+from training.data.audio_cache import AudioStore
+from training.data.manifests import Item
+from training.evaluation.validation import (
     best_threshold,
     calibrate,
     event_f1,

@@ -15,17 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.data.manifests import (
-    AudioFiles,
-    AudioStore,
-    Item,
-    ManifestError,
-    Phrase,
-    UnreadableError,
-    read_labelled,
-    read_manifest,
-    write_manifest,
-)
+from training.data.audio_cache import AudioFiles, AudioStore, UnreadableError
+from training.data.manifests import Item, ManifestError, Phrase, read_labelled, read_manifest, write_manifest
 
 
 def write(path: Path, *rows: dict) -> Path:
@@ -189,12 +180,12 @@ def test_half_a_cache_is_not_taken_for_a_whole(tmp_path: Path, damage: str) -> N
 def test_a_killed_writer_leaves_what_it_finished(tmp_path: Path) -> None:
     items = tones(tmp_path, 400)
     script = (
-        "import sys; from pathlib import Path; from training.data.manifests import AudioStore, Item\n"
+        "import sys; from pathlib import Path; from training.data.audio_cache import AudioStore; from training.data.manifests import Item\n"
         "AudioStore.COMMIT_SAMPLES = 1\n"
         "f = Path(sys.argv[1]); items = [Item(str(i), f / f'{i}.wav', ('x',)) for i in range(400)]\n"
         "AudioStore(f / 's.i16', items, threads=1)"
     )
-    repo = Path(__file__).parents[2]
+    repo = Path(__file__).parents[3]
     writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=repo)
     index = tmp_path / "s.jsonl"
     while writer.poll() is None and (not index.is_file() or index.read_bytes().count(b"\n") < 20):
@@ -215,7 +206,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_finished_stays(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5 * 3200 + 100, hard))  # room for five of them
     try:
-        with pytest.raises(OSError, match=r"cannot keep decoded audio.*s\.i16"):
+        with pytest.raises(OSError, match=r"cannot cache decoded audio.*s\.i16"):
             AudioStore(tmp_path / "s.i16", items, threads=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

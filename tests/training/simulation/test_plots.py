@@ -7,7 +7,7 @@ import io
 import numpy as np
 from matplotlib.image import imread
 
-from training.data.manifests import SAMPLE_RATE
+from model.config import SAMPLE_RATE
 from training.simulation.plots import mixture_png, stretch_png
 
 SHADE = "#fbe5d8"  # the orange of the kept stretch, as it comes out over white

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from training.data.manifests import Phrase, decode
+from training.data.audio_cache import decode
+from training.data.manifests import Phrase
 from training.evaluation.readers import NAMES, Dataset, DatasetError, read_dataset
 from training.evaluation.readers.base import AudioFolders, read_table, stem
 
