@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from app.services import waveforms
-from app.services.waveforms import PeaksCache
+from app.api.clips import can_serve
 from tests.waiting import wait_until
 
 
@@ -302,41 +301,6 @@ async def test_bad_questions_for_peaks(
     assert (await client.get(f"/clips/{clip['id']}/peaks", params=params)).status_code == 422
 
 
-class FakeState:
-    """A state whose clips are named by their SHA-256."""
-
-    library = SimpleNamespace(get=lambda clip_id: SimpleNamespace(sha256=clip_id))
-
-    async def read(self, function: Any, *args: Any) -> Any:
-        return function(*args)
-
-
-async def test_peaks_are_computed_once_and_the_least_recently_used_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[str] = []
-
-    async def decode_peaks(state: FakeState, clip_id: str) -> np.ndarray:
-        decoded.append(clip_id)
-        await asyncio.sleep(0.01)
-        return np.zeros((2, 125), np.float32)  # a kilobyte
-
-    monkeypatch.setattr(waveforms, "decode_peaks", decode_peaks)
-    state, cache = FakeState(), PeaksCache(max_bytes=3000)
-
-    async def get(*clips: str) -> None:
-        await asyncio.gather(*(cache.get(state, clip) for clip in clips))  # type: ignore[arg-type]
-
-    await get("a", "a", "a", "b")
-    assert decoded == ["a", "b"]
-    await get("c")
-    await get("a")
-    assert decoded == ["a", "b", "c"]
-    await get("d")  # evicts b
-    await get("a", "c", "d")
-    assert decoded == ["a", "b", "c", "d"]
-    await get("b")
-    assert decoded == ["a", "b", "c", "d", "b"]
-
-
 async def test_one_recording_in_other_coats(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     rng = np.random.default_rng(3)
 
@@ -363,3 +327,26 @@ async def test_one_recording_in_other_coats(client: httpx.AsyncClient, sounds: S
 
 async def test_an_empty_library_has_no_duplicates(client: httpx.AsyncClient) -> None:
     assert (await client.get("/clips/duplicates")).json() == {"groups": []}
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "expected"),
+    [
+        ("bytes=0-10", 100, True),
+        ("bytes=99-", 100, True),
+        ("bytes=-5", 100, True),
+        ("bytes=0-0, 50-60", 100, True),
+        ("Bytes=0-10", 100, True),
+        ("bytes=100-", 100, False),
+        ("bytes=-0", 100, False),
+        ("bytes=0-", 0, False),
+        ("bytes=0-1,200-", 100, False),
+        ("bytes=10-5", 100, None),
+        ("items=0-5", 100, None),
+        ("bytes=", 100, None),
+        ("bytes=a-b", 100, None),
+        ("nonsense", 100, None),
+    ],
+)
+def test_range_headers(header: str, size: int, expected: bool | None) -> None:
+    assert can_serve(header, size) is expected
