@@ -1,6 +1,6 @@
-"""Every error a caller can meet and the one table that gives each its HTTP status (RFC 9457 problem+json).
+"""The table of errors: the HTTP status, type and title of every exception that a client can get (RFC 9457).
 
-The rooms below raise plain exceptions and know no HTTP; here they get their status, their title and their type.
+Lower layers raise plain exceptions, and KINDS maps them to problems. Errors of requests themselves are defined here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 import index
-from app.audio import errors as media_errors
-from app.inference import batcher as batching
+from app.audio import errors as audio_errors
+from app.inference import batcher
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 
 
 class RequestError(Exception):
-    """Something is wrong with the request. `extra` becomes members of the problem."""
+    """The request is invalid. `extra` becomes members of the problem."""
 
     def __init__(self, detail: str, **extra: Any) -> None:
         super().__init__(detail)
@@ -34,31 +34,31 @@ class RequestError(Exception):
 
 
 class Malformed(RequestError):
-    """The body is not what its media type says."""
+    """The body does not match its media type."""
 
 
 class Unauthorized(RequestError):
-    """No API key, or a wrong one."""
+    """The API key is missing or wrong."""
 
 
 class CrossOrigin(RequestError):
-    """A browser was made to send this by another site's page."""
+    """A page of another site sent this request through a browser."""
 
 
 class Misdirected(RequestError):
-    """The request is for a name that is not this service's."""
+    """The Host header is not one of this service's names."""
 
 
 class BodyTooLarge(RequestError):
-    """More bytes than a request may have."""
+    """The body exceeds a size limit."""
 
 
 class UnsupportedType(RequestError):
-    """A body of a media type the call does not take."""
+    """The route does not accept this media type."""
 
 
 class RangeNotSatisfiable(RequestError):
-    """The wanted bytes are not in the file, which has `size`."""
+    """The requested range is outside of the file, which has `size` bytes."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"The file has {size} bytes.")
@@ -66,27 +66,27 @@ class RangeNotSatisfiable(RequestError):
 
 
 class Invalid(RequestError):
-    """A value that does not fit."""
+    """A value is not valid."""
 
 
 class NotReady(RequestError):
-    """The model or the library is not there yet, or no more."""
+    """The model or the library is not loaded."""
 
 
 class AddressTooLong(RequestError):
-    """More bytes than an address may have."""
+    """The path and query of the URL exceed the size limit."""
 
 
 class ModelNotFound(RequestError):
-    """A model that this service does not have."""
+    """The service does not have the requested model."""
 
 
 class TimedOut(RequestError):
-    """The request took longer than a request may."""
+    """The request exceeded its time limit."""
 
 
 class FilesFailed(Exception):
-    """Every file of a request failed. Answered like the first one's error, with all of them in `errors`."""
+    """Every file of a request failed. Reported like the first one's error, with all of them in `errors`."""
 
     def __init__(self, first: Exception, failures: list[dict[str, Any]]) -> None:
         super().__init__(str(first))
@@ -94,7 +94,7 @@ class FilesFailed(Exception):
 
 
 class Kind(NamedTuple):
-    """How an error appears over HTTP."""
+    """How an error is reported over HTTP."""
 
     status: int
     slug: str
@@ -103,40 +103,40 @@ class Kind(NamedTuple):
 
 INTERNAL = Kind(500, "internal-error", "Internal error")
 
-# The nearest class in an error's ancestry counts.
+# The most specific class of an error decides.
 KINDS: dict[type[Exception], Kind] = {
     Malformed: Kind(400, "malformed", "Malformed request"),
     Unauthorized: Kind(401, "unauthorized", "Missing or wrong API key"),
-    CrossOrigin: Kind(403, "cross-origin", "From another site"),
-    ModelNotFound: Kind(404, "model-not-found", "No such model"),
-    index.ClipNotFound: Kind(404, "clip-not-found", "No such clip"),
-    index.AudioMissing: Kind(404, "audio-missing", "The clip's audio is missing"),
+    CrossOrigin: Kind(403, "cross-origin", "Cross-origin request"),
+    ModelNotFound: Kind(404, "model-not-found", "Model not found"),
+    index.ClipNotFound: Kind(404, "clip-not-found", "Clip not found"),
+    index.AudioMissing: Kind(404, "audio-missing", "Audio file missing"),
     BodyTooLarge: Kind(413, "body-too-large", "Request too large"),
-    media_errors.TooLong: Kind(413, "audio-too-long", "Audio too long"),
-    AddressTooLong: Kind(414, "address-too-long", "Address too long"),
+    audio_errors.TooLong: Kind(413, "audio-too-long", "Audio too long"),
+    AddressTooLong: Kind(414, "address-too-long", "URI too long"),
     UnsupportedType: Kind(415, "unsupported-media-type", "Unsupported media type"),
-    media_errors.NotAudio: Kind(415, "not-audio", "Not audio that can be decoded"),
-    media_errors.DecoderFailed: Kind(415, "decoder-failed", "The decoder failed on this file"),
+    audio_errors.NotAudio: Kind(415, "not-audio", "Not decodable audio"),
+    audio_errors.DecoderFailed: Kind(415, "decoder-failed", "Decoder failed"),
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "Range not satisfiable"),
-    Misdirected: Kind(421, "misdirected", "Not this service's name"),
+    Misdirected: Kind(421, "misdirected", "Host name not allowed"),
     Invalid: Kind(422, "invalid-value", "Invalid value"),
-    media_errors.EmptyAudio: Kind(422, "audio-empty", "Empty audio"),
-    media_errors.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),
-    media_errors.TooShort: Kind(422, "audio-too-short", "Audio too short"),
-    media_errors.InvalidSamples: Kind(422, "audio-invalid-samples", "Audio with invalid samples"),
+    audio_errors.EmptyAudio: Kind(422, "audio-empty", "Empty audio"),
+    audio_errors.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),
+    audio_errors.TooShort: Kind(422, "audio-too-short", "Audio too short"),
+    audio_errors.InvalidSamples: Kind(422, "audio-invalid-samples", "Audio with invalid samples"),
     index.InvalidFilter: Kind(422, "invalid-filter", "Invalid filter"),
     index.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
     index.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),
-    batching.QueueFull: Kind(429, "queue-full", "Queue full"),
+    batcher.QueueFull: Kind(429, "queue-full", "Queue full"),
     MemoryError: Kind(503, "out-of-memory", "Not enough memory"),
-    batching.Closed: Kind(503, "shutting-down", "Shutting down"),
+    batcher.Closed: Kind(503, "shutting-down", "Shutting down"),
     NotReady: Kind(503, "not-ready", "Not ready"),
-    TimedOut: Kind(503, "timed-out", "Took too long"),
-    index.LibraryUnavailable: Kind(503, "library-unavailable", "The library does not answer"),
-    index.StorageFull: Kind(507, "storage-full", "No room left in storage"),
+    TimedOut: Kind(503, "timed-out", "Timed out"),
+    index.LibraryUnavailable: Kind(503, "library-unavailable", "Library unavailable"),
+    index.StorageFull: Kind(507, "storage-full", "Storage full"),
 }
 
-_HTTP = {  # what the framework raises by itself
+_HTTP = {  # raised by the framework itself
     400: Kind(400, "malformed", "Malformed request"),
     404: Kind(404, "not-found", "Not found"),
     405: Kind(405, "method-not-allowed", "Method not allowed"),
@@ -144,7 +144,7 @@ _HTTP = {  # what the framework raises by itself
 
 
 def kind_of(error: BaseException) -> Kind:
-    """The table's entry for an error; INTERNAL for what is not in it."""
+    """The entry of KINDS for an error; INTERNAL if there is none."""
     if isinstance(error, FilesFailed):
         return kind_of(error.first)
     if isinstance(error, HTTPException):
@@ -156,19 +156,19 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """The problem object of an error. What is not in the table is our fault: the log gets it, the caller does not."""
+    """The problem object of an error. Internal errors are logged, and their details are not sent to the client."""
     kind = kind_of(error)
     if kind is INTERNAL:
         log.error("unexpected error", exc_info=error)
-        detail = "An unexpected error; the log has it under this request id."
+        detail = "An unexpected error occurred. The log has the details under this request id."
     elif isinstance(error, MemoryError):
         log.error("out of memory", exc_info=error)
-        detail = str(error) or "There is not enough memory for this now."
+        detail = str(error) or "There is not enough memory for this request."
     elif isinstance(error, HTTPException):
         detail = str(error.detail)
     else:
         detail = str(error)
-        if isinstance(error, index.LibraryUnavailable | index.StorageFull):  # nobody's fault who asks
+        if isinstance(error, index.LibraryUnavailable | index.StorageFull):  # not the client's fault
             log.error("%s", detail)
     problem: dict[str, Any] = {
         "type": TYPE_PREFIX + kind.slug,
@@ -182,20 +182,20 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, FilesFailed):
         problem["errors"] = error.failures
     first = error.first if isinstance(error, FilesFailed) else error
-    if isinstance(first, media_errors.TruncatedAudio) and first.read is not None:
+    if isinstance(first, audio_errors.TruncatedAudio) and first.read is not None:
         problem["readable_s"] = round(first.read, 3)
     return problem
 
 
 def headers_of(error: BaseException) -> dict[str, str]:
-    """Headers an error brings along."""
+    """The response headers of an error."""
     if isinstance(error, FilesFailed):
         return headers_of(error.first)
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
-    if isinstance(error, batching.QueueFull):
+    if isinstance(error, batcher.QueueFull):
         return {"Retry-After": str(error.retry_after)}
-    if isinstance(error, NotReady | batching.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
+    if isinstance(error, NotReady | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):
         return {"Content-Range": f"bytes */{error.size}"}
@@ -205,7 +205,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
 
 
 def problem_response(error: BaseException, path: str = "") -> Response:
-    """The answer to an error. Below /v1/, where OpenAI's clients call, it has their `error` object too."""
+    """The response to an error. Below /v1/ it also has the `error` object of the OpenAI API."""
     problem = describe(error)
     if path.startswith("/v1/"):
         kind = problem["type"].removeprefix(TYPE_PREFIX)

@@ -1,6 +1,6 @@
-"""Every setting of the service, read from FINELAP_* environment variables and a .env file.
+"""The settings of the service, read from FINELAP_* environment variables and a .env file.
 
-Knows names, types and bounds; knows nothing of what the values are used for.
+docs/reference/settings.md documents each of them.
 """
 
 from __future__ import annotations
@@ -11,34 +11,33 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-FAISS = "faiss://"  # the library of one process, in `data_dir`
+FAISS = "faiss://"  # SQLite and FAISS in `data_dir`, for one process
 
 
 class Settings(BaseSettings):
-    """The service's settings. An environment variable wins over .env, an argument over both."""
+    """The service's settings. Arguments take precedence over environment variables, and those over .env."""
 
     model_config = SettingsConfigDict(env_prefix="FINELAP_", env_file=".env", extra="ignore")
 
-    checkpoint: str = "checkpoints/finelap-small"  # a folder, a .pt file, or a Hugging Face hub id
+    checkpoint: str = "checkpoints/finelap-small"  # a folder, a .pt file, or a Hugging Face Hub id
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data_dir: Path = Path("data")
     index_url: str = FAISS  # or milvus://host:19530, see index.milvus.url
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
-    api_keys: Annotated[tuple[str, ...], NoDecode] = ()  # comma-separated; none: open to everyone
-    allowed_hosts: Annotated[
-        tuple[str, ...], NoDecode
-    ] = ()  # names it answers under; none: see app.server.security.Door
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # other sites whose pages may call it
-    max_upload_mb: float = Field(512, gt=0)  # of one request's body, 10^6 bytes each
-    max_duration_s: float = Field(14_400, gt=0)  # of one recording
-    max_phrases: int = Field(100, ge=1)  # of one request: phrases, labels
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()  # comma-separated; without any, no key is required
+    # host names that requests may be sent to, comma-separated; default: see app.server.security
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # sites whose pages may call the service, comma-separated
+    max_upload_mb: float = Field(512, gt=0)  # per request body; 1 MB is 10^6 bytes
+    max_duration_s: float = Field(14_400, gt=0)  # per recording
+    max_phrases: int = Field(100, ge=1)  # phrases or labels per request
     max_batch_windows: int = Field(16, ge=1)
-    max_wait_ms: float = Field(5, ge=0)  # that a batch waits for company; an idle server never waits
+    max_wait_ms: float = Field(5, ge=0)  # for more items to join a batch; an idle server does not wait
     max_queue_windows: int = Field(512, ge=1)
-    request_timeout_s: float = Field(600, gt=0)  # until an answer begins
-    stop_grace_s: float = Field(18, ge=0)  # that running requests have once it is to stop; the process ends 6 s later
+    request_timeout_s: float = Field(600, gt=0)  # until the response begins
+    stop_grace_s: float = Field(18, ge=0)  # for running requests at shutdown; the process exits within 6 s after that
     log_format: Literal["json", "text"] = "text"
 
     @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")

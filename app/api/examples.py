@@ -1,13 +1,13 @@
-"""Requests and answers as the OpenAPI document shows them. The shapes themselves are in app.api.schemas.
+"""Example requests and responses for the OpenAPI document; app.api.schemas has the models.
 
-Nothing here is null, as the framework drops it from the document.
+No example contains null, because FastAPI drops it from the document.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_VECTOR = [0.0612, -0.0184, 0.0437]  # the first numbers of many
+_VECTOR = [0.0612, -0.0184, 0.0437]  # shortened
 MOMENT: dict[str, Any] = {"start": 1.12, "end": 2.08, "score": 0.934}
 CLIP: dict[str, Any] = {
     "id": "b2c1f0de7d5a4f6f9b0c8f6f3c1d2e4a",

@@ -1,7 +1,7 @@
-"""What the OpenAPI document says beyond the routes' signatures: bodies of two kinds, problems, examples, keys.
+"""The OpenAPI document beyond the routes' signatures: JSON and form bodies, problems, examples, authentication.
 
-Routes say it in place with `problems`, `body` and `example`; `describe` then moves every shape into the document's
-components, so that each is there once and by name.
+Routes declare these with `problems`, `body` and `example`, because they read their bodies with app.api.requests.
+`describe` moves every inline schema to the document's components.
 """
 
 from __future__ import annotations
@@ -16,77 +16,84 @@ from pydantic import BaseModel
 from app.api.schemas import Problem
 from app.errors import PROBLEM_JSON, TYPE_PREFIX
 
-_SHAPES = "#/components/schemas/"
+_SCHEMAS = "#/components/schemas/"
 
-_SAYS = {
+_PROBLEMS = {
     400: ("Malformed request", "malformed", "the body is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
     401: ("Missing or wrong API key", "unauthorized", "The API key is not one of this service's."),
     403: (
-        "Sent by another site's page",
+        "Cross-origin request",
         "cross-origin",
-        "A page of another site may not send this; FINELAP_CORS_ORIGINS says which may.",
+        "Pages of other sites may not send this request; FINELAP_CORS_ORIGINS lists the sites that may.",
     ),
     404: ("Not found", "clip-not-found", "no clip has the id '3f9a'"),
-    405: ("Another method is meant; see Allow", "method-not-allowed", "Method Not Allowed"),
+    405: ("Method not allowed; see Allow", "method-not-allowed", "Method Not Allowed"),
     413: ("Too large or too long", "audio-too-long", "day.wav: it is longer than the limit of 14400 s."),
-    414: ("The address is too long", "address-too-long", "The address has 70011 bytes; the limit is 32768."),
+    414: ("URI too long", "address-too-long", "The address has 70011 bytes; the limit is 32768."),
     415: (
         "Not audio that can be decoded, or a body of the wrong type",
         "not-audio",
         "notes.wav: this is not a sound file that can be decoded (Invalid data found when processing input).",
     ),
-    416: ("The range is not in the file", "range-not-satisfiable", "The file has 31044 bytes."),
+    416: ("Range not satisfiable", "range-not-satisfiable", "The file has 31044 bytes."),
     421: (
-        "Sent to a name that is not this service's",
+        "Host name not allowed",
         "misdirected",
         "This service does not answer under that name; FINELAP_ALLOWED_HOSTS says which names are its own.",
     ),
     422: ("Invalid value", "invalid-value", "k: Input should be greater than or equal to 1"),
     429: ("Queue full; see Retry-After", "queue-full", "the audio queue is full (512 of 512 windows)"),
-    500: ("Internal error", "internal-error", "An unexpected error; the log has it under this request id."),
-    503: ("Not ready, shutting down, or took too long; see Retry-After", "not-ready", "The model is being loaded."),
+    500: (
+        "Internal error",
+        "internal-error",
+        "An unexpected error occurred. The log has the details under this request id.",
+    ),
+    503: ("Not ready, shutting down, or timed out; see Retry-After", "not-ready", "The model is being loaded."),
     507: ("No room left in storage", "storage-full", "there is no room left in data"),
 }
 ALWAYS = (400, 401, 405, 413, 414, 422, 429, 500, 503)
 TAGS = [
     {"name": name, "description": description}
     for name, description in {
-        "search": "Finding sounds by words, by an example, by a clip; and the moments at which they are heard.",
-        "library": "Clips: adding, listing, changing, deleting, and their audio.",
-        "detection": "What is heard in a recording, and when.",
-        "embeddings": "Sounds and texts as vectors of one space, in a shape of our own and in OpenAI's.",
-        "health": "Whether the service lives and can work; open to everyone.",
+        "search": "Search by text, by audio and by a clip, and for the best moments.",
+        "library": "Add, list, change and delete clips, and get their audio.",
+        "detection": "The sound events in a recording, and the labels that fit it.",
+        "embeddings": "Embeddings of audio and texts in a shared space; also compatible with the OpenAI API.",
+        "health": "Liveness and readiness probes; no API key required.",
         "service": "Model, limits and metrics.",
     }.items()
 ]
 _HEADERS = {
-    "X-Request-ID": {"description": "Names the request here, in problems and in the log.", "schema": {"type": "string"}}
+    "X-Request-ID": {
+        "description": "Identifies the request in this response, in problems and in the log.",
+        "schema": {"type": "string"},
+    }
 }
 _MORE_HEADERS = {
     401: {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}},
-    405: {"Allow": {"description": "The methods that are meant.", "schema": {"type": "string"}}},
-    416: {"Content-Range": {"description": "`bytes */` and the file's size.", "schema": {"type": "string"}}},
+    405: {"Allow": {"description": "The supported methods.", "schema": {"type": "string"}}},
+    416: {"Content-Range": {"description": "`bytes */` and the size of the file.", "schema": {"type": "string"}}},
     429: {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string"}}},
     503: {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string"}}},
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: these statuses as problems."""
+    """`responses` of a route: problems with these statuses."""
     return {status: _problem(status) for status in sorted(statuses)}
 
 
 def _problem(status: int) -> dict[str, Any]:
-    says, slug, detail = _SAYS[status]
+    description, slug, detail = _PROBLEMS[status]
     problem = Problem(
-        type=TYPE_PREFIX + slug, title=says.split(";")[0], status=status, detail=detail, request_id="5b1c0f3e"
+        type=TYPE_PREFIX + slug, title=description.split(";")[0], status=status, detail=detail, request_id="5b1c0f3e"
     )
-    content = {"schema": {"$ref": _SHAPES + "Problem"}, "example": problem.model_dump()}
-    return {"description": says, "content": {PROBLEM_JSON: content}, "headers": _MORE_HEADERS.get(status, {})}
+    content = {"schema": {"$ref": _SCHEMAS + "Problem"}, "example": problem.model_dump()}
+    return {"description": description, "content": {PROBLEM_JSON: content}, "headers": _MORE_HEADERS.get(status, {})}
 
 
 def example(value: Any, *more: dict[int | str, dict[str, Any]], status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: an example of what it gives, and the other `responses` in `more`."""
+    """`responses` of a route: an example of its response, and the other `responses` in `more`."""
     merged: dict[int | str, dict[str, Any]] = {status: {"content": {"application/json": {"example": value}}}}
     for responses in more:
         merged.update(responses)
@@ -104,8 +111,7 @@ def body(
 ) -> dict[str, Any]:
     """`openapi_extra` of a route that reads its body itself: JSON, a form with the file field `file`, or both.
 
-    `examples`: name → a JSON body; `form_example`: the fields of a form beside its files. Fields of a form that are
-    objects are JSON text.
+    `examples`: name → JSON body; `form_example`: an example form. Form fields that are objects are sent as JSON text.
     """
     content: dict[str, Any] = {}
     if json is not None:
@@ -119,7 +125,11 @@ def body(
         fields = schema.get("properties", {})
         schema["properties"] = {file: field, **fields}
         described: dict[str, Any] = {"schema": schema}
-        as_json = {name: {"contentType": "application/json"} for name, shape in fields.items() if _is_object(shape)}
+        as_json = {
+            name: {"contentType": "application/json"}
+            for name, field_schema in fields.items()
+            if _is_object(field_schema)
+        }
         if as_json:
             described["encoding"] = as_json
         if form_example:
@@ -129,28 +139,28 @@ def body(
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The document of the app: every shape among the components, both ways to give a key, tags and headers told."""
+    """The app's OpenAPI document, generated once."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
         )
         components = document.setdefault("components", {})
-        shapes = components.setdefault("schemas", {})
-        shapes["Problem"] = Problem.model_json_schema()
+        schemas = components.setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
         for calls in document["paths"].values():
             for method, call in calls.items():
                 for content in call.get("requestBody", {}).get("content", {}).values():
-                    content["schema"] = _move(content["schema"], shapes)
+                    content["schema"] = _to_component(content["schema"], schemas)
                 if method not in ("get", "head"):
                     call["responses"].setdefault("403", _problem(403))
                 call["responses"].setdefault("421", _problem(421))
                 call["responses"] = dict(sorted(call["responses"].items()))
                 for response in call["responses"].values():
                     response["headers"] = {**_HEADERS, **response.get("headers", {})}
-        # what the framework adds for its own refusals, which are problems here
+        # FastAPI adds these for its own validation errors, which are problems here
         for unused in ("HTTPValidationError", "ValidationError"):
-            shapes.pop(unused, None)
-        components["schemas"] = dict(sorted(shapes.items()))
+            schemas.pop(unused, None)
+        components["schemas"] = dict(sorted(schemas.items()))
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -160,24 +170,24 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _schema(shape: type[BaseModel]) -> dict[str, Any]:
-    return shape.model_json_schema(ref_template=_SHAPES + "{model}")
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(ref_template=_SCHEMAS + "{model}")
 
 
-def _move(schema: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
-    """Puts an inline schema, with the definitions it brings along, among the shapes; a reference to it."""
+def _to_component(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """Moves an inline schema and its definitions to the components; returns a reference to it."""
     if "title" not in schema:
         return schema
-    shapes.update(schema.pop("$defs", {}))
+    schemas.update(schema.pop("$defs", {}))
     name = schema["title"]
-    if shapes.setdefault(name, schema) != schema:
-        raise ValueError(f"two shapes of requests have the name {name}")
-    return {"$ref": _SHAPES + name}
+    if schemas.setdefault(name, schema) != schema:
+        raise ValueError(f"two request models have the name {name}")
+    return {"$ref": _SCHEMAS + name}
 
 
-def _is_object(shape: dict[str, Any]) -> bool:
-    """Whether a form's field can be a JSON object, so that it is sent as JSON."""
-    return shape.get("type") == "object" or any(_is_object(kind) for kind in shape.get("anyOf", []))
+def _is_object(schema: dict[str, Any]) -> bool:
+    """Whether a form field can be a JSON object and is therefore sent as JSON."""
+    return schema.get("type") == "object" or any(_is_object(option) for option in schema.get("anyOf", []))
 
 
 def operation_id(route: APIRoute) -> str:

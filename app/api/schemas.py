@@ -1,4 +1,4 @@
-"""The shapes of requests and answers over HTTP. Nothing below the routes sees them."""
+"""Request and response models of the HTTP API; their docstrings and descriptions appear in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pydantic import (
 from model.detection import MAX_MEDIAN_FILTER
 
 MAX_TEXT = 1000  # characters of a query, phrase or label; the model reads far fewer tokens
-MAX_TEXTS = 1000  # in one call of /embed
-MAX_INPUTS = 2048  # in one call of /v1/embeddings
-MAX_WITHOUT = 20  # texts that a search leaves out
-MAX_SEQUENCE = 10  # sounds, one after another
+MAX_TEXTS = 1000  # per request to /embed
+MAX_INPUTS = 2048  # per request to /v1/embeddings
+MAX_WITHOUT = 20  # texts that a search excludes
+MAX_SEQUENCE = 10  # sounds of a sequence
 MAX_PEAKS = 10_000
 
 
@@ -32,7 +32,7 @@ def _one_line(text: str) -> str:
     return line
 
 
-# What is searched for or listened for: one line, control characters and runs of spaces count as a space.
+# A query, phrase or label: one line; control characters and runs of whitespace become a space.
 Text = Annotated[
     str,
     StringConstraints(max_length=MAX_TEXT),
@@ -41,37 +41,39 @@ Text = Annotated[
 ]
 
 
-def _in_list(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 _TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
 Without = Annotated[
     list[Text],
-    BeforeValidator(_in_list),
+    BeforeValidator(_as_list),
     Field(max_length=MAX_WITHOUT),
     WithJsonSchema({"anyOf": [{"type": "array", "items": _TEXT_SCHEMA, "maxItems": MAX_WITHOUT}, _TEXT_SCHEMA]}),
 ]
 Mode = Annotated[
     Literal["semantic", "hybrid", "lexical"],
-    Field(description="semantic: by how it sounds; lexical: by words of name, tags and metadata; hybrid: both, fused."),
+    Field(
+        description="semantic: by sound; lexical: by the words of file name, tags and metadata; hybrid: both, fused."
+    ),
 ]
-_WITHOUT = "What must not be heard: a text, or a list of texts."
+_WITHOUT = "Sounds to exclude: a text, or a list of texts."
 Filter = Annotated[
     dict[str, Any],
     Field(
-        description="Metadata keys, or filename, duration, sample_rate, channels, created; each with a value, a list "
-        "of values of which one must match, or bounds: gt, gte, lt, lte.",
+        description="Conditions on metadata keys, or on filename, duration, sample_rate, channels, created: a value, a "
+        "list of values of which one must match, or bounds (gt, gte, lt, lte).",
         examples=[{"tags": "animal", "duration": {"lt": 10}}],
     ),
 ]
-K = Annotated[int, Field(ge=1, le=1000, description="How many, at most.")]
+K = Annotated[int, Field(ge=1, le=1000, description="Maximum number of results.")]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")  # a misspelt field is an error, not a default
+    model_config = ConfigDict(extra="forbid")  # a misspelled field is an error
 
 
 class Problem(BaseModel):
@@ -85,7 +87,7 @@ class Problem(BaseModel):
 
 
 class Clip(BaseModel):
-    """One audio item of the library. `sample_rate` in Hz and `channels` are the original's; `duration` in seconds."""
+    """An audio file of the library. `sample_rate` (Hz) and `channels` are the original's, `duration` is in seconds."""
 
     id: str
     filename: str
@@ -98,7 +100,7 @@ class Clip(BaseModel):
 
 
 class FileError(BaseModel):
-    """A file of a request that could not be used."""
+    """A file of a request that could not be processed."""
 
     filename: str
     problem: dict[str, Any]
@@ -112,22 +114,22 @@ class AddedClips(BaseModel):
 
 
 class ClipPage(BaseModel):
-    """Clips, in the order asked for; `next_cursor` asks for the page after this one and is null on the last."""
+    """A page of clips in the requested order. `next_cursor` requests the next page; it is null on the last one."""
 
     clips: list[Clip]
     next_cursor: str | None
 
 
 class PeaksQuery(_Request):
-    """What GET /clips/{id}/peaks takes."""
+    """Query parameters of GET /clips/{id}/peaks."""
 
-    n: int = Field(800, ge=1, le=MAX_PEAKS, description="Into how many equal stretches the clip is cut.")
+    n: int = Field(800, ge=1, le=MAX_PEAKS, description="Number of equal intervals that the clip is divided into.")
 
 
 class Peaks(BaseModel):
-    """The outline of a clip's waveform: lowest and highest sample of each of `n` equal stretches, as [low, high].
+    """Waveform peaks of a clip: the lowest and highest sample of each of `n` equal intervals, as [low, high].
 
-    Samples are those the model hears: mono at 16 kHz, full scale ±1. A stretch is never finer than 10 ms.
+    Samples are the model's input: mono at 16 kHz, full scale ±1. The resolution is at most 10 ms.
     """
 
     id: str
@@ -137,7 +139,7 @@ class Peaks(BaseModel):
 
 
 class Duplicates(BaseModel):
-    """Near-duplicates: each group has the clips that are one recording, oldest first."""
+    """Near-duplicates: each group holds clips of the same recording, oldest first."""
 
     groups: list[list[Clip]]
 
@@ -149,29 +151,29 @@ class ClipPatch(_Request):
 
 
 class EmbedTexts(_Request):
-    """What POST /embed takes as JSON."""
+    """JSON body of POST /embed."""
 
     texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS)
     encoding: Literal["float", "base64"] = "float"
 
 
 class EmbedForm(_Request):
-    """What POST /embed takes as a form, beside `files`."""
+    """Form fields of POST /embed, besides `files`."""
 
     texts: list[Text] = Field([], max_length=MAX_TEXTS)
-    frames: bool = Field(False, description="Whether the frame embeddings are wanted too.")
+    frames: bool = Field(False, description="Also return the embeddings of every frame.")
     encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32, row by row.")
 
 
 class FrameEmbeddings(BaseModel):
-    """Embeddings of the frames of a recording; `hop` in seconds."""
+    """Frame embeddings of a recording; `hop` in seconds."""
 
     hop: float
     embeddings: list[list[float]] | str
 
 
 class AudioEmbedding(BaseModel):
-    """A file in the embedding space."""
+    """The embedding of a file."""
 
     filename: str
     duration: float
@@ -180,14 +182,14 @@ class AudioEmbedding(BaseModel):
 
 
 class TextEmbedding(BaseModel):
-    """A text in the embedding space."""
+    """The embedding of a text."""
 
     text: str
     embedding: list[float] | str
 
 
 class Embeddings(BaseModel):
-    """What POST /embed gives. `errors` names the files that failed; the others are in `audio`, in order."""
+    """Response of POST /embed. `errors` lists the files that failed; the others are in `audio`, in order."""
 
     model: str
     dim: int
@@ -196,15 +198,17 @@ class Embeddings(BaseModel):
     errors: list[FileError]
 
 
-def _refuse_tokens(value: object) -> object:
-    """OpenAI's clients may send texts as numbers of another model's vocabulary, which mean nothing here."""
+def _check_inputs(value: object) -> object:
+    """Checks the list of inputs. OpenAI clients may also send token arrays, which belong to another vocabulary."""
     items = value if isinstance(value, list) else [value]
     if items and all(isinstance(item, int | list) for item in items):
-        raise ValueError("token arrays are not taken, as their numbers mean other words here; send the text itself")
+        raise ValueError(
+            "token arrays are not supported, because this model has another vocabulary; send the text itself"
+        )
     if not items:
         raise ValueError("the list is empty")
     if len(items) > MAX_INPUTS:
-        raise ValueError(f"{len(items)} are more than the limit of {MAX_INPUTS}")
+        raise ValueError(f"{len(items)} items are more than the limit of {MAX_INPUTS}")
     for index, item in enumerate(items):
         if not isinstance(item, str):
             raise ValueError(f"item {index} is not a string")
@@ -214,11 +218,11 @@ def _refuse_tokens(value: object) -> object:
 
 
 class OpenAIRequest(_Request):
-    """What POST /v1/embeddings takes."""
+    """JSON body of POST /v1/embeddings."""
 
     input: Annotated[
         list[str],
-        BeforeValidator(_refuse_tokens),
+        BeforeValidator(_check_inputs),
         WithJsonSchema(
             {
                 "anyOf": [
@@ -232,11 +236,11 @@ class OpenAIRequest(_Request):
                 ]
             }
         ),
-    ] = Field(description="One text or a list of texts; with `modality` audio, sound files as base64 data URIs.")
-    model: str | None = Field(None, description="The name of the model in use, as GET /v1/models has it.")
+    ] = Field(description="A text or a list of texts; with `modality` audio, audio files as base64 data URIs.")
+    model: str | None = Field(None, description="The name of the loaded model, as in GET /v1/models.")
     modality: Literal["text", "audio"] = "text"
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
-    dimensions: int | None = Field(None, description="Only the model's own number of dimensions.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
+    dimensions: int | None = Field(None, description="Must be the model's own number of dimensions.")
     user: str | None = Field(None, description="Ignored.")
 
 
@@ -249,14 +253,14 @@ class OpenAIEmbedding(BaseModel):
 
 
 class OpenAIUsage(BaseModel):
-    """What was read: of texts the model's tokens, of audio its frames (one each `frame_hop` of GET /info)."""
+    """Processed input: tokens of texts, or frames of audio (one per `frame_hop` of GET /info)."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class OpenAIEmbeddings(BaseModel):
-    """What POST /v1/embeddings gives: an embedding for each item of `input`, in order."""
+    """Response of POST /v1/embeddings: one embedding for each item of `input`, in order."""
 
     object: Literal["list"] = "list"
     data: list[OpenAIEmbedding]
@@ -265,7 +269,7 @@ class OpenAIEmbeddings(BaseModel):
 
 
 class OpenAIModel(BaseModel):
-    """The model in use. `created` is 0: a checkpoint does not say when it was made."""
+    """The loaded model. `created` is 0, because checkpoints have no creation time."""
 
     id: str
     object: Literal["model"] = "model"
@@ -274,7 +278,7 @@ class OpenAIModel(BaseModel):
 
 
 class OpenAIModels(BaseModel):
-    """The models to choose from: one."""
+    """The available models: one."""
 
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
@@ -283,68 +287,68 @@ class OpenAIModels(BaseModel):
 class _SearchOptions(_Request):
     k: K = 10
     filter: Filter | None = None
-    moments: bool = Field(False, description="Whether the stretches of each clip that answer are wanted.")
-    min_score: Score | None = Field(None, description="Hits with a lower score are left out.")
+    moments: bool = Field(False, description="Also return the best moments of each clip.")
+    min_score: Score | None = Field(None, description="Drop hits with a lower score.")
     mode: Mode = "semantic"
     without: Without = Field([], description=_WITHOUT)
 
 
 class SearchRequest(_SearchOptions):
-    """What POST /search takes as JSON."""
+    """JSON body of POST /search."""
 
     query: Text
 
 
 class SearchForm(_SearchOptions):
-    """What POST /search takes as a form, beside `file`."""
+    """Form fields of POST /search, besides `file`."""
 
 
 class SearchQuery(_Request):
-    """What GET /search takes."""
+    """Query parameters of GET /search."""
 
-    q: Text = Field(description="What the sound is like, in words.", examples=["dog barking"])
+    q: Text = Field(description="A description of the sound.", examples=["dog barking"])
     k: K = 10
     filter: str | None = Field(
         None,
-        description="A filter as in POST /search, as JSON.",
+        description="A filter as in POST /search, encoded as JSON.",
         examples=['{"tags": "animal"}'],
         json_schema_extra={"contentMediaType": "application/json"},
     )
-    moments: bool = Field(False, description="Whether the stretches of each clip that answer are wanted.")
-    min_score: Score | None = Field(None, description="Hits with a lower score are left out.")
+    moments: bool = Field(False, description="Also return the best moments of each clip.")
+    min_score: Score | None = Field(None, description="Drop hits with a lower score.")
     mode: Mode = "semantic"
     without: Without = Field([], description=_WITHOUT)
 
 
 class SimilarQuery(_Request):
-    """What GET /clips/{id}/similar takes."""
+    """Query parameters of GET /clips/{id}/similar."""
 
     k: K = 10
 
 
 class MomentsRequest(_Request):
-    """What POST /search/moments takes: a `query`, or a `sequence` of sounds."""
+    """JSON body of POST /search/moments: either a `query` or a `sequence` of sounds."""
 
-    query: Text | None = Field(None, description="What is to be heard.")
+    query: Text | None = Field(None, description="A description of the sound.")
     sequence: list[Text] | None = Field(
         None,
         min_length=2,
         max_length=MAX_SEQUENCE,
-        description="Instead of a query: what is to be heard, one sound after another.",
+        description="Instead of a query: descriptions of sounds that follow one another.",
     )
     max_gap: float = Field(
         5.0,
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        description="Of a sequence: seconds between the end of a sound and the start of the next, at most.",
+        description="Maximum seconds between the end of a sound of the sequence and the start of the next.",
     )
     k: K = 10
     filter: Filter | None = None
 
 
 class Moment(BaseModel):
-    """A stretch of a clip that answers a query, in seconds."""
+    """A matching stretch of a clip, in seconds."""
 
     start: float
     end: float
@@ -352,7 +356,7 @@ class Moment(BaseModel):
 
 
 class Hit(BaseModel):
-    """A clip that answers. `similarity` is the cosine, `score` its calibrated probability."""
+    """A matching clip. `similarity` is the cosine similarity, `score` its calibrated probability."""
 
     clip: Clip
     similarity: float
@@ -361,7 +365,7 @@ class Hit(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """Hits, best first. `query` is the text, or the name of the file, that was searched with."""
+    """Hits, best first. `query` is the text or the file name of the search."""
 
     query: str
     took_ms: float
@@ -369,9 +373,9 @@ class SearchResult(BaseModel):
 
 
 class LibraryMoment(BaseModel):
-    """A stretch of a clip that answers, in seconds. Of a sequence: the whole of it, `parts` its sounds in order.
+    """A matching stretch of a clip, in seconds. For a sequence, `parts` are its sounds in order.
 
-    The score of a sequence is that of its weakest part.
+    The score of a sequence is the lowest score of its parts.
     """
 
     clip: Clip
@@ -382,7 +386,7 @@ class LibraryMoment(BaseModel):
 
 
 class Moments(BaseModel):
-    """The best moments of the library, best first. `candidates`: how many clips were looked at frame by frame."""
+    """The best moments of the library, best first. `candidates` is the number of clips scored frame by frame."""
 
     query: str | list[str]
     took_ms: float
@@ -391,7 +395,7 @@ class Moments(BaseModel):
 
 
 class ClassifyForm(_Request):
-    """What POST /classify takes, beside `file`."""
+    """Form fields of POST /classify, besides `file`."""
 
     clip_id: str | None = None
     labels: list[Text] = Field(min_length=1)
@@ -399,7 +403,7 @@ class ClassifyForm(_Request):
 
 
 class Label(BaseModel):
-    """How well a label fits: `score` by itself, `probability` among the given labels."""
+    """How well a label fits: `score` on its own, `probability` relative to the other labels."""
 
     label: str
     score: float
@@ -413,50 +417,53 @@ class Classification(BaseModel):
 
 
 class DetectForm(_Request):
-    """What POST /detect takes, beside `file`."""
+    """Form fields of POST /detect, besides `file`."""
 
     clip_id: str | None = Field(None, description="A clip of the library, instead of a file.")
-    phrases: list[Text] = Field(min_length=1, description="What to listen for.", examples=[["dog barking", "speech"]])
+    phrases: list[Text] = Field(
+        min_length=1, description="Descriptions of the sounds to detect.", examples=[["dog barking", "speech"]]
+    )
     threshold: list[Score] = Field(
         [0.5],
         min_length=1,
-        description="An event reaches this score; one for all phrases, or one for each.",
+        description="The score that an event reaches: one value for all phrases, or one per phrase.",
         examples=[[0.5]],
     )
     low_threshold: list[Score] = Field(
         [],
-        description="An event lasts as long as its score stays above this one; one for all phrases, or one for each. "
-        "Without it, three quarters of the threshold.",
+        description="An event lasts while its score stays above this value: one for all phrases, or one per phrase. "
+        "Default: three quarters of the threshold.",
     )
     method: Literal["threshold", "sebb"] = Field(
-        "threshold", description="How scores become events; sebb: sound event bounding boxes, by change detection."
+        "threshold", description="How scores become events. sebb: sound event bounding boxes, by change detection."
     )
     median_filter: float = Field(
-        0.48, ge=0, le=MAX_MEDIAN_FILTER, description="Seconds of the sliding median over the scores; 0 turns it off."
+        0.48,
+        ge=0,
+        le=MAX_MEDIAN_FILTER,
+        description="Length in seconds of the median filter over the scores; 0 disables it.",
     )
-    min_duration: Seconds = Field(0.0, description="Shorter events are dropped.")
-    max_gap: Seconds = Field(0.2, description="Events at most this far apart become one.")
-    frames: bool = Field(False, description="Whether the score of every frame is wanted; for json and ndjson.")
+    min_duration: Seconds = Field(0.0, description="Drop shorter events.")
+    max_gap: Seconds = Field(0.2, description="Merge events that are at most this far apart.")
+    frames: bool = Field(False, description="Also return the score of every frame; json and ndjson only.")
     encoding: Literal["float", "base64"] = Field(
-        "float", description="Of the frames' scores; base64: little-endian float32, exact, one phrase after another."
+        "float", description="Encoding of frame scores. base64: exact little-endian float32, one phrase after another."
     )
-    outline: bool = Field(
-        False, description="ndjson: whether lines with waveform and spectrogram are wanted, for drawing."
-    )
+    outline: bool = Field(False, description="ndjson: also send lines with the waveform and spectrogram, for drawing.")
     outline_step: float = Field(
         0.1,
         ge=0.01,
         le=10,
         allow_inf_nan=False,
-        description="Seconds that a column of the outline stands for, to the nearest 0.01.",
+        description="Seconds per column of the outline, rounded to 0.01.",
     )
     format: Literal["json", "csv", "audacity", "raven", "png", "ndjson"] = Field(
-        "json", description="ndjson: a line for each event as soon as it is certain, while the recording is read."
+        "json", description="ndjson: streams one line per event as soon as it is final."
     )
 
 
 class Event(BaseModel):
-    """A sound event, in seconds; `score` is its highest smoothed frame score."""
+    """A sound event, in seconds. `score` is its highest smoothed frame score."""
 
     onset: float
     offset: float
@@ -464,7 +471,7 @@ class Event(BaseModel):
 
 
 class PhraseEvents(BaseModel):
-    """What was found for one phrase. `max_score` and `frame_scores` are the model's, before smoothing."""
+    """The events of one phrase. `max_score` and `frame_scores` are the model's scores before smoothing."""
 
     phrase: str
     clip_score: float
@@ -474,7 +481,7 @@ class PhraseEvents(BaseModel):
 
 
 class Detection(BaseModel):
-    """What POST /detect gives. Frame t covers [t, t + 1) × `frame_hop` seconds."""
+    """Response of POST /detect. Frame t covers [t, t + 1) × `frame_hop` seconds."""
 
     filename: str
     duration: float
@@ -483,13 +490,13 @@ class Detection(BaseModel):
 
 
 class Health(BaseModel):
-    """That the service is well."""
+    """The service is healthy."""
 
     status: Literal["ok"] = "ok"
 
 
 class ModelInfo(BaseModel):
-    """The model in use. `stamp` names its embedding space: embeddings with equal stamps can be compared."""
+    """The loaded model. `stamp` identifies its embedding space: embeddings with equal stamps are comparable."""
 
     name: str
     stamp: str
@@ -500,7 +507,7 @@ class ModelInfo(BaseModel):
 
 
 class Limits(BaseModel):
-    """What a request may ask for."""
+    """Limits on requests."""
 
     max_upload_mb: float
     max_duration_s: float
@@ -511,7 +518,7 @@ class Limits(BaseModel):
 
 
 class Info(BaseModel):
-    """About the service."""
+    """Version, model and limits of the service."""
 
     version: str
     model: ModelInfo
