@@ -30,9 +30,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from model.config import SAMPLE_RATE
+
 REPO = Path(__file__).resolve().parent.parent
 SOUNDS = REPO / "demo" / "sounds"
-RATE = 16_000  # Hz
 _READY = re.compile(r"FineLAP is ready: (http://\S+)")
 _COMMAND = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())", "serve"]
 
@@ -135,7 +136,7 @@ class Tape:
     pause: mean seconds of near silence between two sounds.
     """
 
-    def __init__(self, seed: int, *, pause: float = 0.5, rate: int = RATE) -> None:
+    def __init__(self, seed: int, *, pause: float = 0.5, rate: int = SAMPLE_RATE) -> None:
         self._random = np.random.default_rng(seed)
         self._pause, self._rate = pause, rate
         self._sounds = _demo_sounds(rate)
@@ -165,14 +166,14 @@ def _demo_sounds(rate: int) -> list[np.ndarray]:
     return _cache[rate]
 
 
-def load(path: Path, rate: int = RATE) -> np.ndarray:
+def load(path: Path, rate: int = SAMPLE_RATE) -> np.ndarray:
     """A sound file as mono samples (n,) at `rate` Hz with a peak of 0.5."""
     samples, original = soundfile.read(path, dtype="float32", always_2d=True)
     mono = soxr.resample(samples.mean(axis=1), original, rate)
     return (0.5 * mono / max(1e-6, float(np.abs(mono).max()))).astype(np.float32)
 
 
-def encode(samples: np.ndarray, kind: str = "WAV", rate: int = RATE, tag: str = "") -> bytes:
+def encode(samples: np.ndarray, kind: str = "WAV", rate: int = SAMPLE_RATE, tag: str = "") -> bytes:
     """Samples (n,) as a file; `kind` as libsndfile names it, `tag` its title."""
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", rate, 1, format=kind) as sound:
@@ -182,7 +183,7 @@ def encode(samples: np.ndarray, kind: str = "WAV", rate: int = RATE, tag: str = 
     return file.getvalue()
 
 
-def write_recording(path: Path, seconds: float, seed: int, *, pause: float = 4.0, rate: int = RATE) -> Path:
+def write_recording(path: Path, seconds: float, seed: int, *, pause: float = 4.0, rate: int = SAMPLE_RATE) -> Path:
     """A long recording in `path`, whose suffix names the format, block by block; begins with a dog's bark."""
     tape, left = Tape(seed, pause=pause, rate=rate), round(seconds * rate)
     with soundfile.SoundFile(path, "w", rate, 1) as file:

@@ -29,10 +29,10 @@ from app.audio.errors import (
     TruncatedAudio,
 )
 from app.audio.tracks import DECODING_ERRORS, Source, open_source, say, too_long
+from model.config import SAMPLE_RATE
 
 __all__ = [
     "MIN_DURATION",
-    "SAMPLE_RATE",
     "Decoded",
     "DecoderFailed",
     "EmptyAudio",
@@ -47,7 +47,6 @@ __all__ = [
     "open_stream",
 ]
 
-SAMPLE_RATE = 16_000  # Hz, what the model hears
 BLOCK = SAMPLE_RATE  # samples of each block but the last
 _RATES = (1_000, 768_000)  # Hz
 _MAX_PEAK = 1e6  # |sample|; integer-scaled floats pass, values that overflow a power spectrum do not

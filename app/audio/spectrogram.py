@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from app.audio.peaks import envelope, reduce
+from model.config import SAMPLE_RATE
 
-RATE = 16_000  # Hz
 HOP = 160  # samples: a frame every 10 ms
 WINDOW = 512  # samples: 32 ms, the length of the transform too
 BANDS = 48
@@ -100,8 +100,8 @@ class Sketch:
 
     def __init__(self, step: float) -> None:
         """`step` in seconds, taken as the nearest whole number of 10 ms."""
-        self._frames = max(1, round(step * RATE / HOP))
-        self.step = self._frames / (RATE // HOP)
+        self._frames = max(1, round(step * SAMPLE_RATE / HOP))
+        self.step = self._frames / (SAMPLE_RATE // HOP)
         self._spectrum = Spectrum(self._frames)
         self._rest = np.empty(0, dtype=np.float32)  # of the outline: less than a column
         self._outline = [np.empty((2, 0), dtype=np.float32)]
@@ -110,7 +110,7 @@ class Sketch:
 
     def about(self) -> dict[str, Any]:
         """What a reader must know to draw the lines: `step` in seconds, `frequencies`, the bands' middles in Hz."""
-        low, high = (1127 * np.log1p(f / 700) for f in (LOWEST, RATE / 2))
+        low, high = (1127 * np.log1p(f / 700) for f in (LOWEST, SAMPLE_RATE / 2))
         middles = low + np.arange(1, BANDS + 1) * (high - low) / (BANDS + 1)
         return {"step": self.step, "frequencies": np.round(700 * np.expm1(middles / 1127), 1).tolist()}
 

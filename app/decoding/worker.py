@@ -47,6 +47,7 @@ from app.decoding.protocol import (
     UNEXPECTED,
 )
 from app.decoding.sandbox import confine
+from model.config import SAMPLE_RATE
 
 _NICE = 5  # the server's event loop and the model come first
 _TOGETHER = 12  # blocks of a second in one message, at most
@@ -120,8 +121,8 @@ def _rehearse() -> None:
     for name in _ENCODINGS:
         codecs.lookup(name)
     with wave.open(file := io.BytesIO(), "wb") as sound:
-        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
-        sound.writeframes(bytes(32_000))
+        sound.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        sound.writeframes(bytes(2 * SAMPLE_RATE))
     for opened in (open_source(file, "", 2.0), open_by_ffmpeg(file, "", 2.0)):
         for _ in opened.blocks:
             pass

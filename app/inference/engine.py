@@ -18,7 +18,7 @@ import numpy as np
 
 from app.inference.batcher import Batcher, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
-from model.config import FineLAPConfig
+from model.config import SAMPLE_RATE, FineLAPConfig
 from model.windows import frame_count, window_samples
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Engine:
         whole = window_samples(self.windows)
         sizes = (1, self._max_batch_windows) if self.device.startswith("cuda") else (1,)
         for frames in (*self.windows.buckets, self.windows.frames):
-            samples = min(whole, int(frames * self.windows.frame_hop * 16_000) - 1)
+            samples = min(whole, int(frames * self.windows.frame_hop * SAMPLE_RATE) - 1)
             for size in sizes:
                 self._encode_windows([np.zeros(samples, dtype=np.float32)] * size)
         self._encode_texts(["a sound"])

@@ -30,6 +30,7 @@ from benchmarks import common
 from benchmarks.model import ceilings, sizes
 from model import FineLAP
 from model.bfloat16 import bfloat16_is_sound
+from model.config import SAMPLE_RATE
 
 BATCHES = {sizes.SMALL: (1, 4, 16), sizes.BASE: (1, 4, 8)}
 _SHORT = 2.0  # seconds
@@ -40,7 +41,7 @@ _TEXTS = 64
 def sounds(seconds: float, count: int) -> list[np.ndarray]:
     """Demo sounds one after another, cut to pieces of so many seconds."""
     tape = common.Tape(0)
-    return [tape.read(round(seconds * common.RATE)) for _ in range(count)]
+    return [tape.read(round(seconds * SAMPLE_RATE)) for _ in range(count)]
 
 
 def two_passes(model: FineLAP, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,9 +28,10 @@ import numpy as np
 import soundfile
 
 from benchmarks import common
-from benchmarks.common import RATE, Server
+from benchmarks.common import Server
 from index import NewClip, SqliteLibrary
 from model import FineLAP
+from model.config import SAMPLE_RATE
 
 _MARK = {"stream": "crash"}  # metadata of what is added over HTTP
 _CALLERS = 4
@@ -113,7 +114,7 @@ class Stream:
 def _noise(name: str) -> bytes:
     file = io.BytesIO()
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    soundfile.write(file, np.random.default_rng(seed).uniform(-0.3, 0.3, RATE // 2), RATE, format="WAV")
+    soundfile.write(file, np.random.default_rng(seed).uniform(-0.3, 0.3, SAMPLE_RATE // 2), SAMPLE_RATE, format="WAV")
     return file.getvalue()
 
 
@@ -135,7 +136,7 @@ def _clip(number: int, vectors: np.ndarray) -> NewClip:
     audio = b"%d" % number
     sha256 = hashlib.sha256(audio).hexdigest()
     metadata = {"number": number}
-    return NewClip(f"{number}.wav", sha256, 2.5, RATE, 1, metadata, vectors[0], vectors[1:], 0.16, audio)
+    return NewClip(f"{number}.wav", sha256, 2.5, SAMPLE_RATE, 1, metadata, vectors[0], vectors[1:], 0.16, audio)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,7 +23,8 @@ import numpy as np
 import soundfile
 
 from benchmarks import common
-from benchmarks.common import RATE, Tape
+from benchmarks.common import Tape
+from model.config import SAMPLE_RATE
 
 CHECKPOINT = common.REPO / "checkpoints" / "finelap-small"
 SECONDS = (0.7, 3.0, 10.0, 24.0)  # of the recordings
@@ -45,7 +46,7 @@ class Row:
 Embedded = dict[str, tuple[np.ndarray, np.ndarray]]  # name → clip (D,), frames (T, D)
 
 
-def recordings(rate: int = RATE) -> dict[str, np.ndarray]:
+def recordings(rate: int = SAMPLE_RATE) -> dict[str, np.ndarray]:
     """Name → 16-bit samples (n,)."""
     return {
         f"{s:g}s": np.round(Tape(int(s * 10), rate=rate).read(int(s * rate)) * 32767).astype(np.int16) for s in SECONDS
@@ -75,10 +76,10 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 class _Decoded:
     """Stands in for app.decoding.pool.DecodedStream: samples (n,) that are decoded already."""
 
-    sample_rate, channels, tags = RATE, 1, dict[str, str | list[str]]()
+    sample_rate, channels, tags = SAMPLE_RATE, 1, dict[str, str | list[str]]()
 
     def __init__(self, samples: np.ndarray) -> None:
-        self._samples, self.duration = samples, len(samples) / RATE
+        self._samples, self.duration = samples, len(samples) / SAMPLE_RATE
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
         yield self._samples
@@ -95,7 +96,7 @@ def company() -> list[Row]:
     model = FineLAP.from_pretrained(CHECKPOINT)
     sounds = {name: samples.astype(np.float32) / 32768 for name, samples in recordings().items()}
     random = np.random.default_rng(0)
-    others = [Tape(n).read(int(random.uniform(0.3, 25) * RATE)) for n in range(12)]
+    others = [Tape(n).read(int(random.uniform(0.3, 25) * SAMPLE_RATE)) for n in range(12)]
 
     async def embed_one(engine: Engine, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         async with FileEmbeddingStream(engine, _Decoded(samples), "") as stream:
@@ -147,7 +148,7 @@ def _write(folder: Path, sounds: dict[str, np.ndarray], kind: str) -> dict[str, 
     paths = {}
     for name, samples in sounds.items():
         paths[name] = folder / f"{name.replace(' ', '-')}.{kind.lower()}"
-        rate = 44_100 if "44.1" in name else RATE
+        rate = 44_100 if "44.1" in name else SAMPLE_RATE
         subtype = {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(kind, "PCM_16")
         soundfile.write(paths[name], samples, rate, format=kind, subtype=subtype)
     return paths

@@ -34,7 +34,8 @@ import httpx
 import numpy as np
 
 from benchmarks import common, processes
-from benchmarks.common import RATE, Server, Tape, encode
+from benchmarks.common import Server, Tape, encode
+from model.config import SAMPLE_RATE
 
 SETTINGS = {"max_upload_mb": 8, "max_duration_s": 60, "max_queue_windows": 24, "request_timeout_s": 600}
 _KEPT = 25  # clips of each caller; beyond, it deletes more than it adds
@@ -147,7 +148,7 @@ class Caller(threading.Thread):
     def sound(self, seconds: float | None = None) -> bytes:
         self._made += 1
         samples = Tape(1000 * self.number + self._made % 50).read(
-            int((seconds or self._choose.uniform(0.3, 12)) * RATE)
+            int((seconds or self._choose.uniform(0.3, 12)) * SAMPLE_RATE)
         )
         kind = self._choose.choice(["WAV", "FLAC", "OGG", "MP3"])
         return encode(samples, kind, tag=f"{self.number} {self._made}")
@@ -253,7 +254,7 @@ class Caller(threading.Thread):
         self.ask("too large", (413,), "POST", "/clips", files={"files": ("large.wav", bytes(9_000_000))})
 
     def too_long(self) -> None:
-        form = {"file": ("long.flac", encode(np.zeros(70 * RATE, np.float32), "FLAC"))}
+        form = {"file": ("long.flac", encode(np.zeros(70 * SAMPLE_RATE, np.float32), "FLAC"))}
         self.ask("too long", (413,), "POST", "/detect", files=form, data={"phrases": "dog"})
 
     def leave_upload(self) -> None:

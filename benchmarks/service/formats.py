@@ -21,8 +21,9 @@ import numpy as np
 import psutil
 import soundfile
 
-from app.audio.decode import SAMPLE_RATE, decode, open_stream
+from app.audio.decode import decode, open_stream
 from app.decoding.pool import DecoderPool
+from model.config import SAMPLE_RATE
 from model.finelap import FineLAP
 
 _LONG = 300.0  # seconds of the files that are timed: the sound again and again

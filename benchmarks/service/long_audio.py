@@ -30,6 +30,7 @@ import httpx
 from benchmarks import common, processes
 from benchmarks.common import Server, section, write_recording
 from benchmarks.processes import MemoryWatch
+from model.config import SAMPLE_RATE
 
 PHRASES = ("dog barking", "rain", "a door closes", "bell")
 DECODED = 'finelap_stage_duration_seconds_count{stage="decode"}'
@@ -202,7 +203,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 60, 240], help="lengths (10 60 240)")
     parser.add_argument("--formats", nargs="+", default=["flac", "mp3"], help="flac, mp3, wav, ogg (flac mp3)")
-    parser.add_argument("--rate", type=int, default=common.RATE, help="sample rate of the recordings in Hz (16000)")
+    parser.add_argument("--rate", type=int, default=SAMPLE_RATE, help="sample rate of the recordings in Hz (16000)")
     parser.add_argument("--folder", type=Path, help="where recordings are made (the temporary directory)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a FINELAP_ setting")
     parser.add_argument("--tree", type=Path, default=common.REPO, help="checkout whose server is measured")

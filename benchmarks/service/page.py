@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RATE, Server, Tape, encode
+from benchmarks.common import Server, Tape, encode
+from model.config import SAMPLE_RATE
 
 SHORTEST, LONGEST = 1.0, 8.0  # seconds of a clip
 AT_ONCE = 25  # clips a request
@@ -58,7 +59,7 @@ def fill(server: Server, clips: int) -> None:
     for first in range(0, clips, AT_ONCE):
         lengths = random.uniform(SHORTEST, LONGEST, min(AT_ONCE, clips - first))
         files = [
-            ("files", (f"{first + i:05}.flac", encode(tape.read(round(seconds * RATE)), "FLAC"), "audio/flac"))
+            ("files", (f"{first + i:05}.flac", encode(tape.read(round(seconds * SAMPLE_RATE)), "FLAC"), "audio/flac"))
             for i, seconds in enumerate(lengths)
         ]
         response = server.post("/clips", files=files)

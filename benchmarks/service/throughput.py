@@ -25,6 +25,7 @@ from benchmarks import common, processes
 from benchmarks.clients import Caller, Crowd
 from benchmarks.common import Latency, Server
 from benchmarks.model import sizes
+from model.config import SAMPLE_RATE
 
 _SECONDS = 10.0  # of a clip
 _BATCH = 16
@@ -79,7 +80,7 @@ def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) 
 
     model = sizes.build(size, getattr(torch, options.dtype))
     tape = common.Tape(0)
-    waveforms = [tape.read(round(_SECONDS * common.RATE)) for _ in range(_BATCH)]
+    waveforms = [tape.read(round(_SECONDS * SAMPLE_RATE)) for _ in range(_BATCH)]
     found: dict[str, Any] = {"loop": [], "embed": [], "clips": [], "curve": []}
     with Server(settings) as server:
         served = server.get("/info").json()["model"]["name"]

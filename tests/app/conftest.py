@@ -23,10 +23,9 @@ from app.main import create_app
 from app.server.http_protocol import Protocol
 from app.settings import Settings
 from index.sqlite.library import SqliteLibrary
-from model.config import FineLAPConfig, WindowConfig
+from model.config import SAMPLE_RATE, FineLAPConfig, WindowConfig
 from model.windows import frame_count, window_samples
 
-RATE = 16_000
 TONES = (200, 400, 800, 1600, 3200, 6400)  # Hz
 DIM = 16
 
@@ -62,7 +61,7 @@ class FakeModel:
     def _hear(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         windows = self.config.windows
         assert samples.dtype == np.float32 and 0 < len(samples) <= window_samples(windows)
-        hop = int(windows.frame_hop * RATE)
+        hop = int(windows.frame_hop * SAMPLE_RATE)
         needed = frame_count(len(samples), windows)
         length = next((b for b in windows.buckets if b >= needed), windows.frames)
         frames = np.zeros((length, DIM), np.float32)
@@ -74,7 +73,7 @@ class FakeModel:
     def _tone(self, part: np.ndarray) -> int:
         if len(part) < 64 or np.abs(part).max() < 1e-3:
             return DIM - 1
-        heard = np.abs(np.fft.rfft(part, 4096)).argmax() * RATE / 4096
+        heard = np.abs(np.fft.rfft(part, 4096)).argmax() * SAMPLE_RATE / 4096
         tone = int(np.abs(np.log(np.array(TONES)) - np.log(max(heard, 1.0))).argmin())
         if self.fail_on == TONES[tone]:
             raise RuntimeError("this tone breaks the model")
@@ -104,12 +103,12 @@ class FakeModel:
         return self.clip_score(text, frames)
 
 
-def tone(hz: float, seconds: float, rate: int = RATE) -> np.ndarray:
+def tone(hz: float, seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
     """A tone (n,) of half amplitude."""
     return (0.5 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
-def encode(samples: np.ndarray, kind: str = "WAV", rate: int = RATE, subtype: str | None = None) -> bytes:
+def encode(samples: np.ndarray, kind: str = "WAV", rate: int = SAMPLE_RATE, subtype: str | None = None) -> bytes:
     """Samples (n,) or (n, channels) as a file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
@@ -124,7 +123,7 @@ def wav(hz: float = 400, seconds: float = 1.0) -> bytes:
 @pytest.fixture
 def sounds() -> SimpleNamespace:
     """Makers of test sounds: `tone`, `encode`, `wav`."""
-    return SimpleNamespace(tone=tone, encode=encode, wav=wav, TONES=TONES, RATE=RATE)
+    return SimpleNamespace(tone=tone, encode=encode, wav=wav, TONES=TONES, RATE=SAMPLE_RATE)
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import av
 import numpy as np
 import soundfile
 
+from model.config import SAMPLE_RATE
+
 Expect = Literal["ok", "error", "either"]
-RATE = 16_000
 SECONDS = 2.0
 LIMIT = 14_400.0  # seconds, the service's default limit on duration
 
@@ -72,7 +73,7 @@ def hostile_files(rng: np.random.Generator) -> list[HostileFile]:
     return files
 
 
-def encode(samples: np.ndarray, kind: str = "WAV", rate: int = RATE, subtype: str | None = None) -> bytes:
+def encode(samples: np.ndarray, kind: str = "WAV", rate: int = SAMPLE_RATE, subtype: str | None = None) -> bytes:
     """Samples (n,) or (n, channels) as a file, by libsndfile."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
@@ -122,8 +123,10 @@ def balloon(megabytes: int) -> bytes:
 
 
 def _whole_files(rng: np.random.Generator) -> dict[str, bytes]:
-    noise = rng.uniform(-0.3, 0.3, int(SECONDS * RATE)).astype(np.float32)
-    whole = {kind: encode(noise, container, RATE, subtype) for kind, (container, subtype) in BY_LIBSNDFILE.items()}
+    noise = rng.uniform(-0.3, 0.3, int(SECONDS * SAMPLE_RATE)).astype(np.float32)
+    whole = {
+        kind: encode(noise, container, SAMPLE_RATE, subtype) for kind, (container, subtype) in BY_LIBSNDFILE.items()
+    }
     dense = rng.uniform(-0.3, 0.3, int(SECONDS * 48_000)).astype(np.float32)
     for kind, (container, codec) in BY_FFMPEG.items():
         if codec in av.codecs_available:
@@ -234,14 +237,16 @@ def _lying_headers(whole: dict[str, bytes]) -> Iterator[HostileFile]:
     def flac_with(rate: int, channels: int, total: int) -> bytes:
         return patched(flac, 18, ">Q", rate << 44 | (channels - 1) << 41 | 15 << 36 | total)
 
-    there = int(SECONDS * RATE)
-    yield HostileFile("flac-total-unknown.flac", flac_with(RATE, 1, 0), "ok")
-    yield HostileFile("flac-total-double.flac", flac_with(RATE, 1, 2 * there), "error")
-    yield HostileFile("flac-total-a-day.flac", flac_with(RATE, 1, 86_400 * RATE), "error", frozenset({413}))
-    yield HostileFile("flac-total-less.flac", flac_with(RATE, 1, there // 2), "either")
+    there = int(SECONDS * SAMPLE_RATE)
+    yield HostileFile("flac-total-unknown.flac", flac_with(SAMPLE_RATE, 1, 0), "ok")
+    yield HostileFile("flac-total-double.flac", flac_with(SAMPLE_RATE, 1, 2 * there), "error")
+    yield HostileFile(
+        "flac-total-a-day.flac", flac_with(SAMPLE_RATE, 1, 86_400 * SAMPLE_RATE), "error", frozenset({413})
+    )
+    yield HostileFile("flac-total-less.flac", flac_with(SAMPLE_RATE, 1, there // 2), "either")
     yield HostileFile("flac-rate-0.flac", flac_with(0, 1, there), "either")
     yield HostileFile("flac-rate-other.flac", flac_with(48_000, 1, there), "either")
-    yield HostileFile("flac-channels-8.flac", flac_with(RATE, 8, there), "either")
+    yield HostileFile("flac-channels-8.flac", flac_with(SAMPLE_RATE, 8, there), "either")
     picture = b"\x06" + (0xFF_FFFF).to_bytes(3, "big")
     yield HostileFile("flac-picture-huge.flac", b"fLaC" + picture + flac[4:], "error")
     id3 = b"ID3\x04\0\0" + b"\x7f\x7f\x7f\x7f"
@@ -262,31 +267,31 @@ def _lying_headers(whole: dict[str, bytes]) -> Iterator[HostileFile]:
     yield HostileFile("wrong-suffix.mp3", wav, "ok")
     yield HostileFile("rf64-in-name.wav", b"RF64" + wav[4:], "either", ANY)
     yield HostileFile("silent-day.flac", silent_flac(86_400, 1_000), "error", frozenset({413}))
-    yield HostileFile("too-short-by-header.flac", flac_with(RATE, 1, 1), "either", bad)
+    yield HostileFile("too-short-by-header.flac", flac_with(SAMPLE_RATE, 1, 1), "either", bad)
 
 
 def _odd_sound(rng: np.random.Generator) -> Iterator[HostileFile]:
     bad = frozenset({422})
     for kind, (container, subtype) in BY_LIBSNDFILE.items():
         if kind != "mp3":
-            yield HostileFile(f"no-samples.{kind}", encode(np.zeros(0), container, RATE, subtype), "error")
+            yield HostileFile(f"no-samples.{kind}", encode(np.zeros(0), container, SAMPLE_RATE, subtype), "error")
         if kind not in ("mp3", "opus"):  # those pad
-            yield HostileFile(f"one-sample.{kind}", encode(np.zeros(1), container, RATE, subtype), "error", bad)
-    noise = rng.uniform(-0.3, 0.3, RATE).astype(np.float32)
+            yield HostileFile(f"one-sample.{kind}", encode(np.zeros(1), container, SAMPLE_RATE, subtype), "error", bad)
+    noise = rng.uniform(-0.3, 0.3, SAMPLE_RATE).astype(np.float32)
     for name, value in {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf, "huge": 1e30}.items():
         spoiled = noise.copy()
-        spoiled[RATE // 2] = value
+        spoiled[SAMPLE_RATE // 2] = value
         yield HostileFile(f"{name}.wav", encode(spoiled, subtype="FLOAT"), "error", bad)
         yield HostileFile(f"{name}.w64", encode(spoiled, "W64", subtype="DOUBLE"), "error", bad)
-    yield HostileFile("all-nan.wav", encode(np.full(RATE, np.nan, np.float32), subtype="FLOAT"), "error", bad)
+    yield HostileFile("all-nan.wav", encode(np.full(SAMPLE_RATE, np.nan, np.float32), subtype="FLOAT"), "error", bad)
     yield HostileFile("loud.wav", encode(noise * 1e5, subtype="FLOAT"), "ok")
     yield HostileFile("denormal.wav", encode(noise * np.float32(1e-40), subtype="FLOAT"), "ok")
-    yield HostileFile("silence.wav", encode(np.zeros(RATE)), "ok")
-    yield HostileFile("constant.wav", encode(np.full(RATE, 0.999)), "ok")
+    yield HostileFile("silence.wav", encode(np.zeros(SAMPLE_RATE)), "ok")
+    yield HostileFile("constant.wav", encode(np.full(SAMPLE_RATE, 0.999)), "ok")
     eight = rng.uniform(-0.3, 0.3, (192_000, 8)).astype(np.float32)
     yield HostileFile("eight-channels.wav", encode(eight, rate=192_000), "ok")
     yield HostileFile("eight-channels.flac", encode(eight, "FLAC", 192_000), "ok")
-    yield HostileFile("many-channels.wav", encode(np.zeros((RATE // 4, 255), np.float32)), "ok")
+    yield HostileFile("many-channels.wav", encode(np.zeros((SAMPLE_RATE // 4, 255), np.float32)), "ok")
     yield HostileFile("slow.wav", encode(noise, rate=1_000), "ok")
     yield HostileFile("quick.wav", encode(noise, rate=192_000), "ok")
     yield HostileFile("too-slow.wav", encode(noise, rate=999), "error", bad)

@@ -15,7 +15,8 @@ import pytest
 import soundfile
 import soxr
 
-from app.audio.decode import SAMPLE_RATE, decode
+from app.audio.decode import decode
+from model.config import SAMPLE_RATE
 from model.finelap import FineLAP
 
 LOSSLESS, LOSSY = 0.9999, 0.98  # the least cosine to the WAV's clip embedding

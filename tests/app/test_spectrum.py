@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.audio.peaks import envelope
-from app.audio.spectrogram import BANDS, HOP, RATE, WINDOW, Sketch, Spectrum
+from app.audio.spectrogram import BANDS, HOP, WINDOW, Sketch, Spectrum
 from model.audio import mel_filters
+from model.config import SAMPLE_RATE
 
 
 def slow_levels(samples: np.ndarray, step: int) -> np.ndarray:
@@ -59,8 +60,10 @@ def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], step:
 
 @pytest.mark.parametrize("hertz", [100.0, 1_000.0, 6_000.0])
 def test_a_full_tone_is_full_scale_where_it_sounds(hertz: float) -> None:
-    second = np.sin(2 * np.pi * hertz * np.arange(RATE) / RATE).astype(np.float32)
-    levels = whole_spectrum(np.concatenate([np.zeros(RATE, np.float32), second, np.zeros(RATE, np.float32)]), 10)
+    second = np.sin(2 * np.pi * hertz * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
+    levels = whole_spectrum(
+        np.concatenate([np.zeros(SAMPLE_RATE, np.float32), second, np.zeros(SAMPLE_RATE, np.float32)]), 10
+    )
     assert levels.shape == (30, BANDS)
     frequencies = np.array(Sketch(0.1).about()["frequencies"])
     inside = levels[11:19]
@@ -70,8 +73,8 @@ def test_a_full_tone_is_full_scale_where_it_sounds(hertz: float) -> None:
 
 
 def test_a_click_stays_in_a_column_of_seconds() -> None:
-    samples = np.zeros(10 * RATE, np.float32)
-    samples[5 * RATE + 300] = 1.0
+    samples = np.zeros(10 * SAMPLE_RATE, np.float32)
+    samples[5 * SAMPLE_RATE + 300] = 1.0
     assert whole_spectrum(samples, 200).max(axis=1).argmax() == 2
     assert whole_spectrum(samples, 200)[2].min() > 100
 
@@ -120,7 +123,7 @@ def test_lines_have_outline_and_spectrum_on_one_grid(asked: float, step: int) ->
 
 def test_of_an_hour_little_is_held_and_little_sent() -> None:
     sketch, sent, held = Sketch(0.1), 0, 0
-    minute = np.random.default_rng(0).normal(0, 0.1, 60 * RATE).astype(np.float32)
+    minute = np.random.default_rng(0).normal(0, 0.1, 60 * SAMPLE_RATE).astype(np.float32)
     for _ in range(5):
         sketch.push(minute)
         held = max(held, len(pickle.dumps(sketch)))

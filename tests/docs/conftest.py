@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.common import RATE, SOUNDS, Server, load
+from benchmarks.common import SOUNDS, Server, load
+from model.config import SAMPLE_RATE
 from tests.docs.runner import Reader
 
 _USED = ("dog-barking-bd8430", "door-closing-ee1e10", "rain-9a5405")
@@ -62,11 +63,11 @@ def _prepare(folder: Path, repo: Path) -> None:
     (folder / "docs" / "images").mkdir(parents=True)
     (folder / "sounds" / "field").mkdir(parents=True)
     bark, door, rain = (load(SOUNDS / f"{name}.ogg") for name in _USED)
-    pause = np.zeros(RATE // 2, np.float32)
+    pause = np.zeros(SAMPLE_RATE // 2, np.float32)
     dog = np.concatenate([bark, pause, door])
-    soundfile.write(folder / "dog.wav", dog, RATE)  # then a door
-    soundfile.write(folder / "example.wav", bark[: 2 * RATE], RATE)
-    soundfile.write(folder / "rain.flac", rain, RATE)
-    soundfile.write(folder / "recording.wav", np.concatenate([rain[: 5 * RATE], dog, rain]), RATE)
-    soundfile.write(folder / "sounds" / "field" / "shower.flac", rain[: 4 * RATE], RATE)
-    soundfile.write(folder / "sounds" / "yard.wav", np.concatenate([pause, bark]), RATE)
+    soundfile.write(folder / "dog.wav", dog, SAMPLE_RATE)  # then a door
+    soundfile.write(folder / "example.wav", bark[: 2 * SAMPLE_RATE], SAMPLE_RATE)
+    soundfile.write(folder / "rain.flac", rain, SAMPLE_RATE)
+    soundfile.write(folder / "recording.wav", np.concatenate([rain[: 5 * SAMPLE_RATE], dog, rain]), SAMPLE_RATE)
+    soundfile.write(folder / "sounds" / "field" / "shower.flac", rain[: 4 * SAMPLE_RATE], SAMPLE_RATE)
+    soundfile.write(folder / "sounds" / "yard.wav", np.concatenate([pause, bark]), SAMPLE_RATE)

@@ -17,13 +17,14 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.common import RATE, Server, encode
+from benchmarks.common import Server, encode
+from model.config import SAMPLE_RATE
 
 pytestmark = pytest.mark.slow
 
 
 def noise(seed: int) -> bytes:
-    return encode(np.random.default_rng(seed).uniform(-0.5, 0.5, RATE).astype(np.float32))
+    return encode(np.random.default_rng(seed).uniform(-0.5, 0.5, SAMPLE_RATE).astype(np.float32))
 
 
 def add(server: Server, seed: int) -> httpx.Response:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.common import RATE, Server, encode
+from benchmarks.common import Server, encode
+from model.config import SAMPLE_RATE
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def noise(seed: int) -> bytes:
-    return encode(np.random.default_rng(seed).uniform(-0.5, 0.5, 8 * RATE).astype(np.float32))
+    return encode(np.random.default_rng(seed).uniform(-0.5, 0.5, 8 * SAMPLE_RATE).astype(np.float32))
 
 
 def test_a_full_disk(small_disk: Path) -> None:

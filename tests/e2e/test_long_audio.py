@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from benchmarks import processes
-from benchmarks.common import RATE, SOUNDS, Server, encode, load, write_recording
+from benchmarks.common import SOUNDS, Server, encode, load, write_recording
 from benchmarks.service import long_audio
-from model.config import FineLAPConfig, WindowConfig
+from model.config import SAMPLE_RATE, FineLAPConfig, WindowConfig
 from model.windows import plan_windows
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def windows(small_checkpoint: Path) -> WindowConfig:
 
 def borders(windows: WindowConfig) -> list[float]:
     """Seconds at which one window's frames end and the next one's begin, in a recording of LENGTH."""
-    plan = plan_windows(round(LENGTH * RATE), windows)
+    plan = plan_windows(round(LENGTH * SAMPLE_RATE), windows)
     return [(w.first_frame + w.keep.start) * windows.frame_hop for w in plan[1:]]
 
 
@@ -55,9 +55,9 @@ def detect(server: Server, samples: np.ndarray, kind: str = "json") -> list[dict
 
 def place(sound: np.ndarray, onsets: list[float]) -> np.ndarray:
     """LENGTH seconds of faint noise with the sound at each onset."""
-    samples = (1e-3 * np.random.default_rng(0).standard_normal(round(LENGTH * RATE))).astype(np.float32)
+    samples = (1e-3 * np.random.default_rng(0).standard_normal(round(LENGTH * SAMPLE_RATE))).astype(np.float32)
     for onset in onsets:
-        start = round(onset * RATE)
+        start = round(onset * SAMPLE_RATE)
         samples[start : start + len(sound)] += sound
     return samples
 
@@ -66,8 +66,8 @@ def place(sound: np.ndarray, onsets: list[float]) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["json", "ndjson"])
 def test_a_bark_across_any_border_is_one_event(server: Server, windows: WindowConfig, share: float, kind: str) -> None:
     """`share` of the bark lies before each border."""
-    bark = load(next(iter(sorted(SOUNDS.glob("dog-barking-*")))))[: int(0.8 * RATE)]
-    length = len(bark) / RATE
+    bark = load(next(iter(sorted(SOUNDS.glob("dog-barking-*")))))[: int(0.8 * SAMPLE_RATE)]
+    length = len(bark) / SAMPLE_RATE
     onsets = [border - share * length for border in borders(windows)]
     assert len(onsets) >= 4
     events = detect(server, place(bark, onsets), kind)

@@ -23,7 +23,8 @@ import pytest
 import soundfile
 import soxr
 
-RATE = 16_000
+from model.config import SAMPLE_RATE
+
 FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 READY = re.compile(r"FineLAP is ready: (http://\S+)")
 # what the library is asked for, and the words of which a right answer's file name has one
@@ -159,18 +160,18 @@ def answers_to(demo: Path, query: str) -> list[Path]:
 
 def wav(samples: np.ndarray, kind: str = "WAV") -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, samples, RATE, format=kind)
+    soundfile.write(out, samples, SAMPLE_RATE, format=kind)
     return out.getvalue()
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    return 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * RATE)).astype(np.float32)
+    return 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * SAMPLE_RATE)).astype(np.float32)
 
 
 def load(path: Path) -> np.ndarray:
-    """Mono samples at RATE, at most 4 s, at a common loudness."""
+    """Mono samples at SAMPLE_RATE, at most 4 s, at a common loudness."""
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = soxr.resample(samples.mean(axis=1), rate, RATE)[: 4 * RATE]
+    mono = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)[: 4 * SAMPLE_RATE]
     return 0.5 * mono / max(1e-6, float(np.abs(mono).max()))
 
 
@@ -240,9 +241,9 @@ def placed(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     mixture, where = 0.001 * noise(40), {}
     for (query, path), onset in zip(chosen, (8.0, 26.0), strict=True):
         sound = load(path)
-        start = int(onset * RATE)
+        start = int(onset * SAMPLE_RATE)
         mixture[start : start + len(sound)] += sound
-        where[query] = (onset, onset + len(sound) / RATE)
+        where[query] = (onset, onset + len(sound) / SAMPLE_RATE)
     file = tmp_path_factory.mktemp("placed") / "forty seconds.wav"
     file.write_bytes(wav(mixture))
     return file, where

@@ -30,9 +30,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.common import RATE, REPO, SOUNDS, encode, write_recording
+from benchmarks.common import REPO, SOUNDS, encode, write_recording
 from benchmarks.index.vector_data import insert
 from index.sqlite.store import Store
+from model.config import SAMPLE_RATE
 
 LIMIT = 25.0  # seconds from the signal to the end of the process
 _READY = re.compile(r"FineLAP is ready: (\S+)")
@@ -200,7 +201,7 @@ def told(response: httpx.Response) -> str:
 
 
 def noise(seed: int, seconds: float = 0.5) -> bytes:
-    return encode((0.1 * np.random.default_rng(seed).standard_normal(int(seconds * RATE))).astype(np.float32))
+    return encode((0.1 * np.random.default_rng(seed).standard_normal(int(seconds * SAMPLE_RATE))).astype(np.float32))
 
 
 def search(client: httpx.Client, number: int) -> str:

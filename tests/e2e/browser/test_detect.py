@@ -13,12 +13,12 @@ import pytest
 import soundfile
 
 from benchmarks.common import SOUNDS, Server
+from model.config import SAMPLE_RATE
 from tests.e2e.browser.conftest import Complaints
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-RATE = 16_000  # Hz
 PHRASES = ["dog barking", "breaking glass", "birds singing"]
 HEARD = dict(zip(PHRASES, ["dog-barking-bd8430", "glass-shattering-cd90fe", "birds-singing-53ac0e"], strict=True))
 # remembers how many events were on the page with each change of their number, and whether the service was still at it
@@ -41,16 +41,16 @@ def patience() -> Iterator[None]:
 
 def write_scene(path: Path, seconds: int) -> Path:
     """A sound of the library every five seconds, in faint noise."""
-    samples = np.random.default_rng(3).normal(0, 0.001, seconds * RATE).astype(np.float32)
+    samples = np.random.default_rng(3).normal(0, 0.001, seconds * SAMPLE_RATE).astype(np.float32)
     sounds = {}
     for phrase, name in HEARD.items():
         sound, rate = soundfile.read(SOUNDS / f"{name}.ogg", dtype="float32")
-        places = np.arange(0, len(sound) - 1, rate / RATE)[: 4 * RATE]
+        places = np.arange(0, len(sound) - 1, rate / SAMPLE_RATE)[: 4 * SAMPLE_RATE]
         sounds[phrase] = np.interp(places, np.arange(len(sound)), sound).astype(np.float32)
     for i, start in enumerate(range(1, seconds - 5, 5)):
         sound = sounds[PHRASES[i % len(PHRASES)]]
-        samples[start * RATE : start * RATE + len(sound)] += sound
-    soundfile.write(path, np.clip(samples, -1, 1), RATE)
+        samples[start * SAMPLE_RATE : start * SAMPLE_RATE + len(sound)] += sound
+    soundfile.write(path, np.clip(samples, -1, 1), SAMPLE_RATE)
     return path
 
 

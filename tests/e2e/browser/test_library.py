@@ -11,7 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.common import RATE, SOUNDS, Server, encode
+from benchmarks.common import SOUNDS, Server, encode
+from model.config import SAMPLE_RATE
 from tests.e2e.browser.waiting import wait_for_count, wait_until
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ REFUSED = r"status of 415.*/clips\)"
 
 def tone(frequency: float, seconds: float = 1.0) -> bytes:
     """A WAV file, another one for each frequency."""
-    t = np.arange(round(seconds * RATE)) / RATE
+    t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     return encode((0.3 * np.sin(2 * np.pi * frequency * t)).astype(np.float32))
 
 

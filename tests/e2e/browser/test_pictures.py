@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from benchmarks.common import RATE, SOUNDS, Server, encode, load
+from benchmarks.common import SOUNDS, Server, encode, load
+from model.config import SAMPLE_RATE
 from tests.e2e.browser.waiting import wait_for_count, wait_until
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ def test_search(look: Callable[[str], Page], shoot: Callable[..., None]) -> None
 
 
 def test_detect(look: Callable[[str], Page], shoot: Callable[..., None]) -> None:
-    night = np.random.default_rng(1).normal(0, 0.001, 40 * RATE).astype(np.float32)
+    night = np.random.default_rng(1).normal(0, 0.001, 40 * SAMPLE_RATE).astype(np.float32)
     for name, at in NIGHT:
         sound = load(SOUNDS / f"{name}.ogg")
-        night[at * RATE :][: len(sound)] += sound
+        night[at * SAMPLE_RATE :][: len(sound)] += sound
     page = look("/?tab=detect")
     page.set_input_files(
         "#recording", {"name": "night.flac", "mimeType": "audio/flac", "buffer": encode(night, "FLAC")}
