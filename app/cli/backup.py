@@ -12,15 +12,15 @@ from index import BackupResult, back_up, restore
 
 
 class _Bars:
-    """A bar for each thing that is done, one after another."""
+    """A progress bar for each step, one after another."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self._bar is None or self._bar.desc.removesuffix(": ") != what:
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if self._bar is None or self._bar.desc.removesuffix(": ") != step:
             self.close()
-            self._bar = tqdm(desc=what, total=total, unit="", unit_scale=True)
+            self._bar = tqdm(desc=step, total=total, unit="", unit_scale=True)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
@@ -37,24 +37,22 @@ class _Bars:
 
 
 def run_backup(folder: Path, dest: Path, copy: bool) -> int:
-    """Copies the library in `folder` to the backups in `dest`. 1 if audio was missing or damaged: it has the rest."""
+    """Backs up the library in `folder` to `dest`. Returns 1 if audio was missing or damaged; the rest is saved."""
     with _Bars() as bars:
         copied = back_up(folder, dest, bars, copy)
-    print(
-        f"snapshot {copied.snapshot.name}: {copied.snapshot.clips} clips, {copied.files} audio files more than before"
-    )
-    return _failed(copied)
+    print(f"snapshot {copied.snapshot.name}: {copied.snapshot.clips} clips, {copied.files} new audio files")
+    return _report_failures(copied)
 
 
 def run_restore(source: Path, folder: Path, snapshot: str | None, partial: bool) -> int:
-    """Makes a library in `folder` of a backup. 1 if audio had to be left out."""
+    """Restores a backup to a library in `folder`. Returns 1 if audio had to be skipped."""
     with _Bars() as bars:
         copied = restore(source, folder, bars, snapshot, partial)
     print(f"{folder}: {copied.snapshot.clips} clips, as of {copied.snapshot.name}")
-    return _failed(copied)
+    return _report_failures(copied)
 
 
-def _failed(copied: BackupResult) -> int:
+def _report_failures(copied: BackupResult) -> int:
     for sha256, reason in copied.failed.items():
         print(f"audio file {sha256}: {reason}", file=sys.stderr)
     return 1 if copied.failed else 0

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from app.audio.errors import MediaError
 from app.audio.peaks import Envelope
-from app.cli.finding import as_text, find_sources
+from app.cli.upload import as_text, find_sources
 from app.client.types import DetectionMessage, detection_message
 from app.decoding.pool import DecoderPool
 from app.inference.engine import Engine, load_model

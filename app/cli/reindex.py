@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from app.audio.errors import MediaError
-from app.cli.finding import as_text
 from app.cli.local import with_engine
+from app.cli.upload import as_text
 from app.decoding.pool import DecoderPool
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine, NotFinite, load_model

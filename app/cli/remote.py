@@ -1,26 +1,30 @@
-"""The commands that talk to a running service: ingest, search, and detect when a server is named.
+"""The commands that talk to a running service: ingest, search, and detect with --server.
 
-Takes checked arguments; knows no model. The offline side of detect is in app.cli.local.
+`Writer` prints a detection in the requested format, whether a service or this process produced it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from app.cli.checksums import Checksums, cache_file
-from app.cli.detections import Writer
-from app.cli.finding import as_text, find_sources
-from app.cli.upload import ingest
+from tqdm import tqdm
+
+from app.cli.upload import Checksums, as_text, cache_file, find_sources, ingest
 from app.client import Client, DetectOptions, SearchOptions, SearchResult, to_json
+from app.client.types import DetectionEnd, DetectionEvent, DetectionMessage, DetectionProgress, DetectionStart
+from app.export.formats import FORMATS
 
-_INGEST_PATIENCE = 3600.0  # seconds one file waits for a server that says it is busy
-_INGEST_RECONNECT = 120.0  # seconds one file waits for a server that is not there
-_CALL_PATIENCE = 20.0  # seconds a single question waits for a busy one
+_INGEST_PATIENCE = 3600.0  # seconds to retry one file while the server is busy
+_INGEST_RECONNECT = 120.0  # seconds to retry one file while the server is unreachable
+_CALL_PATIENCE = 20.0  # seconds to retry any other call while the server is busy
+_BAR = "{desc}: {n:.0f} s of audio in {elapsed}"
 
 
 def _client(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.0) -> Client:
@@ -28,22 +32,24 @@ def _client(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.
 
 
 def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers: int, as_json: bool) -> int:
-    """Adds files and folders and prints the summary, also of an interrupted run.
+    """Adds files and folders and prints a summary, also when interrupted.
 
-    130 if it was interrupted, 1 if a file failed or none was found, else 0.
+    Returns 130 if interrupted, 1 if a file failed, else 0. Raises FileNotFoundError if there are no audio files.
     """
-    unread: list[tuple[str, str]] = []
-    sources = find_sources(paths, metadata, lambda e: unread.append((as_text(str(e.filename)), e.strerror or str(e))))
-    if not sources and not unread:
-        raise FileNotFoundError(errno.ENOENT, "no audio files in it", str(paths[0]))
+    unreadable: list[tuple[str, str]] = []
+    sources = find_sources(
+        paths, metadata, lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e)))
+    )
+    if not sources and not unreadable:
+        raise FileNotFoundError(errno.ENOENT, "no audio files found", str(paths[0]))
     with _client(server) as client:
-        client.info()  # a wrong address or key is said now, not once per file
+        client.info()  # report a wrong address or key once instead of once per file
     with (
         _client(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client,
         Checksums(cache_file()) as checksums,
     ):
         summary = ingest(client, sources, checksums, workers)
-    summary.failed = sorted(unread + summary.failed)
+    summary.failed = sorted(unreadable + summary.failed)
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)
     if summary.interrupted:
         print("interrupted", file=sys.stderr)
@@ -59,7 +65,7 @@ def run_search(
     server: str,
     as_json: bool,
 ) -> None:
-    """Prints the hits for a text query, for sounds like an audio file, or for sounds like a clip of the library."""
+    """Prints the hits for a text query, an audio file, or a clip of the library."""
     with _client(server) as client:
         if similar_to is None:
             found = client.search(query, file=audio, **options)
@@ -71,16 +77,16 @@ def run_search(
 def run_detect(
     server: str, file: Path, phrases: list[str], options: DetectOptions, writer: Writer, plot: Path | None
 ) -> None:
-    """Hands the server's detection in `file` to the writer as it is found, and writes its picture to `plot`."""
+    """Streams the server's detection in `file` to the writer, and saves its plot to `plot` if given."""
     with _client(server) as client:
         for message in client.detect_stream(phrases, file=file, **options):
-            writer.take(message)
+            writer.write(message)
         if plot is not None:
             plot.write_bytes(client.detect_as("png", phrases, file=file, **options))
 
 
 def _table(found: SearchResult) -> str:
-    """Best first, moments indented under their clip."""
+    """A table of hits, best first, with moments indented under their clip."""
     if not found.hits:
         return "nothing found"
     lines = [f"{'score':>5}  {'similarity':>10}  {'duration':>9}  file"]
@@ -89,3 +95,58 @@ def _table(found: SearchResult) -> str:
         for moment in hit.moments or ():
             lines.append(f"{'':19}{moment.start:8.2f} – {moment.end:.2f} s, score {moment.score:.2f}")
     return "\n".join(lines)
+
+
+class Writer:
+    """Writes the messages of one detection in a format: "ndjson" or one of FORMATS.
+
+    ndjson has a line for the start, for each event as it is confirmed, and for the end; the other formats are written
+    once, at the end. `output` is the file to write, or None for standard output. A detection that fails before its
+    first output leaves the file untouched.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, output: Path | None, format: str, bar: tqdm[Any]) -> None:
+        self._stack, self._output, self._format, self._bar = stack, output, format, bar
+        self._out: TextIO | None = None if output is not None else sys.stdout
+
+    def write(self, message: DetectionMessage) -> None:
+        """Writes a message, or updates the progress bar."""
+        if isinstance(message, DetectionProgress):
+            self._bar.update(message.position - self._bar.n)
+        elif self._format != "ndjson":
+            if isinstance(message, DetectionEnd):
+                self._print(FORMATS[self._format](to_json(message.detection)))
+        elif isinstance(message, DetectionStart):
+            self._line("start", message)
+        elif isinstance(message, DetectionEvent):
+            self._line("event", message)
+        elif isinstance(message, DetectionEnd):
+            self._line("end", message.detection)
+
+    def _line(self, kind: str, value: Any) -> None:
+        self._print(json.dumps({"type": kind} | to_json(value), ensure_ascii=False) + "\n")
+
+    def _print(self, text: str) -> None:
+        self._bar.clear()
+        if self._out is None:
+            assert self._output is not None
+            self._out = self._stack.enter_context(self._output.open("w", encoding="utf-8", newline=""))
+        self._out.write(text)
+        self._out.flush()  # so that a program reading the lines gets each one at once
+
+
+@contextlib.contextmanager
+def open_writer(output: Path | None, format: str) -> Iterator[Writer]:
+    """A writer with a progress bar on standard error, shown if the detection takes over a second."""
+    terminal = sys.stderr.isatty()
+    with (
+        contextlib.ExitStack() as stack,
+        tqdm(
+            desc="analysing",
+            bar_format=_BAR,
+            leave=False,
+            delay=1.0,
+            mininterval=0.1 if terminal else 10.0,  # keep logs short
+        ) as bar,
+    ):
+        yield Writer(stack, output, format, bar)

@@ -1,16 +1,19 @@
-"""`finelap serve`: settings, a socket, the application, and uvicorn around it until someone stops it.
+"""`finelap serve`: opens the socket, runs the application under uvicorn until a signal stops it, and adds demo sounds.
 
-Owns the process: signals, the listening socket, what is printed. The application itself comes from app.main.
+Owns the process: signals, the listening socket, and what is printed. The application itself comes from app.main.
 """
 
 from __future__ import annotations
 
 import asyncio
+import csv
 import logging
 import os
 import socket
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from app.cli.allocator import keep_freed
-from app.cli.demo import welcome
+from app.client import Client, ServerError, Stopped
+from app.errors import request_id
 from app.observability.tracing import Tracing, TracingError, open_tracing
 from app.server.shutdown import Stop, close_door
 from app.settings import Settings
@@ -26,33 +30,37 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_TALKATIVE = ("uvicorn", "httpx", "faiss.loader")  # what they say of a start, the greeting says better
-_LEAVE = 0.5  # seconds that callers with an open connection have for a last request and its 503
-_REST = 3.0  # seconds that callers have to send the rest of a body, or read the rest of an answer
-_CLOSING = 6.0  # seconds from the end of the requests' grace to the end of the process, whatever hangs
-_TRACES = 3.0  # seconds, at most, that the last traces have to be sent
-_SAVING = 3.0  # seconds of these that are kept for closing the library
-_KEPT = 256 << 20  # bytes that the process keeps when they are free: about what batches under way take
-_INTERPRETER = 0.001  # seconds that a thread keeps Python's interpreter while others, who compute batches, want it
+    from app.cli.upload import Source
+
+_NOISY_LOGGERS = ("uvicorn", "httpx", "faiss.loader")  # their start-up messages repeat the greeting
+_IDLE_GRACE = 0.5  # seconds that idle connections stay open, to answer a last request with 503
+_TRANSFER_GRACE = 3.0  # seconds for clients to finish sending a body or reading a response
+_CLOSING = 6.0  # seconds from the end of the requests' grace period to the end of the process, even if it hangs
+_TRACES = 3.0  # seconds, at most, for sending the last traces
+_SAVING = 3.0  # seconds of _CLOSING reserved for closing the library
+_RETAINED = 256 << 20  # bytes of freed memory that the process retains: about what running batches take
+_SWITCH_INTERVAL = 0.001  # seconds before a thread yields the GIL, so that threads running batches get it sooner
+_DEMO_REQUEST_ID = "demo"  # of the requests that add demo sounds; the access log skips them
+_DEMO_PATIENCE = 60.0  # seconds to retry one demo sound while the service is busy
 
 log = logging.getLogger(__name__)
 
 
 class ServeError(Exception):
-    """The service cannot be started; the message says why."""
+    """The service cannot start; the message says why."""
 
 
 def serve(settings: Settings, demo: Path | None) -> int:
-    """Runs the service until SIGINT or SIGTERM. 0 after a clean stop, 1 if model or library cannot be loaded.
+    """Runs the service until SIGINT or SIGTERM. Returns 0 after a clean stop, 1 if the model or library fails to load.
 
-    `demo` is a folder of sounds for an empty library. Raises ServeError if the address cannot be had.
+    `demo` is a folder of sounds to add to an empty library. Raises ServeError if the address is not available.
     """
-    # first the port, then the model: whoever forgot a running server learns it at once
-    with _listen(settings.host, settings.port) as listener:
+    # bind before loading the model, so that a port in use is reported at once
+    with _bind(settings.host, settings.port) as listener:
         stop = Stop(settings.stop_grace_s + _CLOSING)
         print(f"Loading {settings.checkpoint} …", flush=True)
-        keep_freed(_KEPT)
-        sys.setswitchinterval(_INTERPRETER)
+        keep_freed(_RETAINED)
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         from app.api.system import version
         from app.main import build_app
         from app.observability.logs import configure_logging, log_what_nobody_caught
@@ -64,14 +72,14 @@ def serve(settings: Settings, demo: Path | None) -> int:
             raise ServeError(str(error)) from error
         configure_logging(settings, ids=tracing.ids)
         log_what_nobody_caught()
-        for name in _TALKATIVE:
+        for name in _NOISY_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         app = build_app(settings, tracing=tracing)
-        # the application writes its own log, one line a request, and waits for its requests itself
+        # the application logs requests and drains them itself
         config = uvicorn.Config(
             app, http=Protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
         )
-        welcome(_address(listener), next(iter(settings.api_keys), None), demo, stop.asked)
+        _start_greeting(_address(listener), next(iter(settings.api_keys), None), demo, stop.asked)
         if not stop.asked.is_set():
             _Server(config, stop, app, tracing).run(sockets=[listener])
         else:
@@ -81,62 +89,62 @@ def serve(settings: Settings, demo: Path | None) -> int:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that lets its callers finish: who comes while it stops is answered with 503 until nobody is served."""
+    """A uvicorn server with graceful shutdown: running requests finish, and new ones get 503 in the meantime."""
 
     def __init__(self, config: uvicorn.Config, stop: Stop, app: FastAPI, tracing: Tracing) -> None:
         super().__init__(config)
         self._stop, self._app, self._tracing = stop, app, tracing
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal's handler."""
+        """Handles a signal."""
         self._stop.handle(sig, frame)
         self._app.state.service.stop_accepting()
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; whether it is time to stop."""
+        """Whether to stop; called ten times a second."""
         return self._stop.asked.is_set() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Running requests finish; then the door is closed, and those who came through it have their answer."""
+        """Drains running requests, closes the listeners, then closes connections once their responses are sent."""
         await self._app.state.service.drain()
         for listener in sockets or []:
             close_door(listener)
-        await self._let_go()
+        await self._close_connections()
         await super().shutdown(sockets)
-        # it holds the loop, for which all else is over
+        # blocks the event loop, which has nothing left to run
         self._tracing.close(max(0.0, min(_TRACES, self._stop.seconds_left - 1)))
         if self._app.state.failure is None:
             print("Stopped.", flush=True)
-        else:  # the log has said why
+        else:  # the log has the reason
             self._stop.code = 1
         self._stop.saved.set()
 
-    async def _let_go(self) -> None:
-        """Waits for the connections that are left: a moment for idle ones, longer for those with an answer to read."""
+    async def _close_connections(self) -> None:
+        """Waits for open connections: _IDLE_GRACE for idle ones, _TRANSFER_GRACE for those still transferring."""
         began, connections = time.monotonic(), self.server_state.connections
-        while (waited := time.monotonic() - began) < _REST and self._stop.seconds_left > _SAVING:
-            if not connections or (waited > _LEAVE and not any(_is_busy(c) for c in connections)):
+        while (waited := time.monotonic() - began) < _TRANSFER_GRACE and self._stop.seconds_left > _SAVING:
+            if not connections or (waited > _IDLE_GRACE and not any(_is_busy(c) for c in connections)):
                 return
             await asyncio.sleep(0.02)
         for connection in [c for c in connections if _is_busy(c)]:
-            log.warning("a caller who does not read its answer, or go on with its request, is cut off")
+            log.warning("connection closed during shutdown: the client did not finish its request or read its response")
             connection.transport.abort()
 
 
 def _is_busy(connection: Any) -> bool:
-    """Whether a connection of uvicorn's has an answer that is not complete."""
+    """Whether a uvicorn connection has an incomplete response."""
     return connection.cycle is not None and not connection.cycle.response_complete
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening."""
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise ServeError(f"{host} is not an address of this machine: {error.strerror}") from error
+        raise ServeError(f"cannot resolve host {host}: {error.strerror}") from error
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -148,7 +156,78 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _address(listener: socket.socket) -> str:
-    """URL under which this machine reaches the listener."""
+    """The URL of the listener from this machine."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+# Demo sounds
+
+
+def _start_greeting(server: str, api_key: str | None, demo: Path | None, stop: threading.Event) -> None:
+    """Starts a thread that adds the demo sounds as a client of the service, then prints how to use it.
+
+    A failure prints one line and does not affect the service. Setting `stop` ends the thread.
+    """
+    logging.getLogger("app.access").addFilter(lambda record: request_id.get() != _DEMO_REQUEST_ID)
+    threading.Thread(target=_greet, args=(server, api_key, demo, stop), name="greeting", daemon=True).start()
+
+
+def _greet(server: str, api_key: str | None, demo: Path | None, stop: threading.Event) -> None:
+    with Client(server, api_key, _DEMO_PATIENCE, stop, _DEMO_REQUEST_ID) as client:
+        while not client.ready():
+            if stop.wait(0.2):
+                return
+        try:
+            if demo is not None:
+                _add_demo(client, demo)
+            clips = client.info().clips
+        except Stopped:
+            return
+        except (ServerError, OSError) as error:
+            print(f"The demo sounds were not added: {error}", flush=True)
+            clips = 0
+    if not stop.is_set():
+        print(_greeting(server, clips, api_key is not None), flush=True)
+
+
+def _greeting(server: str, clips: int, requires_key: bool) -> str:
+    key = " -H 'Authorization: Bearer <your key>'" if requires_key else ""
+    lines = ["", f"FineLAP is ready: {server}", f"  {clips} clips in the library; API at {server}/docs; Ctrl-C stops"]
+    if clips:
+        lines.append(f"  curl{key} '{server}/search?q=dog+barking'")
+    else:
+        lines.append(f"  finelap ingest FOLDER --server {server}")
+    return "\n".join([*lines, ""])
+
+
+def _add_demo(client: Client, folder: Path) -> None:
+    if client.info().clips:
+        return
+    from app.cli.upload import Checksums, find_sources, ingest  # few starts need them
+
+    credits = _credits(folder)
+    sources = [_with_credits(source, credits) for source in find_sources([folder], {})]
+
+    print(f"The library is empty: adding {len(sources)} demo sounds from {folder}", flush=True)
+    with Checksums(None) as checksums:
+        summary = ingest(client, sources, checksums)
+    if not client.stop.is_set():
+        for file, reason in summary.failed:
+            print(f"{file}: {reason}", flush=True)
+        print(f"Added {summary.added} sounds in {summary.seconds:.1f} s", flush=True)
+
+
+def _credits(folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of CREDITS.csv, in or beside the folder, by the name in their column `file`; empty if missing."""
+    table = next((p for p in (folder / "CREDITS.csv", folder.parent / "CREDITS.csv") if p.is_file()), None)
+    if table is None:
+        return {}
+    with table.open(newline="", encoding="utf-8") as text:
+        return {Path(row["file"]).name: row for row in csv.DictReader(text)}
+
+
+def _with_credits(source: Source, credits: dict[str, dict[str, str]]) -> Source:
+    row: dict[str, Any] = {k: v for k, v in credits.get(source.path.name, {}).items() if k and k != "file" and v}
+    return replace(source, metadata=source.metadata | row)

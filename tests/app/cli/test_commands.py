@@ -21,9 +21,9 @@ import httpx
 import numpy as np
 import pytest
 
-from app.cli import local as offline
-from app.cli.finding import find_sources
+from app.cli import local
 from app.cli.main import main
+from app.cli.upload import find_sources
 from app.export.formats import FORMATS
 
 
@@ -93,13 +93,13 @@ def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -
         (["search", "   "], "empty"),
         (["search", "dog", "--audio", "x.wav"], "--audio"),
         (["search", "dog", "--similar-to", "x"], "--similar-to"),
-        (["search", "--similar-to", "x", "--without", "y"], "-k alone"),
+        (["search", "--similar-to", "x", "--without", "y"], "combined with -k"),
         (["search", "dog", "--without", " "], "--without"),
         (["search", "dog", "--min-score", "2"], "2"),
-        (["detect", "x.wav", "-p", "a", "--threshold", "0.5", "--threshold", "0.4"], "here 1, not 2"),
+        (["detect", "x.wav", "-p", "a", "--threshold", "0.5", "--threshold", "0.4"], "expected 1, not 2"),
         (
             ["detect", "x.wav", "-p", "a", "-p", "b", "-p", "c", "--low-threshold", "0", "--low-threshold", "0"],
-            "here 3",
+            "expected 3",
         ),
         (["detect", "x.wav", "-p", "a", "--low-threshold", "0.9"], "low_threshold"),
         (["detect", "x.wav", "-p", "a", "--method", "guess"], "guess"),
@@ -427,7 +427,7 @@ def test_searching_an_empty_library(server: str, capsys: pytest.CaptureFixture[s
 def offline_model(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands without a server use the model that hears tones."""
     monkeypatch.delenv("FINELAP_SERVER", raising=False)
-    monkeypatch.setattr(offline, "load_model", lambda settings: fake_model)
+    monkeypatch.setattr(local, "load_model", lambda settings: fake_model)
 
 
 def detect(recording: Path, *arguments: str) -> int:
@@ -459,7 +459,7 @@ def test_detect_is_the_same_with_and_without_a_server(
     format: str,
     how: list[str],
 ) -> None:
-    monkeypatch.setattr(offline, "load_model", lambda settings: fake_model)
+    monkeypatch.setattr(local, "load_model", lambda settings: fake_model)
     assert detect(recording, "--format", format, *how) == 0
     there = capsys.readouterr().out
     assert detect(recording, "--format", format, *how, "--device", "cpu") == 0  # a device is this machine's

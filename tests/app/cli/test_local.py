@@ -15,8 +15,7 @@ import pytest
 import soundfile
 from tqdm import tqdm
 
-from app.cli import detections
-from app.cli import local as offline
+from app.cli import local, remote
 from app.cli.main import main
 from app.client.types import DetectionEnd, DetectionProgress
 from app.services import detection
@@ -28,7 +27,7 @@ MINUTES = 40
 def here(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model that hears tones, on this machine."""
     monkeypatch.delenv("FINELAP_SERVER", raising=False)
-    monkeypatch.setattr(offline, "load_model", lambda settings: fake_model)
+    monkeypatch.setattr(local, "load_model", lambda settings: fake_model)
 
 
 @pytest.fixture
@@ -81,14 +80,14 @@ def test_how_far_it_is_shows_while_it_takes_long(
 ) -> None:
     monkeypatch.setattr(detection, "_PROGRESS_INTERVAL_S", 0.0)
     positions: list[float] = []
-    take = detections.Writer.take
+    write = remote.Writer.write
 
     def watch(self: Any, message: Any) -> None:
         if isinstance(message, DetectionProgress):
             positions.append(message.position)
-        take(self, message)
+        write(self, message)
 
-    monkeypatch.setattr(detections.Writer, "take", watch)
+    monkeypatch.setattr(remote.Writer, "write", watch)
     assert main(["detect", str(long), "-p", "tone 400", "--format", "ndjson"]) == 0
     assert positions == sorted(positions) and len(positions) > MINUTES
     assert positions[-1] == pytest.approx(MINUTES * 60, abs=11)
@@ -98,12 +97,12 @@ def test_how_far_it_is_shows_while_it_takes_long(
 
 def test_the_bar_counts_seconds_of_sound() -> None:
     screen = io.StringIO()
-    with tqdm(desc="listening", bar_format=detections._BAR, file=screen, mininterval=0) as bar:
+    with tqdm(desc="analysing", bar_format=remote._BAR, file=screen, mininterval=0) as bar:
         bar._time = lambda: bar.start_t  # however long this takes
-        writer = detections.Writer(None, None, "table", bar)  # type: ignore[arg-type]  # nothing is opened here
+        writer = remote.Writer(None, None, "table", bar)  # type: ignore[arg-type]  # nothing is opened here
         for position in (10.0, 61.5, 3600.0):
-            writer.take(DetectionProgress(position))
-    assert screen.getvalue().rstrip().endswith("listening: 3600 s of sound in 00:00")
+            writer.write(DetectionProgress(position))
+    assert screen.getvalue().rstrip().endswith("analysing: 3600 s of audio in 00:00")
 
 
 def test_several_files_with_frames_are_apart(
@@ -123,9 +122,7 @@ def test_several_files_with_frames_are_apart(
 
 def test_the_end_is_the_whole(long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[DetectionEnd] = []
-    monkeypatch.setattr(
-        detections.Writer, "take", lambda self, m: ends.append(m) if isinstance(m, DetectionEnd) else None
-    )
+    monkeypatch.setattr(remote.Writer, "write", lambda self, m: ends.append(m) if isinstance(m, DetectionEnd) else None)
     main(["detect", str(long), "-p", "tone 400", "--plot", str(tmp_path / "long.png")])
     assert ends[0].detection.duration == MINUTES * 60.0
     assert (tmp_path / "long.png").read_bytes().startswith(b"\x89PNG")

@@ -314,7 +314,7 @@ async def test_backup_and_restore(
         clips = catalog.list(10)[0]
         assert main(["backup", str(tmp_path / "b"), "--data-dir", str(library)]) == 0
         out, err = capsys.readouterr()
-        assert out.endswith(": 6 clips, 6 audio files more than before\n") and "audio files: 100%" in err
+        assert out.endswith(": 6 clips, 6 new audio files\n") and "audio files: 100%" in err
         assert main(["restore", str(tmp_path / "b"), "--data-dir", str(library)]) == 1
         assert capsys.readouterr().err.endswith("not empty: restore to another folder, or move what is in it away\n")
     audio_of(library, "800.wav").unlink()

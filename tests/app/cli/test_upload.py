@@ -21,11 +21,9 @@ from typing import Any
 
 import pytest
 
-from app.cli import checksums
-from app.cli.checksums import Checksums, cache_file
-from app.cli.finding import find_sources
+from app.cli import upload
 from app.cli.main import main
-from app.cli.upload import ingest
+from app.cli.upload import Checksums, cache_file, find_sources, ingest
 from app.client import Client, ServerFault, Unreachable
 from tests.waiting import wait_until
 
@@ -230,7 +228,7 @@ def test_a_file_above_the_limit_is_not_sent(
     summary = summary_of([str(many), "--server", run_server(max_upload_mb=1)], capsys, code=1)
     assert summary["added"] == FILES
     assert [failure["reason"] for failure in summary["failed"]] == [
-        "it has 10737 MB, more than the server's limit of 1 MB"
+        "file size 10737 MB exceeds the server's limit of 1 MB"
     ]
 
 
@@ -416,7 +414,7 @@ def test_a_cache_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_processes_share_the_cache(cache: Path, tmp_path: Path, repo_dir: Path) -> None:
     files = [old(tmp_path / f"{n}", bytes([n % 256]) * n) for n in range(300)]
     code = """if True:
-        import sys; from pathlib import Path; from app.cli.checksums import Checksums
+        import sys; from pathlib import Path; from app.cli.upload import Checksums
         for _ in range(3):
             with Checksums(Path(sys.argv[1])) as sums:
                 for n in range(300):
@@ -457,5 +455,5 @@ def test_threads_share_checksums(cache: Path, tmp_path: Path) -> None:
 def test_old_entries_are_made_anew(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = old(tmp_path / "a", b"a")
     reads(cache, file)
-    monkeypatch.setattr(checksums, "_KEPT", -1.0)
+    monkeypatch.setattr(upload, "_MAX_AGE", -1.0)
     assert reads(cache, file) == 1

@@ -1,0 +1,193 @@
+"""The options of the `finelap` commands, and the types that check their values.
+
+Imports only the standard library, so that `finelap --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model.detection import DetectionSettings
+
+DEFAULT_SERVER = "http://127.0.0.1:8080"
+DEFAULT_CHECKPOINT = "checkpoints/finelap-small"
+
+
+# Commands
+
+
+def serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on (FINELAP_HOST, default 127.0.0.1)")
+    parser.add_argument("--port", type=port, help="port, 0 for any free one (FINELAP_PORT, default 8080)")
+    parser.add_argument("--checkpoint", help=f"folder or hub id (FINELAP_CHECKPOINT, default {DEFAULT_CHECKPOINT})")
+    _data_dir(parser)
+    _device(parser)
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="add the sounds in this folder to an empty library")
+
+
+def ingest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="audio file, or folder to search")
+    _server(parser)
+    parser.add_argument("--metadata", type=json_object, default={}, metavar="JSON", help="object added to every clip")
+    parser.add_argument("--workers", type=positive, default=32, metavar="N", help="parallel uploads (32)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("query", nargs="?", help='description of the sound, as in "dog barking"')
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="search by this recording instead")
+    parser.add_argument("--similar-to", metavar="ID", help="search by this clip of the library instead")
+    parser.add_argument("-k", type=positive, default=10, metavar="N", help="number of hits (10)")
+    parser.add_argument("--moments", action="store_true", help="show the matching moments in each clip")
+    parser.add_argument("--filter", type=json_object, metavar="JSON", help="only clips with this metadata")
+    parser.add_argument("--without", action="append", metavar="TEXT", help="sound to exclude; may be repeated")
+    parser.add_argument("--mode", choices=["semantic", "hybrid", "lexical"], help="by sound, words or both (semantic)")
+    parser.add_argument("--min-score", type=fraction, metavar="X", help="drop hits with a lower score")
+    _server(parser)
+    parser.add_argument("--json", action="store_true", help="print the service's response")
+
+
+def detect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="the recording")
+    add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
+    scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
+    add("--threshold", **scores, help="score that starts an event (0.5); once, or once per phrase")
+    add(
+        "--low-threshold",
+        **scores,
+        help="score below which an event ends (three quarters of --threshold); once, or once per phrase",
+    )
+    add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
+    add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
+    add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")
+    add("--max-gap", type=seconds, metavar="S", help="join events at most this far apart (0.2)")
+    add("--plot", type=Path, metavar="PNG", help="write a plot of the detection")
+    add("--format", choices=["table", "json", "csv", "audacity", "raven", "ndjson"], default="table")
+    add("--json", action="store_const", const="json", dest="format", help="the same as --format json")
+    add("-o", "--output", type=Path, metavar="FILE", help="write the events to this file")
+    _server(parser, default=None)
+    _model(parser)
+
+
+def embed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio file, or folder to search")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="NPZ", help="file to write")
+    parser.add_argument("--frames", action="store_true", help="write the embedding of every frame too")
+    _model(parser)
+
+
+def reindex(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help=f"the new checkpoint (FINELAP_CHECKPOINT, default {DEFAULT_CHECKPOINT})")
+    parser.add_argument("--follow", action="store_true", help="also embed new clips until the service has switched")
+    _data_dir(parser)
+    _device(parser)
+
+
+def backup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dest", type=Path, metavar="DEST", help="backup folder; later backups are incremental")
+    _data_dir(parser)
+    parser.add_argument("--copy", action="store_true", help="copy audio files instead of linking them")
+
+
+def restore(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help="backup folder")
+    _data_dir(parser)
+    parser.add_argument("--snapshot", metavar="NAME", help="snapshot to restore (the latest)")
+    parser.add_argument("--partial", action="store_true", help="skip audio files that are missing or damaged")
+
+
+def convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="published .pt file, or Hugging Face folder of FineLAP")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of the text encoder's tokenizer")
+
+
+# Options that several commands share
+
+
+def _server(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:
+    server = os.environ.get("FINELAP_SERVER") or default
+    parser.add_argument("--server", default=server, metavar="URL", help=f"FINELAP_SERVER, default {default or 'none'}")
+
+
+def _data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the library (FINELAP_DATA_DIR, ./data)")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="auto, cpu, cuda, … (FINELAP_DEVICE)")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="DIR", help=f"FINELAP_CHECKPOINT, default {DEFAULT_CHECKPOINT}")
+    _device(parser)
+
+
+# Types of values
+
+
+def port(text: str) -> int:
+    """A TCP port."""
+    return int(_number(text, "a port from 0 to 65535", lambda x: 0 <= x <= 65535 and x == int(x)))
+
+
+def positive(text: str) -> int:
+    """A positive integer."""
+    return int(_number(text, "a positive integer", lambda x: x >= 1 and x == int(x)))
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    return _number(text, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def seconds(text: str) -> float:
+    """A non-negative number of seconds."""
+    return _number(text, "a non-negative number of seconds", lambda x: 0 <= x < float("inf"))
+
+
+def _number(text: str, expected: str, is_valid: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+        if is_valid(value):
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('not a JSON object such as \'{"source": "field"}\'')
+    return value
+
+
+def detection_settings(phrases: list[str], options: dict[str, Any]) -> list[DetectionSettings]:
+    """The settings of each phrase. Raises ValueError."""
+    from model.detection import DetectionSettings
+
+    per_phrase = {}
+    for name in ("threshold", "low_threshold"):
+        values = options.get(name, [])
+        if len(values) not in (0, 1, len(phrases)):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"give {flag} once, or once per phrase: expected {len(phrases)}, not {len(values)}")
+        if values:
+            per_phrase[name] = values * len(phrases) if len(values) == 1 else values
+    shared = {name: value for name, value in options.items() if name not in ("threshold", "low_threshold")}
+    return [
+        DetectionSettings(**shared, **{name: values[i] for name, values in per_phrase.items()})
+        for i in range(len(phrases))
+    ]
