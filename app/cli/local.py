@@ -1,7 +1,7 @@
-"""The commands that need no server: detect and embed on this machine, through the same engine as the service.
+"""The commands that need no server: detect and embed, through the same engine as the service.
 
-Knows files, decoders and engine; no HTTP. Numbers are the service's: same decoding, same windows, same rounding. A
-recording is heard while it is decoded, so hours of it need no more memory than minutes.
+Decoding, windows and rounding are the service's, so results are equal. A recording is analysed while it is decoded,
+so memory does not grow with its length.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,26 +28,35 @@ from app.settings import Settings
 from model.finelap import FineLAP
 
 R = TypeVar("R")
-Embedded = tuple[str, float, np.ndarray, np.ndarray | None]  # name, seconds, clip (D,), frames (T, D) if wanted
 
-_TOGETHER = 8  # files heard at once
-_QUEUE = 1 << 20  # windows; the queue is our own, so nothing is refused
-_ENDLESS = float("inf")  # seconds a recording may have
+_PARALLEL_FILES = 8
+_QUEUE = 1 << 20  # windows; this process is the only caller, so the queue never rejects
+_UNLIMITED = float("inf")  # seconds a recording may have
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """The embedding of one file: `duration` in seconds, `clip` (D,), and `frames` (T, D) if requested."""
+
+    filename: str
+    duration: float
+    clip: np.ndarray
+    frames: np.ndarray | None
 
 
 def detect_file(
     settings: Settings,
     file: Path,
     request: DetectionRequest,
-    take: Callable[[DetectionMessage], None],
+    write: Callable[[DetectionMessage], None],
     plot_file: Path | None,
 ) -> None:
-    """Hands `take` the messages that `POST /detect` would stream, and writes the plot to `plot_file` if that is given.
+    """Passes the messages that `POST /detect` would stream to `write`, and saves a plot to `plot_file` if given.
 
     Raises MediaError, CheckpointError, OSError.
     """
     name = as_text(file.name)
-    file.open("rb").close()  # a wrong name fails now, not after the model is loaded
+    file.open("rb").close()  # report an unreadable file before loading the model
     model = load_model(settings)
     envelope = None if plot_file is None else Envelope()
 
@@ -54,12 +64,12 @@ def detect_file(
         for line in lines:
             message = detection_message(line)
             if message is not None:
-                take(message)
+                write(message)
 
     async def detect(engine: Engine, decoders: DecoderPool) -> DetectionResult:
         texts = await engine.embed_texts(request.phrases)
         async with (
-            decoders.open(file, name, _ENDLESS) as audio,
+            decoders.open(file, name, _UNLIMITED) as audio,
             FileEmbeddingStream(engine, audio, name, sink=envelope) as stream,
         ):
             detector, reporter = Detector(engine, request, texts), EventReporter(request, stream)
@@ -77,86 +87,96 @@ def detect_file(
 
 
 def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool) -> int:
-    """Writes embeddings of all files that can be read to an .npz; names the others. Returns the exit code.
+    """Writes the embeddings of all readable files to an .npz and prints the errors of the others.
 
-    Arrays, N files: `filenames` (N,), `durations` (N,) in seconds, `clips` (N, D); with `frames` also `frames`
-    (sum of T, D), file i's from `frame_offsets[i]` to `frame_offsets[i + 1]`, and `frame_hop` in seconds; `model` and
-    `stamp` name the embedding space. No pickles inside.
+    Arrays, for N files: `filenames` (N,), `durations` (N,) in seconds, `clips` (N, D); with `frames` also `frames`
+    (sum of T, D), where file i has the rows from `frame_offsets[i]` to `frame_offsets[i + 1]`, and `frame_hop` in
+    seconds. `model` and `stamp` name the embedding space. The file contains no pickles. Returns the exit code.
     """
     failed: list[str] = []
-    sources = [
-        source.path
-        for source in find_sources(
-            files, {}, lambda error: failed.append(f"{as_text(str(error.filename))}: {error.strerror}")
-        )
-    ]
+
+    def report(error: OSError) -> None:
+        failed.append(f"{as_text(str(error.filename))}: {error.strerror}")
+
+    paths = [source.path for source in find_sources(files, {}, report)]
     model = load_model(settings)
 
-    async def embed(engine: Engine, decoders: DecoderPool) -> list[Embedded | None]:
-        places = asyncio.Semaphore(_TOGETHER)
-        with tqdm(total=len(sources), desc="embedding", unit="file", miniters=0) as bar:
-            heard = 0.0
+    async def embed(engine: Engine, decoders: DecoderPool) -> list[_Embedding]:
+        return await _Embedder(engine, decoders, frames, failed).run(paths)
 
-            def count(seconds: float) -> None:
-                nonlocal heard
-                heard += seconds
-                bar.set_postfix_str(f"{heard:.0f} s of sound", refresh=False)
-                bar.update(0)  # a long file shows that it goes on
-
-            async def one(path: Path) -> Embedded | None:
-                async with places:
-                    try:
-                        return await _embed(engine, decoders, path, frames, count)
-                    except MediaError as error:
-                        failed.append(f"{as_text(str(path))}: {error.why}")
-                    except OSError as error:
-                        failed.append(f"{as_text(str(path))}: {error.strerror}")
-                    finally:
-                        bar.update()
-                    return None
-
-            return await asyncio.gather(*(one(path) for path in sources))
-
-    done = [result for result in with_engine(model, embed) if result is not None]
+    embeddings = with_engine(model, embed)
     for line in failed:
         print(line, file=sys.stderr)
-    if not done:
+    if not embeddings:
         print("nothing to write", file=sys.stderr)
         return 1
+    with output.open("wb") as out:  # an open file, because savez appends .npz to a path
+        np.savez(out, **_arrays(model, embeddings, frames))
+    print(f"{len(embeddings)} files, {model.dim} dimensions → {output}")
+    return 1 if failed else 0
+
+
+class _Embedder:
+    """Embeds several files at a time behind one progress bar; adds a line to `failed` for each that fails."""
+
+    def __init__(self, engine: Engine, decoders: DecoderPool, frames: bool, failed: list[str]) -> None:
+        self._engine, self._decoders, self._frames, self._failed = engine, decoders, frames, failed
+        self._slots = asyncio.Semaphore(_PARALLEL_FILES)
+        self._seconds = 0.0
+
+    async def run(self, paths: list[Path]) -> list[_Embedding]:
+        """The embeddings of the files that succeed, in order."""
+        with tqdm(total=len(paths), desc="embedding", unit="file", miniters=0) as bar:
+            results = await asyncio.gather(*(self._try(path, bar) for path in paths))
+        return [result for result in results if result is not None]
+
+    async def _try(self, path: Path, bar: tqdm[Any]) -> _Embedding | None:
+        async with self._slots:
+            try:
+                return await self._embed(path, bar)
+            except MediaError as error:
+                self._failed.append(f"{as_text(str(path))}: {error.why}")
+            except OSError as error:
+                self._failed.append(f"{as_text(str(path))}: {error.strerror}")
+            finally:
+                bar.update()
+            return None
+
+    async def _embed(self, path: Path, bar: tqdm[Any]) -> _Embedding:
+        name = as_text(path.name)
+        parts: list[np.ndarray] = []
+        async with (
+            self._decoders.open(path, name, _UNLIMITED) as audio,
+            FileEmbeddingStream(self._engine, audio, name) as stream,
+        ):
+            async for part in stream:
+                self._seconds += len(part) * stream.frame_hop
+                bar.set_postfix_str(f"{self._seconds:.0f} s of audio", refresh=False)
+                bar.update(0)  # refreshes the bar during a long file
+                if self._frames:
+                    parts.append(part)
+            return _Embedding(name, stream.duration, stream.embedding, np.concatenate(parts) if self._frames else None)
+
+
+def _arrays(model: FineLAP, embeddings: list[_Embedding], frames: bool) -> dict[str, Any]:
+    """The arrays that embed_files documents."""
     arrays: dict[str, Any] = {
-        "filenames": np.array([name for name, _, _, _ in done]),
-        "durations": np.array([duration for _, duration, _, _ in done]),
-        "clips": np.stack([clip for _, _, clip, _ in done]),
+        "filenames": np.array([embedding.filename for embedding in embeddings]),
+        "durations": np.array([embedding.duration for embedding in embeddings]),
+        "clips": np.stack([embedding.clip for embedding in embeddings]),
         "model": np.array(model.name),
         "stamp": np.array(model.stamp),
     }
     if frames:
-        tracks = [track for _, _, _, track in done if track is not None]
+        tracks = [embedding.frames for embedding in embeddings if embedding.frames is not None]
         arrays["frames"] = np.concatenate(tracks)
         arrays["frame_offsets"] = np.cumsum([0] + [len(track) for track in tracks])
         arrays["frame_hop"] = np.array(model.frame_hop)
-    with output.open("wb") as out:  # a name without .npz stays as it is
-        np.savez(out, **arrays)
-    print(f"{len(done)} files, {model.dim} dimensions → {output}")
-    return 1 if failed else 0
-
-
-async def _embed(
-    engine: Engine, decoders: DecoderPool, path: Path, keep: bool, count: Callable[[float], None]
-) -> Embedded:
-    """One file; its frames are kept only if that is wanted."""
-    name = as_text(path.name)
-    parts: list[np.ndarray] = []
-    async with decoders.open(path, name, _ENDLESS) as audio, FileEmbeddingStream(engine, audio, name) as stream:
-        async for part in stream:
-            count(len(part) * stream.frame_hop)
-            if keep:
-                parts.append(part)
-        return name, stream.duration, stream.embedding, np.concatenate(parts) if keep else None
+    return arrays
 
 
 def with_engine(model: FineLAP, work: Callable[[Engine, DecoderPool], Coroutine[Any, Any, R]]) -> R:
-    """What `work` returns, in an event loop with an engine around the model and decoders, started and closed."""
+    """Runs `work` in an event loop with an engine and decoders, which it starts and closes. Returns its result."""
 
     async def run() -> R:
         engine, decoders = Engine(model, max_queue_windows=_QUEUE), DecoderPool()

@@ -126,7 +126,7 @@ async def test_beside_a_service_that_changes(
     app = open_app(settings, turned)
     async with app.router.lifespan_context(app), open_client(app) as client:
         assert await following == 0
-        assert "has taken over what new made" in capsys.readouterr().out
+        assert "the service now uses new" in capsys.readouterr().out
         changed = await answers(client)
     assert not list(settings.data_dir.glob("reindex-*"))
 
@@ -169,14 +169,14 @@ async def test_nothing_is_embedded_twice(library: Path, turned: Turned, run: Cal
     calls.clear()
     assert await asyncio.to_thread(run) == 0
     first = sum(calls)
-    assert "ready: it is taken over when the service is started with --checkpoint new" in capsys.readouterr().out
+    assert "ready: restart the service with --checkpoint new to switch" in capsys.readouterr().out
     calls.clear()
     assert await asyncio.to_thread(run) == 0
     assert sum(calls) < first - 5  # warming up alone
     with SqliteLibrary.open(library, dim=turned.dim, checkpoint=turned.stamp) as catalog:
         assert len(catalog) == 6
     assert await asyncio.to_thread(run) == 0
-    assert "there is nothing to do" in capsys.readouterr().err
+    assert "nothing to do" in capsys.readouterr().err
 
 
 async def test_a_clip_that_cannot_be_embedded(
@@ -188,7 +188,7 @@ async def test_a_clip_that_cannot_be_embedded(
     broken.write_bytes(b"not a sound")
     assert await asyncio.to_thread(run) == 1
     out, err = capsys.readouterr()
-    assert "2 clips could not be embedded again" in out
+    assert "2 clips could not be embedded" in out
     assert "200.wav (clip " in err and "its audio file is missing" in err and "800.wav (clip " in err
     with pytest.raises(CheckpointMismatch, match="has not embedded 2 of them"):
         SqliteLibrary.open(library, dim=turned.dim, checkpoint=turned.stamp)
@@ -220,7 +220,7 @@ async def test_what_is_refused(
 ) -> None:
     with exclusive_lock(library / "reindex.lock", ""):
         assert await asyncio.to_thread(run) == 1
-    assert capsys.readouterr().err == f"finelap reindex: finelap reindex is at work on {library} already\n"
+    assert capsys.readouterr().err == f"finelap reindex: already running on {library}\n"
     assert await asyncio.to_thread(run, "--data-dir", str(tmp_path / "nothing")) == 1
     assert capsys.readouterr().err == f"finelap reindex: there is no library in {tmp_path / 'nothing'}\n"
     SqliteLibrary.open(tmp_path / "empty", dim=4, checkpoint="any").close()
@@ -250,7 +250,7 @@ model = load("tests_conftest", "tests/app/conftest.py").FakeModel()
 turned = load("tests_reindex", "tests/app/cli/test_reindex.py").Turned(model)
 most = int(sys.argv[2])
 model.before = lambda: time.sleep(0.05 if sum(model.audio_batches) < most else 60)
-reindex._TOGETHER = 2
+reindex._PARALLEL_FILES = 2
 reindex.load_model = lambda settings: turned
 from app.cli.main import main
 print("begun", flush=True)

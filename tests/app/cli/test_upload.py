@@ -426,7 +426,7 @@ def test_processes_share_the_cache(cache: Path, tmp_path: Path, repo_dir: Path) 
 
 
 def test_a_locked_cache_is_done_without(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checksums, "_PATIENCE", 0.05)
+    monkeypatch.setattr(upload, "_LOCK_TIMEOUT", 0.05)
     file = old(tmp_path / "a", b"a")
     reads(cache, file)
     with sqlite3.connect(cache) as db:
