@@ -1,15 +1,15 @@
-# make run    the service with the bundled checkpoint and demo sounds, on http://127.0.0.1:8080
-# make test   every test
-# make check  ruff and mypy
-# make checkpoint  the bundled checkpoint again: sounds from their Debian packages, then hours of training
-# make docs   the documentation as a site in site/, links and pages checked
-# make page   the page's libraries from npm, which make run and make test fetch too; without them it draws plain waveforms
-# make audit  known vulnerabilities of what is installed, and build/sbom.json, a list of it (CycloneDX)
-# make clean  removes the virtual environment and caches; the library in data/ stays
+# make run    starts the service with the bundled checkpoint and demo sounds on http://127.0.0.1:8080
+# make test   runs all tests
+# make check  runs ruff and mypy
+# make checkpoint  rebuilds the bundled checkpoint: downloads its training sounds, then trains for hours
+# make docs   builds the documentation site in site/ and checks its links
+# make page   fetches the page's npm libraries, as make run and make test do; without them it draws plain waveforms
+# make audit  reports known vulnerabilities of the installed packages and writes an SBOM (CycloneDX) to build/sbom.json
+# make clean  removes the virtual environment and caches, but not the library in data/
 #
-# PYTHON     the interpreter (3.11 or newer) that makes .venv
-# PIP_FLAGS  more arguments for pip install, an index with CPU builds of PyTorch for example
-# ARGS       more arguments for finelap serve or pytest
+# PYTHON     the interpreter (3.11 or newer) that creates .venv
+# PIP_FLAGS  extra arguments for pip install, such as an index with CPU builds of PyTorch
+# ARGS       extra arguments for finelap serve or pytest
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -45,7 +45,7 @@ docs: $(VENV)/.python
 page: $(VENV)/.python
 	@$(BIN)/python app/web/install.py --wheel
 
-# the tools stand apart, so that they are not in the list
+# the tools have their own environment, to stay out of the SBOM
 audit: $(VENV)/.run
 	@if test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip \
 			install -qq --disable-pip-version-check --no-input --timeout 15 --retries 1 pip-audit cyclonedx-bom; }; \
@@ -58,28 +58,28 @@ clean:
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "FineLAP needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
+		|| { echo "FineLAP needs Python 3.11 or newer; choose one with make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
-		|| { echo "Making $(VENV) failed; Debian and Ubuntu have venv in the package python3-venv" >&2; exit 1; }
+		|| { echo "Creating $(VENV) failed; on Debian and Ubuntu, install python3-venv" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.python pyproject.toml
-	@echo "Installing FineLAP and its libraries into $(VENV) (first time only, some minutes) ..."
+	@echo "Installing FineLAP and its dependencies into $(VENV) (first time only, takes minutes) ..."
 	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.python pyproject.toml
-	@echo "Installing FineLAP with what its tests need into $(VENV) (first time only, some minutes) ..."
+	@echo "Installing FineLAP and its test dependencies into $(VENV) (first time only, takes minutes) ..."
 	@$(PIP) -e '.[test,train,docs]'
 	@$(PIP) -e '.[evaluate]' || echo "No C compiler? The tests of PSDS and event F1 will be skipped." >&2
 	@touch $(VENV)/.run $@
 
-# once for each version: where it fails the page works without, and make page tries again
+# once per version; if it fails, the page works without the libraries, and make page retries
 $(VENV)/.page: $(VENV)/.python app/web/package-lock.json app/web/install.py
 	@$(BIN)/python app/web/install.py --wheel
 	@touch $@
 
-# axe-core, by which the tests of the page look for what keeps people out
+# axe-core, for the accessibility tests of the page
 $(VENV)/.axe: $(VENV)/.python tests/e2e/browser/package-lock.json app/web/install.py
 	@$(BIN)/python app/web/install.py --wheel tests/e2e/browser
 	@touch $@

@@ -1,9 +1,9 @@
-"""What this environment is made of, and what is known against it: an SBOM in build/sbom.json, and pip-audit's findings.
+"""Audits the packages of an environment: writes an SBOM to build/sbom.json and reports known vulnerabilities.
 
     python .ci/audit.py TOOLS PYTHON     # TOOLS: a folder with the commands pip-audit and cyclonedx-py
 
-Ends with 1 where a package has a known vulnerability. Where the list of vulnerabilities cannot be asked, or does not
-have the packages, that is said, and is no failure: then nothing is known.
+Exits with 1 if a package has a known vulnerability. If the vulnerability service cannot be reached, or does not know
+the packages, prints that and exits with 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
-PATIENCE = 240  # seconds
+TIMEOUT = 240  # seconds
 
 
 def main() -> int:
@@ -27,13 +27,13 @@ def main() -> int:
     )
     command = [tools / "pip-audit", "--path", found.stdout.strip(), "--skip-editable", "--progress-spinner", "off"]
     try:
-        done = subprocess.run([*command, "--timeout", "10", "-f", "json"], **_text, timeout=PATIENCE)
+        done = subprocess.run([*command, "--timeout", "10", "-f", "json"], **_text, timeout=TIMEOUT)
         packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
-        print("The list of vulnerabilities could not be asked: nothing was audited.", file=sys.stderr)
+        print("The vulnerability service could not be reached: nothing was audited.", file=sys.stderr)
         return 0
     audited = [package for package in packages if "skip_reason" not in package]
-    print(f"{len(audited)} packages audited; of {len(packages) - len(audited)} nothing is known here.")
+    print(f"{len(audited)} packages audited, {len(packages) - len(audited)} skipped.")
     known = [(package, fault) for package in audited for fault in package["vulns"]]
     for package, fault in known:
         fixed = ", ".join(fault["fix_versions"]) or "no version yet"
@@ -44,7 +44,7 @@ def main() -> int:
 def _sbom(tools: Path, python: str) -> None:
     target = BUILD / "sbom.json"
     command = [tools / "cyclonedx-py", "environment", "--output-reproducible", "--of", "JSON", "-o", target, python]
-    subprocess.run(command, **_text, check=True, timeout=PATIENCE)
+    subprocess.run(command, **_text, check=True, timeout=TIMEOUT)
     components = json.loads(target.read_text(encoding="utf-8"))["components"]
     print(f"build/sbom.json (CycloneDX): {len(components)} components")
 

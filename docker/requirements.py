@@ -1,9 +1,9 @@
-"""Prints what pyproject.toml asks for, a requirement a line, so that an image can have the libraries before the code.
+"""Prints the requirements in pyproject.toml, one per line, so that an image installs them in a layer of their own.
 
     python docker/requirements.py [--extra NAME]... [--gpu] [--only NAME]
 
---gpu: FAISS built for GPUs, the extra `gpu`, in the place of faiss-cpu, which has the same modules. Reads the
-pyproject.toml of the folder it is called in. Standard library only.
+--gpu replaces faiss-cpu with the extra `gpu`, which provides the same modules. Reads pyproject.toml in the current
+folder. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FAISS_CPU = "faiss-cpu"
 
 
 def requirements(project: dict[str, Any], extras: Iterable[str] = (), gpu: bool = False) -> list[str]:
-    """The requirements of a [project] table and some of its extras. Raises KeyError for an extra that it has not."""
+    """The requirements of a [project] table and the given extras. Raises KeyError for an unknown extra."""
     optional = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(line for extra in extras for line in optional[extra])]
     if gpu:
@@ -28,18 +28,18 @@ def requirements(project: dict[str, Any], extras: Iterable[str] = (), gpu: bool 
 
 
 def name(requirement: str) -> str:
-    """The package that a requirement is about, in lower case."""
+    """The name of the required package, in lower case."""
     found = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", requirement)
     if found is None:
-        raise ValueError(f"{requirement!r} names no package")
+        raise ValueError(f"{requirement!r} does not name a package")
     return found[0].lower()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the requirements of pyproject.toml, one a line.")
-    parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="with those of an extra")
+    parser = argparse.ArgumentParser(description="Print the requirements in pyproject.toml, one per line.")
+    parser.add_argument("--extra", action="append", default=[], metavar="NAME", help="include an extra")
     parser.add_argument("--gpu", action="store_true", help="FAISS for GPUs")
-    parser.add_argument("--only", metavar="NAME", help="this package's alone")
+    parser.add_argument("--only", metavar="NAME", help="only this package")
     args = parser.parse_args()
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = requirements(project, args.extra, args.gpu)
