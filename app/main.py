@@ -37,8 +37,8 @@ from index import Library, LibraryError, MilvusLibrary, SqliteLibrary
 log = logging.getLogger(__name__)
 
 _DESCRIPTION = (
-    "Find a sound by describing it, and know when in a recording it happens. Times are seconds; errors are "
-    "`application/problem+json` (RFC 9457) with the request's id. HEAD is answered wherever GET is."
+    "Search audio by describing it, and detect when sounds occur in a recording. Times are in seconds. Errors are "
+    "`application/problem+json` (RFC 9457) with the request's id. HEAD is supported wherever GET is."
 )
 _ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
 
@@ -65,7 +65,7 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None, tracin
             await state.load(_loader(settings))
         except Exception as error:
             app.state.failure = error
-            log.critical("The service could not start: %s", error, exc_info=not _is_expected(error))
+            log.critical("The service failed to start: %s", error, exc_info=not _is_expected(error))
             (stop or _terminate)()
         finally:
             if not gc.isenabled():  # disabled by app.cli.main: nothing that startup allocates is garbage

@@ -66,21 +66,21 @@ class AppState:
     def engine(self) -> Engine:
         """The engine. Raises NotReady until it is loaded."""
         if self._engine is None:
-            raise NotReady(self._failure or "The model is being loaded.")
+            raise NotReady(self._failure or "The model is loading.")
         return self._engine
 
     @property
     def library(self) -> Library:
         """The library. Raises NotReady until it is open."""
         if self._library is None:
-            raise NotReady(self._failure or "The library is being opened.")
+            raise NotReady(self._failure or "The library is opening.")
         return self._library
 
     @property
     def additions(self) -> Batcher[NewClip, tuple[Clip, bool]]:
         """Adds clips, several per transaction. Raises NotReady until the library is open."""
         if self._additions is None:
-            raise NotReady(self._failure or "The library is being opened.")
+            raise NotReady(self._failure or "The library is opening.")
         return self._additions
 
     # Lifecycle
@@ -121,7 +121,7 @@ class AppState:
                 return
             await self.open(engine, library, decoders)
         except Exception as error:
-            self._failure = f"The service could not start: {error}"
+            self._failure = f"The service failed to start: {error}"
             raise
         finally:
             decoders.cancel()

@@ -29,51 +29,53 @@ _RANGES = re.compile(r"bytes=\s*((\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*)\s*", re
 
 
 class AddForm(BaseModel):
-    """What POST /clips takes, beside `files`."""
+    """Form fields of POST /clips, besides `files`."""
 
     model_config = ConfigDict(extra="forbid")
 
     metadata: dict[str, Any] | list[dict[str, Any] | None] | None = Field(
         None,
-        description="JSON: an object for all files, or an array with one for each file.",
+        description="JSON: one object for all files, or an array with one object per file.",
         examples=[{"tags": ["dog"]}],
     )
 
 
 class ListQuery(BaseModel):
-    """What GET /clips takes."""
+    """Query parameters of GET /clips."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(50, ge=1, le=1000)
-    cursor: str | None = Field(None, description="`next_cursor` of the page before, with the same `sort`.")
+    cursor: str | None = Field(None, description="`next_cursor` of the previous page, with the same `sort`.")
     sort: Literal["-created", "created", "filename", "-filename", "duration", "-duration"] = Field(
-        "-created", description="By what; a minus turns it round. -created: newest first."
+        "-created", description="The sort key; a minus reverses the order. -created: newest first."
     )
-    filter: str | None = Field(None, description="JSON, as in a search.", examples=['{"tags": "animal"}'])
+    filter: str | None = Field(
+        None, description="A filter as in POST /search, encoded as JSON.", examples=['{"tags": "animal"}']
+    )
 
 
 @router.post(
     "",
-    summary="Add sounds",
+    summary="Add audio files",
     status_code=201,
     response_model=AddedClips,
     responses={
         **openapi.example(examples.ADDED, openapi.problems(*openapi.ALWAYS, 415, 507), status=201),
-        200: {"model": AddedClips, "description": "All of them were there already"},
+        200: {"model": AddedClips, "description": "All files were in the library already"},
     },
     openapi_extra=openapi.body(
         form=AddForm,
         file="files",
         many=True,
-        form_example={"files": ["(a sound file)"], "metadata": {"tags": ["field"]}},
+        form_example={"files": ["(an audio file)"], "metadata": {"tags": ["field"]}},
     ),
 )
 async def add(request: Request, state: Serving) -> Response:
-    """Adds files; when this answers 201 they are searchable and survive a crash.
+    """Adds files to the library. After a 201 response they are searchable, and they survive a crash.
 
-    A file that fails is named in `errors` with its reason, and the others are kept; if all fail the answer is the
-    problem of the first. A file whose bytes are in the library already gives the clip that is there.
+    Files that fail are listed in `errors` with the reason, and the others are added. If all files fail, the response
+    is the problem of the first one. For a file whose bytes are already in the library, the existing clip is returned.
     """
     state.engine.refuse_if_full()
     async with requests.open_form(request, AddForm, files="files", json_fields=("metadata",)) as form:
@@ -93,6 +95,7 @@ async def add(request: Request, state: Serving) -> Response:
     responses=openapi.example(examples.PAGE, openapi.problems(*openapi.ALWAYS)),
 )
 async def list_clips(state: Serving, query: Annotated[ListQuery, Query()]) -> ClipPage:
+    """Lists clips page by page, in a stable order."""
     where = None if query.filter is None else requests.parse_json(query.filter, "the filter")
     clips, cursor = await state.read(state.library.list, query.limit, query.cursor, where, query.sort)
     return ClipPage(clips=[responses.clip(clip) for clip in clips], next_cursor=cursor)
@@ -100,13 +103,13 @@ async def list_clips(state: Serving, query: Annotated[ListQuery, Query()]) -> Cl
 
 @router.get(
     "/duplicates",
-    summary="Clips that are one recording",
+    summary="List near-duplicates",
     responses=openapi.example(examples.DUPLICATES, openapi.problems(*openapi.ALWAYS)),
 )
 async def duplicates(state: Serving) -> Duplicates:
-    """Groups of clips that are the same recording in another format, at another level, or trimmed a little.
+    """Groups clips that are the same recording in another format, at another level, or slightly trimmed.
 
-    Looks at the whole library and decodes what is alike: seconds for thousands of clips, minutes for many more.
+    Compares the whole library and decodes candidates: this takes seconds for thousands of clips, minutes for far more.
     """
     groups = await find_duplicates(state)
     return Duplicates(groups=[[responses.clip(clip) for clip in group] for group in groups])
@@ -114,10 +117,11 @@ async def duplicates(state: Serving) -> Duplicates:
 
 @router.get(
     "/{clip_id}",
-    summary="One clip",
+    summary="Get a clip",
     responses=openapi.example(examples.CLIP, openapi.problems(*openapi.ALWAYS, 404)),
 )
 async def get(clip_id: str, state: Serving) -> Clip:
+    """Returns a clip's properties and metadata."""
     return responses.clip(await state.read(state.library.get, clip_id))
 
 
@@ -129,27 +133,29 @@ async def get(clip_id: str, state: Serving) -> Clip:
     openapi_extra=openapi.body(json=ClipPatch, examples=examples.PATCH),
 )
 async def change(clip_id: str, request: Request, state: Serving) -> Clip:
-    """A JSON merge patch (RFC 7396): keys of `metadata` are set, null removes one."""
+    """Applies a JSON merge patch (RFC 7396) to `metadata`: sets the given keys, and removes those that are null."""
     patch = await requests.read_json(request, ClipPatch)
     return responses.clip(await state.write(state.library.update_metadata, clip_id, patch.metadata))
 
 
 @router.delete("/{clip_id}", summary="Delete a clip", status_code=204, responses=openapi.problems(*openapi.ALWAYS, 404))
 async def delete(clip_id: str, state: Serving) -> None:
+    """Deletes a clip, its embeddings and its audio file."""
     await state.write(state.library.delete, clip_id)
 
 
 @router.get(
     "/{clip_id}/audio",
-    summary="A clip's file, as it was uploaded",
+    summary="Get a clip's audio file",
     response_class=FileResponse,
     responses={
-        200: {"content": {"audio/*": {}}, "description": "The file"},
-        206: {"content": {"audio/*": {}}, "description": "The bytes asked for with Range"},
+        200: {"content": {"audio/*": {}}, "description": "The file as it was uploaded"},
+        206: {"content": {"audio/*": {}}, "description": "The bytes requested by Range"},
         **openapi.problems(*openapi.ALWAYS, 404, 416),
     },
 )
 async def audio(clip_id: str, request: Request, state: Serving) -> Response:
+    """Returns the uploaded file, whole or in ranges (RFC 9110, section 14)."""
     file = await state.read(_open_audio, state.library, clip_id)
     if "finelap.head" in request.scope:
         request.scope["method"] = "HEAD"  # so that FileResponse does not read the file
@@ -175,13 +181,13 @@ async def audio(clip_id: str, request: Request, state: Serving) -> Response:
 
 @router.get(
     "/{clip_id}/peaks",
-    summary="The outline of a clip's waveform",
+    summary="Get a clip's waveform peaks",
     responses=openapi.example(examples.PEAKS, openapi.problems(*openapi.ALWAYS, 404, 415)),
 )
 async def peaks(clip_id: str, request: Request, state: Serving, query: Annotated[PeaksQuery, Query()]) -> Peaks:
-    """To draw it: the lowest and highest sample of each of `n` equal stretches.
+    """Returns the lowest and highest sample of each of `n` equal intervals, for drawing the waveform.
 
-    The first time a clip is asked for it is decoded; its outline is then kept in memory for a while.
+    The first request for a clip decodes it; its peaks are then cached in memory.
     """
     cache: PeaksCache = request.app.state.peaks
     clip, full = await cache.get(state, clip_id)

@@ -43,7 +43,7 @@ _NDJSON = "application/x-ndjson"
 
 @router.post(
     "/detect",
-    summary="Sound events in a recording",
+    summary="Detect sound events",
     response_model=schemas.Detection,
     responses={
         200: {
@@ -60,17 +60,16 @@ _NDJSON = "application/x-ndjson"
     openapi_extra=openapi.body(
         form=DetectForm,
         file="file",
-        form_example={"file": "(a sound file)", "phrases": ["dog barking", "rain"], "threshold": [0.5]},
+        form_example={"file": "(an audio file)", "phrases": ["dog barking", "rain"], "threshold": [0.5]},
     ),
 )
 async def detect(request: Request, state: Serving) -> Response:
-    """Listens for each phrase in a file or in a clip of the library.
+    """Detects the sounds that the phrases describe, in a file or in a clip of the library.
 
-    `csv` has a row for each event, `audacity` is a label track, `raven` a selection table, `png` a picture of scores
-    and events. `ndjson` is a stream of lines, each a JSON object with a `type`: `start`, `event` as soon as nothing
-    that follows can change it, `progress` about once a second, `frames` if they are wanted, `outline` with what it
-    takes to draw the recording if that is wanted, and `end` with all that the format json has; where the recording
-    turns out to be broken the last line is an `error` with its problem.
+    Formats: `csv` has a row per event, `audacity` is a label track, `raven` a selection table, `png` a plot of scores
+    and events. `ndjson` streams JSON objects with a `type`: `start`; `event`, as soon as an event is final; `progress`,
+    about once a second; `frames` and `outline`, if requested; and `end`, with the content of the json format. If
+    decoding fails midway, the last line is an `error` with its problem.
     """
     async with contextlib.AsyncExitStack() as stack:
         form = await stack.enter_async_context(requests.open_form(request, DetectForm, files="file"))
@@ -96,19 +95,19 @@ async def detect(request: Request, state: Serving) -> Response:
 
 @router.post(
     "/classify",
-    summary="Which of these labels fits?",
+    summary="Classify a recording",
     responses=openapi.example(examples.CLASSIFICATION, openapi.problems(*openapi.ALWAYS, 404, 415)),
     openapi_extra=openapi.body(
-        form=ClassifyForm, file="file", form_example={"file": "(a sound file)", "labels": ["dog", "cat"]}
+        form=ClassifyForm, file="file", form_example={"file": "(an audio file)", "labels": ["dog", "cat"]}
     ),
 )
 async def classify(request: Request, state: Serving) -> Classification:
-    """Scores each label, put into the template, for a whole file or clip."""
+    """Scores each label, inserted into the template, against a whole file or clip."""
     async with requests.open_form(request, ClassifyForm, files="file") as form:
         options = form.fields
         _check_count(state, options.labels, "labels")
         if options.template.count("{}") != 1:
-            raise Invalid("The template must have {} once, where the label goes.")
+            raise Invalid("The template must contain {} exactly once, in the place of the label.")
         async with open_source(state, _source(form, options.clip_id)) as stream:
             async for _ in stream:
                 pass
@@ -148,7 +147,7 @@ async def _write_lines(
 
 def _source(form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None) -> AudioSource:
     if len(form.files) + (clip_id is not None) != 1:
-        raise Invalid("Give one `file` or one `clip_id`.")
+        raise Invalid("Provide either one `file` or one `clip_id`.")
     return form.files[0] if clip_id is None else clip_id
 
 
@@ -175,7 +174,7 @@ def _detection_request(options: DetectForm) -> DetectionRequest:
 
 def _for_each(values: list[float], count: int, name: str) -> list[float]:
     if len(values) not in (1, count):
-        raise Invalid(f"`{name}` is given {len(values)} times for {count} phrases; give one, or one for each.")
+        raise Invalid(f"`{name}` has {len(values)} values for {count} phrases; provide one, or one per phrase.")
     return values * count if len(values) == 1 else values
 
 

@@ -19,7 +19,7 @@ router = APIRouter(tags=["embeddings"])
 
 @router.post(
     "/embed",
-    summary="Embeddings of sounds and texts",
+    summary="Embed audio and texts",
     response_model=Embeddings,
     responses=openapi.example(examples.EMBEDDINGS, openapi.problems(*openapi.ALWAYS, 415)),
     openapi_extra=openapi.body(
@@ -28,13 +28,13 @@ router = APIRouter(tags=["embeddings"])
         form=EmbedForm,
         file="files",
         many=True,
-        form_example={"files": ["(a sound file)"], "texts": ["rain"], "frames": True},
+        form_example={"files": ["(an audio file)"], "texts": ["rain"], "frames": True},
     ),
 )
 async def embed(request: Request, state: Serving) -> Response:
-    """Texts as JSON, or files and texts as a form. All embeddings have unit length.
+    """Embeds the texts of a JSON body, or the files and texts of a form. All embeddings have unit length.
 
-    A file that fails is named in `errors` with its reason; if all fail the answer is the problem of the first.
+    Files that fail are listed in `errors` with the reason. If all fail, the response is the problem of the first one.
     """
     outcomes: list[tuple[EmbeddingStream, np.ndarray] | Failure] = []
     if requests.media_type_of(request) in requests.FORM_TYPES:

@@ -59,7 +59,7 @@ class _AudioInput:
 
 @router.post(
     "/embeddings",
-    summary="Embeddings in OpenAI's shape",
+    summary="Embed texts or audio (OpenAI)",
     response_model=schemas.OpenAIEmbeddings,
     responses=openapi.example(examples.OPENAI_EMBEDDINGS, openapi.problems(*openapi.ALWAYS, 404, 415)),
     openapi_extra=openapi.body(json=schemas.OpenAIRequest, examples=examples.OPENAI_REQUESTS),
@@ -74,7 +74,7 @@ async def embeddings(request: Request, state: Serving) -> Response:
     engine = state.engine
     _check_model(state, options.model)
     if options.dimensions not in (None, engine.dim):
-        raise Invalid(f"dimensions: this model has {engine.dim}, and they cannot be reduced.")
+        raise Invalid(f"dimensions: this model has {engine.dim}, which cannot be changed.")
     if options.modality == "audio":
         vectors, tokens = await _embed_audio(state, options.input)
     else:
@@ -99,7 +99,7 @@ async def embeddings(request: Request, state: Serving) -> Response:
 
 @router.get(
     "/models",
-    summary="The model in use, in OpenAI's shape",
+    summary="List models (OpenAI)",
     responses=openapi.example(examples.OPENAI_MODELS, openapi.problems(*openapi.ALWAYS)),
 )
 async def models(state: Serving) -> schemas.OpenAIModels:
@@ -108,7 +108,7 @@ async def models(state: Serving) -> schemas.OpenAIModels:
 
 @router.get(
     "/models/{model:path}",
-    summary="One model, in OpenAI's shape",
+    summary="Get a model (OpenAI)",
     responses=openapi.example(examples.OPENAI_MODELS["data"][0], openapi.problems(*openapi.ALWAYS, 404)),
 )
 async def model(model: str, state: Serving) -> schemas.OpenAIModel:
@@ -119,7 +119,7 @@ async def model(model: str, state: Serving) -> schemas.OpenAIModel:
 def _check_model(state: AppState, model: str | None) -> None:
     name = state.engine.name
     if model is not None and model != name:
-        raise ModelNotFound(f"No model has the name {model[:100]!r}; this service has {name!r}.")
+        raise ModelNotFound(f"There is no model {model[:100]!r}; this service has {name!r}.")
 
 
 def _normalize_text(index: int, text: str) -> str:

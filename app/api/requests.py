@@ -109,7 +109,7 @@ async def read_json(request: Request, model: type[M], limit: int = MAX_JSON_BYTE
     """The JSON body as `model`, of at most `limit` bytes. Raises Malformed, UnsupportedType, BodyTooLarge, Invalid."""
     media_type = media_type_of(request)
     if media_type and media_type != "application/json" and not media_type.endswith("+json"):
-        raise UnsupportedType(f"The body must be application/json; it came as {media_type}.")
+        raise UnsupportedType(f"The body must be application/json, not {media_type}.")
     data = await _read_body(request, limit)
     if len(data) > _LARGE_JSON:
         value = await asyncio.to_thread(parse_json, data, "the body")
@@ -134,7 +134,9 @@ async def open_form(
     """
     media_type = media_type_of(request)
     if media_type not in FORM_TYPES:
-        raise UnsupportedType(f"The body must be multipart/form-data; it came as {media_type or 'nothing'}.")
+        raise UnsupportedType(
+            f"The body must be multipart/form-data, not {media_type or 'a body without a media type'}."
+        )
     form = await parse_form(request)
     try:
         uploads: list[AudioFile] = []
@@ -142,7 +144,7 @@ async def open_form(
         for name, value in form.multi_items():
             if name == files:
                 if not isinstance(value, UploadFile):
-                    raise Invalid(f"The field {name!r} must be a file, with a file name.")
+                    raise Invalid(f"The field {name!r} must be a file with a file name.")
                 uploads.append(AudioFile(clean_filename(value.filename), value.file))
                 continue
             if isinstance(value, UploadFile):  # of an unknown field only the name matters
@@ -150,7 +152,7 @@ async def open_form(
             if name not in json_fields and _takes_list(model, name):
                 values.setdefault(name, []).append(value)
             elif name in values:
-                raise Invalid(f"The field {name!r} may be given once.")
+                raise Invalid(f"The field {name!r} must not be repeated.")
             else:
                 values[name] = parse_json(value, f"the field {name!r}") if name in json_fields else value
         yield Form(uploads, validate(model, values))
@@ -208,7 +210,7 @@ async def _bound(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
 
 
 def _fields_too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The fields of the form are larger than the limit of {MAX_FIELDS_BYTES} bytes in all.")
+    return BodyTooLarge(f"The fields of the form are larger than the limit of {MAX_FIELDS_BYTES} bytes in total.")
 
 
 # Validation
@@ -242,7 +244,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
         chunks.append(chunk)
         received += len(chunk)
         if received > limit:
-            raise BodyTooLarge(f"A JSON body has at most {limit / 1e6:g} MB here.")
+            raise BodyTooLarge(f"The JSON body is larger than the limit of {limit / 1e6:g} MB.")
     return b"".join(chunks)
 
 

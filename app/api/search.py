@@ -20,11 +20,11 @@ router = APIRouter(tags=["search"])
 
 @router.get(
     "/search",
-    summary="Search by words",
+    summary="Search by text",
     responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS)),
 )
 async def search_by_query(state: Serving, query: Annotated[SearchQuery, Query()]) -> SearchResult:
-    """The same as POST /search with JSON; `without` may be repeated."""
+    """Same as POST /search with JSON; `without` may be repeated."""
     where = None if query.filter is None else requests.parse_json(query.filter, "the filter")
     values = query.model_dump(exclude={"q", "filter"}) | {"query": query.q, "filter": where}
     return await _search_by_text(state, requests.validate(SearchRequest, values))
@@ -32,7 +32,7 @@ async def search_by_query(state: Serving, query: Annotated[SearchQuery, Query()]
 
 @router.post(
     "/search",
-    summary="Search by words or by a sound",
+    summary="Search by text or by audio",
     response_model=SearchResult,
     responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS, 415)),
     openapi_extra=openapi.body(
@@ -40,24 +40,24 @@ async def search_by_query(state: Serving, query: Annotated[SearchQuery, Query()]
         examples=examples.SEARCHES,
         form=SearchForm,
         file="file",
-        form_example={"file": "(a sound file)", "k": 5},
+        form_example={"file": "(an audio file)", "k": 5},
     ),
 )
 async def search_by_body(request: Request, state: Serving) -> SearchResult:
-    """JSON with a `query`, or a form with a `file`: an example of what is wanted.
+    """Searches with the `query` of a JSON body, or with the `file` of a form as an example.
 
-    With `without`, a clip is left out in which an unwanted sound is heard for about half a second, or which is more
-    like an unwanted text than like the query; at most the 2,000 best clips are looked at.
+    `without` excludes clips that contain an unwanted sound for about half a second, or that are more similar to an
+    unwanted text than to the query. At most the 2,000 best clips are considered.
     """
     if requests.media_type_of(request) not in requests.FORM_TYPES:
         return await _search_by_text(state, await requests.read_json(request, SearchRequest))
     began = time.perf_counter()
     async with requests.open_form(request, SearchForm, files="file", json_fields=("filter",)) as form:
         if len(form.files) != 1:
-            raise Invalid(f"A search by example takes one `file`; the form has {len(form.files)}.")
+            raise Invalid(f"A search by audio requires exactly one `file`; the form has {len(form.files)}.")
         options = form.fields
         if options.mode == "lexical":
-            raise Invalid("A sound has no words: the mode 'lexical' needs a text query.")
+            raise Invalid("The mode 'lexical' requires a text query.")
         file = form.files[0]
         hits = await search_by_audio(state, file, _options(options))
     return SearchResult(query=file.filename, took_ms=_ms_since(began), hits=responses.hits(hits))
@@ -65,23 +65,22 @@ async def search_by_body(request: Request, state: Serving) -> SearchResult:
 
 @router.post(
     "/search/moments",
-    summary="The best moments of the library",
+    summary="Search for moments",
     response_model=Moments,
     responses=openapi.example(examples.MOMENTS, openapi.problems(*openapi.ALWAYS, 415)),
     openapi_extra=openapi.body(json=MomentsRequest, examples=examples.MOMENT_SEARCHES),
 )
 async def search_for_moments(request: Request, state: Serving) -> Moments:
-    """Where a sound is heard, or where several are heard one after another, over all clips.
+    """Finds where a sound occurs, or where several sounds follow one another, across all clips.
 
-    Looked at are, for each sound, the 200 clips of which some stretch is nearest to it; a moment in any other clip is
-    not found.
-    In a sequence a sound begins at most `max_gap` seconds after the one before it ends, and at most half a second
-    before.
+    For each sound, the 200 clips with the most similar segments are scored frame by frame; moments in other clips are
+    not found. In a sequence, each sound begins at most `max_gap` seconds after the previous one ends, and at most half
+    a second before that.
     """
     began = time.perf_counter()
     options = await requests.read_json(request, MomentsRequest)
     if (options.query is None) == (options.sequence is None):
-        raise Invalid("Give a `query` or a `sequence`.")
+        raise Invalid("Provide either a `query` or a `sequence`.")
     sounds = options.sequence or [options.query or ""]
     moments, candidates = await search_moments(state, sounds, options.k, max_gap=options.max_gap, filter=options.filter)
     return Moments(
@@ -94,11 +93,11 @@ async def search_for_moments(request: Request, state: Serving) -> Moments:
 
 @router.get(
     "/clips/{clip_id}/similar",
-    summary="Clips that sound alike",
+    summary="Find similar clips",
     responses=openapi.example(examples.FOUND | {"query": "dog barking.ogg"}, openapi.problems(*openapi.ALWAYS, 404)),
 )
 async def similar(clip_id: str, state: Serving, query: Annotated[SimilarQuery, Query()]) -> SearchResult:
-    """Searches with a clip of the library, which is not among the hits."""
+    """Searches with a clip of the library, which is not one of the hits."""
     began = time.perf_counter()
     clip, hits = await search_by_clip(state, clip_id, SearchOptions(k=query.k))
     return SearchResult(query=clip.filename, took_ms=_ms_since(began), hits=responses.hits(hits))

@@ -22,7 +22,7 @@ router = APIRouter()
 
 
 def version() -> str:
-    """The installed version, "0" in a checkout that is not installed."""
+    """The installed version; "0" in a checkout that is not installed."""
     try:
         return metadata.version("finelap")
     except metadata.PackageNotFoundError:
@@ -32,7 +32,7 @@ def version() -> str:
 @router.get(
     "/health/live",
     tags=["health"],
-    summary="Is the process alive?",
+    summary="Liveness probe",
     responses=example(examples.HEALTH, problems(400, 405, 414, 500)),
 )
 async def live() -> Health:
@@ -42,11 +42,11 @@ async def live() -> Health:
 @router.get(
     "/health/ready",
     tags=["health"],
-    summary="Can it work now?",
+    summary="Readiness probe",
     responses=example(examples.HEALTH, problems(400, 405, 414, 500, 503)),
 )
 async def ready(state: Serving) -> Health:
-    """200 only while the model answers a real forward pass and the library is open."""
+    """Returns 200 only while the model passes a real forward pass and the library is open."""
     await check(state)
     return Health()
 
@@ -86,7 +86,10 @@ async def info(state: Serving) -> Info:
     tags=["service"],
     summary="Prometheus metrics",
     responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The text exposition"},
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "description": "Metrics in the Prometheus text format",
+        },
         **problems(400, 401, 405, 413, 414, 500),
     },
     response_class=PlainTextResponse,

@@ -18,9 +18,9 @@ async def check(state: AppState) -> None:
         async with asyncio.timeout(TIMEOUT_S):
             await asyncio.gather(engine.check(), state.read(library.check))
     except TimeoutError as error:
-        raise NotReady(f"The model did not answer within {TIMEOUT_S:g} s.") from error
+        raise NotReady(f"The check did not finish within {TIMEOUT_S:g} s.") from error
     except Exception as error:
-        raise NotReady(f"The service cannot work: {error}") from error
+        raise NotReady(f"The readiness check failed: {error}") from error
 
 
 class ReadinessMonitor:

@@ -40,7 +40,7 @@ async def replicas(
         yield clients[0], clients[1]
 
 
-async def test_both_answer_with_what_either_was_told(
+async def test_both_replicas_see_the_changes_of_either(
     replicas: tuple[httpx.AsyncClient, httpx.AsyncClient], sounds: SimpleNamespace
 ) -> None:
     one, two = replicas
@@ -74,7 +74,7 @@ async def test_both_answer_with_what_either_was_told(
     assert (await two.get("/info")).json()["clips"] == 1
 
 
-async def test_a_milvus_that_dies_is_told_of_and_comes_back_with_everything(
+async def test_a_milvus_failure_is_reported_and_recovered_from(
     start_milvus: Callable[[], Any],
     make_settings: Callable[..., Settings],
     open_client: Callable[..., httpx.AsyncClient],
@@ -114,9 +114,7 @@ async def _answers(client: httpx.AsyncClient, path: str) -> bool:
 
 
 @pytest.mark.parametrize("url", ["redis://here", "milvus://", "milvus://here?colour=red", "", "faiss"])
-def test_an_index_url_that_is_none_is_refused_before_anything_starts(
-    make_settings: Callable[..., Settings], url: str
-) -> None:
+def test_an_invalid_index_url_is_rejected_before_startup(make_settings: Callable[..., Settings], url: str) -> None:
     with pytest.raises(ValidationError, match="milvus://"):
         make_settings(index_url=url)
     assert make_settings(index_url="faiss:").index_url == "faiss://"

@@ -73,7 +73,7 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
             assert is_problem(refused, 405) and set(refused.headers["allow"].split(", ")) == allowed, (method, path)
 
 
-async def test_head_is_get_without_the_body(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_head_equals_get_without_a_body(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     (clip,) = (await client.post("/clips", files={"files": ("a.wav", sounds.wav())})).json()["clips"]
     url = f"/clips/{clip['id']}"
     for path, status in (
@@ -90,7 +90,7 @@ async def test_head_is_get_without_the_body(client: httpx.AsyncClient, sounds: S
     assert 'finelap_requests_total{endpoint="/clips/{clip_id}/audio",outcome="ok"} 3.0' in metrics
 
 
-async def test_head_of_a_large_file_reads_none_of_it(
+async def test_head_of_a_large_file_does_not_read_it(
     make_app: Make, open_client: Connect, sounds: SimpleNamespace
 ) -> None:
     app, sent = make_app(), []
@@ -116,7 +116,7 @@ async def test_head_of_a_large_file_reads_none_of_it(
     assert (b"content-length", str(len(large)).encode()) in sent[0]["headers"] and not sent[1]["body"]
 
 
-async def test_addresses_that_are_no_text(client: httpx.AsyncClient) -> None:
+async def test_urls_that_are_not_utf8_are_rejected(client: httpx.AsyncClient) -> None:
     for path in ("/search?q=%ff%fe", "/clips?filter=%C3%28", "/clips/%ff", "/%80", "/v1/models/%ff"):
         assert is_problem(await client.get(path), 400), path
     odd = await client.get("/search?q=100%&k=5")  # a percent sign of its own is one
@@ -124,13 +124,13 @@ async def test_addresses_that_are_no_text(client: httpx.AsyncClient) -> None:
     assert (await client.get("/search?q=%E7%8A%AC")).json()["query"] == "犬"
 
 
-async def test_addresses_that_are_too_long(client: httpx.AsyncClient) -> None:
+async def test_urls_that_are_too_long_are_rejected(client: httpx.AsyncClient) -> None:
     for path in ("/search?q=" + "x" * 40_000, "/clips?cursor=" + "x" * 40_000, "/" + "x" * 40_000):
         assert is_problem(await client.get(path), 414)
     assert is_problem(await client.get("/search?q=" + "x" * 30_000), 422)
 
 
-async def test_bodies_that_are_not_what_they_say(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_bodies_that_do_not_match_their_media_type(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + sounds.wav() + b"\r\n"
     whole = part + b"--b--\r\n"
     form = "multipart/form-data; boundary=b"
@@ -172,7 +172,7 @@ async def test_request_ids(client: httpx.AsyncClient) -> None:
     assert one != two
 
 
-async def test_an_unexpected_error_tells_nothing_and_the_next_request_works(
+async def test_an_internal_error_reveals_nothing_and_the_next_request_works(
     client: httpx.AsyncClient, fake_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake_model.fail_on = "secret text"
@@ -182,7 +182,7 @@ async def test_an_unexpected_error_tells_nothing_and_the_next_request_works(
     assert (await client.post("/embed", json={"texts": ["other"]})).status_code == 200
 
 
-async def test_one_caller_s_bad_item_does_not_fail_another_s(
+async def test_an_item_that_fails_in_a_batch_fails_alone(
     client: httpx.AsyncClient, fake_model: Any, sounds: SimpleNamespace
 ) -> None:
     fake_model.fail_on = 800
@@ -234,7 +234,7 @@ async def test_info(client: httpx.AsyncClient) -> None:
     assert info["limits"]["max_phrases"] == 100 and info["limits"]["min_duration_s"] == 0.05
 
 
-async def test_every_metric_of_the_contract_is_there(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_all_documented_metrics_exist(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     await client.post("/clips", files={"files": ("a.wav", sounds.encode(sounds.tone(400, 2, 8000), rate=8000))})
     await client.post("/clips", files={"files": ("b.wav", b"text")})
     await client.get("/search", params={"q": "tone 400"})
@@ -257,7 +257,7 @@ async def test_every_metric_of_the_contract_is_there(client: httpx.AsyncClient, 
         assert float(values[f'finelap_batch_size_count{{lane="{lane}"}}']) > 0
 
 
-async def test_keys(make_app: Make, open_client: Connect) -> None:
+async def test_api_keys(make_app: Make, open_client: Connect) -> None:
     app = make_app(api_keys="alpha, beta")
     async with app.router.lifespan_context(app), open_client(app) as client:
         for path in ("/", "/health/live", "/health/ready"):
@@ -278,7 +278,7 @@ async def test_keys(make_app: Make, open_client: Connect) -> None:
             assert (await client.get("/info", headers=headers)).status_code == 200
 
 
-async def test_a_wrong_key_opens_nothing(make_app: Make, open_client: Connect) -> None:
+async def test_a_wrong_key_is_rejected_everywhere(make_app: Make, open_client: Connect) -> None:
     app = make_app(api_keys="alpha")
     routes = [route for router in main._ROUTERS for route in router.routes]
     calls = {
@@ -305,7 +305,7 @@ async def test_a_wrong_key_opens_nothing(make_app: Make, open_client: Connect) -
             assert (await client.get(path)).status_code in (401, 404), path
 
 
-async def test_bodies_beyond_the_limit(make_app: Make, open_client: Connect, sounds: SimpleNamespace) -> None:
+async def test_body_size_limit(make_app: Make, open_client: Connect, sounds: SimpleNamespace) -> None:
     app = make_app(max_upload_mb=0.1)
     big = sounds.wav(400, 10)
     async with app.router.lifespan_context(app), open_client(app) as client:
@@ -325,14 +325,14 @@ async def test_bodies_beyond_the_limit(make_app: Make, open_client: Connect, sou
         assert (await client.post("/clips", files={"files": ("a.wav", sounds.wav(400, 2))})).status_code == 201
 
 
-async def test_recordings_beyond_the_limit(make_app: Make, open_client: Connect, sounds: SimpleNamespace) -> None:
+async def test_duration_limit(make_app: Make, open_client: Connect, sounds: SimpleNamespace) -> None:
     app = make_app(max_duration_s=5)
     async with app.router.lifespan_context(app), open_client(app) as client:
         response = await client.post("/embed", files={"files": ("lang.wav", sounds.wav(400, 6))})
         assert is_problem(response, 413) and "lang.wav" in response.json()["detail"]
 
 
-async def test_bad_input_names_its_reason_and_the_next_request_works(
+async def test_invalid_input_is_explained_and_the_next_request_works(
     client: httpx.AsyncClient, sounds: SimpleNamespace
 ) -> None:
     flac = sounds.encode(sounds.tone(440, 3, 44_100), "FLAC", 44_100)
@@ -356,7 +356,7 @@ async def test_bad_input_names_its_reason_and_the_next_request_works(
         assert good.status_code == 200 and good.json()["phrases"][0]["events"]
 
 
-async def test_a_full_queue_is_429_with_retry_after_and_every_request_is_answered(
+async def test_a_full_queue_gives_429_with_retry_after(
     make_app: Make, open_client: Connect, sounds: SimpleNamespace, fake_model: Any
 ) -> None:
     app = make_app(max_batch_windows=1, max_queue_windows=2)
@@ -376,7 +376,7 @@ async def test_a_full_queue_is_429_with_retry_after_and_every_request_is_answere
         assert f'finelap_rejected_total{{reason="queue-full"}} {len(refused)}.0' in metrics
 
 
-async def test_health_answers_while_the_model_works(
+async def test_health_checks_respond_while_the_model_is_busy(
     client: httpx.AsyncClient, sounds: SimpleNamespace, fake_model: Any
 ) -> None:
     gate, computing = threading.Event(), threading.Event()
@@ -389,7 +389,7 @@ async def test_health_answers_while_the_model_works(
     assert (await work).status_code == 200
 
 
-async def test_ready_only_while_model_and_library_work(
+async def test_ready_requires_a_working_model_and_library(
     make_app: Make, open_client: Connect, fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = make_app()
@@ -404,9 +404,7 @@ async def test_ready_only_while_model_and_library_work(
         assert is_problem(await client.get("/health/ready"), 503)
 
 
-async def test_a_request_that_takes_too_long(
-    make_app: Make, open_client: Connect, fake_model: Any, sounds: SimpleNamespace
-) -> None:
+async def test_request_timeout(make_app: Make, open_client: Connect, fake_model: Any, sounds: SimpleNamespace) -> None:
     app = make_app(request_timeout_s=0.5)
     async with app.router.lifespan_context(app), open_client(app) as client:
         gate = threading.Event()
@@ -449,7 +447,7 @@ async def until_set(event: threading.Event) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_work_of_callers_that_left_is_dropped(make_app: Make, fake_model: Any) -> None:
+async def test_work_of_disconnected_clients_is_cancelled(make_app: Make, fake_model: Any) -> None:
     app = make_app()
     async with app.router.lifespan_context(app):
         gate, computing = threading.Event(), threading.Event()
@@ -470,7 +468,7 @@ async def test_work_of_callers_that_left_is_dropped(make_app: Make, fake_model: 
         assert ["gone"] not in fake_model.text_batches
 
 
-async def test_closing_refuses_new_requests_and_finishes_running_ones(
+async def test_shutdown_rejects_new_requests_and_finishes_running_ones(
     make_app: Make, open_client: Connect, fake_model: Any, sounds: SimpleNamespace
 ) -> None:
     app = make_app()
@@ -493,7 +491,7 @@ async def test_closing_refuses_new_requests_and_finishes_running_ones(
         assert (await running).status_code == 201
 
 
-async def test_live_while_loading_and_ready_after(
+async def test_live_while_loading_and_ready_afterwards(
     make_settings: Callable[..., Settings], open_client: Connect, fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
@@ -509,7 +507,7 @@ async def test_live_while_loading_and_ready_after(
         assert (await client.get("/metrics")).status_code == 200
         for path in ("/health/ready", "/info", "/search?q=rain"):
             waiting = await client.get(path)
-            assert is_problem(waiting, 503) and "being loaded" in waiting.json()["detail"]
+            assert is_problem(waiting, 503) and "is loading" in waiting.json()["detail"]
             assert waiting.headers["retry-after"]
         gate.set()
         await asyncio.wait_for(app.state.loading, 120)
@@ -518,7 +516,7 @@ async def test_live_while_loading_and_ready_after(
 
 
 @pytest.mark.parametrize("what", ["model", "index", "library"])
-async def test_a_service_that_cannot_start_says_why_and_stops(
+async def test_a_service_that_fails_to_start_reports_the_reason_and_stops(
     make_settings: Callable[..., Settings],
     open_client: Connect,
     fake_model: Any,
@@ -547,7 +545,7 @@ async def test_a_service_that_cannot_start_says_why_and_stops(
         lock.close()
 
 
-async def test_two_apps_side_by_side_count_for_themselves(
+async def test_two_apps_in_one_process_have_separate_metrics(
     make_app: Make, open_client: Connect, fake_model: Any, make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     one = make_app()
@@ -595,7 +593,7 @@ def test_log_lines_have_the_request_id(
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-async def test_every_request_has_a_line_with_its_id(
+async def test_every_request_is_logged_with_its_id(
     make_app: Make,
     make_settings: Callable[..., Settings],
     open_client: Connect,
@@ -645,7 +643,7 @@ async def test_every_request_has_a_line_with_its_id(
     assert seen == ids
 
 
-def test_what_is_no_http_is_refused_with_a_problem(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_http_gets_a_problem(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     server = uvicorn.Server(uvicorn.Config(make_app(), port=0, http=Protocol, log_config=None))
     thread = threading.Thread(target=server.run)
@@ -676,7 +674,7 @@ def test_what_is_no_http_is_refused_with_a_problem(make_app: Make, caplog: pytes
         thread.join(30)
 
 
-async def test_what_opening_the_library_put_right_is_logged(
+async def test_recovery_of_the_library_is_logged(
     make_settings: Callable[..., Settings], fake_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = make_settings()

@@ -104,7 +104,7 @@ def test_the_health_check_tells_ready_from_not(repo_dir: Path, service: Server) 
     assert check(service.address.rpartition(":")[2]).returncode == 0
     with _loading() as port:
         done = check(str(port))
-        assert done.returncode == 1 and "503: " in done.stderr and "being loaded" in done.stderr
+        assert done.returncode == 1 and "503: " in done.stderr and "is loading" in done.stderr
     done = check(str(port))
     assert done.returncode == 1 and f"no answer on port {port}" in done.stderr
 
@@ -115,7 +115,7 @@ def _loading() -> Iterator[int]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = b'{"status": 503, "detail": "The model is being loaded."}' if self.path == "/health/ready" else b""
+            body = b'{"status": 503, "detail": "The model is loading."}' if self.path == "/health/ready" else b""
             self.send_response(503 if body else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

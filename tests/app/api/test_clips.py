@@ -27,7 +27,7 @@ async def add(client: httpx.AsyncClient, *parts: tuple[str, bytes], **metadata: 
     return response.json()["clips"]
 
 
-async def test_adding_and_reading_back(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_add_and_get(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     (clip,) = await add(client, ("犬の声.wav", sounds.wav(400, 1.5)), tags=["animal"], n=1)
     assert clip["filename"] == "犬の声.wav" and clip["duration"] == 1.5
     assert clip["sample_rate"] == 16_000 and clip["channels"] == 1
@@ -37,7 +37,7 @@ async def test_adding_and_reading_back(client: httpx.AsyncClient, sounds: Simple
     assert page == {"clips": [clip], "next_cursor": None}
 
 
-async def test_the_same_bytes_again_give_the_clip_that_is_there(
+async def test_adding_the_same_bytes_returns_the_existing_clip(
     client: httpx.AsyncClient, sounds: SimpleNamespace
 ) -> None:
     (clip,) = await add(client, ("a.wav", sounds.wav(400)))
@@ -47,14 +47,14 @@ async def test_the_same_bytes_again_give_the_clip_that_is_there(
     assert both.status_code == 201 and [c["filename"] for c in both.json()["clips"]] == ["a.wav", "c.wav"]
 
 
-async def test_twice_the_same_in_one_request(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_the_same_file_twice_in_one_request(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     response = await client.post("/clips", files=files(*(("a.wav", sounds.wav(400)) for _ in range(5))))
     assert response.status_code == 201
     assert len({clip["id"] for clip in response.json()["clips"]}) == 1 and len(response.json()["clips"]) == 5
     assert (await client.get("/info")).json()["clips"] == 1
 
 
-async def test_a_bad_file_does_not_harm_the_others(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_a_failed_file_does_not_affect_the_others(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     bad = (("notes.wav", b"dear diary"), ("leer.wav", b""))
     response = await client.post("/clips", files=files(("a.wav", sounds.wav(400)), *bad, ("b.wav", sounds.wav(800))))
     assert response.status_code == 201
@@ -64,14 +64,14 @@ async def test_a_bad_file_does_not_harm_the_others(client: httpx.AsyncClient, so
     assert all(e["filename"] in e["problem"]["detail"] for e in errors)
 
 
-async def test_if_all_files_fail_the_answer_is_a_problem(client: httpx.AsyncClient) -> None:
+async def test_if_all_files_fail_the_response_is_a_problem(client: httpx.AsyncClient) -> None:
     response = await client.post("/clips", files=files(("notes.wav", b"dear diary"), ("leer.wav", b"")))
     assert response.status_code == 415
     assert response.headers["content-type"] == "application/problem+json"
     assert [e["filename"] for e in response.json()["errors"]] == ["notes.wav", "leer.wav"]
 
 
-async def test_metadata_for_each_file(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_metadata_per_file(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     parts = files(("a.wav", sounds.wav(400)), ("b.wav", sounds.wav(800)))
     response = await client.post("/clips", files=parts, data={"metadata": '[{"n": 1}, null]'})
     assert [clip["metadata"] for clip in response.json()["clips"]] == [{"n": 1}, {}]
@@ -88,7 +88,7 @@ async def test_metadata_for_each_file(client: httpx.AsyncClient, sounds: SimpleN
         ('{"n": "\\ud800"}', 400),
     ],
 )
-async def test_metadata_that_does_not_fit(
+async def test_invalid_metadata_is_rejected(
     client: httpx.AsyncClient, sounds: SimpleNamespace, metadata: str, status: int
 ) -> None:
     parts = files(("a.wav", sounds.wav(400)), ("b.wav", sounds.wav(800)))
@@ -97,7 +97,7 @@ async def test_metadata_that_does_not_fit(
     assert (await client.get("/info")).json()["clips"] == 0
 
 
-async def test_metadata_may_come_as_a_file(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_metadata_may_be_sent_as_a_file_part(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     parts = [*files(("a.wav", sounds.wav(400))), ("metadata", ("m.json", b'{"n": 1}', "application/json"))]
     response = await client.post("/clips", files=parts)
     assert response.json()["clips"][0]["metadata"] == {"n": 1}
@@ -117,7 +117,7 @@ async def test_pages_and_filters(client: httpx.AsyncClient, sounds: SimpleNamesp
     assert [clip["filename"] for clip in odd] == ["1600.wav", "400.wav"]
 
 
-async def test_orders_and_bounds(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_sort_orders_and_bounds(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     for name, seconds in (("b.wav", 2), ("a.wav", 3), ("c.wav", 1)):
         await add(client, (name, sounds.wav(400, seconds)))
 
@@ -146,12 +146,14 @@ async def test_orders_and_bounds(client: httpx.AsyncClient, sounds: SimpleNamesp
         ({"sort": "loudness"}, 422),
     ],
 )
-async def test_bad_list_queries(client: httpx.AsyncClient, params: dict[str, Any], status: int) -> None:
+async def test_invalid_list_queries_are_rejected(
+    client: httpx.AsyncClient, params: dict[str, Any], status: int
+) -> None:
     response = await client.get("/clips", params=params)
     assert response.status_code == status and response.json()["detail"]
 
 
-async def test_patch_merges(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_patch_merges_metadata(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     (clip,) = await add(client, ("a.wav", sounds.wav()), tags=["a"], keep={"x": 1, "y": 2})
     patch = {"metadata": {"tags": None, "new": "neu", "keep": {"x": None}}}
     changed = await client.patch(f"/clips/{clip['id']}", json=patch)
@@ -161,7 +163,7 @@ async def test_patch_merges(client: httpx.AsyncClient, sounds: SimpleNamespace) 
 
 
 @pytest.mark.parametrize("body", [{}, {"metadata": 1}, {"filename": "b.wav"}, [1], "x"])
-async def test_patches_that_do_not_fit(client: httpx.AsyncClient, sounds: SimpleNamespace, body: Any) -> None:
+async def test_invalid_patches_are_rejected(client: httpx.AsyncClient, sounds: SimpleNamespace, body: Any) -> None:
     (clip,) = await add(client, ("a.wav", sounds.wav()))
     assert (await client.patch(f"/clips/{clip['id']}", json=body)).status_code == 422
 
@@ -182,7 +184,7 @@ async def test_delete(client: httpx.AsyncClient, sounds: SimpleNamespace) -> Non
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("WAV", "audio/wav"), ("FLAC", "audio/flac"), ("OGG", "audio/ogg")])
-async def test_audio_comes_back_as_it_was(
+async def test_audio_is_returned_unchanged(
     client: httpx.AsyncClient, sounds: SimpleNamespace, kind: str, expected: str
 ) -> None:
     data = sounds.encode(sounds.tone(400, 2), kind)
@@ -214,7 +216,7 @@ async def test_ranges(client: httpx.AsyncClient, sounds: SimpleNamespace) -> Non
         assert (await get(ignored)).status_code == 200
 
 
-async def test_a_lost_audio_file_is_restored_by_adding_it_again(
+async def test_adding_a_file_again_restores_its_missing_audio(
     client: httpx.AsyncClient, sounds: SimpleNamespace, tmp_path: Any
 ) -> None:
     (clip,) = await add(client, ("a.wav", sounds.wav()))
@@ -226,7 +228,7 @@ async def test_a_lost_audio_file_is_restored_by_adding_it_again(
     assert (await client.get(f"/clips/{clip['id']}/audio")).content == sounds.wav()
 
 
-async def test_many_uploads_at_once(
+async def test_concurrent_uploads(
     make_app: Callable[..., FastAPI],
     open_client: Callable[..., httpx.AsyncClient],
     sounds: SimpleNamespace,
@@ -258,7 +260,7 @@ async def test_a_form_without_files(client: httpx.AsyncClient, body: dict[str, A
     assert response.status_code == 422
 
 
-async def test_bodies_of_another_kind(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_other_media_types_are_rejected(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     assert (await client.post("/clips", json={"files": []})).status_code == 415
     assert (await client.post("/clips", content=sounds.wav(), headers={"content-type": "audio/wav"})).status_code == 415
     assert (await client.post("/clips")).status_code == 415
@@ -286,7 +288,7 @@ async def test_peaks(client: httpx.AsyncClient, sounds: SimpleNamespace, n: int)
     assert np.abs(np.array(answer["peaks"]) - slow_peaks(samples, n)).max() < 1e-4
 
 
-async def test_peaks_of_any_rate_and_number_of_channels(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_peaks_of_other_sample_rates_and_channels(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     left = sounds.tone(300, 1, 44_100)
     (clip,) = await add(client, ("a.flac", sounds.encode(np.stack([left, 0 * left], axis=1), "FLAC", 44_100)))
     peaks = np.array((await client.get(f"/clips/{clip['id']}/peaks")).json()["peaks"])
@@ -294,14 +296,14 @@ async def test_peaks_of_any_rate_and_number_of_channels(client: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("params", [{"n": 0}, {"n": 10_001}, {"n": "many"}, {"m": 5}])
-async def test_bad_questions_for_peaks(
+async def test_invalid_peaks_queries_are_rejected(
     client: httpx.AsyncClient, sounds: SimpleNamespace, params: dict[str, Any]
 ) -> None:
     (clip,) = await add(client, ("a.wav", sounds.wav()))
     assert (await client.get(f"/clips/{clip['id']}/peaks", params=params)).status_code == 422
 
 
-async def test_one_recording_in_other_coats(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_duplicates_in_other_formats_and_levels(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     rng = np.random.default_rng(3)
 
     def take() -> np.ndarray:

@@ -23,7 +23,7 @@ def scene(sounds: SimpleNamespace) -> bytes:
 PHRASES = ["tone 400", "tone 1600", "tone 3200"]
 
 
-async def test_sounds_are_found_where_they_are(client: httpx.AsyncClient, scene: bytes) -> None:
+async def test_events_have_the_right_times(client: httpx.AsyncClient, scene: bytes) -> None:
     response = await client.post("/detect", files={"file": ("szene.wav", scene)}, data={"phrases": PHRASES})
     assert response.status_code == 200, response.text
     answer = response.json()
@@ -39,7 +39,7 @@ async def test_sounds_are_found_where_they_are(client: httpx.AsyncClient, scene:
     assert all(p["frame_scores"] is None for p in answer["phrases"])
 
 
-async def test_settings_shape_the_events(client: httpx.AsyncClient, scene: bytes) -> None:
+async def test_settings_affect_the_events(client: httpx.AsyncClient, scene: bytes) -> None:
     async def events(**data: Any) -> int:
         response = await client.post("/detect", files={"file": ("a", scene)}, data={"phrases": PHRASES, **data})
         assert response.status_code == 200, response.text
@@ -51,7 +51,7 @@ async def test_settings_shape_the_events(client: httpx.AsyncClient, scene: bytes
     assert await events(threshold="0", max_gap="0", median_filter="0") == 3
 
 
-async def test_each_phrase_may_have_its_threshold(client: httpx.AsyncClient, scene: bytes) -> None:
+async def test_a_threshold_per_phrase(client: httpx.AsyncClient, scene: bytes) -> None:
     async def found(**data: Any) -> list[int]:
         response = await client.post("/detect", files={"file": ("a", scene)}, data={"phrases": PHRASES, **data})
         assert response.status_code == 200, response.text
@@ -70,7 +70,7 @@ async def test_frame_scores(client: httpx.AsyncClient, scene: bytes) -> None:
     assert scores[0, 32:49].min() > 0.9 > scores[0, 60:].max()
 
 
-async def test_a_clip_of_the_library_gives_what_its_file_gives(client: httpx.AsyncClient, scene: bytes) -> None:
+async def test_a_stored_clip_gives_the_same_events_as_its_file(client: httpx.AsyncClient, scene: bytes) -> None:
     added = await client.post("/clips", files={"files": ("szene.wav", scene)})
     clip_id = added.json()["clips"][0]["id"]
     data = {"phrases": PHRASES, "frames": "true"}
@@ -124,14 +124,14 @@ async def test_formats(client: httpx.AsyncClient, scene: bytes, wanted: str, kin
         ({"phrases": "dog", "clip_id": "x"}, "one `file` or one `clip_id`"),
     ],
 )
-async def test_bad_detections(
+async def test_invalid_detections_are_rejected(
     client: httpx.AsyncClient, sounds: SimpleNamespace, data: dict[str, Any], word: str
 ) -> None:
     response = await client.post("/detect", files={"file": ("a.wav", sounds.wav())}, data=data)
     assert response.status_code == 422 and word in response.json()["detail"], response.text
 
 
-async def test_detect_needs_something_to_listen_to(client: httpx.AsyncClient) -> None:
+async def test_detect_requires_a_file_or_a_clip(client: httpx.AsyncClient) -> None:
     assert (await client.post("/detect", data={"phrases": "dog"})).status_code == 422
     assert (await client.post("/detect", data={"phrases": "dog", "clip_id": "nobody"})).status_code == 404
 
@@ -149,7 +149,9 @@ async def test_classify(client: httpx.AsyncClient, sounds: SimpleNamespace, fake
 @pytest.mark.parametrize(
     "data", [{}, {"labels": "a", "template": "no place"}, {"labels": "a", "template": "{} {}"}, {"labels": ["a"] * 101}]
 )
-async def test_bad_classifications(client: httpx.AsyncClient, sounds: SimpleNamespace, data: dict[str, Any]) -> None:
+async def test_invalid_classifications_are_rejected(
+    client: httpx.AsyncClient, sounds: SimpleNamespace, data: dict[str, Any]
+) -> None:
     response = await client.post("/classify", files={"file": ("a.wav", sounds.wav())}, data=data)
     assert response.status_code == 422
 
@@ -170,7 +172,7 @@ async def test_embed_texts_and_files(client: httpx.AsyncClient, sounds: SimpleNa
     assert frames["hop"] == 0.16 and np.array(frames["embeddings"]).shape == (94, 16)
 
 
-async def test_base64_is_the_same_numbers(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_base64_has_the_same_values(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     parts = {"files": ("a.wav", sounds.wav(400, 2))}
     plain = (await client.post("/embed", files=parts, data={"frames": "true", "texts": "rain"})).json()
     packed = (
@@ -186,7 +188,7 @@ async def test_base64_is_the_same_numbers(client: httpx.AsyncClient, sounds: Sim
     np.testing.assert_allclose(frames, plain["audio"][0]["frames"]["embeddings"], atol=1e-7)
 
 
-async def test_a_bad_file_in_embed_is_named_and_the_others_are_kept(
+async def test_embed_reports_a_failed_file_and_embeds_the_others(
     client: httpx.AsyncClient, sounds: SimpleNamespace
 ) -> None:
     parts = [("files", ("a.wav", sounds.wav())), ("files", ("notes.wav", b"dear diary"))]
@@ -198,9 +200,9 @@ async def test_a_bad_file_in_embed_is_named_and_the_others_are_kept(
 
 
 @pytest.mark.parametrize("body", [{}, {"texts": []}, {"texts": [""]}, {"texts": "rain"}, {"texts": ["a"] * 1001}])
-async def test_bad_embeds(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_invalid_embed_requests_are_rejected(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     assert (await client.post("/embed", json=body)).status_code == 422
 
 
-async def test_an_empty_form(client: httpx.AsyncClient) -> None:
+async def test_an_empty_form_is_rejected(client: httpx.AsyncClient) -> None:
     assert (await client.post("/embed", data={"frames": "true"})).status_code == 422

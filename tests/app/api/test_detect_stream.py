@@ -54,7 +54,7 @@ async def lines_of(client: httpx.AsyncClient, file: bytes | None, **data: Any) -
 
 
 @pytest.mark.parametrize("data", [{}, {"method": "sebb"}, {"max_gap": "30"}, {"min_duration": "2.9"}])
-async def test_the_stream_says_what_the_answer_says(
+async def test_the_stream_equals_the_json_response(
     client: httpx.AsyncClient, scene: bytes, data: dict[str, str]
 ) -> None:
     lines = await lines_of(client, scene, **data)
@@ -80,7 +80,7 @@ async def test_the_stream_says_what_the_answer_says(
         assert mine == phrase["events"]
 
 
-async def test_frame_scores_come_in_pieces(client: httpx.AsyncClient, scene: bytes) -> None:
+async def test_frame_scores_are_streamed(client: httpx.AsyncClient, scene: bytes) -> None:
     lines = await lines_of(client, scene, frames="true")
     pieces = [line for line in lines if line["type"] == "frames"]
     assert len(pieces) > 20
@@ -94,7 +94,7 @@ async def test_frame_scores_come_in_pieces(client: httpx.AsyncClient, scene: byt
     np.testing.assert_array_equal(streamed, [p["frame_scores"] for p in answer["phrases"]])
 
 
-async def test_exact_scores_are_half_as_long(client: httpx.AsyncClient, scene: bytes) -> None:
+async def test_base64_scores_are_exact_and_half_as_long(client: httpx.AsyncClient, scene: bytes) -> None:
     def streamed(lines: list[dict[str, Any]]) -> list[Any]:
         return [line["scores"] for line in lines if line["type"] == "frames"]
 
@@ -113,7 +113,7 @@ async def test_exact_scores_are_half_as_long(client: httpx.AsyncClient, scene: b
 
 
 @pytest.mark.parametrize("stored", [False, True])
-async def test_the_recording_is_drawn_while_it_is_heard(
+async def test_the_outline_is_streamed(
     make_app: Callable[..., FastAPI],
     open_client: Callable[..., httpx.AsyncClient],
     sounds: SimpleNamespace,
@@ -142,7 +142,7 @@ async def test_the_recording_is_drawn_while_it_is_heard(
         assert len(drawn) > 3 and lines.index(drawn[0]) < 5
 
 
-async def test_nothing_is_drawn_unasked_and_no_clip_without_its_sound(
+async def test_the_outline_is_optional_and_requires_audio(
     client: httpx.AsyncClient, scene: bytes, tmp_path: Path
 ) -> None:
     lines = await lines_of(client, scene)
@@ -159,14 +159,14 @@ async def test_nothing_is_drawn_unasked_and_no_clip_without_its_sound(
         assert response.status_code == 422 and "outline_step" in response.json()["detail"]
 
 
-async def test_a_clip_of_the_library_streams_too(client: httpx.AsyncClient, scene: bytes) -> None:
+async def test_a_stored_clip_can_be_streamed(client: httpx.AsyncClient, scene: bytes) -> None:
     clip = (await client.post("/clips", files={"files": ("szene.wav", scene)})).json()["clips"][0]
     lines = await lines_of(client, None, clip_id=clip["id"])
     assert lines[0]["filename"] == "szene.wav" and lines[-1]["type"] == "end"
     assert sum(line["type"] == "event" for line in lines) == 25
 
 
-async def test_what_breaks_midway_is_the_last_line_and_what_breaks_at_once_a_status(
+async def test_late_errors_are_the_last_line_and_early_errors_a_status(
     client: httpx.AsyncClient, scene: bytes, sounds: SimpleNamespace
 ) -> None:
     lines = await lines_of(client, scene[: len(scene) // 2])
@@ -181,7 +181,7 @@ async def test_what_breaks_midway_is_the_last_line_and_what_breaks_at_once_a_sta
     assert lines[-1]["type"] == "end"
 
 
-async def test_events_arrive_while_the_model_still_works(
+async def test_events_arrive_before_the_model_has_finished(
     make_app: Callable[..., FastAPI], fake_model: Any, scene: bytes
 ) -> None:
     gate = threading.Event()
@@ -199,7 +199,7 @@ async def test_events_arrive_while_the_model_still_works(
         assert kinds.count("event") == 25 and kinds[-1] == "end"
 
 
-async def test_a_reader_that_leaves_ends_the_work(
+async def test_a_client_that_disconnects_cancels_the_work(
     make_app: Callable[..., FastAPI], fake_model: Any, scene: bytes
 ) -> None:
     app = make_app(max_batch_windows=1)

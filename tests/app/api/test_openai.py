@@ -81,7 +81,9 @@ def test_the_openai_client(run_server: Callable[..., str], sounds: SimpleNamespa
         ({"input": uri(b"dear diary"), "modality": "audio"}, 415, "input[0]"),
     ],
 )
-async def test_what_cannot_be_embedded(client: httpx.AsyncClient, body: dict[str, Any], status: int, word: str) -> None:
+async def test_invalid_inputs_are_rejected(
+    client: httpx.AsyncClient, body: dict[str, Any], status: int, word: str
+) -> None:
     response = await client.post("/v1/embeddings", json=body)
     problem = response.json()
     assert response.status_code == status and word in problem["detail"], response.text
@@ -89,7 +91,7 @@ async def test_what_cannot_be_embedded(client: httpx.AsyncClient, body: dict[str
     assert problem["error"]["message"] == problem["detail"] and problem["error"]["code"]
 
 
-async def test_data_uris_in_their_many_forms(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_data_uri_variants(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     data = sounds.wav(400)
     code = base64.b64encode(data).decode()
     forms = [
@@ -102,16 +104,14 @@ async def test_data_uris_in_their_many_forms(client: httpx.AsyncClient, sounds: 
     assert len(vectors) == 3 and vectors[0] == vectors[1] == vectors[2]
 
 
-async def test_one_bad_sound_fails_the_request_and_the_next_works(
-    client: httpx.AsyncClient, sounds: SimpleNamespace
-) -> None:
+async def test_one_invalid_file_fails_the_request(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     inputs = [uri(sounds.wav(400)), uri(sounds.wav(400)[:60]), uri(b"")]
     failed = await client.post("/v1/embeddings", json={"input": inputs, "modality": "audio"})
     assert failed.status_code == 422 and "input[1]" in failed.json()["detail"]
     assert (await client.post("/v1/embeddings", json={"input": "rain"})).status_code == 200
 
 
-async def test_tokens_are_counted_by_the_model_s_tokenizer(client: httpx.AsyncClient, fake_model: Any) -> None:
+async def test_usage_counts_tokens_with_the_tokenizer(client: httpx.AsyncClient, fake_model: Any) -> None:
     def tokenise(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         mask = np.zeros((len(texts), 9), int)
         for row, text in enumerate(texts):

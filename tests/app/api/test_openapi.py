@@ -68,7 +68,7 @@ def operations(address: str) -> list[Any]:
     return [found.ok() for found in schema.get_all_operations()]
 
 
-def test_the_checks_notice_what_the_document_does_not_say(address: str) -> None:
+def test_the_checks_detect_undocumented_behaviour(address: str) -> None:
     document = httpx.get(f"{address}/openapi.json", timeout=60).json()
     search = document["paths"]["/search"]["get"]["responses"]
     del search["422"]
@@ -82,7 +82,7 @@ def test_the_checks_notice_what_the_document_does_not_say(address: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_the_service_does_what_the_document_says(address: str, sounds: SimpleNamespace, mode: GenerationMode) -> None:
+def test_the_service_conforms_to_the_document(address: str, sounds: SimpleNamespace, mode: GenerationMode) -> None:
     library = Library(address, sounds)
     sound = sounds.wav(800, 0.5)
     answered: set[str] = set()
@@ -137,7 +137,7 @@ def references(node: Any) -> Iterator[str]:
             yield from references(value)
 
 
-async def test_shapes_are_told_once_and_by_name(document: dict[str, Any]) -> None:
+async def test_schemas_are_named_components(document: dict[str, Any]) -> None:
     shapes = document["components"]["schemas"]
     used = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
     assert used == set(shapes), "every shape is used, and every used one is there"
@@ -151,7 +151,7 @@ async def test_shapes_are_told_once_and_by_name(document: dict[str, Any]) -> Non
                         assert set(content["schema"]) == {"$ref"}, (path, method, status)
 
 
-async def test_every_call_is_described_and_shown(document: dict[str, Any]) -> None:
+async def test_every_operation_has_a_description_and_examples(document: dict[str, Any]) -> None:
     tags = {tag["name"] for tag in document["tags"]}
     assert all(tag["description"] for tag in document["tags"])
     seen = []
@@ -171,7 +171,7 @@ async def test_every_call_is_described_and_shown(document: dict[str, Any]) -> No
     assert len(set(seen)) == len(seen)
 
 
-async def test_the_examples_fit_their_shapes(document: dict[str, Any]) -> None:
+async def test_the_examples_match_their_schemas(document: dict[str, Any]) -> None:
     count = 0
     for path, calls in document["paths"].items():
         for method, call in calls.items():
@@ -187,7 +187,7 @@ async def test_the_examples_fit_their_shapes(document: dict[str, Any]) -> None:
     assert count > 100
 
 
-async def test_forms_say_how_their_fields_are_sent(document: dict[str, Any]) -> None:
+async def test_form_schemas_and_encodings(document: dict[str, Any]) -> None:
     def form(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         content = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]
         name = content["schema"]["$ref"].rsplit("/", 1)[1]
@@ -203,7 +203,7 @@ async def test_forms_say_how_their_fields_are_sent(document: dict[str, Any]) -> 
     assert fields["phrases"]["type"] == "array" and fields["phrases"]["minItems"] == 1
 
 
-async def test_the_manual_needs_no_network(client: httpx.AsyncClient) -> None:
+async def test_the_api_reference_works_offline(client: httpx.AsyncClient) -> None:
     page = await client.get("/docs")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     links = re.findall(r"""(?:src|href|url)(?:=|:\s*)["']([^"']+)["']""", page.text)

@@ -33,7 +33,7 @@ def test_file_names(name: str | None, expected: str) -> None:
 
 
 @given(st.text(max_size=400))
-def test_any_file_name_becomes_one_that_can_be_stored(name: str) -> None:
+def test_any_file_name_can_be_stored_after_cleaning(name: str) -> None:
     clean = clean_filename(name)
     assert 0 < len(clean) <= 255 and clean.encode("utf-8")
     assert not set(clean) & set("/\\\0\n\r") and clean not in (".", "..")
@@ -47,7 +47,7 @@ def test_long_names_keep_their_suffix() -> None:
 @pytest.mark.parametrize(
     "text", ["abc", "", "{", "NaN", "[Infinity]", "-Infinity", '"\\ud800"', "[" * 100_000, b"\xff\xfe\x00", "9" * 5000]
 )
-def test_what_is_not_json(text: str | bytes) -> None:
+def test_invalid_json_is_rejected(text: str | bytes) -> None:
     with pytest.raises(Malformed, match="the body is not valid JSON"):
         parse_json(text, "the body")
 

@@ -35,7 +35,7 @@ def names(response: httpx.Response) -> list[str]:
     return [hit["clip"]["filename"] for hit in response.json()["hits"]]
 
 
-async def test_words_find_the_sound(
+async def test_text_search_finds_the_sound(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
 ) -> None:
     for hz in sounds.TONES:
@@ -49,7 +49,7 @@ async def test_words_find_the_sound(
     assert hits[0]["score"] == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-3)
 
 
-async def test_get_and_post_agree(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+async def test_get_and_post_return_the_same_hits(client: httpx.AsyncClient, library: dict[str, str]) -> None:
     by_get = await client.get("/search", params={"q": "tone 800", "k": 2, "moments": "true", "filter": '{"hz": 800}'})
     by_post = await client.post("/search", json={"query": "tone 800", "k": 2, "moments": True, "filter": {"hz": 800}})
     assert by_get.json()["hits"] == by_post.json()["hits"] != []
@@ -74,7 +74,7 @@ async def test_min_score(client: httpx.AsyncClient, library: dict[str, str]) -> 
     assert names(response) == ["800.wav"]
 
 
-async def test_moments_say_where(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+async def test_moments_locate_the_sound(client: httpx.AsyncClient, library: dict[str, str]) -> None:
     response = await client.post("/search", json={"query": "tone 800", "moments": True, "filter": {"tags": "two"}})
     (moment,) = response.json()["hits"][0]["moments"]
     assert moment["start"] == pytest.approx(4, abs=0.17) and moment["end"] == pytest.approx(6, abs=0.17)
@@ -83,7 +83,7 @@ async def test_moments_say_where(client: httpx.AsyncClient, library: dict[str, s
     assert all(len(hit["moments"]) >= 1 for hit in all_hits)
 
 
-async def test_a_sound_finds_its_like(
+async def test_search_by_audio_finds_similar_clips(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
 ) -> None:
     response = await client.post(
@@ -95,13 +95,13 @@ async def test_a_sound_finds_its_like(
     assert response.json()["hits"][0]["moments"][0]["score"] > 0.9
 
 
-async def test_similar_leaves_the_clip_itself_out(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+async def test_similar_excludes_the_clip_itself(client: httpx.AsyncClient, library: dict[str, str]) -> None:
     response = await client.get(f"/clips/{library['800']}/similar", params={"k": 3})
     assert names(response)[0] == "both.wav" and len(names(response)) == 3 and "800.wav" not in names(response)
     assert (await client.get(f"/clips/{library['800']}/similar", params={"k": 0})).status_code == 422
 
 
-async def test_an_empty_library(client: httpx.AsyncClient) -> None:
+async def test_search_in_an_empty_library(client: httpx.AsyncClient) -> None:
     assert names(await client.get("/search", params={"q": "rain"})) == []
 
 
@@ -122,7 +122,9 @@ async def test_an_empty_library(client: httpx.AsyncClient) -> None:
         ({"q": "rain", "momnets": "true"}, "momnets"),
     ],
 )
-async def test_bad_queries(client: httpx.AsyncClient, params: dict[str, Any], word: str) -> None:
+async def test_invalid_query_parameters_are_rejected(
+    client: httpx.AsyncClient, params: dict[str, Any], word: str
+) -> None:
     response = await client.get("/search", params=params)
     assert response.status_code == 422 and word in response.json()["detail"]
 
@@ -150,13 +152,13 @@ async def test_bad_queries(client: httpx.AsyncClient, params: dict[str, Any], wo
         (b'{"query": "rain", "qery": 1}', 422, "qery"),
     ],
 )
-async def test_bad_bodies(client: httpx.AsyncClient, body: bytes, status: int, word: str) -> None:
+async def test_invalid_bodies_are_rejected(client: httpx.AsyncClient, body: bytes, status: int, word: str) -> None:
     response = await client.post("/search", content=body, headers={"content-type": "application/json"})
     assert response.status_code == status and word in response.json()["detail"], response.text
     assert (await client.get("/search", params={"q": "rain"})).status_code == 200
 
 
-async def test_a_search_by_example_takes_one_file(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_search_by_audio_requires_one_file(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     two = [("file", ("a.wav", sounds.wav())), ("file", ("b.wav", sounds.wav()))]
     assert (await client.post("/search", files=two)).status_code == 422
     assert (await client.post("/search", data={"k": "3"})).status_code == 422
@@ -166,7 +168,9 @@ async def test_a_search_by_example_takes_one_file(client: httpx.AsyncClient, sou
     assert (await client.post("/search", content=b"x", headers={"content-type": "text/plain"})).status_code == 415
 
 
-async def test_control_characters_and_any_script(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+async def test_queries_in_any_script_and_with_control_characters(
+    client: httpx.AsyncClient, library: dict[str, str]
+) -> None:
     response = await client.post("/search", json={"query": "tone\n\u0000 800"})
     assert names(response)[0] == "800.wav" and response.json()["query"] == "tone 800"
     assert (await client.get("/search", params={"q": "犬の鳴き声 🐕"})).json()["query"] == "犬の鳴き声 🐕"
@@ -181,7 +185,7 @@ async def add_mixtures(client: httpx.AsyncClient, sounds: SimpleNamespace, count
     assert (await client.post("/clips", files=parts)).status_code == 201
 
 
-async def test_without_leaves_out_what_is_heard_for_a_moment(
+async def test_without_excludes_clips_with_a_short_occurrence(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
 ) -> None:
     await add_mixtures(client, sounds, 3)
@@ -199,7 +203,7 @@ async def test_without_leaves_out_what_is_heard_for_a_moment(
     assert names(nothing)[:1] != ["800.wav"] and all("mixed" not in name for name in names(nothing))
 
 
-async def test_without_looks_further_than_k(
+async def test_without_searches_deeper_than_k(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add_mixtures(client, sounds, 60)  # all nearer than both.wav, and more than are looked at in the first round
@@ -209,7 +213,7 @@ async def test_without_looks_further_than_k(
     assert names(await client.post("/search", json=asked)) == ["800.wav"]
 
 
-async def test_words_rank_by_name_and_tags(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+async def test_lexical_mode_ranks_by_name_and_tags(client: httpx.AsyncClient, library: dict[str, str]) -> None:
     clip = next(iter(library.values()))
     await client.patch(f"/clips/{clip}", json={"metadata": {"tags": ["whistling kettle"]}})
     name = (await client.get(f"/clips/{clip}")).json()["filename"]
@@ -224,7 +228,7 @@ async def test_words_rank_by_name_and_tags(client: httpx.AsyncClient, library: d
     assert len(everything) == len(library) and name in everything[:2]
 
 
-async def test_hybrid_puts_first_what_both_find(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+async def test_hybrid_mode_prefers_clips_in_both_rankings(client: httpx.AsyncClient, library: dict[str, str]) -> None:
     by_meaning = names(await client.post("/search", json={"query": "tone 800"}))
     third = (await client.post("/search", json={"query": "tone 800"})).json()["hits"][2]["clip"]["id"]
     await client.patch(f"/clips/{third}", json={"metadata": {"tags": ["tone 800"]}})
@@ -239,7 +243,7 @@ def best(response: httpx.Response) -> list[tuple[str, float, float]]:
     return [(hit["clip"]["filename"], hit["start"], hit["end"]) for hit in response.json()["hits"]]
 
 
-async def test_the_best_moments_of_the_library(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+async def test_moments_of_the_whole_library(client: httpx.AsyncClient, library: dict[str, str]) -> None:
     response = await client.post("/search/moments", json={"query": "tone 800", "k": 2})
     (first, second) = sorted(best(response))
     assert first == ("800.wav", 0, 2) and second[0] == "both.wav"
@@ -254,7 +258,7 @@ async def test_the_best_moments_of_the_library(client: httpx.AsyncClient, librar
     assert {name for name, *_ in best(only)} == {"both.wav"}
 
 
-async def test_one_sound_after_another(
+async def test_moments_of_a_sequence(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
 ) -> None:
     pause = np.zeros(2 * sounds.RATE, np.float32)
@@ -274,7 +278,7 @@ async def test_one_sound_after_another(
     assert back.json()["hits"][0]["clip"]["filename"] == "down.wav"
 
 
-async def test_moments_are_looked_for_in_the_nearest_clips(
+async def test_moments_are_limited_to_the_candidates(
     client: httpx.AsyncClient, library: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moments, "CANDIDATES", 2)
@@ -284,7 +288,7 @@ async def test_moments_are_looked_for_in_the_nearest_clips(
     assert (await client.post("/search/moments", json=both)).json()["candidates"] in (3, 4)
 
 
-async def test_few_moments_are_the_first_of_many(
+async def test_k_moments_are_the_best_of_more(
     client: httpx.AsyncClient, library: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clips that cannot be among the best are left out early, and long ones looked at alone: neither shows."""
@@ -302,7 +306,7 @@ def best_of(hit: dict[str, Any]) -> tuple[str, float, float, float]:
     return hit["clip"]["filename"], hit["start"], hit["end"], pytest.approx(hit["score"], abs=1e-6)
 
 
-async def test_half_a_second_in_an_hour_is_found(
+async def test_a_half_second_sound_in_an_hour_is_found(
     make_app: Callable[..., FastAPI],
     open_client: Callable[..., httpx.AsyncClient],
     fake_model: Any,
@@ -345,11 +349,11 @@ async def test_half_a_second_in_an_hour_is_found(
         ({"query": "rain", "moments": True}, "moments"),
     ],
 )
-async def test_bad_questions_for_moments(client: httpx.AsyncClient, body: dict[str, Any], word: str) -> None:
+async def test_invalid_moment_searches_are_rejected(client: httpx.AsyncClient, body: dict[str, Any], word: str) -> None:
     response = await client.post("/search/moments", json=body)
     assert response.status_code == 422 and word in response.json()["detail"]
 
 
-async def test_moments_of_an_empty_library(client: httpx.AsyncClient) -> None:
+async def test_moments_in_an_empty_library(client: httpx.AsyncClient) -> None:
     response = await client.post("/search/moments", json={"sequence": ["rain", "wind"]})
     assert response.json()["hits"] == [] and response.json()["candidates"] == 0

@@ -23,7 +23,7 @@ def upload(client: httpx.AsyncClient, name: str, audio: bytes) -> asyncio.Task[h
     return asyncio.ensure_future(client.post("/clips", files=[("files", (name, audio))]))
 
 
-async def test_what_comes_during_a_transaction_shares_the_next(
+async def test_clips_added_during_a_transaction_share_the_next_one(
     make_app: Callable[..., FastAPI],
     open_client: Opener,
     sounds: SimpleNamespace,
@@ -55,7 +55,7 @@ async def test_what_comes_during_a_transaction_shares_the_next(
     assert batches == [1, 8]
 
 
-async def test_one_that_cannot_be_written_fails_alone(
+async def test_a_clip_that_cannot_be_written_fails_alone(
     make_app: Callable[..., FastAPI],
     open_client: Opener,
     sounds: SimpleNamespace,
@@ -79,7 +79,7 @@ async def test_one_that_cannot_be_written_fails_alone(
         assert {clip["filename"] for clip in (await client.get("/clips")).json()["clips"]} == {"a.wav", "b.wav"}
 
 
-async def test_a_large_file_keeps_nobody_waiting(
+async def test_a_large_file_does_not_delay_others(
     make_app: Callable[..., FastAPI],
     open_client: Opener,
     sounds: SimpleNamespace,

@@ -46,7 +46,7 @@ def test_sequences_against_every_combination(tracks: list[list[Moment]], max_gap
         )
 
 
-def test_what_follows_what() -> None:
+def test_follows() -> None:
     first = Moment(2, 4, 1)
     assert follows(first, Moment(4, 5, 1), 0) and follows(first, Moment(3.5, 5, 1), 0)
     assert follows(first, Moment(6, 7, 1), 2) and not follows(first, Moment(6, 7, 1), 1.9)

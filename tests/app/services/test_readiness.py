@@ -33,7 +33,7 @@ async def until(client: httpx.AsyncClient, ready: float) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_ready_is_what_a_forward_pass_says(make_app: Make, open_client: Connect, fake_model: Any) -> None:
+async def test_readiness_follows_a_forward_pass(make_app: Make, open_client: Connect, fake_model: Any) -> None:
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
         await until(client, 1)
@@ -49,7 +49,7 @@ async def test_ready_is_what_a_forward_pass_says(make_app: Make, open_client: Co
     assert (await numbers(open_client(app)))["finelap_ready"] == 0  # closed
 
 
-async def test_a_model_that_hangs_does_not_hold_the_metrics_up(
+async def test_a_hanging_model_does_not_block_the_metrics(
     make_app: Make, open_client: Connect, fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
@@ -68,7 +68,9 @@ async def test_a_model_that_hangs_does_not_hold_the_metrics_up(
         await until(client, 1)
 
 
-async def test_room_and_counters_from_the_first_moment_on(make_app: Make, open_client: Connect, tmp_path: Path) -> None:
+async def test_disk_metrics_and_counters_exist_from_the_start(
+    make_app: Make, open_client: Connect, tmp_path: Path
+) -> None:
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
         told = await numbers(client)
@@ -82,7 +84,7 @@ async def test_room_and_counters_from_the_first_moment_on(make_app: Make, open_c
     assert told["process_resident_memory_bytes"] > 1e6
 
 
-def test_memory_of_a_gpu_where_there_is_one(tmp_path: Path) -> None:
+def test_gpu_memory_metrics(tmp_path: Path) -> None:
     metrics = Metrics()
     assert b"finelap_gpu_memory_bytes{" not in metrics.render()
     metrics.watch_gpu(lambda kind: {"allocated": 5, "reserved": 8}[kind], ("allocated", "reserved"))
