@@ -1,4 +1,4 @@
-"""A model that hears tones, and a service around it, for tests of the app without weights."""
+"""A fake model that recognises tones, and a service around it, for tests without weights."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ DIM = 16
 
 
 class FakeModel:
-    """Hears which of TONES is on in each frame, and understands the texts "tone 200", "tone 400", …
+    """Recognises which of TONES sounds in each frame, and the texts "tone 200", "tone 400", …
 
-    Other texts get a random direction of their own; silence has a direction too. `fail_on` names a text, or a tone, at
-    which it raises. `batches` has the size of every call.
+    Any other text has a random direction, and silence has one too. `fail_on` is a text or a tone at which the model
+    raises. `audio_batches` and `text_batches` record every call, and `before` is called at the start of each.
     """
 
     def __init__(self, max_windows: int = 10_000) -> None:
@@ -56,9 +56,9 @@ class FakeModel:
         assert 0 < len(waveforms) <= self.max_windows
         self.before()
         self.audio_batches.append(len(waveforms))
-        return [self._hear(w) for w in waveforms]
+        return [self._encode_window(w) for w in waveforms]
 
-    def _hear(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_window(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         windows = self.config.windows
         assert samples.dtype == np.float32 and 0 < len(samples) <= window_samples(windows)
         hop = int(windows.frame_hop * SAMPLE_RATE)
@@ -73,8 +73,8 @@ class FakeModel:
     def _tone(self, part: np.ndarray) -> int:
         if len(part) < 64 or np.abs(part).max() < 1e-3:
             return DIM - 1
-        heard = np.abs(np.fft.rfft(part, 4096)).argmax() * SAMPLE_RATE / 4096
-        tone = int(np.abs(np.log(np.array(TONES)) - np.log(max(heard, 1.0))).argmin())
+        frequency = np.abs(np.fft.rfft(part, 4096)).argmax() * SAMPLE_RATE / 4096
+        tone = int(np.abs(np.log(np.array(TONES)) - np.log(max(frequency, 1.0))).argmin())
         if self.fail_on == TONES[tone]:
             raise RuntimeError("this tone breaks the model")
         return tone
@@ -84,9 +84,9 @@ class FakeModel:
         self.text_batches.append(list(texts))
         if self.fail_on in texts:
             raise RuntimeError("this text breaks the model")
-        return np.stack([self._understand(text) for text in texts])
+        return np.stack([self._encode_text(text) for text in texts])
 
-    def _understand(self, text: str) -> np.ndarray:
+    def _encode_text(self, text: str) -> np.ndarray:
         vector = np.zeros(DIM, np.float32)
         word, _, number = text.rpartition(" ")
         if word == "tone" and number.isdecimal() and int(number) in TONES:
@@ -104,12 +104,12 @@ class FakeModel:
 
 
 def tone(hz: float, seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A tone (n,) of half amplitude."""
+    """A tone (n,) at half amplitude."""
     return (0.5 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
 def encode(samples: np.ndarray, kind: str = "WAV", rate: int = SAMPLE_RATE, subtype: str | None = None) -> bytes:
-    """Samples (n,) or (n, channels) as a file."""
+    """Samples (n,) or (n, channels) as an audio file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype=subtype)
     return file.getvalue()
@@ -122,7 +122,7 @@ def wav(hz: float = 400, seconds: float = 1.0) -> bytes:
 
 @pytest.fixture
 def sounds() -> SimpleNamespace:
-    """Makers of test sounds: `tone`, `encode`, `wav`."""
+    """Generators of test sounds: `tone`, `encode`, `wav`."""
     return SimpleNamespace(tone=tone, encode=encode, wav=wav, TONES=TONES, RATE=SAMPLE_RATE)
 
 
@@ -133,13 +133,13 @@ def fake_model() -> FakeModel:
 
 @pytest.fixture
 def make_settings(tmp_path: Path) -> Callable[..., Settings]:
-    """Settings that no environment and no .env file reaches."""
+    """Makes settings that neither the environment nor a .env file affects."""
     return lambda **values: Settings(_env_file=None, **{"data_dir": tmp_path / "data", **values})
 
 
 @pytest.fixture
 def make_app(fake_model: FakeModel, make_settings: Callable[..., Settings]) -> Callable[..., FastAPI]:
-    """An app around the fake model and a library of its own; takes settings."""
+    """Makes an app around the fake model and a new library; takes settings."""
 
     def make(**values: Any) -> FastAPI:
         settings = make_settings(**values)
@@ -158,7 +158,7 @@ def make_app(fake_model: FakeModel, make_settings: Callable[..., Settings]) -> C
 
 @pytest.fixture
 async def client(make_app: Callable[..., FastAPI]) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a running app with default settings."""
+    """A client of a started app with default settings."""
     app = make_app()
     async with app.router.lifespan_context(app), connect(app) as client:
         yield client
@@ -166,7 +166,7 @@ async def client(make_app: Callable[..., FastAPI]) -> AsyncIterator[httpx.AsyncC
 
 @pytest.fixture
 def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]:
-    """Starts the app on a free port with these settings; its address."""
+    """Starts a server on a free port; takes settings and returns its address."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(**settings: Any) -> str:
@@ -188,11 +188,11 @@ def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]
 
 
 def connect(app: FastAPI, **options: Any) -> httpx.AsyncClient:
-    """A client that calls the app in this process."""
+    """A client that calls the app within this process."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", **options)
 
 
 @pytest.fixture
 def open_client() -> Callable[..., httpx.AsyncClient]:
-    """`connect`, for tests that make their own app."""
+    """`connect`, for tests that create their own app."""
     return connect

@@ -279,14 +279,14 @@ async def test_the_check_runs_the_model_and_counts_for_a_second(
 async def test_numbers_that_are_not_finite_are_an_error_of_their_caller_only(
     fake_model: Any, sounds: SimpleNamespace
 ) -> None:
-    hear = fake_model._hear
+    encode_window = fake_model._encode_window
 
     def broken(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        clip, frames = hear(samples)
+        clip, frames = encode_window(samples)
         return (clip * np.nan, frames) if frames[0, 2] else (clip, frames)
 
     async with started(fake_model) as engine:
-        fake_model._hear = broken
+        fake_model._encode_window = broken
         good, bad = await asyncio.gather(
             embed(engine, sounds.tone(400, 1)), embed(engine, sounds.tone(800, 1)), return_exceptions=True
         )

@@ -1,4 +1,4 @@
-"""Two services on one Milvus: whatever one of them was told, both answer with."""
+"""Two services on one Milvus: a change through either is visible through both."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_a_milvus_failure_is_reported_and_recovered_from(
 
 
 async def _answers(client: httpx.AsyncClient, path: str) -> bool:
-    """Whether a call succeeds within some seconds."""
+    """Whether a call succeeds within a few seconds."""
     for _ in range(100):
         if (await client.get(path)).status_code == 200:
             return True

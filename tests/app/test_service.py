@@ -1,4 +1,4 @@
-"""The service around its routes: problems, ids, keys, limits, health, metrics, start and stop."""
+"""The whole service: problems, request ids, API keys, limits, health, metrics, startup and shutdown."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ async def test_head_of_a_large_file_does_not_read_it(
 async def test_urls_that_are_not_utf8_are_rejected(client: httpx.AsyncClient) -> None:
     for path in ("/search?q=%ff%fe", "/clips?filter=%C3%28", "/clips/%ff", "/%80", "/v1/models/%ff"):
         assert is_problem(await client.get(path), 400), path
-    odd = await client.get("/search?q=100%&k=5")  # a percent sign of its own is one
+    odd = await client.get("/search?q=100%&k=5")  # a lone percent sign is literal
     assert odd.status_code == 200 and odd.json()["query"] == "100%"
     assert (await client.get("/search?q=%E7%8A%AC")).json()["query"] == "犬"
 
@@ -365,7 +365,7 @@ async def test_a_full_queue_gives_429_with_retry_after(
         fake_model.before = lambda: gate.wait(60)
         file = {"files": ("a.wav", sounds.wav(400, 30))}
         calls = [asyncio.create_task(client.post("/embed", files=file)) for _ in range(12)]
-        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # only a refusal can be
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)  # only a rejection can complete
         gate.set()
         answers = await asyncio.gather(*calls)
         refused = [r for r in answers if r.status_code == 429]
@@ -412,13 +412,13 @@ async def test_request_timeout(make_app: Make, open_client: Connect, fake_model:
         response = await client.post("/embed", json={"texts": ["rain"]})
         assert is_problem(response, 503) and "0.5 s" in response.json()["detail"] and response.headers["retry-after"]
         gate.set()
-        async with asyncio.timeout(60):  # half a second may be too short for this machine, now and then
+        async with asyncio.timeout(60):  # half a second can be too short on a busy machine
             while (await client.post("/embed", json={"texts": ["rain"]})).status_code != 200:
                 pass
 
 
 async def call_and_leave(app: FastAPI, body: dict[str, Any], leave: asyncio.Event) -> list[dict[str, Any]]:
-    """POST /embed by bare ASGI, by a caller that hangs up when `leave` is set; what it was sent."""
+    """POST /embed over bare ASGI from a client that disconnects when `leave` is set; the messages it received."""
     sent: list[dict[str, Any]] = []
     parts = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
@@ -631,7 +631,7 @@ async def test_every_request_is_logged_with_its_id(
     finally:
         root.handlers, root.level = before, level
     if kind == "json":
-        records = [json.loads(line) for line in lines]  # nothing but JSON, one object a line, tracebacks too
+        records = [json.loads(line) for line in lines]  # one JSON object per line, tracebacks included
         seen = {r["request_id"]: r["status"] for r in records if r["logger"] == "app.access"}
         assert [r["request_id"] for r in records if "exception" in r] == ["call-3"]
         assert [r["request_id"] for r in records if r["message"] == "from a thread"] == ["call-thread"]

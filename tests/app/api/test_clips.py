@@ -1,4 +1,4 @@
-"""The library over HTTP."""
+"""The routes below /clips: add, list, change, delete, audio files, peaks and near-duplicates."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ async def test_other_media_types_are_rejected(client: httpx.AsyncClient, sounds:
 
 
 def slow_peaks(samples: np.ndarray, n: int) -> list[list[float]]:
-    """Lowest and highest of n stretches, each made of the steps of 10 ms that begin in it; one sample at a time."""
+    """The reference: lowest and highest sample of n intervals, each of the 10 ms steps that begin in it."""
     steps = [samples[at : at + 160] for at in range(0, len(samples), 160)]
     peaks = []
     for column in range(n):

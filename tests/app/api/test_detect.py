@@ -1,4 +1,4 @@
-"""Detection, classification and embeddings over HTTP."""
+"""POST /detect, /classify and /embed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture
 def scene(sounds: SimpleNamespace) -> bytes:
-    """40 s, silent but for 400 Hz from 5 to 8 s and 1600 Hz from 19 to 31 s: across window borders."""
+    """40 s of silence with 400 Hz from 5 to 8 s and 1600 Hz from 19 to 31 s, across window boundaries."""
     samples = np.zeros(40 * sounds.RATE, np.float32)
     samples[5 * sounds.RATE : 8 * sounds.RATE] = sounds.tone(400, 3)
     samples[19 * sounds.RATE : 31 * sounds.RATE] = sounds.tone(1600, 12)

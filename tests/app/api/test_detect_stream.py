@@ -1,4 +1,4 @@
-"""POST /detect as a stream of lines: early, whole, the same as without streaming, and gone when its reader is."""
+"""POST /detect as NDJSON: events arrive early, equal the JSON response, and work ends when the client disconnects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PHRASES = ["tone 400", "tone 1600", "tone 3200"]
 
 @pytest.fixture
 def scene(sounds: SimpleNamespace) -> bytes:
-    """Four minutes, silent but for a tone across each window border, and one near the end."""
+    """Four minutes of silence with a tone across each window boundary, and one near the end."""
     samples = np.zeros(240 * sounds.RATE, np.float32)
     for start in range(8, 230, 9):
         samples[start * sounds.RATE : (start + 3) * sounds.RATE] = sounds.tone(400 if start % 2 else 1600, 3)
@@ -34,7 +34,7 @@ def scene(sounds: SimpleNamespace) -> bytes:
 
 @asynccontextmanager
 async def serving(app: FastAPI) -> AsyncIterator[str]:
-    """The app behind a real socket, its address."""
+    """Serves the app on a socket; its address."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -122,7 +122,7 @@ async def test_the_outline_is_streamed(
     samples = np.concatenate([sounds.tone(400, 160), np.zeros(12_345, np.float32), sounds.tone(1600, 20)])
     file: bytes | None = sounds.encode(samples, subtype="FLOAT")
     data: dict[str, Any] = {"outline": "true", "outline_step": "0.07"}
-    app = make_app(max_batch_windows=1)  # the decoder is two windows ahead of the model, and no more
+    app = make_app(max_batch_windows=1)  # the decoder is at most two windows ahead of the model
     async with app.router.lifespan_context(app), open_client(app) as client:
         if stored:
             added = await client.post("/clips", files={"files": ("szene.wav", file)})
@@ -195,7 +195,7 @@ async def test_events_arrive_before_the_model_has_finished(
             async for line in response.aiter_lines():
                 kinds.append(json.loads(line)["type"])
                 if kinds.count("event") == 2:
-                    gate.set()  # without an early event nobody opens it
+                    gate.set()  # only an early event leads here
         assert kinds.count("event") == 25 and kinds[-1] == "end"
 
 
@@ -206,7 +206,7 @@ async def test_a_client_that_disconnects_cancels_the_work(
     async with serving(app) as address, httpx.AsyncClient(base_url=address, timeout=30) as client:
         busy = threading.Event()
         before = len(fake_model.audio_batches)
-        fake_model.before = lambda: busy.wait(0.05)  # 20 windows a second: the recording would take over a second
+        fake_model.before = lambda: busy.wait(0.05)  # 20 windows per second: the whole recording takes over a second
         data, files = {"phrases": PHRASES, "format": "ndjson"}, {"file": ("szene.wav", scene)}
         async with client.stream("POST", "/detect", data=data, files=files) as response:
             async for _ in response.aiter_lines():

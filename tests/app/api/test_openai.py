@@ -1,4 +1,4 @@
-"""POST /v1/embeddings with OpenAI's own client against a running server, and what that client never sends."""
+"""POST /v1/embeddings with the openai client against a running server, and with requests that it never sends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_openai_client(run_server: Callable[..., str], sounds: SimpleNamespa
         (texts, {}, text_vectors, 4),
         ([uri(files[0]), uri(files[1], "audio/flac")], sound, sound_vectors, 7 + 13),
     ):
-        coded = api.embeddings.create(model="fake", input=given, extra_body=extra)  # the client asks for base64
+        coded = api.embeddings.create(model="fake", input=given, extra_body=extra)  # the client requests base64
         plain = api.embeddings.create(model="fake", input=given, encoding_format="float", extra_body=extra)
         for answer in (coded, plain):
             assert [item.index for item in answer.data] == [0, 1] and answer.model == "fake"

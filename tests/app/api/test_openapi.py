@@ -1,4 +1,4 @@
-"""The OpenAPI document against the service: every call it describes, with values made up to fit it, and not to fit."""
+"""The OpenAPI document against the service: every operation with generated values, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-# of each call and kind; more of them, and others, for a longer look
+# per operation and kind; raise it and change the seed for a longer run
 EXAMPLES = int(os.environ.get("FINELAP_OPENAPI_EXAMPLES", "12"))
 SEED = int(os.environ.get("FINELAP_OPENAPI_SEED", "0"))
 CHECKS = [
@@ -51,7 +51,7 @@ def address(run_server: Callable[..., str]) -> str:
 
 
 class Library:
-    """A few clips to ask for, put back when a made-up call has deleted them."""
+    """A few clips to request, added again when a generated call has deleted them."""
 
     def __init__(self, address: str, sounds: SimpleNamespace) -> None:
         self.files = [("files", (f"{hz}.wav", sounds.wav(hz, 0.5))) for hz in sounds.TONES]
@@ -88,7 +88,7 @@ def test_the_service_conforms_to_the_document(address: str, sounds: SimpleNamesp
     answered: set[str] = set()
 
     def make_real(case: Any) -> None:
-        """Puts in what is never guessed: names of clips and of the model, sound files."""
+        """Inserts what generated values never hit: clip ids, the model's name and audio files."""
         for name, value in {"clip_id": library.ids()[0], "model": "fake"}.items():
             if name in (case.path_parameters or {}):
                 case.path_parameters[name] = value
@@ -101,7 +101,7 @@ def test_the_service_conforms_to_the_document(address: str, sounds: SimpleNamesp
 
     for operation in operations(address):
         if mode is GenerationMode.NEGATIVE and not any(map(list, (operation.query, operation.body))):
-            continue  # nothing that could be wrong
+            continue  # nothing can be invalid
 
         @seed(SEED)
         @settings(
@@ -123,7 +123,7 @@ def test_the_service_conforms_to_the_document(address: str, sounds: SimpleNamesp
         check()
     if mode is GenerationMode.POSITIVE:
         every = {operation.label for operation in operations(address)}
-        assert answered == every, "some calls never met values that they answer"
+        assert answered == every, "some operations never got values that succeed"
 
 
 def references(node: Any) -> Iterator[str]:
@@ -140,7 +140,7 @@ def references(node: Any) -> Iterator[str]:
 async def test_schemas_are_named_components(document: dict[str, Any]) -> None:
     shapes = document["components"]["schemas"]
     used = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
-    assert used == set(shapes), "every shape is used, and every used one is there"
+    assert used == set(shapes), "every schema is used, and every used one is defined"
     for path, calls in document["paths"].items():
         for method, call in calls.items():
             for content in call.get("requestBody", {}).get("content", {}).values():

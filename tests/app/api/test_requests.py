@@ -1,4 +1,4 @@
-"""File names and JSON as requests bring them."""
+"""Cleaning file names and parsing JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searching over HTTP: words, sounds, filters, what is not wanted, moments and sequences of moments."""
+"""GET and POST /search, /search/moments and /clips/{id}/similar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from index import NewClip
 
 @pytest.fixture
 async def library(client: httpx.AsyncClient, sounds: SimpleNamespace) -> dict[str, str]:
-    """Names and ids of one clip for each tone, and "both": silence, then 800 Hz from 4 s to 6 s, then silence."""
+    """File names and ids of one clip per tone, and of "both": silence, 800 Hz from 4 s to 6 s, silence."""
     silence = np.zeros(4 * sounds.RATE, np.float32)
     both = np.concatenate([silence, sounds.tone(800, 2), silence])
     parts = [("files", (f"{hz}.wav", sounds.wav(hz, 2))) for hz in sounds.TONES]
@@ -177,7 +177,7 @@ async def test_queries_in_any_script_and_with_control_characters(
 
 
 async def add_mixtures(client: httpx.AsyncClient, sounds: SimpleNamespace, count: int) -> None:
-    """Clips of 800 Hz with 0.8 s of 1600 Hz at their end, nearer to 800 Hz the higher their number."""
+    """Clips of 800 Hz that end with 0.8 s of 1600 Hz, more similar to 800 Hz the higher their number."""
     parts = []
     for number in range(count):
         both = np.concatenate([sounds.tone(800, 4 + 0.16 * number), sounds.tone(1600, 0.8)])
@@ -206,7 +206,7 @@ async def test_without_excludes_clips_with_a_short_occurrence(
 async def test_without_searches_deeper_than_k(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await add_mixtures(client, sounds, 60)  # all nearer than both.wav, and more than are looked at in the first round
+    await add_mixtures(client, sounds, 60)  # all more similar than both.wav, and more than the first round checks
     asked = {"query": "tone 800", "k": 2, "without": ["tone 1600"]}
     assert names(await client.post("/search", json=asked)) == ["800.wav", "both.wav"]
     monkeypatch.setattr(search, "WITHOUT_CLIPS", 20)
@@ -291,7 +291,7 @@ async def test_moments_are_limited_to_the_candidates(
 async def test_k_moments_are_the_best_of_more(
     client: httpx.AsyncClient, library: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clips that cannot be among the best are left out early, and long ones looked at alone: neither shows."""
+    """Clips that cannot be among the best are skipped, and long ones are scored alone; the result is the same."""
     for sounds in ({"query": "tone 800"}, {"sequence": ["tone 800", "tone 6400"], "max_gap": 3}):
         whole = (await client.post("/search/moments", json=sounds | {"k": 100})).json()["hits"]
         for together, seconds in ((1, 600.0), (2, 3.0), (100, 0.0)):

@@ -1,4 +1,4 @@
-"""Clips that come together are written together, and one that cannot be written fails alone."""
+"""Clips that arrive together share a transaction, and one that cannot be written fails alone."""
 
 from __future__ import annotations
 

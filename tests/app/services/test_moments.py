@@ -1,4 +1,4 @@
-"""Sequences of moments, against every combination."""
+"""Sequences of moments, against every combination of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.detection import Moment
 
 @st.composite
 def _moments(draw: st.DrawFn) -> list[Moment]:
-    """Moments of one sound: apart from each other, on a grid of half seconds, with coarse scores."""
+    """Moments of one sound: disjoint, on a grid of half seconds, with coarse scores."""
     edges = sorted(draw(st.sets(st.integers(0, 24), max_size=8)))
     return [
         Moment(start / 2, end / 2, draw(st.integers(0, 10)) / 10)
@@ -37,7 +37,7 @@ def test_sequences_against_every_combination(tracks: list[list[Moment]], max_gap
         assert one[-1].end <= two[0].start or two[-1].end <= one[0].start
     if len(tracks) == 1:
         assert sorted(found, key=lambda chain: chain[0].start) == [(moment,) for moment in tracks[0]]
-    for chain in every:  # each is found, or a found one as good stands in its place
+    for chain in every:  # each chain is found, or overlaps a found one that is at least as good
         good = min(part.score for part in chain)
         assert any(
             min(p.score for p in other) >= good

@@ -1,4 +1,4 @@
-"""Metrics of what is no request: whether the service can work, room on its disk, and counters that begin at 0."""
+"""Metrics that no request produces: readiness, disk space, GPU memory, and counters that start at 0."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Connect = Callable[..., httpx.AsyncClient]
 
 
 async def numbers(client: httpx.AsyncClient) -> dict[str, float]:
-    """Every sample of GET /metrics."""
+    """All samples of GET /metrics."""
     lines = (await client.get("/metrics")).text.splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
@@ -42,7 +42,7 @@ async def test_readiness_follows_a_forward_pass(make_app: Make, open_client: Con
             raise RuntimeError("the device is lost")
 
         fake_model.before = broken
-        await until(client, 0)  # a check that was passed counts for a second
+        await until(client, 0)  # a passed check is valid for a second
         assert (await client.get("/health/ready")).status_code == 503
         fake_model.before = lambda: None
         await until(client, 1)
@@ -61,7 +61,7 @@ async def test_a_hanging_model_does_not_block_the_metrics(
         try:
             await asyncio.sleep(1.1)
             async with asyncio.timeout(30):
-                assert (await numbers(client))["finelap_ready"] == 1  # nobody knows yet
+                assert (await numbers(client))["finelap_ready"] == 1  # the check is still running
                 await until(client, 0)
         finally:
             gate.set()
