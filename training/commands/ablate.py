@@ -1,4 +1,4 @@
-"""`finelap ablate`: trains and measures the paper's ablation rows, and prints the table."""
+"""`finelap ablate`: trains and measures the ablations of the paper and prints the table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ HELP = "train and measure the paper's ablation rows"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Adds the command's options."""
     parser.add_argument("--config", type=Path, default=Path("training/configs/ablation.yaml"), metavar="FILE")
-    parser.add_argument("--rows", metavar="A,B", help="only these rows, by name; all unless given")
-    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps of every row, instead of the file's")
+    parser.add_argument("--rows", metavar="A,B", help="rows to run, by name (all)")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps per row, overriding the file")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Rows that are done are kept; one that was stopped goes on."""
+    """Runs the rows; finished rows are kept and an interrupted row is resumed."""
     if not args.config.is_file():
         raise FileNotFoundError(2, "no such file", str(args.config))
     from training.recipes.ablation import Ablation, read_ablation

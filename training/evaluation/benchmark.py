@@ -1,7 +1,7 @@
-"""A model on a benchmark: what is asked of which recordings, and the figures that come of it.
+"""Evaluates a model on a benchmark: retrieval, classification, detection or grounding.
 
-Knows no file layouts (training.evaluation.readers) and draws nothing (training.evaluation.report). Recordings are decoded and heard one
-after another, of any length. What cannot be decoded is counted and named, and never scored as if it were silence.
+`training.evaluation.readers` reads the datasets and `training.evaluation.report` writes the results. Recordings of any
+length are decoded and embedded one at a time; unreadable ones are reported and never scored as silence.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ from training.evaluation.sed_metrics import (
 )
 
 TASKS = ("retrieval", "classification", "detection", "grounding")
-# Hundreds of classes of a few events each: published without the spread over classes, and without PSDS2.
+# With hundreds of classes of a few events each, results are published without the spread over classes and PSDS2.
 WITHOUT_SPREAD = ("audioset-strong",)
 
 
 class BenchmarkError(ValueError):
-    """A benchmark that nothing can be computed from."""
+    """A benchmark for which no figures can be computed."""
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How recordings are scored; the defaults are the paper's."""
+    """How recordings are scored; the defaults are those of arXiv 2604.01155."""
 
-    median_frames: int = MEDIAN_FRAMES  # odd; 1 turns it off
-    threshold: float = 0.5  # of the F1 figures; PSDS has none
-    clip_template: str = "The sound of {}"  # how a class is asked of whole clips
-    phrase_template: str = "{}"  # how a phrase is asked of frames
-    pictures: int = 6  # recordings whose frame scores are kept
+    median_frames: int = MEDIAN_FRAMES  # odd; 1 disables the filter
+    threshold: float = 0.5  # for F1; PSDS needs none
+    clip_template: str = "The sound of {}"  # query for a class, scored on clips
+    phrase_template: str = "{}"  # query for a phrase, scored on frames
+    pictures: int = 6  # number of recordings to plot
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Frame scores (P, T) of one recording after smoothing, with the true segments of its P phrases."""
+    """Smoothed frame scores (phrases, frames) of one recording, with the true segments of its phrases."""
 
     audio_id: str
     phrases: tuple[str, ...]
@@ -68,14 +68,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of one benchmark; `figures` and `classes` are percent, `unreadable` has a reason by audio_id."""
+    """Results of one benchmark. `figures` and `classes` are percent; `unreadable` maps audio ids to reasons."""
 
     dataset: str
     task: str
     figures: dict[str, float]
-    items: int  # recordings that were scored
+    items: int  # recordings scored
     unreadable: dict[str, str] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()  # named by the dataset, but not in its folder
+    missing: tuple[str, ...] = ()  # listed by the dataset, but without an audio file
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     pictures: tuple[Shown, ...] = ()
@@ -89,34 +89,34 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     progress: bool = False,
 ) -> Report:
-    """The figures of the dataset's task. Raises BenchmarkError, and MetricsMissing where detection is asked for.
+    """Figures for the dataset's task. Raises BenchmarkError, and MetricsMissing for detection and grounding.
 
-    `median_filter` is in frames; `settings`, if given, goes before it.
+    `median_filter` is in frames; `settings` takes precedence over it.
     """
     settings = settings or EvaluationSettings(median_frames=median_filter)
     if not dataset.items:
         raise BenchmarkError(f"{dataset.name}: no recordings")
-    hearing = _Hearing(model, dataset, progress)
+    recordings = _EmbeddedRecordings(model, dataset, progress)
     task = {"retrieval": _retrieval, "classification": _classification, "detection": _detection}.get(
         dataset.task, _grounding
     )
     try:
-        report = task(model, dataset, hearing, settings)
+        report = task(model, dataset, recordings, settings)
     except ValueError as error:
-        if hearing.unreadable and not hearing.heard:
-            first = next(iter(hearing.unreadable.items()))
+        if recordings.unreadable and not recordings.count:
+            first = next(iter(recordings.unreadable.items()))
             raise BenchmarkError(
                 f"{dataset.name}: none of {len(dataset.items)} recordings can be read; {first[0]}: {first[1]}"
             ) from error
         raise BenchmarkError(f"{dataset.name}: {error}") from error
-    return replace(report, items=hearing.heard, unreadable=hearing.unreadable, missing=dataset.missing)
+    return replace(report, items=recordings.count, unreadable=recordings.unreadable, missing=dataset.missing)
 
 
 def manifest_datasets(name: str, items: Sequence[Item], task: str | None = None) -> list[Dataset]:
-    """What a manifest can be evaluated for: retrieval by its captions, detection by its phrases, or the `task` given.
+    """The evaluations that a manifest supports: retrieval by its captions, detection by its phrases; or only `task`.
 
-    In detection every phrase of the manifest is a class, asked of every item that has phrases; an item with an empty
-    list of them is one in which none sounds.
+    In detection, every phrase of the manifest is a class and is scored on every item with phrases; in an item with an
+    empty list of phrases no class occurs.
     """
     captioned = tuple(i for i in items if i.captions)
     phrased = tuple(i for i in items if i.phrases is not None)
@@ -133,13 +133,13 @@ def manifest_datasets(name: str, items: Sequence[Item], task: str | None = None)
     return [possible[t] for t in ("retrieval", "detection") if possible[t].items]
 
 
-class _Hearing:
-    """The recordings of a dataset as the model hears them, one at a time; remembers what could not be read."""
+class _EmbeddedRecordings:
+    """Iterates over (item, embedding, duration in seconds) of a dataset; collects unreadable recordings."""
 
     def __init__(self, model: FineLAP, dataset: Dataset, progress: bool) -> None:
         self.model, self.dataset, self.progress = model, dataset, progress
         self.unreadable: dict[str, str] = {}
-        self.heard = 0
+        self.count = 0  # recordings embedded
 
     def __iter__(self) -> Iterator[tuple[Item, AudioEmbedding, float]]:
         from tqdm import tqdm
@@ -150,21 +150,23 @@ class _Hearing:
             except (OSError, RuntimeError, ValueError) as error:
                 self.unreadable[item.audio_id] = f"{Path(item.path).name}: {error}"
                 continue
-            self.heard += 1
+            self.count += 1
             yield item, self.model.encode_audio([samples], SAMPLE_RATE)[0], len(samples) / SAMPLE_RATE
 
 
-def _clips(hearing: _Hearing) -> tuple[list[Item], torch.Tensor]:
-    """Items and their clip embeddings (N, D)."""
-    heard = [(item, audio.clip) for item, audio, _ in hearing]
-    if not heard:
-        raise ValueError("nothing was heard")
-    return [item for item, _ in heard], torch.stack([clip for _, clip in heard])
+def _clips(recordings: _EmbeddedRecordings) -> tuple[list[Item], torch.Tensor]:
+    """Items and their clip embeddings (items, dim)."""
+    embedded = [(item, audio.clip) for item, audio, _ in recordings]
+    if not embedded:
+        raise ValueError("no recording could be read")
+    return [item for item, _ in embedded], torch.stack([clip for _, clip in embedded])
 
 
-def _retrieval(model: FineLAP, dataset: Dataset, hearing: _Hearing, settings: EvaluationSettings) -> Report:
-    """A text that several clips carry is asked once, and each of them answers it."""
-    items, clips = _clips(hearing)
+def _retrieval(
+    model: FineLAP, dataset: Dataset, recordings: _EmbeddedRecordings, settings: EvaluationSettings
+) -> Report:
+    """Each distinct text is one query, for which all clips with that caption are relevant."""
+    items, clips = _clips(recordings)
     texts = sorted({caption for item in items for caption in item.captions})
     number = {text: i for i, text in enumerate(texts)}
     captions = np.zeros((len(texts), len(items)), dtype=bool)
@@ -174,8 +176,10 @@ def _retrieval(model: FineLAP, dataset: Dataset, hearing: _Hearing, settings: Ev
     return Report(dataset.name, dataset.task, figures, 0, notes=(f"{len(texts)} texts, {len(items)} clips",))
 
 
-def _classification(model: FineLAP, dataset: Dataset, hearing: _Hearing, settings: EvaluationSettings) -> Report:
-    items, clips = _clips(hearing)
+def _classification(
+    model: FineLAP, dataset: Dataset, recordings: _EmbeddedRecordings, settings: EvaluationSettings
+) -> Report:
+    items, clips = _clips(recordings)
     number = {name: i for i, name in enumerate(dataset.classes)}
     unknown = sorted({item.captions[0] for item in items} - set(number))
     if unknown:
@@ -193,11 +197,13 @@ def _classification(model: FineLAP, dataset: Dataset, hearing: _Hearing, setting
     return Report(dataset.name, dataset.task, figures, 0, classes=classes)
 
 
-def _frames(model: FineLAP, hearing: _Hearing, classes: Sequence[str], settings: EvaluationSettings) -> list[Shown]:
-    """Every class, or where there are none an item's own phrases, over the frames of every recording, smoothed."""
+def _frames(
+    model: FineLAP, recordings: _EmbeddedRecordings, classes: Sequence[str], settings: EvaluationSettings
+) -> list[Shown]:
+    """Smoothed frame scores of every class on every recording; without classes, of each item's own phrases."""
     known: dict[str, torch.Tensor] = {}
     result = []
-    for item, audio, duration in hearing:
+    for item, audio, duration in recordings:
         truth: dict[str, list[tuple[float, float]]] = {name: [] for name in classes}
         for phrase in item.phrases or ():
             if classes and phrase.text not in truth:
@@ -216,29 +222,33 @@ def _frames(model: FineLAP, hearing: _Hearing, classes: Sequence[str], settings:
     return result
 
 
-def _detection(model: FineLAP, dataset: Dataset, hearing: _Hearing, settings: EvaluationSettings) -> Report:
-    shown = _frames(model, hearing, dataset.classes, settings)
-    recordings = [s.scored for s in shown]
+def _detection(
+    model: FineLAP, dataset: Dataset, recordings: _EmbeddedRecordings, settings: EvaluationSettings
+) -> Report:
+    shown = _frames(model, recordings, dataset.classes, settings)
+    scored = [s.scored for s in shown]
     wanted = {"PSDS1": PSDS1, "PSDS2": PSDS2, "PSDS1, no spread": PSDS1_NO_SPREAD, "PSDS2, no spread": PSDS2_NO_SPREAD}
     if dataset.name in WITHOUT_SPREAD:
         wanted = {"PSDS1": PSDS1_NO_SPREAD}
-    results = psds_with(recordings, wanted)
+    results = psds_with(scored, wanted)
     figures = _percent({name: result.value for name, result in results.items()})
-    figures |= _f1("collar F1", collar_f1(recordings, settings.threshold))
-    figures |= _f1("segment F1", segment_f1(recordings, settings.threshold))
+    figures |= _f1("collar F1", collar_f1(scored, settings.threshold))
+    figures |= _f1("segment F1", segment_f1(scored, settings.threshold))
     per_class: dict[str, dict[int, float]] = {n: r.classes for n, r in results.items() if "spread" not in n}
     sounding = sorted(per_class["PSDS1"])
     classes = {
         dataset.classes[c]: {name: round(100 * found[c], 2) for name, found in per_class.items()} for c in sounding
     }
     silent = len(dataset.classes) - len(sounding)
-    notes = (f"{silent} of {len(dataset.classes)} classes sound nowhere and are left out",) if silent else ()
+    notes = (f"{silent} of {len(dataset.classes)} classes have no events and are omitted",) if silent else ()
     pictures = _choose(shown, settings.pictures)
     return Report(dataset.name, dataset.task, figures, 0, classes=classes, notes=notes, pictures=pictures)
 
 
-def _grounding(model: FineLAP, dataset: Dataset, hearing: _Hearing, settings: EvaluationSettings) -> Report:
-    shown = _frames(model, hearing, (), settings)
+def _grounding(
+    model: FineLAP, dataset: Dataset, recordings: _EmbeddedRecordings, settings: EvaluationSettings
+) -> Report:
+    shown = _frames(model, recordings, (), settings)
     asked = one_class_each([s.scored for s in shown])
     figures = _percent({"PSDS": psds(asked, PSDS_GROUNDING).value, "threshold-AUC": threshold_auc(asked)})
     notes = (f"{len(asked)} phrases in {len(shown)} recordings",)
@@ -247,7 +257,7 @@ def _grounding(model: FineLAP, dataset: Dataset, hearing: _Hearing, settings: Ev
 
 
 def _choose(shown: Sequence[Shown], count: int) -> tuple[Shown, ...]:
-    """`count` of the recordings in which something sounds, from all over the list."""
+    """`count` recordings with events, spread evenly over the list."""
     sounding = [s for s in shown if any(s.scored.truth)]
     steps = np.linspace(0, len(sounding) - 1, min(count, len(sounding))).round().astype(int)
     return tuple(sounding[i] for i in steps)

@@ -1,4 +1,4 @@
-"""Quality as numbers: retrieval, classification, frame detection on mixtures, event F1. NumPy only; knows no model."""
+"""Metrics in NumPy: retrieval, classification, average precision, AUROC, and event F1."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 
 def retrieval(similarity: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
-    """Metrics of (queries, candidates) similarities and a boolean matrix of what is relevant; either may be any number.
+    """R@1, R@5, R@10 and mAP@10, fractions, of similarities and boolean relevance (queries, candidates).
 
-    R@k: share of queries with something relevant among the first k. mAP@10: mean over queries of the precision at each
-    relevant candidate in the first ten, over the most that could be there. Ties go to the earlier candidate. A query
-    without anything relevant is a ValueError.
+    R@k is the share of queries with a relevant candidate among the first k. mAP@10 is the mean over queries of the
+    precision at each relevant candidate among the first ten, divided by the largest possible number of them. Ties go to
+    the earlier candidate. Raises ValueError for a query without a relevant candidate.
     """
     if similarity.shape != relevant.shape or not similarity.size:
         raise ValueError(f"similarities of shape {similarity.shape} and relevance of shape {relevant.shape}")
     if not relevant.any(1).all():
-        raise ValueError("a query without anything relevant")
+        raise ValueError("a query without a relevant candidate")
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :10]
     hits = np.take_along_axis(relevant, order, axis=1)
     found = np.cumsum(hits, axis=1)
@@ -29,16 +29,17 @@ def retrieval(similarity: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
 
 
 def both_ways(similarity: np.ndarray, captions: np.ndarray) -> dict[str, float]:
-    """Retrieval text→audio and audio→text of (texts, clips) similarities; `captions` is true where a text is a clip's.
+    """Retrieval text→audio and audio→text; `captions` (texts, clips) is true where a text is a caption of the clip.
 
-    Any number of texts a clip, any number of clips a text. Audio→text counts a clip as found at the first of its texts.
+    `similarity` is (texts, clips). A clip can have several texts and a text several clips. In audio→text, a clip is
+    found at the first of its texts.
     """
     found = {f"text→audio {k}": v for k, v in retrieval(similarity, captions).items()}
     return found | {f"audio→text {k}": v for k, v in retrieval(similarity.T, captions.T).items()}
 
 
 def classification(scores: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """Accuracy, and mAP over the classes that occur, of (clips, classes) scores and each clip's class (clips,)."""
+    """Accuracy, and mAP over the classes that occur, of scores (clips, classes) and true class indices (clips,)."""
     if len(scores) != len(classes) or not scores.size:
         raise ValueError(f"scores of shape {scores.shape} for {len(classes)} clips")
     precisions = [average_precision(scores[:, c], classes == c) for c in np.unique(classes)]
@@ -46,12 +47,12 @@ def classification(scores: np.ndarray, classes: np.ndarray) -> dict[str, float]:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under precision–recall of flat scores against flat boolean labels; NaN where nothing is true."""
+    """Area under the precision–recall curve of scores (n,) and boolean labels (n,); NaN without positives."""
     order = np.argsort(-scores, kind="stable")
     labels = labels[order].astype(bool)
     if not labels.any():
         return float("nan")
-    # Ties share one operating point: only the last of equal scores counts as a threshold.
+    # Equal scores share one operating point, at the last of them.
     last = np.append(np.diff(scores[order]) != 0, True)
     found = np.cumsum(labels)
     precision, recall = (found / np.arange(1, len(labels) + 1))[last], (found / found[-1])[last]
@@ -59,7 +60,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Chance that a true frame scores above a false one, ties half; NaN where one kind is missing."""
+    """Probability that a positive scores above a negative, with ties counted half; NaN if either is missing."""
     labels = labels.astype(bool)
     positives, negatives = int(labels.sum()), int((~labels).sum())
     if not positives or not negatives:
@@ -70,7 +71,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def match_events(found: Sequence[tuple[float, float]], truth: Sequence[tuple[float, float]], iou: float = 0.5) -> int:
-    """How many found (onset, offset) pairs match a true one, each true one at most once, best overlaps first."""
+    """Number of detected (onset, offset) pairs that match true ones, one to one, highest IoU first."""
     pairs = []
     for i, (a, b) in enumerate(found):
         for j, (c, d) in enumerate(truth):
@@ -87,5 +88,5 @@ def match_events(found: Sequence[tuple[float, float]], truth: Sequence[tuple[flo
 
 
 def f1(matched: int, found: int, truth: int) -> float:
-    """Harmonic mean of precision and recall; 0 where nothing matched."""
+    """Harmonic mean of precision and recall from counts; 0 without a match."""
     return 2 * matched / (found + truth) if matched else 0.0

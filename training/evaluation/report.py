@@ -1,6 +1,6 @@
-"""Reports of evaluations: JSON for programs, a Markdown table for people, pictures of frame scores over the truth.
+"""Writes evaluation reports: JSON, Markdown tables, and plots of frame scores over the true segments.
 
-Knows figures and arrays; no model and no metrics. Drawn off screen, without Matplotlib's global state.
+Figures are drawn off screen, without Matplotlib's global state.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from training.evaluation.benchmark import Report, Shown
 
-ROWS = 8  # phrases in one picture
-COLUMNS = 3000  # time steps drawn; more would fall between pixels
+ROWS = 8  # phrases per plot
+COLUMNS = 3000  # time steps drawn; more would not be visible
 _INK, _FAINT, _SCORE, _TRUTH = "#1f2937", "#d5dae1", "#1f6aa5", "#f4a261"
 
 
 def write_report(folder: Path, reports: Sequence[Report], about: dict[str, Any]) -> list[Path]:
-    """Writes report.json, report.md and the pictures into `folder`; the files, in that order.
+    """Writes report.json, report.md and the plots into `folder`; returns the paths in that order.
 
-    `about` says how it was measured: it heads both. Pictures of an earlier report there are deleted first.
+    `about` describes the measurement and heads both files. Plots of an earlier report are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = folder / "pictures"
@@ -66,12 +66,12 @@ def _plain(report: Report, pictures: list[str]) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN: a figure that is not defined is null."""
+    """The value, or None if it is not finite, because JSON has no NaN."""
     return float(value) if np.isfinite(value) else None
 
 
 def markdown(reports: Sequence[Report], about: dict[str, Any], pictures: Sequence[Sequence[str]] = ()) -> str:
-    """One table per task with a column for every dataset, then what was left out, then classes and pictures."""
+    """One table per task with a column per dataset, then recordings that were not scored, classes and plots."""
     lines = ["# Evaluation", ""]
     lines += [f"- {name}: {value}" for name, value in about.items()] + ["", "Figures are percent."]
     for task in dict.fromkeys(r.task for r in reports):
@@ -93,7 +93,7 @@ def markdown(reports: Sequence[Report], about: dict[str, Any], pictures: Sequenc
 
 
 def figure_table(reports: Sequence[Report]) -> list[str]:
-    """Figures down, datasets across; the last rows count what was scored and what was not."""
+    """One row per figure and one column per dataset; the last rows count scored and omitted recordings."""
     names = list(dict.fromkeys(k for r in reports for k in r.figures))
     rows = [[name, *(_shown(r.figures.get(name)) for r in reports)] for name in names]
     rows.append(["recordings scored", *(str(r.items) for r in reports)])
@@ -105,7 +105,7 @@ def figure_table(reports: Sequence[Report]) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, aligned to be read as text too."""
+    """Lines of a Markdown table, aligned for reading as plain text."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     ruler = ["-" * max(3, widths[0])] + ["-" * (max(3, w) - 1) + ":" for w in widths[1:]]
@@ -123,9 +123,9 @@ def _shown(value: float | None) -> str:
 
 
 def draw_scores(path: Path, shown: Shown, threshold: float | None = None) -> None:
-    """PNG of one recording: a track for each phrase, its score as a curve over bands where it truly sounds.
+    """PNG of one recording: one row per phrase, with its score as a curve over bands for its true segments.
 
-    Phrases that sound come first, in order of their first onset; then those that score highest without sounding.
+    Phrases that occur come first, in order of their first onset, then the highest-scoring phrases that don't.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -148,17 +148,17 @@ def draw_scores(path: Path, shown: Shown, threshold: float | None = None) -> Non
         ax.set_xlim(0, max(scored.duration, scored.stamps()[1]))
     axes[-1].set_xlabel("time (s)", fontsize=9, color=_INK)
     hidden = len(shown.phrases) - len(rows)
-    title = _line(shown.audio_id, 60) + (f"  ·  {hidden} more phrases asked" if hidden else "")
+    title = _line(shown.audio_id, 60) + (f"  ·  {hidden} more phrases" if hidden else "")
     heading = figure.text(0.22, 1 - 0.14 / height, title, fontsize=10, color=_INK, va="top")
     heading.set_parse_math(False)
     _legend(figure, height, threshold)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script that no installed font has
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script without an installed font
         FigureCanvasAgg(figure).print_png(path)
 
 
 def chosen_rows(shown: Shown, count: int = ROWS) -> list[int]:
-    """Which phrases a picture shows: two rows at least are for false alarms, if there are phrases that do not sound."""
+    """Rows to plot; at least two are for phrases that don't occur, if there are any, to show false alarms."""
     truth, best = shown.scored.truth, shown.scored.scores.max(1)
     sounding = sorted((r for r in range(len(truth)) if truth[r]), key=lambda r: truth[r][0])
     silent = sorted((r for r in range(len(truth)) if not truth[r]), key=lambda r: -best[r])
@@ -172,7 +172,7 @@ def _track(ax: Axes, stamps: np.ndarray, scores: np.ndarray, truth: Any, thresho
     scores = scores[: len(stamps) - 1]
     step = max(1, -(-len(scores) // COLUMNS))
     starts = np.arange(0, len(scores), step)
-    # the highest of the frames that share a pixel, so that no event vanishes
+    # the maximum of frames that share a pixel, so that short events stay visible
     pooled = np.maximum.reduceat(scores, starts)
     edges = np.append(stamps[starts], stamps[-1])
     ax.stairs(pooled, edges, fill=True, color=_SCORE, alpha=0.3)

@@ -1,7 +1,6 @@
-"""Where training starts: from nothing, from an encoder that others trained, or from a whole FineLAP.
+"""Builds the initial model of a training run: random, from pretrained encoders, or from a FineLAP checkpoint.
 
-Knows no data and no losses. What a start brings is checked tensor by tensor; what it does not bring is fresh, and the
-log says which parts those are.
+Pretrained weights are checked tensor by tensor. Parts without pretrained weights are initialised randomly and logged.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ log = logging.getLogger(__name__)
 
 Download = Callable[[str, str | None, list[str]], str]  # (hub id, revision, file patterns) → folder
 
-# What makes our log-mel the decibels that CLAP was trained on: 10 log10 x = 4.343 ln x. Its 64 bins lay between 50 Hz
-# and 14 kHz at 48 kHz, ours end at 8 kHz, so the first layers have something to learn all the same.
+# Scales our log-mel to the decibels that CLAP was trained on: 10 log10 x = 4.343 ln x. CLAP's 64 bins cover 50 Hz to
+# 14 kHz at 48 kHz and ours end at 8 kHz, so the first layers still have to adapt.
 _CLAP_MEL = {"low_freq": 50.0, "mean": 0.0, "std": 0.1151293, "pad_value": -15.942385, "snip_edges": False}
 _TEXT_FILES = ["*.safetensors", "*.json", "*.txt", "tokenizer*", "vocab.*", "merges.txt"]
 _TEXT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -35,25 +34,27 @@ _USES = {
 
 
 class InitError(ValueError):
-    """A start that cannot be made: what is missing, or which tensors do not fit."""
+    """An initial model that cannot be built, with what is missing or which tensors don't fit."""
 
 
 @dataclass(frozen=True)
 class InitConfig:
-    """A start. Paths may be relative to the root that `build_model` is given."""
+    """The initial model. Relative paths start at the root passed to `build_model`."""
 
     start: Literal["scratch", "eat", "htsat", "finelap"] = "scratch"
-    audio: str | None = None  # EAT's .pt, a Hugging Face folder of it, or a CLAP folder
+    audio: str | None = None  # EAT's .pt file, a Hugging Face folder of EAT, or a CLAP folder
     text: str | None = None  # a Hugging Face folder or id, or an installed package with a folder `model`
-    checkpoint: str | None = None  # a published FineLAP's file or folder, or a folder of ours
-    model: dict[str, Any] = field(default_factory=dict)  # as in config.json; what is not there is as published
+    checkpoint: str | None = None  # a published FineLAP file or folder, or a checkpoint folder
+    model: dict[str, Any] = field(
+        default_factory=dict
+    )  # overrides in the form of config.json; defaults are the published values
 
 
 def build_model(config: InitConfig, root: Path, *, download: Download | None = None) -> FineLAP:
-    """The model that training starts with, in float32 on the CPU, in training mode. Raises InitError.
+    """The initial model, float32 on the CPU, in training mode. Raises InitError.
 
-    `text` brings tower and tokenizer; with `finelap`, where the tower is there, it names another tokenizer. A text
-    folder with a tokenizer alone leaves the tower of `model["text"]["hf_config"]` fresh.
+    `text` provides the text tower and tokenizer; with `finelap`, whose checkpoint has a tower, it replaces the
+    tokenizer. For a text folder with only a tokenizer, a tower of `model["text"]["hf_config"]` is initialised randomly.
     """
     from model.checkpoint import hub_download
     from model.config import ConfigError
@@ -82,7 +83,7 @@ def _check_uses(config: InitConfig) -> None:
 
 
 def _finelap(config: InitConfig, root: Path, download: Download) -> FineLAP:
-    """A whole model; changes of its config must leave every tensor its place and shape."""
+    """A checkpoint; changes to its config must preserve the name and shape of every tensor."""
     from model.finelap import FineLAP
     from training.init.pretrained import fill
 
@@ -92,7 +93,7 @@ def _finelap(config: InitConfig, root: Path, download: Download) -> FineLAP:
     tokenizer = None if config.text is None else _text_source(config.text, root, download)
     model = FineLAP.from_pretrained(source, tokenizer=tokenizer, download=download)
     if model.tokenizer is None:
-        raise InitError(f"{config.checkpoint}: no tokenizer, so no text to train on; name a folder of one as 'text'")
+        raise InitError(f"{config.checkpoint}: no tokenizer; set 'text' to a folder with one")
     changed = _merged(model.config, config.model)
     if changed != model.config:
         other = FineLAP(changed, model.tokenizer)
@@ -102,7 +103,7 @@ def _finelap(config: InitConfig, root: Path, download: Download) -> FineLAP:
 
 
 def _assembled(config: InitConfig, root: Path, download: Download) -> FineLAP:
-    """A model of parts: an audio encoder fresh or read, a text tower read or fresh, the rest fresh."""
+    """A model with a random or pretrained audio encoder and text tower; everything else is random."""
     from model.config import FineLAPConfig
     from model.finelap import FineLAP
     from training.init.pretrained import fill, read_eat, read_htsat, read_text, read_text_config
@@ -114,7 +115,7 @@ def _assembled(config: InitConfig, root: Path, download: Download) -> FineLAP:
         assert config.audio is not None
         kind = asked.get("audio_encoder", {}).get("kind", config.start)
         if kind != config.start:
-            raise InitError(f"start {config.start!r} with the audio encoder {kind!r}")
+            raise InitError(f"start {config.start!r} does not fit the audio encoder {kind!r}")
         if config.start == "eat":
             audio = read_eat(root / config.audio, asked.get("mel", {}).get("num_mel_bins", 128))
             implied = {"audio_encoder": {"kind": "eat", "params": audio.params}}
@@ -128,34 +129,34 @@ def _assembled(config: InitConfig, root: Path, download: Download) -> FineLAP:
     if pretrained:
         implied["text"] = {"hf_config": read_text_config(folder)}
     elif not asked.get("text", {}).get("hf_config"):
-        raise InitError(f"{folder}: no weights, and 'model' gives no text.hf_config to build a fresh tower from")
+        raise InitError(f"{folder}: no weights, and 'model' has no text.hf_config to build a tower from")
     tokenizer = _tokenizer(folder)
     model = FineLAP(_merged(_merged(FineLAPConfig(), implied), asked), tokenizer)
-    fresh = ["the adapters", "the text projector"]
+    random = ["the adapters", "the text projector"]
     if audio is not None:
         fill(model.audio_encoder, audio.state, str(config.audio))
-        _tell(str(config.audio), len(audio.state), audio.ignored)
+        _log_tensors(str(config.audio), len(audio.state), audio.ignored)
     else:
-        fresh.append("the audio encoder")
+        random.append("the audio encoder")
     if pretrained:
         tower = model.text.encoder
         text = read_text(folder, tower.state_dict(), str(getattr(tower, "base_model_prefix", "")))
         fill(tower, text.state, str(folder))
-        _tell(str(config.text), len(text.state), text.ignored)
+        _log_tensors(str(config.text), len(text.state), text.ignored)
     else:
-        fresh.append("the text tower")
-    log.info("fresh: %s", ", ".join(fresh))
+        random.append("the text tower")
+    log.info("randomly initialised: %s", ", ".join(random))
     if len(tokenizer) > model.text.vocabulary:
-        raise InitError(f"{folder}: {len(tokenizer)} tokens, and the tower has {model.text.vocabulary}")
+        raise InitError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the tower {model.text.vocabulary}")
     return model
 
 
-def _tell(source: str, used: int, ignored: tuple[str, ...]) -> None:
+def _log_tensors(source: str, used: int, ignored: tuple[str, ...]) -> None:
     log.info("%s: %d tensors used, %d ignored%s", source, used, len(ignored), f": {', '.join(ignored)}" * bool(ignored))
 
 
 def _merged(config: FineLAPConfig, changes: dict[str, Any]) -> FineLAPConfig:
-    """A config with some keys replaced: dictionaries key by key, params of another kind and hf_config altogether."""
+    """The config with `changes` merged in; params of a different kind and a full hf_config are replaced, not merged."""
     from model.config import FineLAPConfig
 
     def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _merged(config: FineLAPConfig, changes: dict[str, Any]) -> FineLAPConfig:
 
 
 def _text_source(text: str, root: Path, download: Download) -> Path:
-    """The folder of a text encoder: one on disk, one in an installed package, or one of the hub."""
+    """The folder of a text encoder: on disk, in an installed package, or downloaded from the hub."""
     if (root / text).is_dir():
         return root / text
     if "/" not in text and text.isidentifier():
@@ -193,8 +194,8 @@ def _text_source(text: str, root: Path, download: Download) -> Path:
         raise InitError(f"text {text!r}: no such folder")
     try:
         return Path(download(text, None, _TEXT_FILES))
-    except Exception as error:  # the hub client raises many kinds, offline and refused among them
-        raise InitError(f"text {text!r}: no such folder, and the hub did not give it: {error}") from error
+    except Exception as error:  # the hub client raises many types of errors
+        raise InitError(f"text {text!r}: no such folder, and the download failed: {error}") from error
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -202,5 +203,5 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever the tokenizer class makes of broken files
-        raise InitError(f"{folder}: no tokenizer could be read from it: {error}") from error
+    except Exception as error:  # tokenizer classes raise arbitrary errors for broken files
+        raise InitError(f"{folder}: the tokenizer cannot be read: {error}") from error

@@ -1,8 +1,8 @@
-"""Weights that others trained, read as parts of a FineLAP: EAT, CLAP's HTS-AT, Hugging Face text encoders.
+"""Reads pretrained weights as parts of a FineLAP: EAT, CLAP's HTS-AT, Hugging Face text encoders.
 
-Knows no training and no FineLAP as a whole: a reader gives the config that the weights imply and the state under our
-names. Every tensor is used, or listed as ignored because it has no part in what we compute, or the file is refused
-with the tensors named. Nothing is unpickled but plain weights, and no code that comes with weights is run.
+A reader returns the config that the weights imply and their state under our names. Each tensor is either used or listed
+as ignored; a file with unknown or missing tensors is rejected. Only plain weights are unpickled, and no code from a
+checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.encoders.eat import sincos_positions
 from model.weight_files import CheckpointError, read_folder_weights, read_json, read_safetensors, read_torch
 
 _CLAP_UNUSED = re.compile(r"^(?:text_model|text_projection|audio_projection|logit_scale_[at]$)")
-_CLAP_FUSION = re.compile(r"^patch_embed\.(?:fusion_model|mel_conv2d)\.")  # for recordings longer than the window
+_CLAP_FUSION = re.compile(r"^patch_embed\.(?:fusion_model|mel_conv2d)\.")  # fusion of recordings longer than the window
 _CLAP_PREFIX = re.compile(r"^(?:audio_model\.)?audio_encoder\.")
 _CLAP_PARAMS = {  # HTSAT's name → CLAP's, with transformers' default
     "spec_size": ("spec_size", 256),
@@ -39,7 +39,7 @@ _TEXT_UNUSED = re.compile(r"(?:^|\.)(?:pooler\.|embeddings\.(?:position_ids|toke
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a FineLAP: what to build, the tensors that go into it, and the source's names that go nowhere."""
+    """One part of a FineLAP: its parameters, its tensors, and the names of ignored source tensors."""
 
     params: dict[str, Any]
     state: dict[str, Tensor]
@@ -47,22 +47,23 @@ class Part:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a folder or file. Raises CheckpointError; a pickle that needs code is one."""
+    """All tensors of a folder or file. Raises CheckpointError, also for pickles that need code."""
     if path.is_dir():
         return read_folder_weights(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    # fairseq keeps its arguments beside the weights: a plain holder of values, which runs nothing
+    # fairseq stores its arguments beside the weights in a Namespace, which holds values and runs no code
     with torch.serialization.safe_globals([argparse.Namespace]):
         return read_torch(path)
 
 
 def read_eat(path: Path, num_mel_bins: int = 128) -> Part:
-    """EAT's own checkpoint (fairseq, the state under "model") or a folder of its Hugging Face port → model.encoders.eat's EAT.
+    """EAT's own checkpoint (fairseq, state under "model") or a folder of its Hugging Face port, for our EAT encoder.
 
-    What shapes cannot tell is as in every published size: heads of 64 channels. Raises CheckpointError.
+    The number of heads cannot be inferred from shapes; heads have 64 channels, as in every published size. Raises
+    CheckpointError.
     """
     state: dict[str, Tensor] = {}
     ignored, unknown = [], []
@@ -90,7 +91,7 @@ def read_eat(path: Path, num_mel_bins: int = 128) -> Part:
     if table is not None:
         if _is_sincos(table, num_mel_bins // patch):
             del state["positions"]
-            ignored.append("the table of positions, which is computed")
+            ignored.append("the position table, which is computed")
         else:
             params |= {"positions": "table", "table_tokens": table.shape[1] if table.ndim == 3 else 0}
     return Part(params, state, tuple(ignored))
@@ -104,9 +105,9 @@ def _is_sincos(table: Tensor, freq_patches: int) -> bool:
 
 
 def read_htsat(path: Path) -> Part:
-    """The audio side of a CLAP folder (config.json and weights) → model.encoders.htsat's HTSAT. Raises CheckpointError.
+    """The audio encoder of a CLAP folder (config.json and weights), for our HTSAT encoder. Raises CheckpointError.
 
-    `params` has one entry more than HTSAT takes: `num_mel_bins`, which the front end must have.
+    `params` additionally contains `num_mel_bins`, which configures the mel front end.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
@@ -118,7 +119,7 @@ def read_htsat(path: Path) -> Part:
     stride = audio.get("patch_stride", 4)
     sides = stride if isinstance(stride, list) else [stride]
     if len(set(sides)) != 1:
-        raise CheckpointError(f"{path}: patches that step {sides} are not supported")
+        raise CheckpointError(f"{path}: a patch stride of {sides} is not supported")
     params |= {"patch_stride": sides[0], "num_mel_bins": audio.get("num_mel_bins", 64)}
     state: dict[str, Tensor] = {}
     ignored: list[str] = []
@@ -137,7 +138,7 @@ def read_htsat(path: Path) -> Part:
 
 
 def read_text_config(folder: Path) -> dict[str, Any]:
-    """A Hugging Face folder's config.json, less what says nothing of the network."""
+    """A Hugging Face folder's config.json without the keys that don't describe the network."""
     described = read_json(folder / "config.json")
     if "model_type" not in described:
         raise CheckpointError(f"{folder / 'config.json'}: no model_type")
@@ -145,10 +146,10 @@ def read_text_config(folder: Path) -> dict[str, Any]:
 
 
 def read_text(folder: Path, expected: dict[str, Tensor], base: str) -> Part:
-    """A Hugging Face encoder's weights under the names `expected`, those of the bare encoder.
+    """A Hugging Face encoder's weights under the names of the bare encoder, `expected`.
 
-    A model with a head on top has its encoder under `base`, and what lies outside is the head's: ignored, as are
-    poolers and stored positions. Raises CheckpointError for names left over inside.
+    A model with a head stores its encoder under `base`; the head is ignored, as are poolers and stored positions.
+    Raises CheckpointError for other unknown tensors.
     """
     source = {re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", n): t for n, t in read_folder_weights(folder).items()}
     source = {re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", n): t for n, t in source.items()}
@@ -164,19 +165,19 @@ def read_text(folder: Path, expected: dict[str, Tensor], base: str) -> Part:
         else:
             unknown.append(name)
     if unknown:
-        raise CheckpointError(f"{folder}: weights its config does not speak of", {"unknown": unknown})
+        raise CheckpointError(f"{folder}: weights that the config does not describe", {"unknown": unknown})
     return Part({}, state, tuple(ignored))
 
 
 def fill(module: torch.nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copies a state into a module, in float32. Missing, unknown or misshapen tensors raise CheckpointError."""
+    """Copies a state into a module. Raises CheckpointError for missing, unknown or misshapen tensors."""
     expected = module.state_dict()
     shaped = [
         f"{name} {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    # tables that are computed alike wherever they are kept; older files have some, newer ones do not
+    # computed tables, which only files of older versions contain
     missing = [n for n in expected if n not in state and not n.endswith(("relative_position_index", "position_ids"))]
     problems = {"unknown": sorted(set(state) - set(expected)), "missing": sorted(missing), "wrong shape": shaped}
     if any(problems.values()):

@@ -1,7 +1,7 @@
-"""The paper's ablations at a size of one's own: every row trained alike but for what its name says, and measured alike.
+"""Trains and measures the ablations of arXiv 2604.01155 at a configurable size.
 
-Knows the rows and the table; training is the trainer's and measuring is training.evaluation.validation's. A row that is done is not
-done again, and one that was stopped goes on. Source of the rows: arXiv 2604.01155, ablation tables.
+All rows share one training configuration except for the setting that their name states, and are measured alike.
+Finished rows are kept, and interrupted rows are resumed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from training.data.phrase_bank import PhraseBank
 from training.evaluation.validation import event_report, frame_report, make_mixtures, text_to_clip, tracks
 from training.train_config import TrainConfig, from_plain, read_yaml
 
-# What each row changes in the run that they have in common.
+# The changes of each row to the shared configuration.
 ROWS: dict[str, dict[str, Any]] = {
     "full": {},
     "no_frame_loss": {"loss": {"frame_weight": 0.0}},
@@ -42,8 +42,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "n25": {"data": {"phrases": 25}},
     "n30": {"data": {"phrases": 30}},
 }
-WHOLE = ("adapter", "audio_encoder")  # replaced, not merged: the params of one kind mean nothing to another
-# The table's columns and where a row's result has them.
+WHOLE = ("adapter", "audio_encoder")  # replaced, not merged: params depend on the kind
+# The table's columns and their location in a row's result.
 COLUMNS = {
     "R@1": ("retrieval", "label R@1"),
     "R@10": ("retrieval", "label R@10"),
@@ -63,20 +63,20 @@ CHANCE = {
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """The sounds, the run that all rows share, and what they are measured on. Relative paths start at the root."""
+    """The sounds, the shared training configuration, and the evaluation. Relative paths start at the root."""
 
     work_dir: str
     sounds: tuple[str, ...]  # folders of labelled single sounds
     validation_groups: tuple[str, ...]
-    train: dict[str, Any]  # a trainer's configuration but for work_dir and data.sets
+    train: dict[str, Any]  # a training configuration without work_dir and data.sets
     excluded_groups: tuple[str, ...] = ()
-    rows: dict[str, Any] = field(default_factory=dict)  # more changes to a row, or rows of one's own
+    rows: dict[str, Any] = field(default_factory=dict)  # further changes to a row, or additional rows
     evaluation: EvaluationConfig = EvaluationConfig()
     kind: str = "ablate"
 
 
 def read_ablation(path: Path) -> AblationConfig:
-    """An ablation from YAML. What does not fit raises ConfigError."""
+    """Reads an ablation from YAML. Raises ConfigError."""
     config: AblationConfig = from_plain(AblationConfig, read_yaml(path), path.name)
     if config.kind != "ablate":
         raise ConfigError(f"{path.name}: kind: expected ablate, found {config.kind!r}")
@@ -84,7 +84,7 @@ def read_ablation(path: Path) -> AblationConfig:
 
 
 def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` over it, dictionaries key by key, adapters and encoders as a whole."""
+    """`base` updated with `change`: dictionaries recursively, adapters and encoders as a whole."""
     result = dict(base)
     for key, value in change.items():
         inner = isinstance(value, dict) and isinstance(result.get(key), dict) and key not in WHOLE
@@ -93,7 +93,7 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 class Ablation:
-    """The rows of a configuration, trained and measured one by one in its work folder."""
+    """Trains and measures the rows of a configuration in its work folder."""
 
     def __init__(
         self,
@@ -102,27 +102,27 @@ class Ablation:
         steps: int | None = None,
         bank_of: Callable[[list[str], TrainConfig, Path], PhraseBank] | None = None,
     ) -> None:
-        """`steps` replaces the number of optimiser steps of every row; `bank_of` puts labels in clusters."""
+        """`steps` overrides the optimiser steps of every row; `bank_of` builds the phrase bank of the labels."""
         self.config, self.root, self.steps, self.bank_of = config, root, steps, bank_of or make_bank
         self.folder = root / config.work_dir
         self.folder.mkdir(parents=True, exist_ok=True)
         self.changes = {name: merged(ROWS.get(name, {}), config.rows.get(name, {})) for name in (ROWS | config.rows)}
 
-    def run(self, rows: Sequence[str], say: Callable[[str], None] = print) -> str:
-        """Trains and measures these rows, writes table.md and table.json after each, and gives the table."""
+    def run(self, rows: Sequence[str], report: Callable[[str], None] = print) -> str:
+        """Trains and measures `rows`, writes table.md and table.json after each, and returns the table."""
         unknown = [row for row in rows if row not in self.changes]
         if unknown:
             raise ConfigError(f"unknown rows {', '.join(unknown)}; known: {', '.join(self.changes)}")
         results: dict[str, dict[str, Any]] = {}
         for number, row in enumerate(rows, start=1):
-            say(f"row {number} of {len(rows)}: {row}")
+            report(f"row {number} of {len(rows)}: {row}")
             results[row] = self.result(row)
             (self.folder / "table.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
             (self.folder / "table.md").write_text(table(results), encoding="utf-8")
         return table(results)
 
     def result(self, row: str) -> dict[str, Any]:
-        """A row's figures, from its file if it is done."""
+        """A row's figures, from its file if it is finished. Raises TrainError for a file of another configuration."""
         config = self.row_config(row)
         plain = json.loads(json.dumps(dataclasses.asdict(config)))
         file = self.root / config.work_dir / "result.json"
@@ -130,9 +130,7 @@ class Ablation:
             known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             if known["config"] == plain:
                 return known
-            raise TrainError(
-                f"{file}: is of another configuration; give this one another work_dir or delete its folder"
-            )
+            raise TrainError(f"{file}: made with another configuration; choose another work_dir or delete the folder")
         self.prepare(config)
         from training.trainer import train
 
@@ -143,9 +141,9 @@ class Ablation:
         return found
 
     def row_config(self, row: str) -> TrainConfig:
-        """The trainer's configuration of a row."""
+        """The training configuration of a row."""
         manifest = f"{self.config.work_dir}/singles.jsonl"
-        # Sounds are not varied: at this size, drawing scenes of other takes would cost more than learning from them.
+        # No augmentation: at this size it would take longer than the training itself.
         scenes = {"manifest": manifest, "simulate": True, "scene": {"augment": 0.0}}
         recorded = {"manifest": manifest}
         data = merged({"sets": "all", "bank": f"{self.config.work_dir}/bank.jsonl"}, self.config.train.get("data", {}))
@@ -163,17 +161,15 @@ class Ablation:
         config: TrainConfig = from_plain(TrainConfig, plain, f"row {row}")
         return config
 
-    # What the rows share
-
     def items(self, validation: bool) -> list[Item]:
-        """Labelled sounds of the training groups, or of the validation groups."""
+        """Labelled sounds of the training or validation groups."""
         config = self.config
         found = [item for folder in config.sounds for item in read_labelled(self.root / folder) if item.captions]
         found = [item for item in found if item.group not in config.excluded_groups]
         return [item for item in found if (item.group in config.validation_groups) == validation]
 
     def prepare(self, config: TrainConfig) -> None:
-        """Writes, once, a manifest of the single sounds with where each is heard, and a bank of their labels."""
+        """Writes a manifest of the sounds with their active segments and a phrase bank of their labels, once."""
         manifest, bank = self.folder / "singles.jsonl", self.folder / "bank.jsonl"
         if manifest.is_file() and bank.is_file():
             return
@@ -184,7 +180,7 @@ class Ablation:
                 [round(a, 4), round(b, 4)] for a, b in active_stretches(store.get(i)) if round(a, 4) < round(b, 4)
             ]
             if not segments:
-                continue  # silence: no frame of it can be named
+                continue  # silent
             label = item.captions[0]
             row: dict[str, Any] = {"audio_id": item.audio_id, "audio_path": str(item.path.resolve())}
             row |= {"caption": label, "phrases": [{"phrase": label, "segments": segments}], "group": item.group}
@@ -196,7 +192,7 @@ class Ablation:
         manifest.write_text("".join(lines), encoding="utf-8")
 
     def measure(self, model: FineLAP) -> dict[str, Any]:
-        """Retrieval of validation sounds, and detection on mixtures of them; percent."""
+        """Retrieval of the validation sounds and detection on their mixtures; percent."""
         store = AudioStore(self.folder / "validation.i16", self.items(validation=True), progress=False)
         found = tracks(model, make_mixtures(store, self.config.evaluation))
         return {
@@ -207,7 +203,7 @@ class Ablation:
 
 
 def make_bank(labels: list[str], config: TrainConfig, root: Path) -> PhraseBank:
-    """Labels in clusters around AudioSet's class names, by the text tower that the rows start from."""
+    """A phrase bank of the labels clustered around AudioSet's class names, by embeddings of the initial text tower."""
     import torch
 
     from training.init.build import build_model
@@ -224,7 +220,7 @@ def make_bank(labels: list[str], config: TrainConfig, root: Path) -> PhraseBank:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, a row each and chance at the end; percent, but for millions of parameters on the audio side."""
+    """A Markdown table of the rows and chance; percent, and the audio side's parameters in millions."""
     lines = [
         "| row | steps | audio params, M | " + " | ".join(COLUMNS) + " |",
         "|---|---:|---:|" + "---:|" * len(COLUMNS),

@@ -1,9 +1,9 @@
-"""`python -m training.recipes.fetch_sounds`: the sounds that the bundled checkpoint learns from, out of their Debian packages.
+"""`python -m training.recipes.fetch_sounds`: fetches the bundled checkpoint's training sounds from Debian packages.
 
-A recipe (CSV, gzipped or not) has a sound a line; packages are fetched with `apt-get download` and unpacked without
-being installed. A sound is checked against its sha1, brought to mono, and written as Ogg Vorbis into a folder that
-`training.data.manifests.read_labelled` reads. Sounds that are there already are left alone, so a stopped run goes on. Knows
-no training. What cannot be had is counted and named; it is never replaced by anything.
+A recipe (CSV, optionally gzipped) lists one sound per line. Packages are downloaded with `apt-get download` and
+unpacked without being installed. Each sound is checked against its SHA-1, mixed down to mono, and written as Ogg Vorbis
+into a folder that `training.data.manifests.read_labelled` reads. Existing sounds are skipped, so an interrupted run can
+be resumed. Sounds that cannot be fetched are counted and listed, and never replaced.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from training.simulation.jobs import line_of, write_whole
 
 COLUMNS = ("package", "group", "path", "audio", "label", "licence", "sha1", "start_s", "duration_s", "sample_rate_hz")
 RECIPE = Path(__file__).parents[1] / "configs" / "finelap-small.sounds.csv.gz"
-_BLOCK = 65_536  # frames written at a time: libsndfile's Vorbis encoder overruns its stack on very long blocks
+_BLOCK = 65_536  # frames per write: libsndfile's Vorbis encoder overflows its stack on very long blocks
 
-Download = Callable[[str, Path], Path]  # (package, folder) → the .deb in it
+Download = Callable[[str, Path], Path]  # (package, folder) → path of the downloaded .deb
 
 
 class FetchError(ValueError):
-    """A recipe that cannot be read, or a package or sound that cannot be had."""
+    """A recipe that cannot be read, or a package or sound that cannot be fetched."""
 
 
 @dataclass(frozen=True)
-class Sound:
+class RecipeSound:
     """A line of the recipe."""
 
-    package: str  # of Debian
-    group: str  # what a validation split must not tear apart
-    path: str  # in the package; in a zip archive of it, after the package's name
-    audio: str  # where it goes, ending in .ogg
-    label: str  # empty: none is known
+    package: str  # Debian package
+    group: str  # must stay on the same side of a validation split
+    path: str  # in the package; for members of a zip archive, prefixed with the package's name
+    audio: str  # output path, ending in .ogg
+    label: str  # empty: unlabelled
     licence: str
-    sha1: str  # of the original file; empty: not known
-    start_s: float | None  # of an excerpt of `duration_s`
+    sha1: str  # of the original file; empty: unknown
+    start_s: float | None  # start of an excerpt of `duration_s`; None: the whole file
     duration_s: float
     sample_rate_hz: int
 
 
-def read_sounds(recipe: Path) -> list[Sound]:
-    """The lines of a recipe. Raises FetchError with the line's number."""
+def read_sounds(recipe: Path) -> list[RecipeSound]:
+    """The lines of a recipe. Raises FetchError with the line number."""
     raw = recipe.read_bytes()
     text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
     rows = csv.DictReader(io.StringIO(text))
@@ -62,37 +62,39 @@ def read_sounds(recipe: Path) -> list[Sound]:
     for number, row in enumerate(rows, start=2):
         try:
             start, duration, rate = row.pop("start_s"), float(row.pop("duration_s")), int(row.pop("sample_rate_hz"))
-            sound = Sound(**row, start_s=float(start) if start else None, duration_s=duration, sample_rate_hz=rate)
+            sound = RecipeSound(
+                **row, start_s=float(start) if start else None, duration_s=duration, sample_rate_hz=rate
+            )
         except (TypeError, ValueError) as error:
             raise FetchError(f"{recipe.name}, line {number}: {error}") from error
         target = PurePosixPath(sound.audio)
         if target.is_absolute() or ".." in target.parts or target.suffix != ".ogg":
-            raise FetchError(f"{recipe.name}, line {number}: {sound.audio!r} is no .ogg inside the folder")
+            raise FetchError(f"{recipe.name}, line {number}: {sound.audio!r} is not an .ogg file inside the folder")
         sounds.append(sound)
     return sounds
 
 
 def apt_download(package: str, folder: Path) -> Path:
-    """Fetches a package into `folder` with the machine's own apt. Raises FetchError."""
+    """Downloads a package into `folder` with apt. Raises FetchError."""
     done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
     found = sorted(folder.glob("*.deb"))
     if done.returncode or len(found) != 1:
-        lines = done.stderr.strip().splitlines() or ["apt-get said nothing"]
+        lines = done.stderr.strip().splitlines() or ["no error message from apt-get"]
         raise FetchError(f"{package}: not downloaded: {lines[-1]}")
     return found[0]
 
 
 def fetch(
-    sounds: Iterable[Sound], out: Path, download: Download = apt_download, packages: Iterable[str] = ()
+    sounds: Iterable[RecipeSound], out: Path, download: Download = apt_download, packages: Iterable[str] = ()
 ) -> list[str]:
-    """Brings the sounds of `packages`, or all, into `out`; the problems, one line each. Packages go one at a time.
+    """Fetches the sounds of `packages` (by default all) into `out`, package by package; returns a line per problem.
 
-    The manifest.jsonl there lists every one of `sounds` that is in `out`, whenever it came.
+    manifest.jsonl lists all of `sounds` that exist in `out`, including those of earlier runs.
     """
     chosen = set(packages)
     sounds, problems = list(sounds), []
     out.mkdir(parents=True, exist_ok=True)
-    wanted: dict[str, list[Sound]] = {}
+    wanted: dict[str, list[RecipeSound]] = {}
     for sound in sounds:
         if not (out / sound.audio).is_file() and (not chosen or sound.package in chosen):
             wanted.setdefault(sound.package, []).append(sound)
@@ -104,7 +106,7 @@ def fetch(
             except (FetchError, OSError) as error:
                 problems.append(f"{error} ({len(members)} sounds)")
                 continue
-            files = _Files(package, tree)
+            files = _PackageFiles(package, tree)
             for sound in members:
                 try:
                     _write(sound, files.read(sound.path), out / sound.audio)
@@ -122,15 +124,15 @@ def _unpacked(deb: Path, tree: Path) -> Path:
     return tree
 
 
-class _Files:
-    """A package's files, those in its zip archives (games keep their data in such) included."""
+class _PackageFiles:
+    """A package's files, including those in its zip archives, in which games store their data."""
 
     def __init__(self, package: str, tree: Path) -> None:
         self.package, self.tree = package, tree
         self._archived: dict[str, Path] | None = None
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file. Raises FetchError."""
+        """The content of a file. Raises FetchError."""
         plain = self.tree / path
         if plain.is_file() and plain.resolve().is_relative_to(self.tree.resolve()):
             return plain.read_bytes()
@@ -147,7 +149,7 @@ class _Files:
             return archive.read(member)
 
 
-def _write(sound: Sound, content: bytes, target: Path) -> None:
+def _write(sound: RecipeSound, content: bytes, target: Path) -> None:
     import soundfile
     import soxr
 
@@ -173,7 +175,7 @@ def _write(sound: Sound, content: bytes, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _write_manifest(out: Path, sounds: list[Sound]) -> None:
+def _write_manifest(out: Path, sounds: list[RecipeSound]) -> None:
     rows = [
         {"audio": s.audio, "label": s.label or None, "package": s.group, "source": s.path, "licence": s.licence}
         for s in sounds
@@ -183,7 +185,7 @@ def _write_manifest(out: Path, sounds: list[Sound]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 1 if any sound is missing at the end."""
+    """Runs the command; returns 1 if any sound is missing at the end."""
     parser = argparse.ArgumentParser(
         prog="python -m training.recipes.fetch_sounds", description="Fetch the sounds of a recipe."
     )
@@ -205,9 +207,9 @@ def main(arguments: list[str] | None = None) -> int:
     sounds = [s for s in sounds if not chosen or s.package in chosen]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    there = sum((options.out / s.audio).is_file() for s in sounds)
-    print(f"{there} of {len(sounds)} sounds are in {options.out}")
-    return 0 if there == len(sounds) else 1
+    existing = sum((options.out / s.audio).is_file() for s in sounds)
+    print(f"{existing} of {len(sounds)} sounds are in {options.out}")
+    return 0 if existing == len(sounds) else 1
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def write_mixtures(
     """Writes mixtures of `sources` to `out`, or resumes doing so; `backgrounds` are used as backgrounds only.
 
     `restart` deletes the results of earlier runs. Raises SimulationError for settings that differ from the folder's and
-    for unusable recordings, WorkerError if a worker dies, and OSError, for example if the disk is full. Files are always
+    for unusable recordings, WorkerError if a worker dies, and OSError, for example for a full disk. Files are always
     complete, and the same call resumes the run.
     """
     workers = workers or Workers()

@@ -1,4 +1,4 @@
-"""`finelap cluster`: label lists in, a bank out; what cannot be read is one error that names its place."""
+"""`finelap cluster` builds a bank from label lists and reports invalid ones with their location."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.data.sentence_embeddings import EmbedderError, embedder
 
 
 def by_letters(texts: list[str]) -> np.ndarray:
-    """Counts of letters, of unit length: words that look alike are near."""
+    """Unit-length letter counts, under which similar spellings are near."""
     counts = np.array([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], np.float32)
     return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
@@ -44,7 +44,7 @@ def lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_lists_of_all_kinds_become_one_bank(lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_list_formats_become_one_bank(lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [lists / name for name in ("a.txt", "b.jsonl", "c.csv")]
     run(*files, "--out", lists / "bank.jsonl", "--centroids", lists / "start.txt", "--separator", ",")
     bank = PhraseBank.read(lists / "bank.jsonl")
@@ -54,7 +54,7 @@ def test_lists_of_all_kinds_become_one_bank(lists: Path, capsys: pytest.CaptureF
     assert "    2  dog" in said
 
 
-def test_the_shipped_bank_is_where_it_begins(lists: Path) -> None:
+def test_the_bundled_bank_is_the_default(lists: Path) -> None:
     run(lists / "a.txt", "--out", lists / "bank.jsonl")
     bank = PhraseBank.read(lists / "bank.jsonl")
     assert bank.cluster_of["dogs"] == bank.cluster_of["Bark"] and len(bank.clusters) > 500
@@ -73,13 +73,13 @@ def test_the_shipped_bank_is_where_it_begins(lists: Path) -> None:
         ("x.txt", "\n", "x.txt: no phrases"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_invalid_lists_are_reported(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(PhraseError, match=message):
         read_labels(tmp_path / name)
 
 
-def test_a_column_can_be_named(tmp_path: Path) -> None:
+def test_a_column_can_be_selected(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("label\tname\n1\tdog bark\n")
     assert read_labels(tmp_path / "x.tsv", "name") == ["dog bark"]
 
@@ -108,7 +108,7 @@ def test_a_folder_of_a_sentence_model_embeds(tmp_path: Path) -> None:
     both = embed(["dog", "a big bell"])
     assert both.shape == (2, 16) and both.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-5)
-    # Padding to the longer text changes nothing.
+    # Padding to the longer text has no effect.
     np.testing.assert_allclose(embed(["dog"])[0], both[0], atol=1e-5)
     assert embed([]).shape == (0, 16)
     (tmp_path / "model" / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
@@ -117,10 +117,10 @@ def test_a_folder_of_a_sentence_model_embeds(tmp_path: Path) -> None:
 
 
 def nothing_installed(name: str) -> None:
-    """A machine without any packages."""
+    """Finds no installed packages."""
 
 
-def test_without_a_model_the_error_says_what_to_install() -> None:
+def test_without_a_model_the_error_names_the_package_to_install() -> None:
     with pytest.raises(EmbedderError, match="pip install sentence-transformers"):
         embedder(None, nothing_installed)
     with pytest.raises(EmbedderError, match="no embedding model no/such"):

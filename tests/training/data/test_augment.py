@@ -1,4 +1,4 @@
-"""Stripes hide what they may and no more, the same ones for the same seed."""
+"""SpecAugment masks within its limits and is reproducible."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def slow(mel: torch.Tensor, config: SpecAugmentConfig, seed: int, fill: float, lengths: list[int]) -> torch.Tensor:
-    """Stripe by stripe, with the same draws: widths first, then places; time first, then frequency."""
+def reference(mel: torch.Tensor, config: SpecAugmentConfig, seed: int, fill: float, lengths: list[int]) -> torch.Tensor:
+    """Reference, stripe by stripe with the same draws: widths, then positions; time, then frequency."""
     generator, mel = seeded(seed), mel.clone()
     for axis, stripes, width in (
         (0, config.time_stripes, config.time_width),
@@ -33,15 +33,15 @@ def slow(mel: torch.Tensor, config: SpecAugmentConfig, seed: int, fill: float, l
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_the_slow_way(seed: int) -> None:
+def test_spec_augment_equals_the_reference(seed: int) -> None:
     mel, config, lengths = torch.rand(4, 300, 64), SpecAugmentConfig(), [300, 200, 40, 3]
     before = mel.clone()
     found = spec_augment(mel, config, seeded(seed), -7.0, torch.tensor(lengths))
-    torch.testing.assert_close(found, slow(mel, config, seed, -7.0, lengths), rtol=0, atol=0)
+    torch.testing.assert_close(found, reference(mel, config, seed, -7.0, lengths), rtol=0, atol=0)
     torch.testing.assert_close(mel, before, rtol=0, atol=0)
 
 
-def test_published_widths_are_the_most_and_are_reached() -> None:
+def test_published_widths_are_reached_and_not_exceeded() -> None:
     one = SpecAugmentConfig(time_stripes=1, frequency_stripes=0)
     times = (spec_augment(torch.zeros(400, 1024, 1), one, seeded(0), 1.0)[:, :, 0] > 0).sum(1)
     assert times.min() == 0 and times.max() == 64
@@ -50,14 +50,14 @@ def test_published_widths_are_the_most_and_are_reached() -> None:
     assert bins.min() == 0 and bins.max() == 8
 
 
-def test_rows_are_hidden_differently_and_seeds_repeat() -> None:
+def test_rows_have_different_masks_and_seeds_are_reproducible() -> None:
     mel = torch.rand(2, 1, 200, 64).expand(2, 8, 200, 64)[0]
     first, second = (spec_augment(mel, SpecAugmentConfig(), seeded(3)) for _ in range(2))
     assert torch.equal(first, second)
     assert len({tuple(row.flatten().tolist()) for row in first}) == 8
 
 
-def test_no_stripe_in_padding_and_never_all_hidden() -> None:
+def test_padding_is_not_masked_and_rows_are_never_masked_completely() -> None:
     lengths = torch.tensor([20, 50, 100])
     for seed in range(50):
         config = SpecAugmentConfig(frequency_stripes=0)
@@ -66,7 +66,7 @@ def test_no_stripe_in_padding_and_never_all_hidden() -> None:
             assert not row[length:].any() and row.sum() <= length // 2
 
 
-def test_none_wanted_none_made() -> None:
+def test_zero_stripes_mask_nothing() -> None:
     mel = torch.rand(2, 30, 16)
     assert torch.equal(spec_augment(mel, SpecAugmentConfig(0, 64, 0, 8), seeded(0)), mel)
     with pytest.raises(ValueError, match="negative"):

@@ -1,8 +1,7 @@
-"""Batches: the same for the same step however they are made, labels where the sound is, and nothing from files that
-cannot be read.
+"""Batches are a function of the step, labels match the audio, and unreadable files contribute nothing.
 
-Recordings here are silent but for their events, each of which has a level of its own: what a crop holds can be read off
-its samples, without any of the code under test.
+Recordings are silent except for their events, each at a distinct level, so that the events of a crop can be decoded
+from its samples without the code under test.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ NAMES = [c[0] for c in CLUSTERS[:4]]
 
 
 def recording(folder: Path, name: str, seconds: float, events: dict[str, list[tuple[float, float]]]) -> dict:
-    """A file in which each phrase sounds at a level of its own, and its manifest line."""
+    """Writes a file with each phrase at a distinct level; returns its manifest line."""
     samples = np.zeros(int(seconds * 16000), np.float32)
     for phrase, segments in events.items():
         for onset, offset in segments:
@@ -46,7 +45,7 @@ def recording(folder: Path, name: str, seconds: float, events: dict[str, list[tu
 
 
 def level(phrase: str) -> float:
-    return 2.0 ** -(1 + NAMES.index(phrase))  # distinct in any sum
+    return 2.0 ** -(1 + NAMES.index(phrase))  # unique in every sum
 
 
 def manifest(folder: Path, rows: list[dict], name: str = "m.jsonl") -> str:
@@ -105,7 +104,7 @@ def assert_equal(first: Batch, second: Batch) -> None:
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
 
 
-def test_a_step_is_the_same_however_it_is_reached(root: Path) -> None:
+def test_a_batch_depends_only_on_its_step(root: Path) -> None:
     batches = make(root, mixed())
     wanted = [batches.batch(step) for step in range(4, 7)]
     assert_equal(make(root, mixed()).batch(5), wanted[1])
@@ -118,7 +117,7 @@ def test_a_step_is_the_same_however_it_is_reached(root: Path) -> None:
     assert other.captions != wanted[1].captions or other.phrases != wanted[1].phrases
 
 
-def test_a_cache_changes_nothing_but_the_last_bit(root: Path, tmp_path: Path) -> None:
+def test_a_cache_changes_only_the_last_bit(root: Path, tmp_path: Path) -> None:
     plain, cached = make(root, strong_only()), make(root, strong_only(cache=str(tmp_path / "cache")))
     for step in range(3):
         first, second = plain.batch(step), cached.batch(step)
@@ -126,7 +125,7 @@ def test_a_cache_changes_nothing_but_the_last_bit(root: Path, tmp_path: Path) ->
         assert first.phrases == second.phrases and torch.equal(first.labels, second.labels)
 
 
-def test_ranks_together_are_one_process(root: Path) -> None:
+def test_ranks_together_equal_one_process(root: Path) -> None:
     config = mixed(cache="cache")
     for step in range(3):
         whole = make(root, config, size=6).batch(step)
@@ -138,8 +137,8 @@ def test_ranks_together_are_one_process(root: Path) -> None:
 
 
 @pytest.mark.parametrize("crop", ["random", "centre"])
-def test_labels_are_where_the_sound_is(root: Path, crop: str) -> None:
-    """Against the samples themselves: the level of each phrase is a binary digit of theirs."""
+def test_labels_match_the_audio(root: Path, crop: str) -> None:
+    """Compares labels with the samples, in which each phrase is a binary digit."""
     batches = make(root, strong_only(crop=crop, seconds=1.28))
     seen = Counter()
     for step in range(6):
@@ -148,36 +147,36 @@ def test_labels_are_where_the_sound_is(root: Path, crop: str) -> None:
             samples = batch.waveforms[n, : batch.labels.shape[2] * 2560].numpy()
             digits = np.rint(samples * 16).astype(int)
             positives = [p for p in range(5) if batch.labels[n, p].any()]
-            heard = {name for name in NAMES if (digits & int(level(name) * 16)).astype(bool).sum() > 0.045 * 16000}
-            assert heard <= {batch.phrases[n][p] for p in positives}
+            audible = {name for name in NAMES if (digits & int(level(name) * 16)).astype(bool).sum() > 0.045 * 16000}
+            assert audible <= {batch.phrases[n][p] for p in positives}
             assert positives == list(range(len(positives)))  # first in the row
             for p in positives:
                 name = batch.phrases[n][p]
                 on = (digits & int(level(name) * 16)).astype(bool).reshape(-1, 2560).mean(1)
                 label = batch.labels[n, p].numpy()
                 assert (label[on > 0.51] == 1).all() and (label[on == 0] == 0).all()
-                assert label.sum() == 1 or (label[on < 0.49] == 0).all()  # a short event has one frame in any case
+                assert label.sum() == 1 or (label[on < 0.49] == 0).all()  # a short event always has one frame
                 seen[name] += 1
     assert len(seen) == 4
 
 
-def test_what_lies_outside_the_crop_is_no_positive_of_it(tmp_path: Path) -> None:
+def test_events_outside_the_crop_are_not_positives(tmp_path: Path) -> None:
     events = {"dog": [(0.0, 0.5)], "rain": [(2.9, 3.39)], "bell": [(5.5, 6.0)], "car": [(0.5, 2.37), (3.63, 6.0)]}
     manifest(tmp_path, [recording(tmp_path, "a", 6.0, events)])
     batch = make(tmp_path, strong_only(crop="centre", seconds=1.28), size=2).batch(0)  # 2.36 s to 3.64 s
-    assert batch.phrases[0][0] == "rain" and batch.labels[0, 1:].sum() == 0  # 10 ms of a car are not heard
+    assert batch.phrases[0][0] == "rain" and batch.labels[0, 1:].sum() == 0  # 10 ms of a car are dropped
     assert torch.nonzero(batch.labels[0, 0]).flatten().tolist() == [3, 4, 5]  # 0.54 s to 1.03 s
 
 
 def test_cropped() -> None:
     phrases = (Phrase("a", ((0.0, 1.0), (2.0, 5.0))), Phrase("click", ((1.51, 1.53),)), Phrase("b", ((0.0, 1.52),)))
     found = cropped(phrases, 1.5, 3.0)
-    assert [p.text for p in found] == ["a", "click"]  # an event short by itself is heard, 20 ms of a long one are not
+    assert [p.text for p in found] == ["a", "click"]  # short events are kept, a 20 ms rest of a long one is not
     np.testing.assert_allclose(found[0].segments, [(0.5, 1.5)])
     np.testing.assert_allclose(found[1].segments, [(0.01, 0.03)])
 
 
-def test_negatives_are_of_clusters_that_hold_no_positive(root: Path) -> None:
+def test_negatives_come_from_clusters_without_a_positive(root: Path) -> None:
     batches = make(root, mixed(swap=0.5), size=16)
     rows = swapped = 0
     for step in range(20):
@@ -191,14 +190,14 @@ def test_negatives_are_of_clusters_that_hold_no_positive(root: Path) -> None:
             count = int(labels.any(1).sum())
             assert not labels[count:].any()
             assert not set(clusters[:count]) & set(clusters[count:])
-            assert len(set(clusters[count:])) == 5 - count  # one of each
+            assert len(set(clusters[count:])) == 5 - count  # one per cluster
             assert len(set(phrases)) == 5
             rows += 1
             swapped += sum(p not in NAMES for p in phrases[:count])
     assert rows > 150 and swapped > 20
 
 
-def test_a_swap_never_gives_one_text_two_truths(tmp_path: Path) -> None:
+def test_a_swap_never_gives_a_text_two_labels(tmp_path: Path) -> None:
     row = recording(tmp_path, "a", 2.0, {"dog": [(0.0, 0.9)]})
     row["phrases"] += [{"phrase": "bark", "segments": [[1.1, 2.0]]}, {"phrase": "dog", "segments": [[1.0, 1.5]]}]
     manifest(tmp_path, [row])
@@ -214,7 +213,7 @@ def test_more_positives_than_phrases(root: Path) -> None:
     assert all(len(p) == 1 for p in batch.phrases) and batch.labels.shape[1] == 1
 
 
-def test_a_phrase_without_a_place_is_neither_positive_nor_negative(tmp_path: Path) -> None:
+def test_a_phrase_without_segments_is_neither_positive_nor_negative(tmp_path: Path) -> None:
     row = recording(tmp_path, "a", 2.0, {"dog": [(0.0, 0.9)], "rain": []})
     manifest(tmp_path, [row])
     batch = make(tmp_path, strong_only(), size=32).batch(0)
@@ -223,7 +222,7 @@ def test_a_phrase_without_a_place_is_neither_positive_nor_negative(tmp_path: Pat
         make(tmp_path, strong_only(phrases=6))
 
 
-def test_weak_rows_have_no_frames(root: Path) -> None:
+def test_weak_rows_have_no_frame_labels(root: Path) -> None:
     sets = (SetConfig("weak.jsonl"), SetConfig("m.jsonl", strong=False), SetConfig(folder="sounds"))
     for batch in islice(make(root, mixed(sets=sets)).stream(0), 4):
         assert not batch.strong.any() and not batch.labels.any()
@@ -232,12 +231,12 @@ def test_weak_rows_have_no_frames(root: Path) -> None:
     assert bare.labels.shape[1] == 0 and bare.phrases == [[]] * 6
 
 
-def test_captions_are_one_of_the_items_own_and_labels_are_phrased(root: Path) -> None:
+def test_captions_come_from_the_item_and_labels_use_templates(root: Path) -> None:
     batch = make(root, strong_only(), size=40).batch(0)
     assert all(c.split()[1] in ("one", "two") for c in batch.captions)
     assert {c.split()[1] for c in batch.captions} == {"one", "two"}
     folder = make(root, mixed(sets=(SetConfig(folder="sounds"),)), size=40).batch(0)
-    assert {m for m in folder.meanings} == {("dog",), ("rain",), ("bell",)}  # the one without a label is left out
+    assert {m for m in folder.meanings} == {("dog",), ("rain",), ("bell",)}  # the unlabelled sound is skipped
     assert all(m[0] in c for c, m in zip(folder.captions, folder.meanings, strict=True))
     assert "the sound of dog" in folder.captions or "dog sound" in folder.captions or len(set(folder.captions)) > 3
 
@@ -250,14 +249,14 @@ def test_scenes_have_exact_labels_and_their_own_captions(root: Path) -> None:
         names = [p for p, row in zip(batch.phrases[n], batch.labels[n], strict=True) if row.any()]
         assert tuple(sorted(names)) == batch.meanings[n] and set(names) <= {"dog", "rain", "bell"}
         assert all(name in batch.captions[n] for name in names)
-        # loudest where something is on: nothing sounds but the events and faint noise
+        # only events and faint noise sound, so labelled frames are the loudest
         power = batch.waveforms[n, : 16 * 2560].reshape(16, 2560).square().mean(1)
         on = batch.labels[n].any(0)
         if on.any() and not on.all():
             assert power[on].max() > power[~on].max()
 
 
-def test_padding_is_to_the_longest_in_whole_frames(root: Path) -> None:
+def test_rows_are_padded_to_the_longest_in_whole_frames(root: Path) -> None:
     for pad in ("batch", "window"):
         batch = make(root, mixed(sets=(SetConfig("m.jsonl"),), pad=pad, seconds=2.0), size=3).batch(1)
         frames = batch.labels.shape[2]
@@ -267,7 +266,7 @@ def test_padding_is_to_the_longest_in_whole_frames(root: Path) -> None:
             assert length <= 2.0 * 16000 and not row[length:].any()
 
 
-def test_the_published_clock(root: Path) -> None:
+def test_the_published_frame_grid(root: Path) -> None:
     published = WindowConfig(frame_hop=0.15625)
     assert crop_samples(10.24, published) == 160_000 and samples_per_frame(published) == 2560
     assert crop_samples(10.24, WindowConfig()) == 163_840
@@ -277,7 +276,7 @@ def test_the_published_clock(root: Path) -> None:
     assert batches.frames(160_000) == 64 and batches.frames(1) == 1 and batches.frames(16_000) == 7
 
 
-def test_each_set_has_its_share_and_every_item_its_turn() -> None:
+def test_sets_have_their_exact_share_and_every_item_is_drawn() -> None:
     schedule = Schedule([3.0, 1.0, 1e-9], [100, 7, 3], seed=5)
     places = [schedule.place(row) for row in range(2 * BLOCK)]
     counts = Counter(s for s, _ in places)
@@ -291,7 +290,7 @@ def test_each_set_has_its_share_and_every_item_its_turn() -> None:
     assert [again.place(row) for row in (7777, 3)] == [places[7777], places[3]]
 
 
-def test_an_epoch_is_every_item_once(root: Path) -> None:
+def test_an_epoch_draws_as_many_rows_as_items(root: Path) -> None:
     batches = make(root, strong_only(), size=4)
     assert batches.epoch_steps == 3
     assert make(root, mixed(), 3, 0, 1, 2).epoch_steps == 4  # 10 + 5 + 4 items, 6 rows a step
@@ -307,7 +306,7 @@ def test_groups(root: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])
-def test_unreadable_files_are_named_and_never_silence(tmp_path: Path, cache: str | None) -> None:
+def test_unreadable_files_are_reported_and_never_silence(tmp_path: Path, cache: str | None) -> None:
     rows = [recording(tmp_path, name, 1.0, {"dog": [(0.0, 1.0)]}) for name in ("good", "header", "cut", "gone", "fine")]
     (tmp_path / "header.wav").write_bytes(b"not audio")
     (tmp_path / "gone.wav").unlink()
@@ -326,7 +325,7 @@ def test_unreadable_files_are_named_and_never_silence(tmp_path: Path, cache: str
     assert set(batches.skipped) == {"header", "cut", "gone"} and all(batches.skipped.values())
 
 
-def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+def test_a_set_without_readable_files_is_an_error(tmp_path: Path) -> None:
     rows = [{"audio_id": "a", "audio_path": "a.wav", "caption": "rain"}]
     manifest(tmp_path, rows)
     with pytest.raises(DataError, match="m.jsonl: 1 of 1 files cannot be read, such as a: no such file"):
@@ -342,13 +341,13 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
         next(make(tmp_path, strong_only(workers=2)).stream(0))
 
 
-def test_an_unknown_phrase_is_named_before_training(tmp_path: Path) -> None:
+def test_unknown_phrases_are_reported_before_training(tmp_path: Path) -> None:
     row = recording(tmp_path, "a", 1.0, {"dog": [(0.0, 0.5)]})
     row["phrases"].append({"phrase": "vuvuzela", "segments": [[0.0, 1.0]]})
     manifest(tmp_path, [row])
     with pytest.raises(DataError, match="m.jsonl: the phrase 'vuvuzela' of a is not in the phrase bank$"):
         make(tmp_path, strong_only())
-    make(tmp_path, strong_only(sets=(SetConfig("m.jsonl", strong=False),)))  # not asked for
+    make(tmp_path, strong_only(sets=(SetConfig("m.jsonl", strong=False),)))  # phrases are not used
     with pytest.raises(DataError, match="m.jsonl: its phrases need a phrase bank"):
         Batches(strong_only(), tmp_path, WINDOWS, None, BatchPlan(1, 0))
 
@@ -369,7 +368,7 @@ def test_an_unknown_phrase_is_named_before_training(tmp_path: Path) -> None:
         ({"swap": 1.5}, "swap <= 1"),
     ],
 )
-def test_a_bad_configuration_is_one_clear_error(root: Path, change: dict, reason: str) -> None:
+def test_invalid_configurations_are_rejected(root: Path, change: dict, reason: str) -> None:
     (root / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match=reason):
         make(root, mixed(**change))
@@ -382,7 +381,7 @@ def test_a_bad_configuration_is_one_clear_error(root: Path, change: dict, reason
         ({"caption": ""}, "an empty caption"),
     ],
 )
-def test_a_bad_line_is_one_clear_error(root: Path, change: dict, reason: str) -> None:
+def test_invalid_manifest_lines_are_rejected(root: Path, change: dict, reason: str) -> None:
     rows = [json.loads((root / "m.jsonl").read_text().splitlines()[0])]
     manifest(root, [*rows, rows[0] | change], "bad.jsonl")
     with pytest.raises(ManifestError, match=f"bad.jsonl, line 2: .*{reason}"):

@@ -1,4 +1,4 @@
-"""Manifests are read as published and refused by line; audio that cannot be decoded is named, never silenced."""
+"""Manifests are read as published, and the audio cache survives crashes and reports undecodable files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_published_lines_are_read(tmp_path: Path) -> None:
     assert second.captions == ("Rain.",) and second.phrases is None
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
+def test_written_manifests_can_be_read(tmp_path: Path) -> None:
     items = [
         Item("a", tmp_path / "a.wav", ("雨", "rain"), (Phrase("rain", ((0.0, 2.0),)),), "pack"),
         Item("b", tmp_path / "b.wav", ("wind",)),
@@ -59,14 +59,14 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         ({"caption": []}, "neither"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, change: dict, reason: str) -> None:
+def test_invalid_lines_are_reported(tmp_path: Path, change: dict, reason: str) -> None:
     good = {"audio_id": "a", "audio_path": "a.wav", "caption": "Rain."}
     with pytest.raises(ManifestError, match=reason) as error:
         read_manifest(write(tmp_path / "m.jsonl", good, good | change))
     assert "m.jsonl, line 2" in str(error.value)
 
 
-def test_a_missing_key_is_named(tmp_path: Path) -> None:
+def test_missing_keys_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="audio_path"):
         read_manifest(write(tmp_path / "m.jsonl", {"audio_id": "a", "caption": "Rain."}))
 
@@ -82,7 +82,7 @@ def test_labelled_folder(tmp_path: Path) -> None:
     assert [(i.captions, i.group) for i in items] == [(("bell",), "p"), ((), "p")]
 
 
-def test_store_decodes_once_and_names_failures(tmp_path: Path) -> None:
+def test_the_store_decodes_once_and_reports_failures(tmp_path: Path) -> None:
     tone = np.sin(np.arange(8000) / 5).astype(np.float32) * 0.5
     soundfile.write(tmp_path / "mono.wav", tone, 8000)
     soundfile.write(tmp_path / "stereo.wav", np.stack([tone, np.zeros_like(tone)], 1), 16000)
@@ -99,7 +99,7 @@ def test_store_decodes_once_and_names_failures(tmp_path: Path) -> None:
     assert [i.audio_id for i in again.items] == ["mono", "stereo"] and again.failed == store.failed
 
 
-def test_what_is_not_text_is_named(tmp_path: Path) -> None:
+def test_lines_that_are_not_text_are_reported(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_bytes(
         b'{"audio_id": "a", "audio_path": "a.wav", "caption": "rain"}\n{"caption": "\xff"}\n'
     )
@@ -156,7 +156,7 @@ def test_a_repaired_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["torn index", "torn audio", "no index", "no audio", "short audio", "garbage"])
-def test_half_a_cache_is_not_taken_for_a_whole(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_is_repaired(tmp_path: Path, damage: str) -> None:
     items = tones(tmp_path, 4)
     AudioStore(tmp_path / "s.i16", items)
     audio, index = tmp_path / "s.i16", tmp_path / "s.jsonl"
@@ -177,10 +177,11 @@ def test_half_a_cache_is_not_taken_for_a_whole(tmp_path: Path, damage: str) -> N
     assert_tones(AudioStore(tmp_path / "s.i16", items), items)
 
 
-def test_a_killed_writer_leaves_what_it_finished(tmp_path: Path) -> None:
+def test_a_killed_writer_keeps_finished_files(tmp_path: Path) -> None:
     items = tones(tmp_path, 400)
     script = (
-        "import sys; from pathlib import Path; from training.data.audio_cache import AudioStore; from training.data.manifests import Item\n"
+        "import sys; from pathlib import Path\n"
+        "from training.data.audio_cache import AudioStore; from training.data.manifests import Item\n"
         "AudioStore.COMMIT_SAMPLES = 1\n"
         "f = Path(sys.argv[1]); items = [Item(str(i), f / f'{i}.wav', ('x',)) for i in range(400)]\n"
         "AudioStore(f / 's.i16', items, threads=1)"
@@ -195,27 +196,25 @@ def test_a_killed_writer_leaves_what_it_finished(tmp_path: Path) -> None:
     finished = index.read_bytes().count(b"\n")
     assert finished >= 20
     assert_tones(AudioStore(tmp_path / "s.i16", items), items)
-    assert index.read_bytes().count(b"\n") == 400  # each once: what was finished was not decoded again
+    assert index.read_bytes().count(b"\n") == 400  # finished files were not decoded again
 
 
-def test_a_full_disk_is_one_clear_error_and_what_was_finished_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_an_error_and_finished_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = tones(tmp_path, 12)
     monkeypatch.setattr(AudioStore, "COMMIT_SAMPLES", 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * 3200 + 100, hard))  # room for five of them
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * 3200 + 100, hard))  # space for five files
     try:
         with pytest.raises(OSError, match=r"cannot cache decoded audio.*s\.i16"):
             AudioStore(tmp_path / "s.i16", items, threads=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (tmp_path / "s.i16").stat().st_size == 4 * 3200  # the fifth was of a group that was never whole
+    assert (tmp_path / "s.i16").stat().st_size == 4 * 3200  # the fifth file belongs to an incomplete group
     assert_tones(AudioStore(tmp_path / "s.i16", items[:4]), items[:4])
     assert_tones(AudioStore(tmp_path / "s.i16", items), items)
 
 
-def test_several_may_open_one_cache_at_once(tmp_path: Path) -> None:
+def test_several_processes_can_open_one_cache(tmp_path: Path) -> None:
     items = tones(tmp_path, 30)
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(lambda _: AudioStore(tmp_path / "s.i16", items), range(4)))
@@ -224,7 +223,7 @@ def test_several_may_open_one_cache_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "s.i16").stat().st_size == 30 * 3200
 
 
-def test_without_a_cache_bad_audio_is_named_when_it_shows(tmp_path: Path) -> None:
+def test_without_a_cache_corrupt_audio_is_reported_on_access(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
     soundfile.write(tmp_path / "cut.flac", noise, 16000)
     whole = (tmp_path / "cut.flac").read_bytes()

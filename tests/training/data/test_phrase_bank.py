@@ -1,4 +1,4 @@
-"""Cluster-based negatives: never of a positive's cluster, one a cluster, as many as asked."""
+"""Cluster-based negative sampling (Algorithm 1), banks on disk, and captions."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_bank_reads_and_writes_the_published_form(tmp_path: Path) -> None:
 def test_the_published_bank_is_read(shared_dir: Path) -> None:
     bank = PhraseBank.read(shared_dir / "reference" / "phrase_bank.jsonl")
     assert len(bank.clusters) == 494
-    # Three of its phrases are in two clusters: neither may give a negative for the other.
+    # Three phrases are in two clusters, neither of which may provide negatives for the other.
     rng = np.random.default_rng(0)
     everything = bank.negatives(["Bell"], 1000, rng)
     assert "Bell" not in everything and len(everything) == len(set(everything)) == 490
 
 
 def slow_clusters(bank: PhraseBank, phrase: str) -> set[str]:
-    """Every phrase that shares a cluster with a phrase, or with one that does, found without the bank's own tables."""
+    """Phrases that share a cluster with `phrase`, transitively, computed without the bank's tables."""
     found = {phrase}
     while more := {p for c in bank.clusters if found & set(c) for p in c} - found:
         found |= more
@@ -79,7 +79,7 @@ def test_algorithm_1_over_10_000_draws(name: str, request: pytest.FixtureRequest
     assert swapped > 1000
 
 
-def test_sampling_repeats_itself_and_swaps_only_when_told() -> None:
+def test_sampling_is_reproducible_and_swaps_only_on_request() -> None:
     first, second = (BANK.sample(["c3p0", "c7p1"], 20, np.random.default_rng(5)) for _ in range(2))
     assert first == second
     assert BANK.sample(["c3p0"], 20, np.random.default_rng(0), swap=0)[0][0] == "c3p0"
@@ -95,7 +95,7 @@ def test_sampling_repeats_itself_and_swaps_only_when_told() -> None:
         (["c0p0"], 41, "40 negatives requested, but only 39"),
     ],
 )
-def test_what_cannot_be_sampled_is_one_clear_error(positives: list[str], total: int, message: str) -> None:
+def test_impossible_samples_are_rejected(positives: list[str], total: int, message: str) -> None:
     with pytest.raises(PhraseError, match=message):
         BANK.sample(positives, total, np.random.default_rng(0))
 
@@ -109,14 +109,14 @@ def test_what_cannot_be_sampled_is_one_clear_error(positives: list[str], total: 
         ("{", "line 2: Expecting"),
     ],
 )
-def test_a_bad_line_of_a_bank_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_bank_lines_are_reported(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "bank.jsonl"
     file.write_text('{"phrase": "x", "alternatives": ["x"]}\n' + line)
     with pytest.raises(PhraseError, match=message):
         PhraseBank.read(file)
 
 
-def test_an_empty_phrase_and_an_empty_bank_are_refused(tmp_path: Path) -> None:
+def test_empty_phrases_and_banks_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(PhraseError, match="an empty phrase"):
         PhraseBank([["a", " "]])
     (tmp_path / "bank.jsonl").write_text("")
@@ -124,7 +124,7 @@ def test_an_empty_phrase_and_an_empty_bank_are_refused(tmp_path: Path) -> None:
         PhraseBank.read(tmp_path / "bank.jsonl")
 
 
-def test_the_shipped_bank_has_each_phrase_once() -> None:
+def test_the_bundled_bank_contains_each_phrase_once() -> None:
     bank = PhraseBank.read(SHIPPED)
     phrases = [p.casefold() for cluster in bank.clusters for p in cluster]
     assert len(phrases) == len(set(phrases)) and len(bank.clusters) > 500

@@ -1,4 +1,4 @@
-"""A model that hears what the samples spell, on made-up benchmarks of every task."""
+"""Every task on synthetic benchmarks, with a model that decodes words from the samples."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WORDS = ["dog", "rain", "bell", "car"]
 HOP = 0.25
 
 
-class Ears:
-    """Every quarter of a second of constant samples (n + 1) / 10 is the n-th word; silence is none."""
+class WordModel:
+    """Decodes each quarter second of constant samples (n + 1) / 10 as the n-th word; silence is no word."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.queries: list[str] = []
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
-        self.asked += texts
+        self.queries += texts
         found = torch.tensor([[float(word in text.lower()) for word in WORDS] for text in texts])
         return torch.nn.functional.normalize(found + 1e-3, dim=-1)
 
@@ -46,7 +46,7 @@ class Ears:
 
 
 def record(folder: Path, name: str, words: list[str]) -> Path:
-    """A file with each word for a second; "" is a second of silence."""
+    """Writes a file with one second per word; "" is silence."""
     levels = [(WORDS.index(w) + 1) / 10 if w else 0.0 for w in words]
     path = folder / f"{name}.wav"
     soundfile.write(path, np.repeat(np.array(levels, np.float32), 16_000), 16_000, subtype="FLOAT")
@@ -61,7 +61,7 @@ def item(folder: Path, name: str, words: list[str], captions: tuple[str, ...] = 
 
 @pytest.fixture
 def model() -> Any:
-    return Ears()
+    return WordModel()
 
 
 @pytest.fixture
@@ -82,17 +82,17 @@ def test_retrieval_with_any_number_of_captions(tmp_path: Path, model: Any) -> No
     report = evaluate(model, Dataset("made", "retrieval", items))
     assert report.items == 4 and not report.unreadable
     assert report.figures["audio→text R@1"] == 100.0
-    # of six texts one, "the sea", is like every clip alike: it may or may not find its own first
+    # one of six texts, "the sea", is equally similar to every clip and may rank its own anywhere
     assert report.figures["text→audio R@1"] in (83.33, 100.0)
     assert report.figures["text→audio R@5"] == 100.0
-    assert len(set(model.asked)) == len(model.asked) == 6, "a caption of two clips is asked once"
+    assert len(set(model.queries)) == len(model.queries) == 6, "a caption of two clips is one query"
 
 
-def test_classification_asks_for_the_sound_of(tmp_path: Path, model: Any) -> None:
+def test_classification_uses_the_clip_template(tmp_path: Path, model: Any) -> None:
     clips = [(word, item(tmp_path, word, [word], (word,))) for word in WORDS]
     wrong = item(tmp_path, "wrong", ["car"], ("dog",))
     report = evaluate(model, Dataset("made", "classification", (*(c for _, c in clips), wrong), tuple(WORDS)))
-    assert model.asked == [f"The sound of {w}" for w in WORDS]
+    assert model.queries == [f"The sound of {w}" for w in WORDS]
     assert report.figures["accuracy"] == 80.0 and report.figures["accuracy, chance"] == 25.0
     assert report.classes["dog"]["accuracy"] == 50.0 and report.classes["bell"]["accuracy"] == 100.0
     with pytest.raises(BenchmarkError, match="'car' is not one of the classes"):
@@ -118,7 +118,7 @@ def test_detection_of_recordings_of_different_lengths(tmp_path: Path, model: Any
     assert "PSDS1" in strong.figures and "PSDS2" not in strong.figures
 
 
-def test_false_alarms_of_a_class_count_where_it_was_not_annotated(tmp_path: Path, model: Any, metrics: None) -> None:
+def test_false_alarms_count_on_recordings_without_the_class(tmp_path: Path, model: Any, metrics: None) -> None:
     good = item(tmp_path, "a", ["dog", "", "rain", ""])
     other = Item("b", record(tmp_path, "b", ["dog", "", "dog", "rain"]), (), (Phrase("rain", ((3.0, 4.0),)),))
     report = evaluate(model, Dataset("made", "detection", (good, other), ("dog", "rain")))
@@ -126,25 +126,25 @@ def test_false_alarms_of_a_class_count_where_it_was_not_annotated(tmp_path: Path
     assert report.classes["dog"]["PSDS1"] == 0.0, "one alarm in eight seconds is more than a hundred an hour"
 
 
-def test_grounding_asks_an_item_for_its_own_phrases(tmp_path: Path, model: Any, metrics: None) -> None:
+def test_grounding_scores_the_phrases_of_each_item(tmp_path: Path, model: Any, metrics: None) -> None:
     first = item(tmp_path, "a", ["dog", "", "rain", ""])
     second = Item("b", record(tmp_path, "b", ["bell", "", ""]), (), (Phrase("a Bell rings", ((0.0, 1.0),)),))
     silent = Item("c", record(tmp_path, "c", ["car", ""]), (), (Phrase("dog", ()),))
     report = evaluate(model, Dataset("made", "grounding", (first, second, silent)))
     assert report.figures["PSDS"] == 100.0
     assert 85 < report.figures["threshold-AUC"] <= 90.0  # scores reach 0.9
-    assert sorted(model.asked) == ["a Bell rings", "dog", "rain"]
+    assert sorted(model.queries) == ["a Bell rings", "dog", "rain"]
     assert report.notes == ("4 phrases in 3 recordings",)
 
 
-def test_unreadable_files_are_named_and_never_scored(tmp_path: Path, model: Any) -> None:
+def test_unreadable_files_are_reported_and_never_scored(tmp_path: Path, model: Any) -> None:
     (tmp_path / "broken.wav").write_bytes(b"RIFF and nothing else")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.float32), 16_000)
     bad = tuple(Item(n, tmp_path / f"{n}.wav", ("a dog",)) for n in ("broken", "empty", "absent"))
     good = item(tmp_path, "a", ["rain"], ("rain",))
     report = evaluate(model, Dataset("made", "retrieval", (*bad, good)))
     assert set(report.unreadable) == {"broken", "empty", "absent"} and "no samples" in report.unreadable["empty"]
-    assert report.items == 1 and model.asked == ["rain"], "their captions are not asked either"
+    assert report.items == 1 and model.queries == ["rain"], "their captions are not queries"
     with pytest.raises(BenchmarkError, match="none of 3 recordings can be read; broken"):
         evaluate(model, Dataset("made", "retrieval", bad))
     with pytest.raises(BenchmarkError, match="no recordings"):
@@ -153,7 +153,7 @@ def test_unreadable_files_are_named_and_never_scored(tmp_path: Path, model: Any)
 
 def test_the_median_filter_is_in_frames(tmp_path: Path, model: Any, metrics: None) -> None:
     samples = np.zeros(16_000 * 4, np.float32)
-    samples[16_000:20_000] = 0.1  # one frame of a dog
+    samples[16_000:20_000] = 0.1  # one frame of "dog"
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
     data = Dataset(
         "made", "detection", (Item("a", tmp_path / "a.wav", (), (Phrase("dog", ((1.0, 1.25),)),)),), ("dog",)
@@ -163,7 +163,7 @@ def test_the_median_filter_is_in_frames(tmp_path: Path, model: Any, metrics: Non
     assert evaluate(model, data, settings=EvaluationSettings(median_frames=1, pictures=0)).pictures == ()
 
 
-def test_what_a_manifest_can_be_evaluated_for(tmp_path: Path) -> None:
+def test_manifests_support_the_tasks_of_their_labels(tmp_path: Path) -> None:
     both = Item("a", tmp_path / "a", ("a dog",), (Phrase("dog", ((0.0, 1.0),)),))
     quiet = Item("b", tmp_path / "b", ("nothing",), ())
     weak = Item("c", tmp_path / "c", ("rain",))

@@ -1,4 +1,4 @@
-"""Metrics against slow, obvious references."""
+"""Metrics equal slow, obvious references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from training.evaluation.metrics import auroc, average_precision, both_ways, classification, f1, match_events, retrieval
 
 
-def slow_retrieval(similarity: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
+def reference_retrieval(similarity: np.ndarray, relevant: np.ndarray) -> dict[str, float]:
     sums = {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "mAP@10": 0.0}
     for scores, truth in zip(similarity, relevant, strict=True):
         ranked = sorted(range(len(scores)), key=lambda i: -scores[i])[:10]
@@ -27,29 +27,29 @@ def slow_retrieval(similarity: np.ndarray, relevant: np.ndarray) -> dict[str, fl
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=30)
-def test_retrieval_equals_the_slow_one(seed: int) -> None:
+def test_retrieval_equals_the_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
     similarity, relevant = rng.random((6, 25)), rng.random((6, 25)) < 0.15
     relevant[:, 3] = True
-    assert retrieval(similarity, relevant) == pytest.approx(slow_retrieval(similarity, relevant))
+    assert retrieval(similarity, relevant) == pytest.approx(reference_retrieval(similarity, relevant))
 
 
 @given(st.integers(0, 10_000), st.integers(1, 7), st.integers(1, 14))
 @settings(max_examples=40)
-def test_both_ways_with_any_number_of_captions_equals_the_slow_one(seed: int, clips: int, texts: int) -> None:
+def test_both_directions_with_any_number_of_captions_equal_the_reference(seed: int, clips: int, texts: int) -> None:
     rng = np.random.default_rng(seed)
     similarity = rng.permutation(texts * clips).reshape(texts, clips) / 100  # no ties
     captions = rng.random((texts, clips)) < 0.2
-    captions[np.arange(texts), rng.integers(0, clips, texts)] = True  # every text is some clip's
+    captions[np.arange(texts), rng.integers(0, clips, texts)] = True  # every text belongs to a clip
     captions[rng.integers(0, texts, clips), np.arange(clips)] = True  # and every clip has one
     found = both_ways(similarity, captions)
     for name, s, r in (("text→audio", similarity, captions), ("audio→text", similarity.T, captions.T)):
-        slow = slow_retrieval(s, r)
+        slow = reference_retrieval(s, r)
         assert {k: found[f"{name} {k}"] for k in slow} == pytest.approx(slow)
 
 
-def test_retrieval_refuses_a_query_that_nothing_answers() -> None:
-    with pytest.raises(ValueError, match="without anything relevant"):
+def test_retrieval_rejects_queries_without_a_relevant_candidate() -> None:
+    with pytest.raises(ValueError, match="without a relevant candidate"):
         retrieval(np.zeros((2, 3)), np.array([[True, False, False], [False, False, False]]))
     with pytest.raises(ValueError, match="shape"):
         retrieval(np.zeros((2, 3)), np.zeros((3, 2), dtype=bool))
@@ -57,9 +57,9 @@ def test_retrieval_refuses_a_query_that_nothing_answers() -> None:
 
 def test_classification_by_hand() -> None:
     scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.7, 0.3, 0.0], [0.1, 0.6, 0.0]])
-    result = classification(scores, np.array([0, 1, 1, 1]))  # no clip of the third class
+    result = classification(scores, np.array([0, 1, 1, 1]))  # the third class does not occur
     assert result["accuracy"] == 0.75
-    # class 0: its clip first. Class 1: clips at ranks 1, 2 and 3 of 0.8, 0.6, 0.3, 0.1.
+    # Class 0: its clip ranks first. Class 1: its clips rank 1, 2 and 3 of 0.8, 0.6, 0.3, 0.1.
     assert result["mAP"] == pytest.approx(1.0)
     swapped = classification(scores, np.array([1, 1, 0, 1]))
     assert swapped["mAP"] == pytest.approx((1 / 2 + (1 + 1 + 3 / 4) / 3) / 2)
@@ -80,7 +80,7 @@ def test_auroc_is_the_share_of_ordered_pairs(seed: int) -> None:
     assert auroc(scores, labels) == pytest.approx(np.mean(pairs))
 
 
-def test_events_match_once_and_by_overlap() -> None:
+def test_events_match_one_to_one_by_overlap() -> None:
     truth = [(1.0, 2.0), (5.0, 6.0)]
     assert match_events([(1.0, 2.1), (1.1, 2.0), (5.0, 5.4)], truth) == 1
     assert match_events([(0.9, 2.0), (4.9, 6.1)], truth) == 2

@@ -1,4 +1,4 @@
-"""Benchmarks are read in the layouts their authors publish: bad rows are named by line, missing audio by item."""
+"""Benchmarks are read in their published layouts, with invalid rows and missing audio reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def text(path: Path, *lines: str) -> Path:
 
 
 def audio(folder: Path, *names: str) -> None:
-    """Files that decode, by extension; the readers only look at their names."""
+    """Writes decodable files; the readers only use their names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name.endswith((".wav", ".flac", ".ogg", ".mp3")):
@@ -185,7 +185,7 @@ def files(dataset: Dataset) -> list[str]:
     return [i.path.name for i in dataset.items]
 
 
-def test_every_dataset_has_a_layout_here() -> None:
+def test_every_dataset_has_a_test_layout() -> None:
     assert set(LAYOUTS) == set(NAMES)
 
 
@@ -244,7 +244,7 @@ def test_desed(tmp_path: Path) -> None:
     assert dataset.items[1].phrases == dataset.items[2].phrases == ()
 
 
-def test_desed_validation_without_the_archive_s_folder(tmp_path: Path) -> None:
+def test_desed_validation_without_the_archive_folder(tmp_path: Path) -> None:
     text(tmp_path / "metadata/validation/validation.tsv", "filename\tonset\toffset\tevent_label", "Ya.wav\t0\t1\tCat")
     audio(tmp_path / "audio/validation", "Ya.wav")
     dataset = read_dataset("desed", tmp_path, "validation")
@@ -286,7 +286,7 @@ def test_ids_are_unique_and_audio_decodes(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_audio_at_all_says_where_it_looked(tmp_path: Path, name: str) -> None:
+def test_missing_audio_lists_the_searched_folders(tmp_path: Path, name: str) -> None:
     LAYOUTS[name](tmp_path)
     folders = {p.parent for p in tmp_path.rglob("*") if p.suffix in (".wav", ".flac", ".ogg", ".m4a")}
     for path in [p for f in folders for p in f.iterdir() if p.suffix in (".wav", ".flac", ".ogg", ".m4a")]:
@@ -297,13 +297,13 @@ def test_no_audio_at_all_says_where_it_looked(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_folder_names_the_file_that_is_wanted(tmp_path: Path, name: str) -> None:
+def test_an_empty_folder_names_the_missing_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError, match=f"{tmp_path}/"):
         read_dataset(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_split_is_answered_with_those_there_are(tmp_path: Path, name: str) -> None:
+def test_an_unknown_split_lists_the_known_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError, match="has no split 'nine'; it has "):
         made(tmp_path, name, "nine")
 
@@ -339,7 +339,9 @@ def test_an_unknown_dataset_or_folder(tmp_path: Path) -> None:
         ("urbansed", "annotations/test/soundscape_test_0.txt", "1.0\t2.0\tcat", "'cat'"),
     ],
 )
-def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, name: str, file: str, row: str, reason: str) -> None:
+def test_invalid_rows_are_reported_with_file_and_line(
+    tmp_path: Path, name: str, file: str, row: str, reason: str
+) -> None:
     LAYOUTS[name](tmp_path)
     with (tmp_path / file).open("a", encoding="utf-8") as f:
         f.write(row + "\n")
@@ -362,14 +364,14 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, name: str, file: st
         ("words", "not as published"),
     ],
 )
-def test_a_bad_grounding_item_is_named(tmp_path: Path, row: object, reason: str) -> None:
+def test_invalid_grounding_items_are_reported(tmp_path: Path, row: object, reason: str) -> None:
     text(tmp_path / "test.json", json.dumps([grounding_row(), row]))
     audio(tmp_path / "test", "Yx.wav")
     with pytest.raises(DatasetError, match=f"test.json, item 2: .*{reason}"):
         read_dataset("audiogrounding", tmp_path)
 
 
-def test_broken_json_is_named_by_line(tmp_path: Path) -> None:
+def test_invalid_json_is_reported_with_the_line(tmp_path: Path) -> None:
     text(tmp_path / "test.json", "[", "{,}]")
     with pytest.raises(DatasetError, match="test.json, line 2"):
         read_dataset("audiogrounding", tmp_path)
@@ -387,7 +389,7 @@ def test_broken_json_is_named_by_line(tmp_path: Path) -> None:
         read_dataset("urbansed", tmp_path)
 
 
-def test_tables_count_lines_through_quotes_and_refuse_other_encodings(tmp_path: Path) -> None:
+def test_tables_count_lines_within_quotes_and_reject_other_encodings(tmp_path: Path) -> None:
     path = text(tmp_path / "t.csv", "\ufeffa,b", '"one', 'two",x', "", "3,4")
     assert list(read_table(path, ("a",))) == [(3, {"a": "one\ntwo", "b": "x"}), (5, {"a": "3", "b": "4"})]
     with pytest.raises(DatasetError, match="no column c"):

@@ -1,4 +1,4 @@
-"""Reports: what is written, that it can be read back, and what a picture shows."""
+"""Reports are complete and readable, and plots show the right phrases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def report(**changes: object) -> Report:
     return Report(**(values | changes))
 
 
-def test_a_report_is_json_markdown_and_pictures(tmp_path: Path) -> None:
+def test_a_report_is_json_markdown_and_plots(tmp_path: Path) -> None:
     old = tmp_path / "pictures" / "old.png"
     old.parent.mkdir()
     old.write_bytes(b"")
@@ -67,7 +67,7 @@ def test_tables_keep_their_columns() -> None:
     ]
 
 
-def test_pictures_show_what_sounds_and_the_loudest_mistakes() -> None:
+def test_plots_show_true_phrases_and_the_highest_false_alarms() -> None:
     one = shown(phrases=12, sounding=2)
     rows = chosen_rows(one)
     assert rows[:2] == [1, 0], "in order of onset"
@@ -78,7 +78,7 @@ def test_pictures_show_what_sounds_and_the_loudest_mistakes() -> None:
 
 
 @pytest.mark.parametrize("one", [shown(1, 1, 0), shown(3, 20_000, 1, "$x^ \u0e01 " * 30)])
-def test_pictures_of_any_length_and_name(tmp_path: Path, one: Shown) -> None:
+def test_plots_of_any_length_and_name(tmp_path: Path, one: Shown) -> None:
     draw_scores(tmp_path / "p.png", one)
     assert (tmp_path / "p.png").stat().st_size > 1000
 
@@ -91,7 +91,7 @@ def test_pictures_of_any_length_and_name(tmp_path: Path, one: Shown) -> None:
         (["--threshold", "2"], "from 0 to 1"),
     ],
 )
-def test_bad_options_are_one_line(
+def test_invalid_options_are_one_line_errors(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -100,15 +100,15 @@ def test_bad_options_are_one_line(
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_what_cannot_be_evaluated_is_said_before_the_model_is_loaded(
+def test_invalid_datasets_are_reported_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "m.jsonl").write_text('{"audio_id": "a", "audio_path": "a.wav", "caption": "a dog"}\n')
     for arguments, message in (
-        ([], "nothing to evaluate on"),
+        ([], "nothing to evaluate"),
         (["--manifest", str(tmp_path / "absent.jsonl")], "absent.jsonl"),
         (["--manifest", str(tmp_path / "m.jsonl"), "--task", "detection"], "detection needs"),
-        (["--dataset", f"nobody={tmp_path}"], "no dataset 'nobody'"),
+        (["--dataset", f"nobody={tmp_path}"], "unknown dataset 'nobody'"),
     ):
         assert main(["evaluate", "nowhere", "--out", str(tmp_path / "out"), *arguments]) == 1
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Detection metrics: equal to what the package says of score files on disk, to a slow reference, and by hand."""
+"""Detection metrics equal sed_scores_eval on score files, slow references, and results by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def box() -> Any:
 
 
 def recording(seed: int, classes: int = 3, frames: int = 12, levels: int = 5) -> Scored:
-    """Scores that follow the truth loosely, on a few levels, so that ties occur; a last frame cut by the end."""
+    """Scores loosely related to the truth on a few levels, with ties; the recording ends within the last frame."""
     rng = np.random.default_rng(seed)
     truth = []
     scores = rng.integers(0, levels, (classes, frames)).astype(np.float32)
@@ -53,7 +53,7 @@ def recording(seed: int, classes: int = 3, frames: int = 12, levels: int = 5) ->
 
 
 def test_psds_equals_that_of_score_files(tmp_path: Path, box: Any) -> None:
-    """Score, truth and duration files written line by line and read by the package's own readers."""
+    """Score, truth and duration files are written line by line and read by the package's readers."""
     recordings = [recording(seed) for seed in range(6)]
     names = ["dog", "rain", "bell"]
     truth, durations = ["filename\tonset\toffset\tevent_label"], ["filename\tduration"]
@@ -72,7 +72,7 @@ def test_psds_equals_that_of_score_files(tmp_path: Path, box: Any) -> None:
 
     from pandas import DataFrame
 
-    class Writable(DataFrame):  # pandas 3 gives the package's compiled loops arrays that they refuse
+    class Writable(DataFrame):  # the package's compiled loops reject the read-only arrays of pandas 3
         _constructor = property(lambda self: Writable)
 
         def to_numpy(self, *args: Any, **named: Any) -> np.ndarray:
@@ -125,7 +125,7 @@ def operating_points(recordings: list[Scored], s: Psds) -> list[tuple[float, int
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
-def test_one_class_psds_and_threshold_area_equal_the_slow_ones(seed: int) -> None:
+def test_one_class_psds_and_threshold_auc_equal_the_references(seed: int) -> None:
     recordings = [recording(seed * 10 + i, classes=1) for i in range(3)]
     s = Psds(0.5, 0.5, max_efpr=2000.0)
     points, true = operating_points(recordings, s), sum(len(r.truth[0]) for r in recordings)
@@ -137,7 +137,7 @@ def test_one_class_psds_and_threshold_area_equal_the_slow_ones(seed: int) -> Non
     assert psds(recordings, s).value == pytest.approx(area / s.max_efpr, abs=1e-9)
 
     below = area = 0.0
-    for level, found, false in points:  # thresholds from the next lower score up to this one give these events
+    for level, found, false in points:  # these events hold for thresholds from the next lower score up to this one
         area += (level - below) * 2 * found / (found + false + true)
         below = level
     assert threshold_auc(recordings, s) == pytest.approx(area, abs=1e-9)
@@ -170,16 +170,16 @@ def test_collars_and_segments_by_hand() -> None:
     assert collar_f1(recordings, 0.85).micro == 0.0, "only the late one is above"
 
 
-def test_order_is_all_that_counts_and_grounding_is_one_class_each() -> None:
+def test_only_the_order_of_scores_matters_and_grounding_has_one_class_each() -> None:
     recordings = [recording(seed) for seed in range(4)]
     cubed = [Scored(r.scores**3 - 5, r.truth, HOP, r.duration) for r in recordings]
     assert psds(recordings, PSDS2).value == psds(cubed, PSDS2).value
-    asked = one_class_each(recordings)
-    assert len(asked) == 12 and all(r.scores.shape == (1, 12) for r in asked)
-    assert set(psds(asked, PSDS_GROUNDING).classes) == {0}
+    separate = one_class_each(recordings)
+    assert len(separate) == 12 and all(r.scores.shape == (1, 12) for r in separate)
+    assert set(psds(separate, PSDS_GROUNDING).classes) == {0}
 
 
-def test_silent_classes_are_left_out_and_nothing_true_is_an_error() -> None:
+def test_classes_without_events_are_omitted_and_no_events_are_an_error() -> None:
     r = perfect()
     loud = np.vstack([r.scores, np.ones((1, 12), np.float32)])
     assert psds([Scored(loud, [*r.truth, []], HOP, 6.0)], PSDS1).classes == {0: 1.0, 1: 1.0}
@@ -192,13 +192,13 @@ def test_silent_classes_are_left_out_and_nothing_true_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("duration", "end"), [(6.0, 6.0), (5.7, 5.7), (5.5, 5.5), (9.0, 6.0), (0.1, 0.1)])
-def test_the_clock_ends_with_the_recording(duration: float, end: float) -> None:
+def test_timestamps_end_with_the_recording(duration: float, end: float) -> None:
     stamps = perfect(duration).stamps()
     assert stamps[-1] == pytest.approx(end) and (np.diff(stamps) > 0).all()
     assert np.allclose(stamps[:-1], np.arange(len(stamps) - 1) * HOP)
 
 
-def test_annotations_that_touch_are_one() -> None:
+def test_adjoining_annotations_are_merged() -> None:
     assert merged([(2, 3), (0, 1), (1, 2), (5, 9), (11, 12)], 8.0) == [(0, 3), (5, 8.0)]
 
 
@@ -210,8 +210,8 @@ def test_median_filter_takes_an_odd_number_of_frames() -> None:
         r.smoothed(4)
 
 
-class Ears:
-    """Hears in a mixture what its samples spell: sample n × 8000 is the number of the phrase in frame n."""
+class IndexModel:
+    """Decodes the phrases of a mixture from its samples: sample n × 8000 is the phrase index of frame n."""
 
     def encode_text(self, texts: list[str]) -> Any:
         return [int(text.split()[1]) for text in texts]
@@ -228,14 +228,14 @@ class Ears:
         return torch.from_numpy(np.stack([np.where(frames == t, 0.9, 0.1) for t in texts]))
 
 
-def test_mixtures_are_asked_for_every_phrase_that_sounds_anywhere() -> None:
+def test_mixtures_are_scored_for_every_phrase_that_occurs() -> None:
     def mixture(numbers: list[int], segments: dict[str, list[tuple[float, float]]]) -> LabelledMixture:
         return LabelledMixture(np.repeat(np.array(numbers, np.float32), 8000), segments)
 
     first = mixture([0, 0, 1, 1, 1, 0, 0, 0], {"class 1": [(1.0, 2.5)], "class 7": []})
     second = mixture([0, 0, 0, 2, 2, 2, 0, 0], {"class 2": [(1.5, 3.0)]})
-    model: Any = Ears()
+    model: Any = IndexModel()
     assert set(psds_of_mixtures(model, [first, second]).values()) == {100.0}
-    # class 1 is heard in a mixture that did not list it: false, whoever asked
+    # class 1 is detected in a mixture that doesn't list it: a false alarm
     confused = mixture([1, 1, 1, 2, 2, 2, 0, 0], {"class 2": [(1.5, 3.0)]})
     assert psds_of_mixtures(model, [first, confused])["PSDS1, no spread"] == 50.0

@@ -1,4 +1,4 @@
-"""Evaluation and calibration on a model whose answers are known: it hears two tones and knows their names."""
+"""Evaluation and calibration of a model with known results: it recognises three tones by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.evaluation.validation import (
 TONES = {"low": 300.0, "middle": 900.0, "high": 2500.0}
 
 
-class Heard(tuple):
+class ToneEmbedding(tuple):
     @property
     def clip(self) -> torch.Tensor:
         return self[0]
@@ -40,7 +40,7 @@ class Heard(tuple):
 
 
 class ToneModel:
-    """Embeds a frame by how much of each tone it holds; names lie on the axes."""
+    """Embeds a frame by the level of each tone; the names of the tones are the axes."""
 
     frame_hop = 0.16
 
@@ -52,7 +52,7 @@ class ToneModel:
         axes = torch.eye(4)
         return torch.stack([next(axes[i] for i, n in enumerate(TONES) if n in t.split()) for t in texts])
 
-    def encode_audio(self, waveforms: list[np.ndarray], sample_rate: int) -> list[Heard]:
+    def encode_audio(self, waveforms: list[np.ndarray], sample_rate: int) -> list[ToneEmbedding]:
         result = []
         for x in waveforms:
             x = np.pad(x, (0, -len(x) % 2560)).reshape(-1, 2560)
@@ -60,7 +60,7 @@ class ToneModel:
             tones = [np.abs(x @ np.exp(-2j * np.pi * f * t)) for f in TONES.values()]
             level = torch.tensor(np.stack([*tones, np.full(len(x), 3.0)], 1), dtype=torch.float32)
             frames = torch.nn.functional.normalize(level, dim=-1)
-            result.append(Heard((torch.nn.functional.normalize(level.sum(0), dim=-1), frames)))
+            result.append(ToneEmbedding((torch.nn.functional.normalize(level.sum(0), dim=-1), frames)))
         return result
 
 
@@ -78,13 +78,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> AudioStore:
 CONFIG = EvaluationConfig(mixtures=12, duration=5.12, phrases=3, seed=5)
 
 
-def test_retrieval_of_a_model_that_knows(store: AudioStore) -> None:
+def test_retrieval_of_a_perfect_model(store: AudioStore) -> None:
     report = text_to_clip(ToneModel(), store)  # type: ignore[arg-type]
     assert report["label R@1"] == report["sound_of mAP@10"] == 100.0
     assert report["chance R@1"] < 60
 
 
-def test_mixtures_are_the_same_for_the_same_seed(store: AudioStore) -> None:
+def test_mixtures_are_reproducible(store: AudioStore) -> None:
     first, second, other = make_mixtures(store, CONFIG), make_mixtures(store, CONFIG), make_mixtures(store, CONFIG, 1)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.samples, b.samples)
@@ -94,16 +94,16 @@ def test_mixtures_are_the_same_for_the_same_seed(store: AudioStore) -> None:
     assert all(b <= c for m in first for s in m.segments.values() for (_, b), (c, _) in zip(s, s[1:], strict=False))
 
 
-def test_frames_of_a_model_that_knows_beat_loudness(store: AudioStore) -> None:
+def test_frames_of_a_perfect_model_beat_loudness(store: AudioStore) -> None:
     report = frame_report(tracks(ToneModel(), make_mixtures(store, CONFIG)))  # type: ignore[arg-type]
     assert report["frame AP"] > 85 > report["frame AP, loudness alone"] > report["frame AP, chance"] - 15
 
 
-def test_calibration_puts_the_best_threshold_at_a_half(store: AudioStore) -> None:
+def test_calibration_moves_the_best_threshold_to_a_half(store: AudioStore) -> None:
     model = ToneModel()
     mixtures = make_mixtures(store, CONFIG)
     found = tracks(model, mixtures)  # type: ignore[arg-type]
-    assert event_f1(found, 0.1, -10.0, 0.5, 0.16) < 0.5  # as it came: hardly a frame reaches a half
+    assert event_f1(found, 0.1, -10.0, 0.5, 0.16) < 0.5  # uncalibrated: few frames reach 0.5
     calibrate(model, mixtures, store)  # type: ignore[arg-type]
     temp, bias = float(model.temp_local), float(model.b_local)
     _, best = best_threshold(found, temp, bias, 0.16)
@@ -113,7 +113,7 @@ def test_calibration_puts_the_best_threshold_at_a_half(store: AudioStore) -> Non
     assert report["F1, chance"] < report["F1, loudness alone"] + 20 < report["F1 at 0.5"]
 
 
-def test_logistic_fit_finds_the_numbers_it_was_made_from() -> None:
+def test_logistic_fit_recovers_the_true_parameters() -> None:
     rng = np.random.default_rng(0)
     similarity = rng.uniform(-0.2, 0.8, 200_000)
     labels = rng.random(len(similarity)) < 1 / (1 + np.exp(-(similarity / 0.08 - 6)))

@@ -1,4 +1,4 @@
-"""Every start gives the network it promises, weight for weight, and a bad one is a single clear error."""
+"""Every initial model has the expected weights, and invalid ones raise a clear error."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def save_fairseq(path: Path, state: dict[str, Tensor], **more: Any) -> None:
     torch.save({"model": fairseq_names(state) | extra, "args": argparse.Namespace(lr=[0.1]), **more}, path)
 
 
-def same_sound(encoder: Any, expected: Any, mel: Tensor) -> None:
+def assert_same_output(encoder: Any, expected: Any, mel: Tensor) -> None:
     with torch.no_grad():
         got, want = encoder.eval()(mel), expected(mel)
     torch.testing.assert_close(got.pooled, want.pooled)
@@ -102,7 +102,7 @@ def test_eat_from_its_own_checkpoint(
     with caplog.at_level(logging.INFO):
         model = build_model(InitConfig("eat", "eat.pt", str(text_folder), model=SMALL), tmp_path)
     assert model.training and model.dtype == torch.float32 and model.config.audio_encoder.params == EAT
-    same_sound(model.audio_encoder, eat, torch.randn(1, 1024, 128))
+    assert_same_output(model.audio_encoder, eat, torch.randn(1, 1024, 128))
     assert "modality_encoders.IMAGE.decoder.proj.weight" in caplog.text, "what is not used is named"
     assert "cls.predictions" in caplog.text
 
@@ -117,10 +117,10 @@ def test_eat_from_a_hub_folder_with_its_table(tmp_path: Path, eat: Any, text_fol
         tmp_path / "model.safetensors",
     )
     model = build_model(InitConfig("eat", ".", str(text_folder), model=SMALL), tmp_path)
-    same_sound(model.audio_encoder, eat, torch.randn(1, 1024, 128))
+    assert_same_output(model.audio_encoder, eat, torch.randn(1, 1024, 128))
 
 
-def test_a_learned_table_of_positions_is_kept(tmp_path: Path, eat: Any, text_folder: Path) -> None:
+def test_a_learned_position_table_is_preserved(tmp_path: Path, eat: Any, text_folder: Path) -> None:
     table = torch.randn(1, 512, 64)
     save_file(
         hub_names(eat.state_dict()) | {"model.fixed_positional_encoder.positions": table},
@@ -131,7 +131,7 @@ def test_a_learned_table_of_positions_is_kept(tmp_path: Path, eat: Any, text_fol
     torch.testing.assert_close(model.audio_encoder.state_dict()["positions"], table)
 
 
-def test_the_text_tower_is_the_folders(text_folder: Path, tmp_path: Path) -> None:
+def test_the_text_tower_is_read_from_the_folder(text_folder: Path, tmp_path: Path) -> None:
     from transformers import BertModel
 
     changes = SMALL | {"audio_encoder": {"params": EAT}, "text": {"hf_config": {"hidden_dropout_prob": 0.0}}}
@@ -142,7 +142,7 @@ def test_the_text_tower_is_the_folders(text_folder: Path, tmp_path: Path) -> Non
     assert model.config.text.hf_config["hidden_dropout_prob"] == 0.0, "'model' has the last word"
 
 
-def test_a_folder_of_a_tokenizer_alone_leaves_the_tower_fresh(tmp_path: Path) -> None:
+def test_a_folder_with_only_a_tokenizer_initialises_the_tower_randomly(tmp_path: Path) -> None:
     tokenizer().save_pretrained(tmp_path / "words")
     changes = SMALL | {"audio_encoder": {"params": EAT}, "text": {"hf_config": BERT, "pooling": "mean"}}
     model = build_model(InitConfig(text="words", model=changes), tmp_path)
@@ -175,11 +175,11 @@ def test_htsat_from_a_clap_folder(clap_folder: Path, text_folder: Path, caplog: 
         output, expected = model.audio_encoder(mel), clap(input_features=mel[:, None])
     torch.testing.assert_close(output.pooled, expected.pooler_output)
     torch.testing.assert_close(output.frames[:, 3], expected.last_hidden_state[:, :, :, 3].mean(2))
-    assert model.config.mel.num_mel_bins == 16, "the front end is what the weights hear"
+    assert model.config.mel.num_mel_bins == 16, "the mel front end matches the weights"
     assert "audio_projection.linear1.weight" in caplog.text
 
 
-def test_what_clap_hears_is_decibels(clap_folder: Path, text_folder: Path) -> None:
+def test_clap_input_is_in_decibels(clap_folder: Path, text_folder: Path) -> None:
     model = build_model(InitConfig("htsat", str(clap_folder), str(text_folder), model=CLAP_SMALL), Path("nowhere"))
     raw = torch.tensor([1.0, 10.0, 1000.0]).log()
     torch.testing.assert_close(model.log_mel.normalise(raw), torch.tensor([0.0, 10.0, 30.0]), rtol=1e-5, atol=1e-4)
@@ -193,7 +193,7 @@ def ours(tmp_path: Path, eat: Any, text_folder: Path) -> tuple[Any, Path]:
     return model, tmp_path
 
 
-def test_ours_goes_on_and_takes_changes_that_keep_its_weights(ours: tuple[Any, Path]) -> None:
+def test_a_checkpoint_accepts_changes_that_preserve_its_weights(ours: tuple[Any, Path]) -> None:
     model, root = ours
     changes = {"name": "next", "text": {"max_tokens": 6}}
     again = build_model(InitConfig("finelap", checkpoint="ours", model=changes), root)
@@ -204,7 +204,7 @@ def test_ours_goes_on_and_takes_changes_that_keep_its_weights(ours: tuple[Any, P
         build_model(InitConfig("finelap", checkpoint="ours", model={"dim": 10}), root)
 
 
-def test_a_published_layout_goes_on_and_learns(ours: tuple[Any, Path], text_folder: Path) -> None:
+def test_a_published_checkpoint_can_be_trained(ours: tuple[Any, Path], text_folder: Path) -> None:
     model, root = ours
     state = {}
     for name, tensor in model.state_dict().items():
@@ -234,8 +234,8 @@ def test_a_published_layout_goes_on_and_learns(ours: tuple[Any, Path], text_fold
         build_model(InitConfig("finelap", checkpoint="published.pt"), root, download=offline)
 
 
-class Harm:
-    """What a hostile file would have unpickled."""
+class Payload:
+    """The payload of a hostile pickle."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -244,14 +244,14 @@ class Harm:
         return os.mkdir, (str(self.mark),)
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, eat: Any, text_folder: Path) -> None:
-    save_fairseq(tmp_path / "eat.pt", eat.state_dict(), harm=Harm(tmp_path / "harm"))
+def test_code_in_a_checkpoint_is_rejected_and_not_run(tmp_path: Path, eat: Any, text_folder: Path) -> None:
+    save_fairseq(tmp_path / "eat.pt", eat.state_dict(), harm=Payload(tmp_path / "harm"))
     with pytest.raises(InitError, match="eat.pt: not plain weights"):
         build_model(InitConfig("eat", "eat.pt", str(text_folder), model=SMALL), tmp_path)
     assert not (tmp_path / "harm").exists()
 
 
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path, eat: Any, text_folder: Path) -> None:
+def test_tensors_that_do_not_fit_are_reported(tmp_path: Path, eat: Any, text_folder: Path) -> None:
     def start() -> None:
         build_model(InitConfig("eat", "eat.pt", str(text_folder), model=SMALL), tmp_path)
 
@@ -267,7 +267,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, eat: Any, text_folder
         start()
 
 
-def test_a_text_folder_with_a_tensor_too_few(tmp_path: Path, text_folder: Path) -> None:
+def test_a_text_folder_with_a_missing_tensor(tmp_path: Path, text_folder: Path) -> None:
     for file in text_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(tmp_path / "model.safetensors")
@@ -294,9 +294,7 @@ def test_a_text_folder_with_a_tensor_too_few(tmp_path: Path, text_folder: Path) 
         (InitConfig("other", text="TEXT"), "unknown start 'other'"),  # type: ignore[arg-type]
     ],
 )
-def test_a_start_that_cannot_be_made_is_one_error(
-    config: InitConfig, message: str, text_folder: Path, tmp_path: Path
-) -> None:
+def test_invalid_starts_are_rejected(config: InitConfig, message: str, text_folder: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     if config.text == "TEXT":

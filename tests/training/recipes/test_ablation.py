@@ -1,4 +1,4 @@
-"""The ablation rows: each changes what its name says and nothing else; a row is trained once and measured."""
+"""Each ablation row changes only the setting in its name, and is trained and measured once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def flat(value: object, at: str = "") -> dict[str, object]:
     return {at: value}
 
 
-def test_each_row_changes_what_its_name_says(bundled: Ablation) -> None:
+def test_each_row_changes_only_what_its_name_states(bundled: Ablation) -> None:
     from dataclasses import asdict
 
     full = flat(asdict(bundled.row_config("full")))
@@ -70,8 +70,8 @@ def test_steps_and_unknown_rows(bundled: Ablation) -> None:
     assert merged({"adapter": {"params": {"a": 1}}}, {"adapter": {"kind": "x"}}) == {"adapter": {"kind": "x"}}
 
 
-def test_a_row_is_trained_measured_and_kept(bundled: Ablation, tmp_path: Path) -> None:
-    """Two rows of two steps on a handful of tones, with a text tower of one layer."""
+def test_rows_are_trained_measured_and_stored(bundled: Ablation, tmp_path: Path) -> None:
+    """Two rows of two steps on a few tones, with a text tower of one layer."""
     sounds, lines = tmp_path / "sounds", []
     sounds.mkdir()
     for i in range(12):
@@ -132,6 +132,6 @@ def _tower(folder: Path) -> Path:
     return folder
 
 
-def test_the_command_names_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", "--config", str(tmp_path / "none.yaml")]) == 1
     assert "no such file" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Sounds out of a Debian package built on the spot: checked, cut, resumed, and named where they cannot be had."""
+"""Sounds are fetched from a Debian package built by the test: checked, cut, resumed, and reported if missing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 import soundfile
 
 from training.data.manifests import read_labelled
-from training.recipes.fetch_sounds import COLUMNS, RECIPE, FetchError, Sound, fetch, read_sounds
+from training.recipes.fetch_sounds import COLUMNS, RECIPE, FetchError, RecipeSound, fetch, read_sounds
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
 
 def wav(seconds: float, rate: int, channels: int) -> bytes:
-    """Silence, then from 0.5 s on a tone in the first channel."""
+    """Half a second of silence, then a tone in the first channel."""
     t = np.arange(round(seconds * rate)) / rate
     tone = 0.5 * np.sin(2 * np.pi * 440 * t) * (t >= 0.5)
     samples = np.stack([tone] + [np.zeros_like(tone)] * (channels - 1), axis=1)
@@ -33,25 +33,25 @@ def wav(seconds: float, rate: int, channels: int) -> bytes:
 PLAIN, PACKED = wav(1.0, 22_050, 2), wav(2.0, 16_000, 1)
 
 
-def sound(audio: str, path: str, content: bytes | None = None, **changes: object) -> Sound:
+def sound(audio: str, path: str, content: bytes | None = None, **changes: object) -> RecipeSound:
     digest = hashlib.sha1(content).hexdigest() if content else ""
     values = {"package": "beeps", "group": "beeps", "label": "beep", "licence": "CC0", "sha1": digest}
     values |= {"start_s": None, "duration_s": 1.0, "sample_rate_hz": 22_050, "audio": audio, "path": path}
-    return Sound(**(values | changes))  # type: ignore[arg-type]
+    return RecipeSound(**(values | changes))  # type: ignore[arg-type]
 
 
 GOOD = sound("beeps/beep-1.ogg", "usr/share/beeps/beep.wav", PLAIN)
 CUT = sound("beeps/cut.ogg", "beeps/data/long.wav", start_s=0.5, duration_s=0.75, sample_rate_hz=8000, label="")
 
 
-class Shop:
-    """Stands in for apt: one package, built anew at each download."""
+class FakeApt:
+    """Provides one package, built at each download."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.downloaded: list[str] = []
 
     def __call__(self, package: str, folder: Path) -> Path:
-        self.asked.append(package)
+        self.downloaded.append(package)
         if package != "beeps":
             raise FetchError(f"{package}: not downloaded: no such package")
         root = folder / "build"
@@ -69,8 +69,8 @@ class Shop:
 
 
 @needs_dpkg
-def test_sounds_are_converted_and_read_as_a_corpus(tmp_path: Path) -> None:
-    assert fetch([GOOD, CUT], tmp_path, Shop()) == []
+def test_sounds_are_converted_and_can_be_read(tmp_path: Path) -> None:
+    assert fetch([GOOD, CUT], tmp_path, FakeApt()) == []
     whole, rate = soundfile.read(tmp_path / GOOD.audio, always_2d=True)
     assert (rate, whole.shape) == (22_050, (22_050, 1)), "mono at its own rate"
     assert np.abs(whole[:10_000]).max() < 0.02 and 0.2 < np.abs(whole[12_000:]).max() < 0.3, "channels are averaged"
@@ -85,31 +85,31 @@ def test_sounds_are_converted_and_read_as_a_corpus(tmp_path: Path) -> None:
 
 
 @needs_dpkg
-def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
-    shop = Shop()
-    fetch([GOOD], tmp_path, shop)
+def test_existing_sounds_are_not_fetched_again(tmp_path: Path) -> None:
+    apt = FakeApt()
+    fetch([GOOD], tmp_path, apt)
     written = (tmp_path / GOOD.audio).stat().st_mtime_ns
-    assert fetch([GOOD], tmp_path, shop) == [] and shop.asked == ["beeps"]
-    assert fetch([GOOD, CUT], tmp_path, shop) == [] and shop.asked == ["beeps", "beeps"]
+    assert fetch([GOOD], tmp_path, apt) == [] and apt.downloaded == ["beeps"]
+    assert fetch([GOOD, CUT], tmp_path, apt) == [] and apt.downloaded == ["beeps", "beeps"]
     assert (tmp_path / GOOD.audio).stat().st_mtime_ns == written
     assert len(read_labelled(tmp_path)) == 2
 
 
 @needs_dpkg
-def test_one_package_does_not_push_others_out_of_the_manifest(tmp_path: Path) -> None:
-    shop, other = Shop(), sound("gone/x.ogg", "x.wav", package="gone")
-    fetch([GOOD, other], tmp_path, shop, packages=["beeps"])
-    assert shop.asked == ["beeps"]
-    assert fetch([GOOD, other], tmp_path, shop, packages=["gone"]) and shop.asked == ["beeps", "gone"]
+def test_fetching_one_package_keeps_others_in_the_manifest(tmp_path: Path) -> None:
+    apt, other = FakeApt(), sound("gone/x.ogg", "x.wav", package="gone")
+    fetch([GOOD, other], tmp_path, apt, packages=["beeps"])
+    assert apt.downloaded == ["beeps"]
+    assert fetch([GOOD, other], tmp_path, apt, packages=["gone"]) and apt.downloaded == ["beeps", "gone"]
     assert [i.audio_id for i in read_labelled(tmp_path)] == [GOOD.audio]
 
 
 @needs_dpkg
-def test_what_cannot_be_had_is_named_and_the_rest_comes(tmp_path: Path) -> None:
+def test_missing_sounds_are_reported_and_the_rest_is_fetched(tmp_path: Path) -> None:
     gone = [sound(f"gone/{i}.ogg", "x.wav", package="gone") for i in range(3)]
     other = sound("beeps/other.ogg", GOOD.path, PACKED)
     absent = sound("beeps/absent.ogg", "usr/share/none.wav")
-    problems = fetch([*gone, other, absent, GOOD], tmp_path, Shop())
+    problems = fetch([*gone, other, absent, GOOD], tmp_path, FakeApt())
     digests = [hashlib.sha1(c).hexdigest() for c in (PLAIN, PACKED)]
     assert problems == [
         f"beeps, {GOOD.path}: sha1 is {digests[0]}, not {digests[1]}",
@@ -140,7 +140,7 @@ def test_recipes_are_checked(tmp_path: Path) -> None:
         read_sounds(tmp_path / "r.csv")
 
 
-def test_the_bundled_recipe_is_whole() -> None:
+def test_the_bundled_recipe_is_complete() -> None:
     sounds = read_sounds(RECIPE)
     assert len({s.audio for s in sounds}) == len(sounds) > 4000
     assert all(s.licence and s.path and s.package for s in sounds)

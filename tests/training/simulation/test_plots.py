@@ -1,4 +1,4 @@
-"""Pictures mark what they say they mark."""
+"""Plots mark clips and events at the right positions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from model.config import SAMPLE_RATE
 from training.simulation.plots import mixture_png, stretch_png
 
-SHADE = "#fbe5d8"  # the orange of the kept stretch, as it comes out over white
+SHADE = "#fbe5d8"  # the orange of the clip's stretch, blended with white
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -22,7 +22,7 @@ def columns_of(image: np.ndarray, colour: str) -> np.ndarray:
     return np.flatnonzero((np.abs(image - wanted).max(-1) <= 3).any(0))
 
 
-def test_the_kept_stretch_is_marked_where_it_is() -> None:
+def test_the_stretch_is_marked_at_its_position() -> None:
     samples = np.zeros(4 * SAMPLE_RATE, np.float32)
     samples[SAMPLE_RATE : 3 * SAMPLE_RATE] = np.sin(np.arange(2 * SAMPLE_RATE) * 0.2)
     marked = columns_of(pixels(stretch_png(samples, (1.0, 3.0), -50.0, "a $bell$ _1")), SHADE)
@@ -31,7 +31,7 @@ def test_the_kept_stretch_is_marked_where_it_is() -> None:
     assert abs((marked.min() + marked.max()) - (whole.min() + whole.max())) < 0.02 * np.ptp(whole)
 
 
-def test_a_mixture_has_a_row_for_each_event() -> None:
+def test_a_mixture_has_one_row_per_event() -> None:
     samples = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE).astype(np.float32) * 0.1
     events = [("bell $x", [(0.0, 0.5), (1.5, 2.0)]), ("a" * 80, [(0.5, 1.0)])]
     png = mixture_png(samples, events, "rain", "A bell.")

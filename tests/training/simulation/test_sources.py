@@ -1,4 +1,4 @@
-"""Recordings and their labels are found in each layout; what has no single label says why."""
+"""Recordings and labels are found in every layout; recordings without a single label have a reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def touch(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def test_our_manifest(tmp_path: Path) -> None:
+def test_a_folder_with_a_manifest(tmp_path: Path) -> None:
     rows = [
         {"audio": "p/b.ogg", "label": "Dog_bark", "package": "p", "licence": "CC0"},
         {"audio": "p/a.ogg", "label": None, "package": "p"},
@@ -36,13 +36,13 @@ def test_our_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", '{"audio": "a.wav"}', "[]"])
-def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+def test_invalid_lines_are_reported(tmp_path: Path, line: str) -> None:
     (tmp_path / "manifest.jsonl").write_text('{"audio": "a.ogg", "label": "a"}\n' + line)
     with pytest.raises(SourceError, match="manifest.jsonl, line 2"):
         read_sources(tmp_path)
 
 
-def test_a_tree_of_labels(tmp_path: Path) -> None:
+def test_one_folder_per_label(tmp_path: Path) -> None:
     for name in ("dog_bark/1.WAV", "animals/Cat  meow/2.flac", "loose.mp3", "dog_bark/notes.txt"):
         touch(tmp_path / name)
     found = {s.path.name: (s.label, s.reason) for s in read_sources(tmp_path)}
@@ -53,7 +53,7 @@ def test_a_tree_of_labels(tmp_path: Path) -> None:
     }
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_folders_without_recordings_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no recordings"):
         read_sources(tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -83,7 +83,7 @@ def test_fsd50k(tmp_path: Path) -> None:
         read_sources(tmp_path, split="train")
 
 
-def test_fsd50k_labels_that_always_come_together_are_ordered_by_the_list(tmp_path: Path) -> None:
+def test_fsd50k_list_order_decides_between_labels_that_always_co_occur(tmp_path: Path) -> None:
     lists = tmp_path / "FSD50K.ground_truth"
     lists.mkdir()
     (lists / "dev.csv").write_text('fname,labels,mids,split\n1,"Guitar,Plucked_string_instrument,Music",/m,train\n')

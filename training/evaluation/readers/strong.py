@@ -1,4 +1,4 @@
-"""Readers of datasets with timed events: AudioSet-strong, DESED and URBAN-SED (detection), AudioGrounding (grounding)."""
+"""Readers of datasets with timed labels: AudioSet-strong, DESED, URBAN-SED (detection), AudioGrounding (grounding)."""
 
 from __future__ import annotations
 
