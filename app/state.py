@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from app.audio import errors as media_errors
+from app.audio.errors import REASONS
 from app.decoding.pool import DecoderPool
 from app.errors import NotReady
 from app.inference.batcher import Batcher, CallReport, Closed, Device
@@ -45,7 +45,7 @@ class AppState:
 
     def __init__(self, settings: Settings, metrics: Metrics, tracing: Tracing) -> None:
         self.settings, self.metrics, self.tracing = settings, metrics, tracing
-        metrics.expect(metrics.decode_failures, media_errors.REASONS)
+        metrics.expect(metrics.decode_failures, REASONS)
         metrics.watch_disk(settings.data_dir)
         self.ending = Ending()
         self.decoders = DecoderPool()

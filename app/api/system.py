@@ -13,7 +13,7 @@ from app.api.openapi import example, problems
 from app.api.pages import web_page
 from app.api.requests import Serving
 from app.api.schemas import MAX_TEXT, MAX_TEXTS, Health, Info, Limits, ModelInfo
-from app.audio import errors as media_errors
+from app.audio.errors import MIN_DURATION
 from app.server.security import nonce, page_policy
 from app.services.readiness import ReadinessMonitor, check
 from app.state import AppState
@@ -73,7 +73,7 @@ async def info(state: Serving) -> Info:
         limits=Limits(
             max_upload_mb=settings.max_upload_mb,
             max_duration_s=settings.max_duration_s,
-            min_duration_s=media_errors.MIN_DURATION,
+            min_duration_s=MIN_DURATION,
             max_phrases=settings.max_phrases,
             max_texts=MAX_TEXTS,
             max_text_length=MAX_TEXT,

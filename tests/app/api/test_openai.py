@@ -45,7 +45,7 @@ def test_the_openai_client(run_server: Callable[..., str], sounds: SimpleNamespa
     with pytest.raises(openai.NotFoundError, match="'text-embedding-3-small'; this service has 'fake'") as missing:
         api.embeddings.create(model="text-embedding-3-small", input="rain")
     assert missing.value.code == "model-not-found" and missing.value.request_id
-    with pytest.raises(openai.UnprocessableEntityError, match="token arrays are not taken") as tokens_refused:
+    with pytest.raises(openai.UnprocessableEntityError, match="token arrays are not supported") as tokens_refused:
         api.embeddings.create(model="fake", input=[[1, 2, 3]])
     assert tokens_refused.value.param == "input"
     with pytest.raises(openai.UnprocessableEntityError, match=r"input\[1\]"):
