@@ -25,9 +25,9 @@ from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
 from app.observability.tracing import Tracing
-from app.server.leaving import Leave
-from app.server.middleware import Envelope, Gate, Lifeline
-from app.server.security import Door, is_local
+from app.server.middleware import AccessControl, RequestCancellation, RequestContext
+from app.server.security import OriginGuard, is_local
+from app.server.shutdown import GracefulShutdown
 from app.services.readiness import ReadinessMonitor
 from app.services.waveforms import PeaksCache
 from app.settings import FAISS, Settings
@@ -152,15 +152,15 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
 def _add_middleware(app: FastAPI, state: AppState) -> None:
     """The last one added is the outermost."""
     settings = state.settings
-    app.add_middleware(Lifeline, timeout=settings.request_timeout_s, ending=state.ending)
-    app.add_middleware(Gate, api_keys=settings.api_keys, max_body=settings.max_upload_bytes)
+    app.add_middleware(RequestCancellation, timeout=settings.request_timeout_s, cutoff=state.ending)
+    app.add_middleware(AccessControl, api_keys=settings.api_keys, max_body=settings.max_upload_bytes)
     app.add_middleware(
-        Door,
+        OriginGuard,
         hosts=settings.allowed_hosts,
         origins=settings.cors_origins,
         local=is_local(settings.host) and not settings.api_keys,
     )
-    app.add_middleware(Envelope, metrics=state.metrics, tracing=state.tracing)
+    app.add_middleware(RequestContext, metrics=state.metrics, tracing=state.tracing)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -169,7 +169,7 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After", "Content-Range"],
         )
-    app.add_middleware(Leave, stopping=lambda: state.closing)
+    app.add_middleware(GracefulShutdown, stopping=lambda: state.closing)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

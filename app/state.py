@@ -23,7 +23,7 @@ from app.inference.batcher import Batcher, CallReport, Closed, Device
 from app.inference.engine import Engine
 from app.observability.metrics import Metrics
 from app.observability.tracing import Tracing
-from app.server.leaving import Ending
+from app.server.shutdown import RequestCutoff
 from app.settings import Settings
 from index import Clip, Library, LibraryError, NewClip
 
@@ -47,7 +47,7 @@ class AppState:
         self.settings, self.metrics, self.tracing = settings, metrics, tracing
         metrics.expect(metrics.decode_failures, REASONS)
         metrics.watch_disk(settings.data_dir)
-        self.ending = Ending()
+        self.ending = RequestCutoff()
         self.decoders = DecoderPool()
         self._engine: Engine | None = None
         self._library: Library | None = None
@@ -144,7 +144,7 @@ class AppState:
             return
         self._drained = True
         log.warning("aborting %d requests that are still running %g s after the stop signal", self._active, grace)
-        self.ending.come()
+        self.ending.trigger()
         await self._stop_workers()
         if not await self._wait_idle(_ABORT_GRACE_S):
             log.warning("%d requests ended without a response", self._active)

@@ -17,7 +17,7 @@ from app.api import examples, openapi, requests, responses
 from app.api.requests import Serving
 from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery
 from app.audio.containers import media_type
-from app.audio.peaks import reduce
+from app.audio.peaks import reduce_peaks
 from app.errors import Invalid, RangeNotSatisfiable
 from app.services.duplicates import find_duplicates
 from app.services.ingest import Failure, add_file, each_file
@@ -191,7 +191,7 @@ async def peaks(clip_id: str, request: Request, state: Serving, query: Annotated
     """
     cache: PeaksCache = request.app.state.peaks
     clip, full = await cache.get(state, clip_id)
-    columns = await state.compute(reduce, full, query.n)
+    columns = await state.compute(reduce_peaks, full, query.n)
     return Peaks(
         id=clip.id, duration=clip.duration, n=query.n, peaks=np.round(columns.T.astype(np.float64), 4).tolist()
     )

@@ -92,7 +92,7 @@ def _by_ffmpeg(file: BinaryIO) -> Iterator[tuple[str, object]]:
     """(name as FFmpeg has it, value): of the file, then of its first track of sound, where Ogg has its comments."""
     import av.container  # here, as DEMUXERS: the server joins tags that workers read, and loads no decoder
 
-    from app.audio.tracks import DEMUXERS
+    from app.audio.decode import DEMUXERS
 
     file.seek(0)
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none", **_PROBE}

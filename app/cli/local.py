@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from app.audio.errors import MediaError
-from app.audio.peaks import Envelope
+from app.audio.peaks import WaveformPeaks
 from app.cli.upload import as_text, find_sources
 from app.client.types import DetectionMessage, detection_message
 from app.decoding.pool import DecoderPool
@@ -58,7 +58,7 @@ def detect_file(
     name = as_text(file.name)
     file.open("rb").close()  # report an unreadable file before loading the model
     model = load_model(settings)
-    envelope = None if plot_file is None else Envelope()
+    envelope = None if plot_file is None else WaveformPeaks()
 
     def report(lines: list[dict[str, Any]]) -> None:
         for line in lines:

@@ -24,7 +24,7 @@ from app.cli.allocator import keep_freed
 from app.client import Client, ServerError, Stopped
 from app.errors import request_id
 from app.observability.tracing import Tracing, TracingError, open_tracing
-from app.server.shutdown import Stop, close_door
+from app.server.shutdown import ShutdownController, stop_accepting
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ def serve(settings: Settings, demo: Path | None) -> int:
     """
     # bind before loading the model, so that a port in use is reported at once
     with _bind(settings.host, settings.port) as listener:
-        stop = Stop(settings.stop_grace_s + _CLOSING)
+        stop = ShutdownController(settings.stop_grace_s + _CLOSING)
         print(f"Loading {settings.checkpoint} …", flush=True)
         keep_freed(_RETAINED)
         sys.setswitchinterval(_SWITCH_INTERVAL)
         from app.api.system import version
         from app.main import build_app
         from app.observability.logs import configure_logging, log_what_nobody_caught
-        from app.server.http_protocol import Protocol
+        from app.server.http_protocol import HttpProtocol
 
         try:
             tracing = open_tracing(os.environ, version())
@@ -77,39 +77,39 @@ def serve(settings: Settings, demo: Path | None) -> int:
         app = build_app(settings, tracing=tracing)
         # the application logs requests and drains them itself
         config = uvicorn.Config(
-            app, http=Protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
+            app, http=HttpProtocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
         )
-        _start_greeting(_address(listener), next(iter(settings.api_keys), None), demo, stop.asked)
-        if not stop.asked.is_set():
+        _start_greeting(_address(listener), next(iter(settings.api_keys), None), demo, stop.requested)
+        if not stop.requested.is_set():
             _Server(config, stop, app, tracing).run(sockets=[listener])
         else:
             print("Stopped.", flush=True)
-        stop.over()
-    return stop.code
+        stop.ignore_signals()
+    return stop.exit_code
 
 
 class _Server(uvicorn.Server):
     """A uvicorn server with graceful shutdown: running requests finish, and new ones get 503 in the meantime."""
 
-    def __init__(self, config: uvicorn.Config, stop: Stop, app: FastAPI, tracing: Tracing) -> None:
+    def __init__(self, config: uvicorn.Config, stop: ShutdownController, app: FastAPI, tracing: Tracing) -> None:
         super().__init__(config)
         self._stop, self._app, self._tracing = stop, app, tracing
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal."""
-        self._stop.handle(sig, frame)
+        self._stop.handle_signal(sig, frame)
         self._app.state.service.stop_accepting()
         self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop; called ten times a second."""
-        return self._stop.asked.is_set() or await super().on_tick(counter)
+        return self._stop.requested.is_set() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drains running requests, closes the listeners, then closes connections once their responses are sent."""
         await self._app.state.service.drain()
         for listener in sockets or []:
-            close_door(listener)
+            stop_accepting(listener)
         await self._close_connections()
         await super().shutdown(sockets)
         # blocks the event loop, which has nothing left to run
@@ -117,8 +117,8 @@ class _Server(uvicorn.Server):
         if self._app.state.failure is None:
             print("Stopped.", flush=True)
         else:  # the log has the reason
-            self._stop.code = 1
-        self._stop.saved.set()
+            self._stop.exit_code = 1
+        self._stop.finished.set()
 
     async def _close_connections(self) -> None:
         """Waits for open connections: _IDLE_GRACE for idle ones, _TRANSFER_GRACE for those still transferring."""

@@ -1,16 +1,19 @@
-"""Isolated decoding: a pool of processes that turn sound files into streams of samples, one file each at a time.
+"""Isolated decoding: a pool of worker processes that turn audio files into streams of samples, one file at a time each.
 
-Whatever a file does to a decoder (crash, hang, swallow memory) happens in a process of its own and comes back as a
-`DecoderFailed`. The caller's pace is the decoder's: who does not read on stops it. asyncio code; knows no HTTP.
-Needs a system with fork and Unix sockets.
+Whatever a file does to a decoder (crash, hang, exhaust memory) happens in a process of its own and is reported as
+`DecoderFailed`. Backpressure reaches the decoder: it stops while the consumer does not read. Requires fork and Unix
+sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import math
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import AsyncIterator
@@ -20,33 +23,39 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from app.audio import errors as media_errors
-from app.audio.errors import DecoderFailed, MediaError
+from app.audio.errors import DecoderFailed, MediaError, TruncatedAudio
 from app.audio.tag_schema import Value, checked
-from app.decoding import protocol as wire
-from app.decoding.conversation import NONSENSE, Died, cause, numbers, read_message, send_request
-from app.decoding.fork_server import ForkServer, Worker
-from app.decoding.handover import open_apart
+from app.decoding import protocol
+from app.decoding.fork_server import ForkServer, Worker, open_descriptor
 from app.inference.batcher import Closed
 
 log = logging.getLogger(__name__)
 
-_KEEP = 10.0  # seconds that workers beyond the warm ones stay idle before they end
-_FILES = 500  # files a worker decodes before it is replaced, should a decoder leak
-_ERRORS: dict[str, type[MediaError]] = {
-    kind.reason: kind for kind in vars(media_errors).values() if isinstance(kind, type) and issubclass(kind, MediaError)
+_IDLE_TIMEOUT = 10.0  # seconds until idle workers beyond the warm ones end
+_MAX_FILES = 500  # files per worker, in case a decoder leaks
+_MAX_MESSAGE = 1 << 20  # bytes; a worker that announces more is corrupted
+_EXIT_TIMEOUT = 1.0  # seconds until the fork server reports how a worker ended
+_ERRORS: dict[str, type[MediaError]] = {MediaError.reason: MediaError} | {
+    kind.reason: kind for kind in MediaError.__subclasses__()
 }
 _CLOSING = "The decoders are shutting down."
+_INVALID_MESSAGE = "sent an invalid message"
+
+
+class WorkerDied(Exception):
+    """A worker failed while it had a file; the message completes "the decoder …".
+
+    Without a message the worker has exited, and its exit status gives the reason.
+    """
 
 
 class DecodedStream:
-    """A recording while a worker decodes it: iterates, once, over blocks (n,) of float32, mono, 16 kHz.
+    """A recording while a worker decodes it: iterate it once for blocks (n,) of float32, mono, 16 kHz.
 
-    A block has what was decoded in a fiftieth of a second, at most twelve seconds of sound.
+    A block holds what was decoded in a fiftieth of a second, at most twelve seconds of audio.
 
-    sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work), tags (what the
-    file says about itself, see app.audio.tags): after the last block. Iterating raises a MediaError, or Closed if the pool
-    closes.
+    sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work), tags (the file's
+    metadata, see app.audio.tags): after the last block. Iterating raises a MediaError, or Closed if the pool closes.
     """
 
     def __init__(self, pool: DecoderPool, file: int, filename: str, max_duration: float) -> None:
@@ -64,78 +73,78 @@ class DecodedStream:
         while not self._ended:
             try:
                 kind, payload = await self._receive()
-                if kind == wire.AUDIO:
+                if kind == protocol.AUDIO:
                     self._delivered = True
                     return payload
-                self._take_end(kind, payload)
-            except Died as death:
+                self._handle_end(kind, payload)
+            except WorkerDied as death:
                 await self._fail_or_retry(death)
                 await self._begin()
         raise StopAsyncIteration
 
     async def _begin(self) -> None:
-        """Has a worker, and knows the recording's clock, when it returns."""
+        """Acquires a worker and waits for the recording's sample rate and channels."""
         while True:
-            self._worker = await self._pool._take()
+            self._worker = await self._pool._acquire()
             if not send_request(self._worker, self._file, self._max_duration):
-                self._drop()  # it had ended while nothing was asked of it
+                self._discard_worker()  # it had exited while idle
                 continue
             try:
                 kind, info = await self._receive()
-                if kind != wire.INFO:
-                    raise Died(NONSENSE)
-                rate, channels = numbers(info, "sample_rate", "channels")
+                if kind != protocol.INFO:
+                    raise WorkerDied(_INVALID_MESSAGE)
+                rate, channels = read_numbers(info, "sample_rate", "channels")
                 self.sample_rate, self.channels = int(rate), int(channels)
                 return
-            except Died as death:
+            except WorkerDied as death:
                 await self._fail_or_retry(death)
 
-    async def _fail_or_retry(self, death: Died) -> None:
-        """Raises what follows from a worker's death, unless the file gets its second chance in another one."""
+    async def _fail_or_retry(self, death: WorkerDied) -> None:
+        """Raises DecoderFailed, unless the file may be retried in another worker."""
         why = str(death)
         if self._worker is not None and not why:
-            why = await cause(self._worker)
-        self._drop()
+            why = await exit_reason(self._worker)
+        self._discard_worker()
         if self._pool._closed:
             raise Closed(_CLOSING) from death
         if self._retried or self._delivered:
-            raise DecoderFailed(self._filename, f"the decoder {why} while it worked on this file.") from death
+            raise DecoderFailed(self._filename, f"the decoder {why} while processing this file.") from death
         self._retried = True
-        self._pool._renew()
+        self._pool._discard_idle()
 
     async def _receive(self) -> tuple[bytes, Any]:
-        """The next message: AUDIO with an array, any other kind with a dict. Raises Died, or what ERROR tells of."""
+        """Returns the next message, see `read_message`. Raises WorkerDied, or the error in an ERROR message."""
         assert self._worker is not None
         kind, payload = await read_message(self._worker, self._pool._stall_s)
-        if kind == wire.ERROR:
+        if kind == protocol.ERROR:
             self._raise(payload)
         return kind, payload
 
-    def _raise(self, told: dict[str, Any]) -> None:
-        reason, why = str(told.get("reason")), str(told.get("why"))
-        if reason == wire.OUT_OF_MEMORY:
-            raise Died(f"needed more than its {self._pool._memory_mb} MB of memory")
-        if reason == wire.UNEXPECTED:
-            raise Died(f"failed ({why})")
+    def _raise(self, message: dict[str, Any]) -> None:
+        reason, why = str(message.get("reason")), str(message.get("why"))
+        if reason == protocol.OUT_OF_MEMORY:
+            raise WorkerDied(f"exceeded its memory limit of {self._pool._memory_mb} MB")
+        if reason == protocol.UNEXPECTED:
+            raise WorkerDied(f"failed ({why})")
         if reason not in _ERRORS:
-            raise Died(NONSENSE)
+            raise WorkerDied(_INVALID_MESSAGE)
         error = _ERRORS[reason](self._filename, why)
-        if isinstance(error, media_errors.TruncatedAudio):
-            error.read = told.get("read")
+        if isinstance(error, TruncatedAudio):
+            error.read = message.get("read")
         raise error
 
-    def _take_end(self, kind: bytes, end: Any) -> None:
-        if kind != wire.END:
-            raise Died(NONSENSE)
-        self.duration, self.decode_s, self.resample_s = numbers(end, "duration", "decode_s", "resample_s")
-        self.tags = checked(end.get("tags"))  # a worker says what a file made it say
+    def _handle_end(self, kind: bytes, end: Any) -> None:
+        if kind != protocol.END:
+            raise WorkerDied(_INVALID_MESSAGE)
+        self.duration, self.decode_s, self.resample_s = read_numbers(end, "duration", "decode_s", "resample_s")
+        self.tags = checked(end.get("tags"))  # untrusted: a file may have taken over the worker
         assert self._worker is not None
         self._ended = True
-        self._pool._give(self._worker)
+        self._pool._release(self._worker)
         self._worker = None
 
-    def _drop(self) -> None:
-        """The worker is in the middle of something: forking another is cheaper than waiting for it."""
+    def _discard_worker(self) -> None:
+        """Ends a worker that is busy: forking another one is cheaper than waiting for it."""
         if self._worker is not None:
             self._pool._discard(self._worker)
             self._worker = None
@@ -144,9 +153,9 @@ class DecodedStream:
 class DecoderPool:
     """Worker processes that decode files.
 
-    workers: kept warm, by default one a core. max_workers: how many there may be while all are busy (those whose reader
-    pauses cost nothing); callers beyond wait in line. memory_mb: what a worker may take beyond what it starts with.
-    stall_s: seconds without any sign after which a worker counts as hung.
+    workers: number kept warm, by default one per core. max_workers: upper bound while all are busy (a worker whose
+    consumer pauses costs nothing); further callers wait in order. memory_mb: memory limit of a worker beyond what it
+    starts with. stall_s: seconds without a message after which a worker counts as hung.
     """
 
     def __init__(
@@ -155,42 +164,42 @@ class DecoderPool:
         self._warm = workers if workers is not None else os.cpu_count() or 1
         self._max = max(self._warm, max_workers, 1)
         self._memory_mb, self._stall_s = memory_mb, stall_s
-        self._forks = ForkServer(memory_mb, self._born, self._died, self._lost)
+        self._fork_server = ForkServer(memory_mb, self._on_forked, self._on_exited, self._on_lost)
         self._alive: set[Worker] = set()
-        self._idle: list[Worker] = []  # the last used is taken first, so that the others can rest
-        self._line: deque[asyncio.Future[Worker]] = deque()
+        self._idle: list[Worker] = []  # used last in, first out, so that the others stay idle
+        self._waiters: deque[asyncio.Future[Worker]] = deque()
         self._starting = 0
-        self._spare = 0  # workers that have rested ever since `_shrink` was last due
-        self._shrinking: asyncio.TimerHandle | None = None
+        self._unused = 0  # workers idle since the last shrink
+        self._shrink_timer: asyncio.TimerHandle | None = None
         self._closed = True
 
     @property
     def alive(self) -> int:
-        """Worker processes there are."""
+        """The number of worker processes."""
         return len(self._alive)
 
     async def start(self) -> None:
-        """Starts the warm workers. Raises RuntimeError if that is impossible here."""
+        """Starts the warm workers. Raises OSError or RuntimeError if that fails."""
         self._closed = False
         try:
-            await self._forks.start()
+            await self._fork_server.start()
         except BaseException:
             await self.close()
             raise
         self._grow()
 
     async def close(self) -> None:
-        """Ends every process. Streams under way and callers in line get Closed."""
+        """Ends every process. Open streams and waiting callers get Closed."""
         self._closed = True
-        if self._shrinking is not None:
-            self._shrinking.cancel()
-        self._fail_line(Closed(_CLOSING))
+        if self._shrink_timer is not None:
+            self._shrink_timer.cancel()
+        self._fail_waiters(Closed(_CLOSING))
         for worker in self._alive - set(self._idle):
             with contextlib.suppress(OSError):
                 worker.socket.shutdown(socket.SHUT_RDWR)  # wakes its stream, which closes the socket
         for worker in list(self._idle):
             self._discard(worker)
-        await self._forks.close()
+        await self._fork_server.close()
         self._alive.clear()
         self._starting = 0
 
@@ -198,121 +207,121 @@ class DecoderPool:
     async def open(
         self, file: BinaryIO | Path, filename: str, max_duration: float = 14_400.0
     ) -> AsyncIterator[DecodedStream]:
-        """Decodes a file from its beginning. `max_duration` in seconds; `filename` is for messages only.
+        """Decodes a file from its beginning. `max_duration` in seconds; `filename` is only for messages.
 
-        `file` may be any open file (its position stays as it is where the system can reopen it, as Linux can) or a
-        path. Raises a MediaError, OSError if the path cannot be opened, Closed.
+        `file` may be a path or any open file; its position does not change if the system can reopen it, as Linux can.
+        Raises a MediaError, OSError if the path cannot be opened, Closed.
         """
-        descriptor = await open_apart(file)
+        descriptor = await open_descriptor(file)
         stream = DecodedStream(self, descriptor, filename, max_duration)
         try:
             await stream._begin()
             yield stream
         finally:
-            stream._drop()
+            stream._discard_worker()
             os.close(descriptor)
 
-    async def _take(self) -> Worker:
-        """A worker that is free, waiting in line for one if need be."""
+    async def _acquire(self) -> Worker:
+        """Returns an idle worker, waiting in order for one if necessary."""
         if self._closed:
             raise Closed(_CLOSING)
-        if self._idle and not self._line:
+        if self._idle and not self._waiters:
             worker = self._idle.pop()
-            self._spare = min(self._spare, len(self._idle))
+            self._unused = min(self._unused, len(self._idle))
             return worker
-        place: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
+        waiter: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         self._grow()
         try:
-            return await place
+            return await waiter
         except asyncio.CancelledError:
-            if place.cancelled():
-                with contextlib.suppress(ValueError):  # it may have been passed over already
-                    self._line.remove(place)
-            elif place.exception() is None:  # it came at the same moment
-                self._give(place.result())
+            if waiter.cancelled():
+                with contextlib.suppress(ValueError):  # it may have been removed already
+                    self._waiters.remove(waiter)
+            elif waiter.exception() is None:  # a worker was assigned at the same moment
+                self._release(waiter.result())
             raise
 
-    def _give(self, worker: Worker) -> None:
-        """Takes a worker that is free: for the first in line, or for later."""
+    def _release(self, worker: Worker) -> None:
+        """Passes an idle worker to the first waiter, or keeps it."""
         if worker not in self._alive:
             return
-        if self._closed or worker.files >= _FILES or worker.ended.done():  # it had sent all before it was killed
+        if self._closed or worker.files >= _MAX_FILES or worker.exited.done():  # killed after its last message
             self._discard(worker)
             return
-        while self._line:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_result(worker)
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(worker)
                 return
         self._idle.append(worker)
-        if self._shrinking is None:
-            self._shrink_later()
+        if self._shrink_timer is None:
+            self._schedule_shrink()
 
-    def _renew(self) -> None:
-        """Ends the idle workers: what ended one may have ended them too, and a second chance wants a sound one."""
+    def _discard_idle(self) -> None:
+        """Ends the idle workers before a retry: whatever ended one worker may have ended them too."""
         for worker in list(self._idle):
             self._discard(worker)
 
     def _shrink(self) -> None:
-        """Ends the workers that nobody needed for a while: those above the warm ones that rested all the time."""
-        self._shrinking = None
-        beyond = max(0, len(self._alive) - self._warm)
-        for worker in self._idle[: min(self._spare, beyond)]:
+        """Ends the workers beyond the warm ones that were idle during the whole interval."""
+        self._shrink_timer = None
+        surplus = max(0, len(self._alive) - self._warm)
+        for worker in self._idle[: min(self._unused, surplus)]:
             self._discard(worker)
         if self._idle:
-            self._shrink_later()
+            self._schedule_shrink()
 
-    def _shrink_later(self) -> None:
-        """From here on it is noted how many rest, if there are more workers than the warm ones."""
+    def _schedule_shrink(self) -> None:
+        """Starts counting unused workers if there are more than the warm ones."""
         if len(self._alive) > self._warm:
-            self._spare = len(self._idle)
-            self._shrinking = asyncio.get_running_loop().call_later(_KEEP, self._shrink)
+            self._unused = len(self._idle)
+            self._shrink_timer = asyncio.get_running_loop().call_later(_IDLE_TIMEOUT, self._shrink)
 
     def _grow(self) -> None:
-        """Starts as many workers as the line and the warm number ask for."""
+        """Forks workers for the waiters and up to the warm number."""
         while not self._closed:
             workers = len(self._alive) + self._starting
-            if workers >= self._max or (self._starting >= len(self._line) and workers >= self._warm):
+            if workers >= self._max or (self._starting >= len(self._waiters) and workers >= self._warm):
                 break
             try:
-                self._forks.fork()
+                self._fork_server.fork()
             except OSError as error:
-                self._no_more(error)
+                self._on_fork_failed(error)
                 break
             self._starting += 1
 
-    def _no_more(self, error: Exception) -> None:
-        """There is no new worker to be had. Those in line wait for the others, if there are any."""
+    def _on_fork_failed(self, error: Exception) -> None:
+        """Waiters wait for the other workers, if there are any."""
         log.error("no decoder can be started: %s", error)
         if not self._alive and not self._starting:
-            self._fail_line(error)
+            self._fail_waiters(error)
 
     def _discard(self, worker: Worker) -> None:
-        """Ends a worker, whatever it does."""
+        """Ends a worker in any state."""
         worker.socket.close()
         if worker in self._alive:
             self._alive.remove(worker)
             if worker in self._idle:
                 self._idle.remove(worker)
-            self._forks.kill(worker)
+            self._fork_server.kill(worker)
             self._grow()
 
-    def _born(self, worker: Worker | None) -> None:
+    def _on_forked(self, worker: Worker | None) -> None:
         self._starting -= 1
         if worker is None:
-            self._no_more(OSError("the system gives no process"))
+            self._on_fork_failed(OSError("the system cannot create a process"))
             return
         self._alive.add(worker)
-        self._give(worker)
+        self._release(worker)
 
-    def _died(self, worker: Worker) -> None:
-        """A worker has ended. One with a file is missed by its stream; one without is replaced here."""
+    def _on_exited(self, worker: Worker) -> None:
+        """Replaces an idle worker that exited. The stream of a busy one notices by itself."""
         if worker in self._idle:
             self._discard(worker)
 
-    def _lost(self, error: Exception | None) -> None:
-        """All workers are gone, and those that were starting."""
+    def _on_lost(self, error: Exception | None) -> None:
+        """Handles the loss of all workers, including those that were starting."""
         self._starting = 0
         for worker in list(self._idle):
             worker.socket.close()
@@ -321,11 +330,96 @@ class DecoderPool:
         if error is None:
             self._grow()
         else:
-            self._no_more(error)
-            self._fail_line(error)
+            self._on_fork_failed(error)
+            self._fail_waiters(error)
 
-    def _fail_line(self, error: Exception) -> None:
-        while self._line:
-            place = self._line.popleft()
-            if not place.done():
-                place.set_exception(error)
+    def _fail_waiters(self, error: Exception) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+
+# Messages to and from one worker
+
+
+def send_request(worker: Worker, file: int, max_duration: float) -> bool:
+    """Passes a file descriptor to an idle worker. `max_duration` in seconds. False if the worker has exited."""
+    cpu_s = 60 + min(max_duration, 86_400.0) / 4  # many times what any format needs; stalls are detected much earlier
+    worker.files += 1
+    try:
+        socket.send_fds(worker.socket, [protocol.REQUEST.pack(max_duration, cpu_s)], [file])
+    except OSError:
+        return False
+    return True
+
+
+async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
+    """Returns the worker's next message: AUDIO with an array (n,), any other kind with a dict. Raises WorkerDied.
+
+    stall_s: seconds without data after which the worker counts as hung.
+    """
+    header = bytearray(protocol.HEADER.size)
+    await _fill(worker.socket, memoryview(header), stall_s)
+    kind, size = protocol.HEADER.unpack(header)
+    if size > _MAX_MESSAGE or (kind == protocol.AUDIO and size % 4):
+        raise WorkerDied(_INVALID_MESSAGE)
+    if kind == protocol.AUDIO:
+        samples = np.empty(size // 4, dtype=np.float32)
+        await _fill(worker.socket, samples.data.cast("B"), stall_s)
+        return kind, samples
+    payload = bytearray(size)
+    await _fill(worker.socket, memoryview(payload), stall_s)
+    try:
+        message = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise WorkerDied(_INVALID_MESSAGE) from error
+    if not isinstance(message, dict):
+        raise WorkerDied(_INVALID_MESSAGE)
+    return kind, message
+
+
+def read_numbers(message: dict[str, Any], *names: str) -> list[float]:
+    """Returns the named numbers of a message. Raises WorkerDied if one is missing or not finite."""
+    try:
+        values = [float(message[name]) for name in names]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WorkerDied(_INVALID_MESSAGE) from error
+    if not all(map(math.isfinite, values)):
+        raise WorkerDied(_INVALID_MESSAGE)
+    return values
+
+
+async def exit_reason(worker: Worker) -> str:
+    """How a worker ended, completing "the decoder …"."""
+    try:
+        async with asyncio.timeout(_EXIT_TIMEOUT):
+            status = await asyncio.shield(worker.exited)
+    except TimeoutError:
+        return "closed its connection"
+    if os.WIFSIGNALED(status):
+        return f"crashed ({signal.strsignal(os.WTERMSIG(status))})"
+    return "exited"
+
+
+async def _fill(sock: socket.socket, target: memoryview, stall_s: float) -> None:
+    while target:
+        try:
+            received = sock.recv_into(target)  # usually there already
+        except BlockingIOError:
+            received = await _wait_for(sock, target, stall_s)
+        except OSError as error:
+            raise WorkerDied from error
+        if not received:
+            raise WorkerDied
+        target = target[received:]
+
+
+async def _wait_for(sock: socket.socket, target: memoryview, stall_s: float) -> int:
+    try:
+        async with asyncio.timeout(stall_s):
+            return await asyncio.get_running_loop().sock_recv_into(sock, target)
+    except TimeoutError as error:
+        raise WorkerDied(f"stalled for {stall_s:g} s") from error
+    except OSError as error:
+        raise WorkerDied from error

@@ -22,7 +22,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from app.audio.peaks import reduce
+from app.audio.peaks import reduce_peaks
 from model.detection import Event
 
 _DPI = 110
@@ -105,7 +105,7 @@ def detection_png(
 
 
 def _draw_wave(ax: Axes, envelope: np.ndarray, duration: float) -> None:
-    low, high = reduce(envelope, max(1, min(envelope.shape[1], _COLUMNS)))
+    low, high = reduce_peaks(envelope, max(1, min(envelope.shape[1], _COLUMNS)))
     # each column is drawn to its right edge, so that the shape has an area even where it is a single step
     x = np.linspace(0, duration, len(low) + 1).repeat(2)[1:-1]
     ax.fill_between(x, low.repeat(2), high.repeat(2), color="#4a8fc3", linewidth=0.4)

@@ -1,20 +1,17 @@
-"""A dynamic batcher: many callers, one function that works on lists.
+"""A dynamic batcher for asyncio: combines the items of concurrent callers into batches for one function.
 
-Generic asyncio code; knows nothing of models, audio or HTTP. A `Batcher` is one lane in front of a `Device`, the
-threads on which its lanes take turns. Each lane asks for one turn at a time per thread, so turns alternate: with one
-thread a short text never waits for more than the audio batch under way, and a flood of texts cannot starve the audio.
-A thread for whose lane a full batch waits, and which no other lane wants, goes on by itself: a busy event loop would
-come to it only milliseconds later.
+A `Batcher` is one lane in front of a `Device`, the threads on which its lanes take turns. Each lane requests one turn
+at a time per thread, so turns alternate: with one thread, a short text waits for at most the audio batch that is
+running, and a flood of texts cannot starve the audio. A thread goes on to the next batch by itself if a full batch is
+waiting and no other lane wants the thread; a busy event loop would get to it only milliseconds later.
 
-What holds, whatever happens:
-- a place in the bounded queue comes first; where none is free the caller is refused at once;
-- a batch closes on its budget, in cost and in the seconds it is expected to take; a lane without other callers adds no
-  wait;
-- callers share the lane: a long one's items stand between the others' (app.inference.fair_queue), urgent kinds ahead of patient
-  ones;
-- items whose caller has left are not computed;
-- a failed batch is retried item by item, and only the callers of failing items see the failure;
-- the worker outlives any exception, and closing resolves every future.
+Guarantees:
+- The queue is bounded by permits. A caller that gets none is rejected at once; an accepted one never is.
+- A batch is limited by cost and by expected duration. A lane without other callers adds no delay.
+- Callers share a lane fairly (app.inference.fair_queue), in proportion to their urgency.
+- Items whose caller has gone are not computed.
+- If a batch fails, its items are retried one by one, and only the callers of failing items get the error.
+- The worker tasks survive any exception, and closing resolves every future.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,7 +30,6 @@ from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
 from app.inference.fair_queue import FairQueue, Flow
-from app.inference.places import Places
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,15 +38,15 @@ log = logging.getLogger(__name__)
 
 
 class Urgency(IntEnum):
-    """Who goes first: the value is the share of the lane that a caller of this kind has beside the others."""
+    """A caller's priority: its weight when the lane is shared."""
 
-    BULK = 1  # filling the library; nobody watches
-    INTERACTIVE = 4  # a caller waits for the answer
-    SEARCH = 32  # someone types and looks
+    BULK = 1  # ingestion in the background
+    INTERACTIVE = 4  # a caller waits for the result
+    SEARCH = 32  # a person waits for the result
 
 
 class QueueFull(Exception):
-    """No place in the queue. `retry_after`: seconds after which one should be free."""
+    """The queue is full. `retry_after`: seconds after which there should be room."""
 
     def __init__(self, lane: str, retry_after: int) -> None:
         super().__init__(f"The {lane} queue is full; try again in {retry_after} s.")
@@ -57,25 +54,25 @@ class QueueFull(Exception):
 
 
 class Closed(Exception):
-    """The batcher is closing or closed and takes nothing more."""
+    """The batcher is closing or closed and accepts no items."""
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one batch looked like, for whoever measures: `waited` and `seconds` are seconds."""
+    """Measurements of one batch; `waited` and `seconds` in seconds."""
 
     size: int
     cost: float
-    waited: list[float]  # of each item, from joining the queue to the start of the batch
+    waited: list[float]  # per item, from entering the queue to the start of the batch
     seconds: float
 
 
 @dataclass
 class CallReport:
-    """What one caller's items went through, for whoever follows a request. Moments are those of time.perf_counter.
+    """Measurements of one caller's items, for tracing. Times are those of time.perf_counter().
 
-    items: that were computed. entered: when the first joined the queue. began: when the first batch with one of them
-    did. ended: when the last such batch did. waited: seconds in the queue, of all items together.
+    items: number computed. entered: when the first entered the queue. began: start of the first batch with one of them.
+    ended: end of the last such batch. waited: total seconds in the queue.
     """
 
     items: int = 0
@@ -85,7 +82,7 @@ class CallReport:
     waited: float = 0.0
 
     def add(self, since: float, began: float, ended: float) -> None:
-        """One more item."""
+        """Adds one item."""
         self.items += 1
         self.entered, self.began = min(self.entered, since), min(self.began, began)
         self.ended = max(self.ended, ended)
@@ -93,65 +90,121 @@ class CallReport:
 
 
 class Device:
-    """One thread, or `threads` side by side; who wants one asks for a turn, first come, first served.
+    """One or more threads, used in turns, first come, first served.
 
-    Each thread begins with `prepare`. wanted: how many wait for a turn.
+    prepare: called at the start of each thread. waiting: number of callers waiting for a turn.
     """
 
     def __init__(self, name: str = "device", threads: int = 1, prepare: Callable[[], None] | None = None) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=prepare)
         self._turns = asyncio.Semaphore(threads)
-        self.wanted = 0
+        self.waiting = 0
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncGenerator[None, None]:
-        """A thread of one's own, until this is left."""
-        self.wanted += 1
+        """Reserves a thread for the duration of the context."""
+        self.waiting += 1
         try:
             await self._turns.acquire()
         finally:
-            self.wanted -= 1
+            self.waiting -= 1
         try:
             yield
         finally:
             self._turns.release()
 
     async def call(self, function: Callable[..., R], *args: Any) -> R:
-        """Runs `function` on a thread. Take a turn first: `async with device.turn()`."""
+        """Runs `function` on a thread. Requires a turn: `async with device.turn()`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def close(self) -> None:
-        """Lets go of the threads; a function that still runs on one is not waited for."""
+        """Shuts the threads down without waiting for running functions."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Permits:
+    """A bounded number of permits. Waiters are served in order, before any newcomer."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self.taken = 0
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def try_acquire(self, count: int) -> bool:
+        """Takes `count` permits if they are available and nobody waits."""
+        if self._waiters or not self._fits(count):
+            return False
+        self.taken += count
+        return True
+
+    async def acquire(self, count: int) -> None:
+        """Takes `count` permits, waiting for them if necessary."""
+        if self.try_acquire(count):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((count, waiter))
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.release(count)  # granted just as the caller was cancelled
+            else:
+                self._grant()  # the next waiter may fit now
+            raise
+
+    def release(self, count: int) -> None:
+        """Returns `count` permits."""
+        self.taken -= count
+        self._grant()
+
+    def fail_waiters(self, error: Exception) -> None:
+        """Raises `error` in every waiter."""
+        while self._waiters:
+            _, waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _grant(self) -> None:
+        while self._waiters:
+            count, waiter = self._waiters[0]
+            if not waiter.done():
+                if not self._fits(count):
+                    return
+                self.taken += count
+                waiter.set_result(None)
+            self._waiters.popleft()
+
+    def _fits(self, count: int) -> bool:
+        return self.taken + count <= self._total or self.taken == 0
 
 
 @dataclass(eq=False)
 class _Entry(Generic[T, R]):
     item: T
     cost: float
-    places: Places | None  # where it holds a place until it is computed
+    permits: Permits | None  # holds one permit until it is computed
     future: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
-    began: float = math.nan  # the batch that gave its result
+    began: float = math.nan  # of the batch with its result
     ended: float = math.nan
     queued: bool = True
 
 
 class Batcher(Generic[T, R]):
-    """Collects items of concurrent callers into batches for `run`.
+    """Combines items of concurrent callers into batches for `run`.
 
-    run: list of items → list of as many results, in order; called on the device's threads, and trusted with nothing.
-    cost: what an item adds to a batch (1 by default).
-    max_cost: budget of one batch; a dearer item gets a batch of its own.
-    max_seconds: what a batch may take, as far as the pace of those before it tells. It bounds how long the other lanes
-        wait; a slow device thus gets smaller batches.
-    max_queue: callers that may wait with their first item. Half as many further items of those let in may wait beside
-        them, so that a few long callers cannot fill the queue for all others.
-    max_wait: seconds a batch waits, at most, for as much as the batch before it had, counted from that batch's end.
-        Callers that ask again as soon as they are answered thus meet again; anyone else finds no wait.
-    observe: is told about every batch.
-    observe_call: is told about every caller with results, at its end and in its own context.
+    run: list of items → list of as many results, in order; called on the device's threads.
+    cost: cost of an item (1 by default).
+    max_cost: cost limit of one batch; an item that exceeds it gets a batch of its own.
+    max_seconds: duration limit of a batch, estimated from previous batches. It bounds how long the other lanes wait, so
+        a slow device gets smaller batches.
+    max_queue: callers that may wait with their first item. Half as many further items of accepted callers may wait as
+        well, so that a few long callers cannot fill the queue.
+    max_wait: seconds, from the end of the previous batch, that a batch waits at most for as much cost as the previous
+        one had. Callers that submit again as soon as they get a result thus stay together; others see no delay.
+    observe: called with the report of every batch.
+    observe_call: called with the report of every caller that got results, in the caller's context.
     """
 
     def __init__(
@@ -172,9 +225,9 @@ class Batcher(Generic[T, R]):
         self._run, self._cost, self._observe, self._observe_call = run, cost, observe, observe_call
         self._device = device
         self._max_cost, self._max_wait, self._max_seconds = max_cost, max_wait, max_seconds
-        self._first_places = Places(max_queue)
-        self._further_places = Places(max(1, max_queue // 2))
-        self._lock = threading.Lock()  # what the device's threads have in their hands too:
+        self._first_permits = Permits(max_queue)
+        self._further_permits = Permits(max(1, max_queue // 2))
+        self._lock = threading.Lock()  # guards what the device's threads use as well:
         self._queue: FairQueue[_Entry[T, R]] = FairQueue(lambda entry: entry.queued)
         self._waiting_cost = 0.0
         self._running: set[_Entry[T, R]] = set()
@@ -185,21 +238,21 @@ class Batcher(Generic[T, R]):
         self._callers = 0
         self._closing = False
         self._workers: list[asyncio.Task[None]] = []
-        self._pace = 0.0  # seconds for one unit of cost, a running average
+        self._pace = 0.0  # seconds per unit of cost, a moving average
 
     @property
     def depth(self) -> int:
-        """Items that wait in the queue."""
-        return self._first_places.taken + self._further_places.taken
+        """The number of items in the queue."""
+        return self._first_permits.taken + self._further_permits.taken
 
     def start(self) -> None:
-        """Starts the workers, one for each of the device's threads, on the running event loop."""
+        """Starts one worker task per thread of the device on the running event loop."""
         self._loop = asyncio.get_running_loop()
         names = [f"batcher-{self.name}-{number}" for number in range(self._device.threads)]
         self._workers = [asyncio.create_task(self._work(), name=name) for name in names]
 
     async def close(self, grace: float = 10.0) -> None:
-        """Takes nothing new, lets present callers finish for `grace` seconds, then fails the rest with Closed."""
+        """Rejects new items, lets current callers finish for `grace` seconds, then fails the rest with Closed."""
         self._closing = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
@@ -209,127 +262,127 @@ class Batcher(Generic[T, R]):
             worker.cancel()
         if self._workers:
             await asyncio.wait(self._workers)
-        for places in (self._first_places, self._further_places):
-            places.refuse_waiting(Closed("The service is shutting down."))
+        for permits in (self._first_permits, self._further_permits):
+            permits.fail_waiters(Closed("The service is shutting down."))
         for entry in [*self._running, *self._queue.clear()]:
             self._fail(entry, Closed("The service is shutting down."))
 
     async def submit(self, item: T, *, urgency: Urgency = Urgency.INTERACTIVE, probe: bool = False) -> R:
-        """The result for one item. Raises QueueFull, Closed, or what `run` raised for this item.
+        """Returns the result for one item. Raises QueueFull, Closed, or what `run` raised for this item.
 
-        A probe goes to the front and needs no place: it must not fail because the queue is long.
+        A probe goes to the front of the queue and needs no permit, so that it does not fail while the queue is full.
         """
-        with self._calling() as report:
-            self._refuse_if_closing()
+        with self._track_call() as report:
+            self._check_open()
             if not probe:
-                self._take_first_place()
-            entry = self._enter(item, Flow(urgency), None if probe else self._first_places, ahead=probe)
-            return await self._answer(entry, report)
+                self._acquire_first()
+            entry = self._enqueue(item, Flow(urgency), None if probe else self._first_permits, ahead=probe)
+            return await self._result(entry, report)
 
     async def map(self, items: Iterable[T], in_flight: int, urgency: Urgency = Urgency.INTERACTIVE) -> list[R]:
-        """`stream` over items that are all there: their results, in order."""
-        async with contextlib.aclosing(self.stream(_each(items), in_flight, urgency)) as results:
+        """`stream` for a collection of items: returns their results, in order."""
+        async with contextlib.aclosing(self.stream(_iterate(items), in_flight, urgency)) as results:
             return [result async for result in results]
 
     async def stream(
         self, items: AsyncIterable[T], in_flight: int, urgency: Urgency = Urgency.INTERACTIVE
     ) -> AsyncGenerator[R, None]:
-        """Results in order, while the items still come; at most `in_flight` items are in the lane, or done and unread.
+        """Yields results in order while items still arrive; at most `in_flight` items are queued, running or unread.
 
-        Only the first item can be refused: a caller that was let in gets places for the others as they become free,
-        so there may be more items than the queue holds. Raises what `submit` and `items` raise. Close the generator
-        when leaving it early: its items are then dropped.
+        Only the first item can be rejected: an accepted caller gets permits for the others as they become free, so
+        there may be more items than the queue holds. Raises what `submit` and `items` raise. Close the generator when leaving
+        it early, so that its items are dropped.
         """
-        sent: asyncio.Queue[_Entry[T, R] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(in_flight)
+        entries: asyncio.Queue[_Entry[T, R] | None] = asyncio.Queue()
+        slots = asyncio.Semaphore(in_flight)
 
         async def send() -> None:
-            flow, places = Flow(urgency), self._first_places
+            flow, permits = Flow(urgency), self._first_permits
             try:
                 async for item in items:
-                    await room.acquire()
-                    if places is self._first_places:
-                        self._take_first_place()
+                    await slots.acquire()
+                    if permits is self._first_permits:
+                        self._acquire_first()
                     else:
-                        await places.take(1)
-                    sent.put_nowait(self._enter(item, flow, places))
-                    places = self._further_places
+                        await permits.acquire(1)
+                    entries.put_nowait(self._enqueue(item, flow, permits))
+                    permits = self._further_permits
             finally:
-                sent.put_nowait(None)
+                entries.put_nowait(None)
                 if isinstance(items, AsyncGenerator):
                     await items.aclose()
 
-        with self._calling() as report:
-            self._refuse_if_closing()
+        with self._track_call() as report:
+            self._check_open()
             sender = asyncio.create_task(send())
             try:
-                while (entry := await sent.get()) is not None:
-                    result = await self._answer(entry, report)
-                    room.release()
+                while (entry := await entries.get()) is not None:
+                    result = await self._result(entry, report)
+                    slots.release()
                     yield result
-                await sender  # what it raised
+                await sender  # raises its exception
             finally:
                 sender.cancel()
                 await asyncio.wait({sender})
                 if not sender.cancelled():
-                    sender.exception()  # seen
-                while not sent.empty():
-                    if (entry := sent.get_nowait()) is not None:
-                        self._leave(entry)
+                    sender.exception()  # mark as retrieved
+                while not entries.empty():
+                    if (entry := entries.get_nowait()) is not None:
+                        self._drop(entry)
 
     def refuse_if_full(self) -> None:
-        """Raises QueueFull or Closed if an item that came now would be refused: before work on its way is wasted."""
-        self._refuse_if_closing()
-        self._take_first_place()
-        self._first_places.give_back(1)
+        """Raises QueueFull or Closed if a new item would be rejected; for checks before preparing one."""
+        self._check_open()
+        self._acquire_first()
+        self._first_permits.release(1)
 
-    def _take_first_place(self) -> None:
-        if not self._first_places.try_take(1):
+    def _acquire_first(self) -> None:
+        if not self._first_permits.try_acquire(1):
             raise QueueFull(self.name, self._retry_after())
 
-    def _refuse_if_closing(self) -> None:
+    def _check_open(self) -> None:
         if self._closing or not self._workers:
             raise Closed("The service is shutting down." if self._closing else "The service has not started.")
 
-    def _enter(self, item: T, flow: Flow, places: Places | None, ahead: bool = False) -> _Entry[T, R]:
+    def _enqueue(self, item: T, flow: Flow, permits: Permits | None, ahead: bool = False) -> _Entry[T, R]:
         cost = max(0.0, float(self._cost(item)))
-        entry: _Entry[T, R] = _Entry(item, cost, places, asyncio.get_running_loop().create_future())
+        entry: _Entry[T, R] = _Entry(item, cost, permits, asyncio.get_running_loop().create_future())
         with self._lock:
             self._queue.push(entry, cost, None if ahead else flow)
             self._waiting_cost += cost
         self._arrival.set()
         return entry
 
-    async def _answer(self, entry: _Entry[T, R], report: CallReport) -> R:
+    async def _result(self, entry: _Entry[T, R], report: CallReport) -> R:
         try:
             result = await entry.future
             report.add(entry.since, entry.began, entry.ended)
             return result
         finally:
-            self._leave(entry)
+            self._drop(entry)
 
-    def _leave(self, entry: _Entry[T, R]) -> None:
-        """The caller is done with the entry: where it still waits it gives its place back and is never computed."""
+    def _drop(self, entry: _Entry[T, R]) -> None:
+        """Removes an entry whose caller is done with it; if it is still queued, it is not computed."""
         entry.future.cancel()
         with self._lock:
-            if waited := entry.queued:
+            if queued := entry.queued:
                 self._dequeue(entry)
-        if waited:
-            self._give_places_back([entry])
+        if queued:
+            self._release_permits([entry])
 
     def _dequeue(self, entry: _Entry[T, R]) -> None:
-        """With the lock, for an entry that waits."""
+        """Removes a queued entry. Requires the lock."""
         entry.queued = False
         self._waiting_cost -= entry.cost
 
     @staticmethod
-    def _give_places_back(entries: Iterable[_Entry[T, R]]) -> None:
+    def _release_permits(entries: Iterable[_Entry[T, R]]) -> None:
         for entry in entries:
-            if entry.places is not None:
-                entry.places.give_back(1)
+            if entry.permits is not None:
+                entry.permits.release(1)
 
     @contextlib.contextmanager
-    def _calling(self) -> Iterator[CallReport]:
+    def _track_call(self) -> Iterator[CallReport]:
         self._callers += 1
         self._idle.clear()
         report = CallReport()
@@ -352,19 +405,19 @@ class Batcher(Generic[T, R]):
             await self._linger(cost, ended + self._max_wait)
             async with self._device.turn():
                 batch = self._take()
-                if not batch:  # who waited has left, or another worker was faster
+                if not batch:  # the callers have gone, or another worker took their items
                     continue
-                batch, failed = await self._compute(batch, go_on=True)
+                batch, failed = await self._compute(batch, continuous=True)
             cost, ended = _cost(batch), time.perf_counter()
             if failed and len(batch) > 1:
                 for entry in batch:
                     if not entry.future.done():
                         async with self._device.turn():
-                            await self._compute([entry], go_on=False)
+                            await self._compute([entry], continuous=False)
             self._running.difference_update(batch)
 
     async def _linger(self, cost: float, until: float) -> None:
-        """Waits for items that cost `cost` together, or as much as a batch may have."""
+        """Waits until the queued items cost `cost`, or as much as a batch may."""
         expected = min(cost, self._budget())
         while (left := until - time.perf_counter()) > 0 and self._waiting_cost < expected:
             self._arrival.clear()
@@ -374,15 +427,15 @@ class Batcher(Generic[T, R]):
                 return
 
     def _budget(self) -> float:
-        """Cost that a batch may have now."""
+        """The current cost limit of a batch."""
         if not self._pace:
             return self._max_cost
         return min(self._max_cost, self._max_seconds / self._pace)
 
     def _take(self) -> list[_Entry[T, R]]:
-        """The next batch, out of the queue; empty if everyone who waited has left."""
+        """Takes the next batch out of the queue; empty if all callers have gone."""
         batch = self._pick()
-        self._give_places_back(batch)
+        self._release_permits(batch)
         with self._lock:
             more = self._queue.peek() is not None
         if more:
@@ -392,7 +445,7 @@ class Batcher(Generic[T, R]):
         return batch
 
     def _pick(self, only_full: bool = False) -> list[_Entry[T, R]]:
-        """A batch out of the queue, on any thread; with `only_full` empty where less waits than a batch may cost."""
+        """Takes a batch, on any thread; with `only_full`, empty if the queued items don't fill one."""
         batch: list[_Entry[T, R]] = []
         with self._lock:
             left = self._budget()
@@ -405,32 +458,32 @@ class Batcher(Generic[T, R]):
             self._running.update(batch)
         return batch
 
-    async def _compute(self, batch: list[_Entry[T, R]], go_on: bool) -> tuple[list[_Entry[T, R]], bool]:
-        """Computes the batch; with `go_on` others after it (`_run_batches`). The last one, and whether it failed."""
+    async def _compute(self, batch: list[_Entry[T, R]], continuous: bool) -> tuple[list[_Entry[T, R]], bool]:
+        """Computes the batch; with `continuous`, also following ones. Returns the last one and whether it failed."""
         try:
-            return await self._device.call(self._run_batches, batch, go_on)
+            return await self._device.call(self._run_batches, batch, continuous)
         except RuntimeError as error:  # the device is closed
             self._deliver(batch, error, time.perf_counter(), time.perf_counter())
             return batch, True
 
-    def _run_batches(self, batch: list[_Entry[T, R]], go_on: bool) -> tuple[list[_Entry[T, R]], bool]:
-        """On a thread: the batch, then the next while a full one waits and no other lane wants the thread."""
+    def _run_batches(self, batch: list[_Entry[T, R]], continuous: bool) -> tuple[list[_Entry[T, R]], bool]:
+        """On a thread: computes the batch, then further full ones while no other lane wants the thread."""
         while True:
             began = time.perf_counter()
             outcome = _attempt(self._run, [entry.item for entry in batch])
             ended = time.perf_counter()
             failed = isinstance(outcome, BaseException)
-            following = self._pick(only_full=True) if go_on and not failed and not self._device.wanted else []
+            following = self._pick(only_full=True) if continuous and not failed and not self._device.waiting else []
             self._loop.call_soon_threadsafe(self._deliver, batch, outcome, began, ended)
             if not following:
                 return batch, failed
-            self._loop.call_soon_threadsafe(self._give_places_back, following)
+            self._loop.call_soon_threadsafe(self._release_permits, following)
             batch = following
 
     def _deliver(
         self, batch: list[_Entry[T, R]], outcome: Sequence[R] | BaseException, began: float, ended: float
     ) -> None:
-        """Resolves a batch's futures; what failed is told to its caller only if it was alone."""
+        """Resolves a batch's futures; an error is passed to the caller only if the batch has a single item."""
         cost = _cost(batch)
         if cost:
             pace = (ended - began) / cost
@@ -438,16 +491,16 @@ class Batcher(Generic[T, R]):
         try:
             self._observe(BatchReport(len(batch), cost, [began - entry.since for entry in batch], ended - began))
         except Exception:
-            log.exception("the observer of the %s lane failed", self.name)
+            log.exception("the observer of the %s lane raised an exception", self.name)
         if isinstance(outcome, BaseException):
-            log.warning("a batch of %d failed in the %s lane: %r", len(batch), self.name, outcome)
+            log.warning("a batch of %d items failed in the %s lane: %r", len(batch), self.name, outcome)
             if len(batch) == 1:
                 self._fail(batch[0], outcome)
             return
         self._running.difference_update(batch)
         for entry, result in zip(batch, outcome, strict=True):
             entry.began, entry.ended = began, ended
-            del entry.item  # a result that nobody has read yet does not keep what it was made of
+            del entry.item  # an unread result must not keep its item in memory
             if not entry.future.done():
                 entry.future.set_result(result)
 
@@ -455,28 +508,28 @@ class Batcher(Generic[T, R]):
     def _fail(entry: _Entry[T, R], error: BaseException) -> None:
         if not entry.future.done():
             if not isinstance(error, Exception) or isinstance(error, StopIteration):
-                # futures refuse the one and event loops end at the others
-                cause, error = error, RuntimeError(f"the computation ended with {error!r}")
+                # futures reject StopIteration, and event loops stop at BaseExceptions
+                cause, error = error, RuntimeError(f"the computation raised {error!r}")
                 error.__cause__ = cause
             entry.future.set_exception(error)
-            entry.future.exception()  # seen: a caller that has left must not cause a warning
+            entry.future.exception()  # mark as retrieved, so that asyncio does not warn if the caller has gone
 
 
 def _cost(batch: list[_Entry[T, R]]) -> float:
     return sum(entry.cost for entry in batch)
 
 
-async def _each(items: Iterable[T]) -> AsyncIterator[T]:
+async def _iterate(items: Iterable[T]) -> AsyncIterator[T]:
     for item in items:
         yield item
 
 
 def _attempt(run: Callable[[list[T]], Sequence[R]], items: list[T]) -> Sequence[R] | BaseException:
-    """Calls `run` and returns what it returns or raises, so that nothing it raises can reach the worker."""
+    """Calls `run` and returns its results or its exception, so that no exception reaches the worker."""
     try:
         results = run(items)
         if len(results) != len(items):
-            return RuntimeError(f"{len(items)} items gave {len(results)} results")
+            return RuntimeError(f"{len(items)} items returned {len(results)} results")
         return results
     except BaseException as error:
         return error

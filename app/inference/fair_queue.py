@@ -1,13 +1,12 @@
-"""Whose turn is it? A queue that callers of unequal length share fairly.
+"""A fair queue: callers with different numbers of items share it in proportion to their weights.
 
-Generic; knows nothing of what stands in it. Self-clocked fair queueing (Golestani, INFOCOM 1994): every item gets a
-tag, which is its caller's last tag, or the queue's clock if that is later, plus the item's cost by the caller's share;
-the smallest tag goes first, and the clock is the tag last served. So each caller's items advance at their own pace:
+Self-clocked fair queueing (S. J. Golestani, INFOCOM 1994). Every item gets a tag: the larger of its flow's last tag and
+the queue's clock, plus the item's cost divided by the flow's share. The item with the smallest tag is served first, and
+the clock is the tag served last. Therefore:
 
-- a caller of one item waits for about one item of each other caller, however many those have queued;
-- a caller that has been idle gains no credit, and one that keeps coming cannot starve those that wait, since the clock
-  passes their tags;
-- equal tags go in order of arrival, and a caller's own items always in order.
+- A caller with one item waits for about one item of each other caller, however many those have queued.
+- An idle caller gains no credit, and a busy one cannot starve waiting callers, since the clock passes their tags.
+- Equal tags are served in order of arrival, and the items of one caller always in order.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_SWEEP = 64  # items that left before the queue is cleared of them
+_SWEEP = 64  # removed items before the heap is compacted
 
 
 class Flow:
-    """One caller. Beside others it gets a part of the work in proportion to `share`."""
+    """One caller, served in proportion to `share`."""
 
     def __init__(self, share: float = 1.0) -> None:
         self.share = share
@@ -32,7 +31,7 @@ class Flow:
 
 
 class FairQueue(Generic[T]):
-    """The items of many flows. `present` says of an item whether it still waits; others are passed over."""
+    """The items of many flows. `present` returns whether an item is still queued; other items are skipped."""
 
     def __init__(self, present: Callable[[T], bool] = lambda _: True) -> None:
         self._present = present
@@ -42,7 +41,7 @@ class FairQueue(Generic[T]):
         self._sweep_at = _SWEEP
 
     def push(self, item: T, cost: float, flow: Flow | None) -> None:
-        """Adds an item of `flow`; with None it goes ahead of all flows."""
+        """Adds an item of `flow`; with None, ahead of all flows."""
         if flow is None:
             tag = -math.inf
         else:
@@ -54,7 +53,7 @@ class FairQueue(Generic[T]):
             self._sweep_at = 2 * len(self._heap) + _SWEEP
 
     def peek(self) -> T | None:
-        """The item whose turn is next; None when nothing waits."""
+        """Returns the next item, or None if the queue is empty."""
         while self._heap:
             item = self._heap[0][2]
             if self._present(item):
@@ -63,14 +62,14 @@ class FairQueue(Generic[T]):
         return None
 
     def pop(self) -> T:
-        """Takes the item that `peek` shows. Raises IndexError when nothing waits."""
+        """Removes and returns the next item. Raises IndexError if the queue is empty."""
         if self.peek() is None:
-            raise IndexError("nothing waits")
+            raise IndexError("the queue is empty")
         tag, _, item = heapq.heappop(self._heap)
         self._clock = max(self._clock, tag)
         return item
 
     def clear(self) -> Iterator[T]:
-        """Takes all items, in no order."""
+        """Removes and returns all items, in no particular order."""
         heap, self._heap = self._heap, []
         return (item for _, _, item in heap if self._present(item))

@@ -1,7 +1,4 @@
-"""HTTP as uvicorn reads it, except that bytes which are no HTTP request are refused with a problem, as all else is.
-
-That is also what becomes of an address or header beyond the parser's limit, before any of our own. Knows no route.
-"""
+"""uvicorn's HTTP protocol with a problem response for unparsable requests and a timeout for request heads."""
 
 from __future__ import annotations
 
@@ -16,57 +13,56 @@ from app.server.security import harden
 
 log = logging.getLogger("app.access")
 
+_HEAD_TIMEOUT = 30.0  # seconds from the connection or the first byte to the end of the request head
 
-_HEAD = 30.0  # seconds that a caller may take to say what it wants
 
+class HttpProtocol(HttpToolsProtocol):
+    """Answers requests that cannot be parsed, or exceed the parser's limits, with a problem, and closes the connection.
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a problem for requests that cannot be parsed; the connection ends with it.
-
-    So does one on which the head of a request does not come: a few callers that say a letter a minute could otherwise
-    hold every descriptor. The body has the time that a request has.
+    Also closes connections whose request head does not arrive in time; otherwise a few clients that send a byte a
+    minute could hold every file descriptor. Bodies are bounded by the request timeout.
     """
 
-    _late: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A caller is there."""
+        """Starts the timeout for the first request head."""
         super().connection_made(transport)
-        self._expect_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
-        self._head_is_there()
+        """Cancels the timeout."""
+        self._cancel_head_timer()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Starts the timeout for a further request on the same connection."""
         super().on_message_begin()
-        self._expect_head()
+        self._start_head_timer()
 
     def on_headers_complete(self) -> None:
-        """The head of a request."""
-        self._head_is_there()
+        """Cancels the timeout."""
+        self._cancel_head_timer()
         super().on_headers_complete()
 
-    def _expect_head(self) -> None:
-        if self._late is None:
-            self._late = self.loop.call_later(_HEAD, self.transport.close)
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(_HEAD_TIMEOUT, self.transport.close)
 
-    def _head_is_there(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Answers, logs and closes."""
+        """Sends a problem, logs the request and closes the connection."""
         request_id = uuid.uuid4().hex
         token = errors.request_id.set(request_id)
         try:
             response = errors.problem_response(
-                errors.Malformed("This is not an HTTP request, or one too long to read.")
+                errors.Malformed("The request is not valid HTTP, or its head is too long.")
             )
-            log.info("unreadable request 400: %s", msg)
+            log.info("unparsable request 400: %s", msg)
         finally:
             errors.request_id.reset(token)
         response.headers["X-Request-ID"] = request_id

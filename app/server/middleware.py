@@ -1,6 +1,6 @@
-"""What happens around every request: its id, its log line and metrics, keys, limits, deadline, and callers that leave.
+"""ASGI middleware for every request: context, access control and cancellation.
 
-Plain ASGI, so that bodies stream through. Knows no route.
+Plain ASGI rather than Starlette's BaseHTTPMiddleware, so that bodies are streamed and not buffered.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from app import errors
 from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauthorized, kind_of, problem_response
 from app.inference.batcher import Closed
 from app.observability.metrics import Metrics
-from app.observability.tracing import Answered, Tracing
-from app.server.leaving import Ending
+from app.observability.tracing import RequestOutcome, Tracing
 from app.server.security import harden
+from app.server.shutdown import RequestCutoff
 
 log = logging.getLogger("app.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
-_OPEN = frozenset(("/", "/health/live", "/health/ready", "/favicon.ico"))  # and /web/: they hold no data
-_MAX_ADDRESS = 1 << 15  # bytes
+_PUBLIC = frozenset(("/", "/health/live", "/health/ready", "/favicon.ico"))  # with /web/: they expose no data
+_MAX_URL = 1 << 15  # bytes
 _PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
-_REFUSALS = frozenset((413, 429, 503, 507))  # statuses with which the service protects itself
+_REJECTIONS = frozenset((413, 429, 503, 507))  # statuses that protect the service
 
 
-class Envelope:
-    """Gives the request an id, turns whatever is raised into a problem, counts, traces and logs the request."""
+class RequestContext:
+    """Assigns the request id, turns exceptions into problem responses, and counts, traces and logs the request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self.app, self.metrics, self.tracing = app, metrics, tracing
-        refusals = [kind.slug for kind in errors.KINDS.values() if kind.status in _REFUSALS]
-        metrics.expect(metrics.rejected, refusals)
+        rejections = [kind.slug for kind in errors.KINDS.values() if kind.status in _REJECTIONS]
+        metrics.expect(metrics.rejected, rejections)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,13 +54,13 @@ class Envelope:
         try:
             with self.tracing.request(
                 scope["method"], quote(scope["path"], errors="replace"), headers, request_id
-            ) as end:
-                await self._answer(scope, receive, send, end)
+            ) as outcome:
+                await self._respond(scope, receive, send, outcome)
         finally:
             errors.request_id.reset(token)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, answered: Answered) -> None:
-        request_id = answered.request_id
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, outcome: RequestOutcome) -> None:
+        request_id = outcome.request_id
         began, status, failure = time.perf_counter(), 0, ""
         # HEAD is GET without a body (RFC 9110, section 9.3.2)
         inner = {**scope, "method": "GET", "finelap.head": True} if scope["method"] == "HEAD" else scope
@@ -77,32 +77,32 @@ class Envelope:
             await send(message)
 
         try:
-            _check_address(scope)
+            _check_url(scope)
             await self.app(inner, receive, send_with_id)
         except Exception as error:
-            if status:  # too late for another answer; the server closes the connection
+            if status:  # the response has started; the server closes the connection
                 raise
             failure = kind_of(error).slug
-            if kind_of(error).status in _REFUSALS:
+            if kind_of(error).status in _REJECTIONS:
                 self.metrics.rejected.labels(failure).inc()
             await problem_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
             route = getattr(inner.get("route"), "path", "other")
-            answered.route, answered.status = route, status
+            outcome.route, outcome.status = route, status
             seconds = time.perf_counter() - began
             self.metrics.requests.labels(route, _outcome(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
             level = logging.DEBUG if scope["path"] in _PROBES and status < 400 else logging.INFO
-            path = quote(scope["path"], errors="replace")  # a path may hold line breaks
+            path = quote(scope["path"], errors="replace")  # escapes line breaks
             fields = {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1e3, 1)}
             log.log(level, "%s %s %d %.1f ms %s", *fields.values(), failure, extra={"fields": fields})
 
 
-class Gate:
-    """Lets in who may come in: API keys, and bodies no larger than allowed."""
+class AccessControl:
+    """Checks API keys and limits the size of request bodies."""
 
     def __init__(self, app: ASGIApp, api_keys: tuple[str, ...], max_body: int) -> None:
-        """`max_body` in bytes. Without keys the service is open."""
+        """`max_body` in bytes. With no keys, no key is required."""
         self.app, self.max_body = app, max_body
         self._keys = [_digest(key) for key in api_keys]
 
@@ -111,7 +111,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if self._keys and scope["path"] not in _OPEN and not scope["path"].startswith("/web/"):
+        if self._keys and scope["path"] not in _PUBLIC and not scope["path"].startswith("/web/"):
             self._check_key(headers)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body:
@@ -133,70 +133,71 @@ class Gate:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
-            raise Unauthorized("This service wants an API key: `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
+            raise Unauthorized("An API key is required: `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
         digest = _digest(given)
-        # every key is compared, in constant time each, so that timing tells nothing
+        # compare every key in constant time, so that timing reveals nothing
         if not sum(hmac.compare_digest(digest, key) for key in self._keys):
-            raise Unauthorized("The API key is not one of this service's.")
+            raise Unauthorized("The API key is invalid.")
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request is larger than the limit of {self.max_body / 1e6:g} MB.")
 
 
-class Lifeline:
-    """Ends work before its answer began: the caller has left, or the deadline came, or the service's end."""
+class RequestCancellation:
+    """Cancels a request before its response starts: on disconnect, timeout or shutdown."""
 
-    def __init__(self, app: ASGIApp, timeout: float, ending: Ending) -> None:
+    def __init__(self, app: ASGIApp, timeout: float, cutoff: RequestCutoff) -> None:
         """`timeout` in seconds."""
-        self.app, self.timeout, self.ending = app, timeout, ending
+        self.app, self.timeout, self.cutoff = app, timeout, cutoff
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        line = _Line(scope, receive, send)
-        work = asyncio.ensure_future(self.app(scope, line.receive, line.send))
-        watch = asyncio.ensure_future(line.watch())
-        ending = self.ending.moment()
+        connection = _Connection(scope, receive, send)
+        work = asyncio.ensure_future(self.app(scope, connection.receive, connection.send))
+        disconnect = asyncio.ensure_future(connection.wait_for_disconnect())
+        cutoff = self.cutoff.future()
         try:
-            await asyncio.wait({work, watch, ending}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if work.done() or line.answering:
+            await asyncio.wait({work, disconnect, cutoff}, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() or connection.responding:
                 try:
                     await work
-                except ClientDisconnect:  # in the middle of its body
-                    log.info("the caller of %s %s has left", scope["method"], scope["path"])
-            elif watch.done():
-                log.info("the caller of %s %s has left", scope["method"], scope["path"])
-            elif ending.done():
+                except ClientDisconnect:  # while sending its body
+                    log.info("client disconnected: %s %s", scope["method"], scope["path"])
+            elif disconnect.done():
+                log.info("client disconnected: %s %s", scope["method"], scope["path"])
+            elif cutoff.done():
                 raise Closed("The service is shutting down.")
             else:
-                raise TimedOut(f"The request took longer than {self.timeout:g} s and was given up.")
+                raise TimedOut(f"The request took longer than {self.timeout:g} s and was cancelled.")
         finally:
-            for task in (work, watch):
+            for task in (work, disconnect):
                 task.cancel()
-            # the work's own cleanup, temporary files among it, ends before the request does
-            await asyncio.gather(work, watch, return_exceptions=True)
+            # the handler cleans up, temporary files included, before the request ends
+            await asyncio.gather(work, disconnect, return_exceptions=True)
 
 
-class _Line:
-    """The connection of one request, watched for its end from when the body is read until the answer begins."""
+class _Connection:
+    """The connection of one request, watched for a disconnect once the body is read."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         self._receive, self._send = receive, send
         self._has_body = "content-length" in headers or "transfer-encoding" in headers
         self._body_read = asyncio.Event()
-        self._over = asyncio.Event()
-        self.answering = False
+        self._disconnected = asyncio.Event()
+        self.responding = False
         if not self._has_body:
             self._body_read.set()
 
     async def receive(self) -> Message:
+        """Receives the body, then waits for the disconnect that `wait_for_disconnect` observes."""
         if not self._has_body:
             self._has_body = True
             return {"type": "http.request", "body": b"", "more_body": False}
         if self._body_read.is_set():
-            await self._over.wait()  # the watcher listens
+            await self._disconnected.wait()
             return {"type": "http.disconnect"}
         message = await self._receive()
         if message["type"] == "http.disconnect" or not message.get("more_body"):
@@ -204,29 +205,30 @@ class _Line:
         return message
 
     async def send(self, message: Message) -> None:
-        self.answering = True
+        """Sends a message and notes that the response has started."""
+        self.responding = True
         await self._send(message)
 
-    async def watch(self) -> None:
-        """Ends when the caller has left before the answer began; later, who answers learns it from `receive`."""
+    async def wait_for_disconnect(self) -> None:
+        """Returns when the client disconnects before the response starts; later, `receive` reports it instead."""
         await self._body_read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._over.set()
-        if self.answering:
+        self._disconnected.set()
+        if self.responding:
             await asyncio.Event().wait()
 
 
-def _check_address(scope: Scope) -> None:
-    """Raises AddressTooLong, or Malformed where percent-encoded bytes are no UTF-8."""
+def _check_url(scope: Scope) -> None:
+    """Raises AddressTooLong, or Malformed if percent-encoded bytes are not UTF-8."""
     query, path = scope.get("query_string", b""), scope.get("raw_path") or b""
-    if len(query) + len(path) > _MAX_ADDRESS:
-        raise AddressTooLong(f"The address has {len(query) + len(path)} bytes; the limit is {_MAX_ADDRESS}.")
+    if len(query) + len(path) > _MAX_URL:
+        raise AddressTooLong(f"The URL has {len(query) + len(path)} bytes; the limit is {_MAX_URL}.")
     for part, what in ((path, "path"), (query, "query")):
         try:
             unquote_to_bytes(part).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise Malformed(f"The {what} of the address is not UTF-8.") from error
+            raise Malformed(f"The {what} of the URL is not UTF-8.") from error
 
 
 def _outcome(status: int) -> str:

@@ -1,8 +1,4 @@
-"""What a browser is told not to do with the service's answers, and which callers' browsers are let in at all.
-
-Headers for every answer, a Content-Security-Policy for the two pages that have scripts, and the door: requests that
-another site made a browser send, and names that are not this service's. Plain ASGI; knows no route but those two.
-"""
+"""Security headers, Content-Security-Policy, and checks of the Host and Origin headers."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import CrossOrigin, Misdirected
 
-# of answers that are no page: nothing in them may run or load, wherever they are opened; a sound may play
+# for responses other than pages: nothing may run or load, except that audio may play
 _DATA_POLICY = (
     "default-src 'none'; img-src 'self'; media-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
@@ -33,45 +29,46 @@ _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
 def nonce() -> str:
-    """A word nobody can guess, for the inline parts of one page."""
+    """A random CSP nonce for the inline elements of one page."""
     return secrets.token_urlsafe(16)
 
 
-def page_policy(word: str) -> str:
-    """The policy of the page at `/`: its own files, sounds and pictures that it makes itself, nothing from elsewhere.
+def page_policy(nonce: str) -> str:
+    """The policy of the page at `/`: same-origin files, and audio and images that the page creates.
 
-    `word`: the nonce of wavesurfer's style element, the only one that is not a file.
+    `nonce`: of wavesurfer's inline style element.
     """
     return (
         "default-src 'none'; script-src 'self'; "
-        f"style-src 'self' 'nonce-{word}'; img-src 'self' data: blob:; media-src 'self' blob:; "
+        f"style-src 'self' 'nonce-{nonce}'; img-src 'self' data: blob:; media-src 'self' blob:; "
         "connect-src 'self' blob:; manifest-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     )
 
 
-def docs_policy(word: str) -> str:
-    """The policy of /docs. `word`: the nonce of its one script; Swagger UI writes styles into its elements."""
+def docs_policy(nonce: str) -> str:
+    """The policy of /docs. `nonce`: of its inline script. Swagger UI sets inline styles."""
     return (
-        f"default-src 'none'; script-src 'self' 'nonce-{word}'; style-src 'self' 'unsafe-inline'; "
+        f"default-src 'none'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data:; media-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
         "form-action 'self'"
     )
 
 
 def harden(headers: MutableHeaders) -> None:
-    """Puts the headers of every answer in where the answer has not its own."""
+    """Adds the security headers that the response does not set itself."""
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
 
 
-class Door:
-    """Refuses what a browser was made to send by somebody else's page.
+class OriginGuard:
+    """Rejects requests that a page of another site makes a browser send.
 
-    A page of another site may send forms to any address, this machine's own included; it says so in `Origin`. And a
-    name of an attacker's may point to this address ("DNS rebinding"); the browser then believes page and service to be
-    one site, and only the `Host` tells. `hosts`: the names under which the service answers; empty: any, unless
-    `local`: then only addresses, localhost, and names without a dot, which nobody can register.
-    `origins`: other sites that may call it.
+    Such a page can post forms to any address, this machine's included; the browser then names it in `Origin`. With DNS
+    rebinding, its host name resolves to this address, so the browser considers both the same site and only `Host`
+    differs.
+
+    hosts: names under which the service is reachable; if empty, any name, or with `local` only addresses, localhost and
+    names without a dot, which cannot be registered. origins: other sites that may call the service.
     """
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...], origins: tuple[str, ...], local: bool) -> None:
@@ -84,32 +81,34 @@ class Door:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             host = headers.get("host", "")
-            if host and not self._is_ours(host):
+            if host and not self._is_own_host(host):
                 raise Misdirected(
-                    "This service does not answer under that name; FINELAP_ALLOWED_HOSTS says which names are its own."
+                    "The Host header does not name this service; FINELAP_ALLOWED_HOSTS lists the names it accepts."
                 )
-            if scope["method"] not in _SAFE and not self._may_change(headers, host):
-                raise CrossOrigin("A page of another site may not send this; FINELAP_CORS_ORIGINS says which may.")
+            if scope["method"] not in _SAFE and not self._is_allowed_origin(headers, host):
+                raise CrossOrigin(
+                    "Requests from this origin are not allowed; FINELAP_CORS_ORIGINS lists the allowed origins."
+                )
         await self.app(scope, receive, send)
 
-    def _is_ours(self, host: str) -> bool:
-        name = _name_of(host)
+    def _is_own_host(self, host: str) -> bool:
+        name = _host_name(host)
         if self._hosts:
             return name in self._hosts or "*" in self._hosts
         return not self._local or "." not in name.rstrip(".") or name.endswith(".localhost") or _is_address(name)
 
-    def _may_change(self, headers: Headers, host: str) -> bool:
+    def _is_allowed_origin(self, headers: Headers, host: str) -> bool:
         origin = headers.get("origin")
         if origin is None or origin in self._origins or "*" in self._origins:
-            return True  # only browsers say where a request comes from, and they always do
+            return True  # only browsers send Origin, and they always do
         try:
             return urlsplit(origin).netloc.lower() == host.lower()
         except ValueError:
             return False
 
 
-def _name_of(host: str) -> str:
-    """The name of a Host header, lower case, without port and brackets; empty if it is none."""
+def _host_name(host: str) -> str:
+    """The lower-case name in a Host header without port and brackets; empty if it is invalid."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -126,6 +125,6 @@ def _is_address(name: str) -> bool:
 
 
 def is_local(host: str) -> bool:
-    """Whether a service that listens at `host` is reached from this machine only."""
+    """Whether a service listening on `host` is reachable only from this machine."""
     name = host.strip("[]").lower()
     return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)

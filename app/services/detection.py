@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.audio.peaks import Envelope
-from app.audio.spectrogram import Sketch
+from app.audio.peaks import WaveformPeaks
+from app.audio.spectrogram import WaveformPreview
 from app.inference.engine import Engine
 from app.services.audio_source import AudioSource, EmbeddingStream, open_source
 from app.state import AppState
@@ -76,7 +76,7 @@ async def detect(state: AppState, source: AudioSource, request: DetectionRequest
 async def detect_plot(state: AppState, source: AudioSource, request: DetectionRequest) -> bytes:
     """Scores and events of a whole recording as a PNG, with its waveform."""
     texts = await state.engine.embed_texts(request.phrases)
-    envelope = Envelope()
+    envelope = WaveformPeaks()
     async with open_source(state, source, sink=envelope) as stream:
         result = await _detect(state, stream, Detector(state.engine, request, texts))
         async for _ in stream.remaining_audio():
@@ -89,7 +89,7 @@ async def detect_stream(
 ) -> AsyncGenerator[Message, None]:
     """The messages of a running detection, see EventReporter. Raises what opening and reading the source raise."""
     texts = await state.engine.embed_texts(request.phrases)
-    sketch = None if options.outline_step is None else Sketch(options.outline_step)
+    sketch = None if options.outline_step is None else WaveformPreview(options.outline_step)
     async with open_source(state, source, sink=sketch) as stream:
         detector, reporter = Detector(state.engine, request, texts), EventReporter(request, stream, options, sketch)
         yield reporter.start()
@@ -161,7 +161,7 @@ class EventReporter:
         request: DetectionRequest,
         stream: EmbeddingStream,
         options: StreamOptions = StreamOptions(),
-        sketch: Sketch | None = None,
+        sketch: WaveformPreview | None = None,
     ) -> None:
         self._phrases, self._stream, self._options, self._sketch = request.phrases, stream, options, sketch
         self._tracks = [EventStream(settings, stream.frame_hop) for settings in request.settings]
@@ -180,7 +180,7 @@ class EventReporter:
             "channels": stream.channels,
             "phrases": self._phrases,
         }
-        return message if self._sketch is None else message | {"outline": self._sketch.about()}
+        return message if self._sketch is None else message | {"outline": self._sketch.header()}
 
     def push(self, scores: np.ndarray) -> list[Message]:
         """The messages that follow from the next scores (P, t)."""
@@ -199,7 +199,7 @@ class EventReporter:
 
     def outline(self) -> list[Message]:
         """The outline of the audio since the last outline message, if there is any."""
-        line = None if self._sketch is None else self._sketch.line()
+        line = None if self._sketch is None else self._sketch.take_line()
         return [] if line is None else [line]
 
     def finish(self) -> list[Message]:

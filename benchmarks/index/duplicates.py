@@ -22,7 +22,7 @@ import soundfile
 import soxr
 
 from app.audio.decode import decode
-from app.audio.peaks import Envelope
+from app.audio.peaks import WaveformPeaks
 from index import FrameCodes, encode_frames, near_duplicates
 from index.duplicates import TOLERANCE, TOLERANCE_SHARE, same_frames, same_outline
 from model import FineLAP
@@ -118,7 +118,7 @@ def main() -> None:
             vectors.append(vector)
             durations.append(heard.duration)
             tracks.append(frames)
-            envelope = Envelope()
+            envelope = WaveformPeaks()
             envelope.push(heard.samples)
             outlines.append(envelope.levels())
             sound_of.append(sound)

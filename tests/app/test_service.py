@@ -25,7 +25,7 @@ from app import main
 from app.inference.engine import Engine
 from app.main import build_app
 from app.observability.logs import configure_logging
-from app.server.http_protocol import Protocol
+from app.server.http_protocol import HttpProtocol
 from app.settings import Settings
 from index.sqlite.library import SqliteLibrary
 
@@ -339,7 +339,7 @@ async def test_invalid_input_is_explained_and_the_next_request_works(
     for name, data, status, word in (
         ("empty.wav", b"", 422, "empty"),
         ("letter.wav", b"Dear all,\n" * 50, 415, "not a sound"),
-        ("half.flac", flac[: len(flac) // 2], 422, "cut off"),
+        ("half.flac", flac[: len(flac) // 2], 422, "truncated"),
         ("tick.wav", sounds.encode(sounds.tone(440, 0.01)), 422, "minimum is 0.05 s"),
     ):
         for path, field, extra in (
@@ -645,7 +645,7 @@ async def test_every_request_is_logged_with_its_id(
 
 def test_malformed_http_gets_a_problem(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    server = uvicorn.Server(uvicorn.Config(make_app(), port=0, http=Protocol, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(make_app(), port=0, http=HttpProtocol, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -668,7 +668,7 @@ def test_malformed_http_gets_a_problem(make_app: Make, caplog: pytest.LogCapture
             assert f"x-request-id: {problem['request_id']}".encode() in head.lower()
             assert str(len(body)).encode() in head
         assert httpx.get(f"http://127.0.0.1:{port}/info", timeout=10).status_code == 200
-        assert "unreadable request" in caplog.text
+        assert "unparsable request" in caplog.text
     finally:
         server.should_exit = True
         thread.join(30)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import importlib.util
 import json
 import math
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import pytest
 
 from benchmarks import processes
 from benchmarks.common import Server, Tape, encode
+from tests.support import hostile
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -44,14 +43,9 @@ def server(start_server: Callable[..., Server]) -> Server:
 
 
 @pytest.fixture(scope="module")
-def hostile_files(repo_dir: Path) -> list[Any]:
-    """The files of tests/app/hostile.py: name, data, what is expected, and the statuses that a refusal may have."""
-    spec = importlib.util.spec_from_file_location("hostile_http", repo_dir / "tests" / "app" / "hostile.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile_http"] = module
-    spec.loader.exec_module(module)
-    return list(module.hostile_files(np.random.default_rng(11)))
+def hostile_files() -> list[Any]:
+    """The files of tests/support/hostile.py: name, data, the expected outcome and the allowed error statuses."""
+    return list(hostile.hostile_files(np.random.default_rng(11)))
 
 
 def minute(seed: int, seconds: float = 60.0) -> bytes:

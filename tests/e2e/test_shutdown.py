@@ -322,7 +322,7 @@ def test_who_takes_too_long_is_told_so(start: Callable[..., Service], tmp_path: 
     assert got < len(big)
     log = service.log.read_text()
     assert "3 requests still ran after 2 s" in log and "is cut off" in log, log
-    assert "not everything could be closed" not in log, log
+    assert "shutdown did not finish" not in log, log
 
 
 @pytest.fixture(scope="module")
@@ -385,12 +385,12 @@ def test_sigterm_while_python_ends(over: bool, code: int) -> None:
     """Python takes its signal handlers away before the process ends. Here the end itself raises what the code says."""
     program = f"""
 import ctypes, os, signal, sys
-from app.server.shutdown import Stop
-stop = Stop(60.0)
+from app.server.shutdown import ShutdownController
+stop = ShutdownController(60.0)
 os.kill(os.getpid(), signal.SIGTERM)
-stop.asked.wait()
+stop.requested.wait()
 if {over}:
-    stop.over()
+    stop.ignore_signals()
 libc = ctypes.CDLL(None)
 libc.on_exit(getattr(libc, "raise"), None)
 sys.exit(int(signal.SIGTERM))

@@ -31,12 +31,12 @@ from starlette.datastructures import Headers, UploadFile
 from app.api import clips, openai, requests
 from app.audio import containers, tags, ucs
 from app.audio import wav_chunks as chunks
-from app.audio.ixml import read_ixml
 from app.audio.tag_schema import MAX_TOTAL, checked
+from app.audio.wav_chunks import read_ixml
 from app.client import ServerError
 from app.client import types as responses
 from app.client.stream import INVALID_RESPONSE, DetectionMessages
-from app.decoding import conversation
+from app.decoding import pool
 from app.errors import RequestError
 from app.server import security
 from app.settings import Settings
@@ -174,7 +174,7 @@ def check_name(name: str | None) -> None:
 
 @target
 def hosts_and_origins(data: bytes) -> None:
-    door = security.Door(None, (), (), True)  # type: ignore[arg-type]
+    door = security.OriginGuard(None, (), (), True)  # type: ignore[arg-type]
     host, _, origin = text_of(data).partition("\n")
     door._is_ours(host)
     door._may_change(Headers({"origin": origin.encode("ascii", "ignore").decode()}), host)
@@ -340,12 +340,12 @@ def worker_messages(data: bytes) -> None:
             worker = types.SimpleNamespace(socket=ours)
             try:
                 while True:
-                    kind, told = await conversation.read_message(worker, 5.0)  # type: ignore[arg-type]
+                    kind, told = await pool.read_message(worker, 5.0)  # type: ignore[arg-type]
                     if isinstance(told, dict):
                         checked(told.get("tags"))
-                        assert all(map(math.isfinite, conversation.numbers(told, "duration")))
+                        assert all(map(math.isfinite, pool.read_numbers(told, "duration")))
                     assert len(kind) == 1
-            except conversation.Died:
+            except pool.WorkerDied:
                 pass
 
     asyncio.run(listen())

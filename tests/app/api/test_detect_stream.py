@@ -18,7 +18,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.audio.spectrogram import Sketch
+from app.audio.spectrogram import WaveformPreview
 
 PHRASES = ["tone 400", "tone 1600", "tone 3200"]
 
@@ -128,11 +128,11 @@ async def test_the_outline_is_streamed(
             added = await client.post("/clips", files={"files": ("szene.wav", file)})
             file, data["clip_id"] = None, added.json()["clips"][0]["id"]
         lines = await lines_of(client, file, **data)
-    sketch = Sketch(0.07)
+    sketch = WaveformPreview(0.07)
     sketch.push(samples)
     sketch.finish()
-    wanted = sketch.line()
-    assert wanted is not None and lines[0]["outline"] == sketch.about()
+    wanted = sketch.take_line()
+    assert wanted is not None and lines[0]["outline"] == sketch.header()
     drawn = [line for line in lines if line["type"] == "outline"]
     for name in ("peaks", "spectrum"):
         assert b"".join(base64.b64decode(line[name]) for line in drawn) == base64.b64decode(wanted[name])
@@ -171,7 +171,7 @@ async def test_late_errors_are_the_last_line_and_early_errors_a_status(
 ) -> None:
     lines = await lines_of(client, scene[: len(scene) // 2])
     assert lines[-1]["type"] == "error" and lines[-1]["problem"]["status"] == 422
-    assert "szene.wav" in lines[-1]["problem"]["detail"] and "cut off" in lines[-1]["problem"]["detail"]
+    assert "szene.wav" in lines[-1]["problem"]["detail"] and "truncated" in lines[-1]["problem"]["detail"]
     assert any(line["type"] == "event" for line in lines)
     data = {"phrases": PHRASES, "format": "ndjson"}
     for broken, status in ((b"not a sound", 415), (b"", 422), (sounds.encode(np.zeros(0, np.float32)), 422)):

@@ -73,7 +73,7 @@ def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -
     try:
         returned = main(arguments)
     except SystemExit as stop:
-        returned = stop.code
+        returned = stop.exit_code
     out, err = capsys.readouterr()
     assert returned == code
     assert out == ""

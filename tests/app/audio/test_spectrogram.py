@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.audio.peaks import envelope
-from app.audio.spectrogram import BANDS, HOP, WINDOW, Sketch, Spectrum
+from app.audio.peaks import waveform_peaks
+from app.audio.spectrogram import BANDS, HOP, WINDOW, StreamingSpectrogram, WaveformPreview
 from model.audio import mel_filters
 from model.config import SAMPLE_RATE
 
@@ -35,7 +35,7 @@ def slow_levels(samples: np.ndarray, step: int) -> np.ndarray:
 
 
 def whole_spectrum(samples: np.ndarray, step: int) -> np.ndarray:
-    spectrum = Spectrum(step)
+    spectrum = StreamingSpectrogram(step)
     return np.concatenate([spectrum.push(samples), spectrum.finish()])
 
 
@@ -53,7 +53,7 @@ def test_it_is_the_slow_one(length: int, step: int, seed: int) -> None:
 )
 def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], step: int, seed: int) -> None:
     samples = np.random.default_rng(seed).normal(0, 0.3, length).astype(np.float32)
-    spectrum = Spectrum(step)
+    spectrum = StreamingSpectrogram(step)
     pieces = [spectrum.push(piece) for piece in np.split(samples, sorted(cuts))]
     np.testing.assert_array_equal(np.concatenate([*pieces, spectrum.finish()]), whole_spectrum(samples, step))
 
@@ -65,7 +65,7 @@ def test_a_full_tone_is_full_scale_where_it_sounds(hertz: float) -> None:
         np.concatenate([np.zeros(SAMPLE_RATE, np.float32), second, np.zeros(SAMPLE_RATE, np.float32)]), 10
     )
     assert levels.shape == (30, BANDS)
-    frequencies = np.array(Sketch(0.1).about()["frequencies"])
+    frequencies = np.array(WaveformPreview(0.1).header()["frequencies"])
     inside = levels[11:19]
     assert abs(frequencies[inside[0].argmax()] - hertz) < 0.08 * hertz + 20
     assert inside.max() / 2 - 127.5 > -3.5  # dB; between two bands each has its share
@@ -82,12 +82,12 @@ def test_a_click_stays_in_a_column_of_seconds() -> None:
 @pytest.mark.parametrize("samples", [np.zeros((2, 10)), np.zeros(())])
 def test_what_is_not_mono_is_refused(samples: np.ndarray) -> None:
     with pytest.raises(ValueError, match="mono"):
-        Spectrum(1).push(samples)
+        StreamingSpectrogram(1).push(samples)
 
 
 def test_a_column_needs_a_frame() -> None:
     with pytest.raises(ValueError, match="a frame at least"):
-        Spectrum(0)
+        StreamingSpectrogram(0)
 
 
 def unpacked(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,17 +104,17 @@ def unpacked(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("asked", "step"), [(0.1, 10), (0.014, 1), (0.001, 1), (2.0, 200)])
 def test_lines_have_outline_and_spectrum_on_one_grid(asked: float, step: int) -> None:
     samples = np.clip(np.random.default_rng(0).normal(0, 0.5, 12_345), -1.2, 1.2).astype(np.float32)
-    sketch, lines = Sketch(asked), []
-    assert sketch.about()["step"] == step / 100 and len(sketch.about()["frequencies"]) == BANDS
+    sketch, lines = WaveformPreview(asked), []
+    assert sketch.header()["step"] == step / 100 and len(sketch.header()["frequencies"]) == BANDS
     for piece in np.array_split(samples, 17):
         sketch.push(piece)
-        lines.append(sketch.line())
+        lines.append(sketch.take_line())
     sketch.finish()
-    lines += [sketch.line(), sketch.line()]
+    lines += [sketch.take_line(), sketch.take_line()]
     assert lines[-1] is None
     peaks, levels = unpacked([line for line in lines if line is not None])
     np.testing.assert_array_equal(levels, whole_spectrum(samples, step))
-    fine = envelope(samples)
+    fine = waveform_peaks(samples)
     for column in range(len(peaks)):
         part = fine[:, column * step : (column + 1) * step]
         wanted = np.clip([part[0].min(), part[1].max()], -1, 1)
@@ -122,12 +122,12 @@ def test_lines_have_outline_and_spectrum_on_one_grid(asked: float, step: int) ->
 
 
 def test_of_an_hour_little_is_held_and_little_sent() -> None:
-    sketch, sent, held = Sketch(0.1), 0, 0
+    sketch, sent, held = WaveformPreview(0.1), 0, 0
     minute = np.random.default_rng(0).normal(0, 0.1, 60 * SAMPLE_RATE).astype(np.float32)
     for _ in range(5):
         sketch.push(minute)
         held = max(held, len(pickle.dumps(sketch)))
-        line = sketch.line()
+        line = sketch.take_line()
         assert line is not None
         sent += len(line["peaks"]) + len(line["spectrum"])
     assert held < 500_000

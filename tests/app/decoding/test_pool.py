@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib.util
 import io
 import os
 import random
@@ -16,7 +15,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,36 +23,25 @@ import psutil
 import pytest
 
 from app.audio.decode import DecoderFailed, MediaError, NotAudio, TooLong, TruncatedAudio, decode
-from app.decoding import fork_server as forking
-from app.decoding import protocol as wire
-from app.decoding import worker as decoder
-from app.decoding.handover import open_apart
+from app.decoding import protocol
+from app.decoding.fork_server import _MAIN, open_descriptor
 from app.decoding.pool import DecoderPool
+from app.decoding.worker import _send_all
 from app.inference.batcher import Closed
 from tests import waiting
+from tests.support import hostile
 
-
-def _hostile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-hostile = _hostile()
 until = partial(waiting.until, seconds=20.0)
 
 
-def fork_server(pool: DecoderPool) -> psutil.Process:
-    assert pool._forks._process is not None
-    return psutil.Process(pool._forks._process.pid)
+def server_process(pool: DecoderPool) -> psutil.Process:
+    assert pool._fork_server._process is not None
+    return psutil.Process(pool._fork_server._process.pid)
 
 
 def fork_pid(pool: DecoderPool) -> int | None:
     """Of the forking process, which may have ended; None while there is none."""
-    return pool._forks._process.pid if pool._forks._process is not None else None
+    return pool._fork_server._process.pid if pool._fork_server._process is not None else None
 
 
 def has_ended(pid: int) -> bool:
@@ -96,7 +84,7 @@ def long_flac(sounds: SimpleNamespace) -> bytes:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers of a pool started after this send what goes into one message together, however long they take."""
-    main = forking._MAIN.replace("; main(", "; from app import decoder; decoder._PATIENCE = 3600; main(")
+    main = _MAIN.replace("; main(", "; from app.decoding import worker; worker._MAX_DELAY = 3600; main(")
     monkeypatch.setattr("app.decoding.fork_server._MAIN", main)
 
 
@@ -122,10 +110,10 @@ async def test_a_worker_killed_after_it_has_sent_all_is_replaced(sounds: SimpleN
         process = psutil.Process(worker.pid)
         await until(lambda: process.status() == psutil.STATUS_SLEEPING)  # all is in the socket: it waits for more work
         os.kill(worker.pid, signal.SIGKILL)
-        await worker.ended
+        await worker.exited
         assert sum([len(block) async for block in stream]) == 32_000
     assert worker not in pool._alive
-    await until(lambda: len(pool._idle) == 2 and all(not other.ended.done() for other in pool._idle))
+    await until(lambda: len(pool._idle) == 2 and all(not other.exited.done() for other in pool._idle))
 
 
 async def test_workers_are_used_again(sounds: SimpleNamespace, pool: DecoderPool) -> None:
@@ -168,7 +156,7 @@ async def test_one_file_decoded_many_times_at_once(sounds: SimpleNamespace, pool
 
 async def test_media_errors_come_through(sounds: SimpleNamespace, pool: DecoderPool) -> None:
     wav = sounds.encode(sounds.tone(440, 8), subtype="PCM_16")
-    with pytest.raises(TruncatedAudio, match="半.wav: the file is cut off") as truncated:
+    with pytest.raises(TruncatedAudio, match="半.wav: the file is truncated") as truncated:
         await drain(pool, wav[: len(wav) // 2], "半.wav")
     assert truncated.value.read == pytest.approx(4, abs=0.01)
     with pytest.raises(NotAudio, match="letter: "):
@@ -195,7 +183,7 @@ async def test_a_crash_before_the_first_block_is_made_good(pool: DecoderPool, lo
 async def test_a_crash_in_the_middle_says_what_happened(
     pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.decoding.conversation._LAST_WORD", 60)
+    monkeypatch.setattr("app.decoding.pool._EXIT_TIMEOUT", 60)
     with pytest.raises(DecoderFailed, match=r"boom\.flac: the decoder crashed \(Segmentation fault\)"):
         async with pool.open(io.BytesIO(long_flac), "boom.flac") as stream:
             async for _ in stream:
@@ -217,12 +205,12 @@ async def test_a_decoder_that_hangs(long_flac: bytes) -> None:
     pool._stall_s = 60  # of the next one, which is only as slow as this machine
     assert len(await heard) == 960_000
     assert worker not in pool._alive and pool.alive == 1
-    await asyncio.wait_for(worker.ended, 60)
+    await asyncio.wait_for(worker.exited, 60)
     async with pool.open(io.BytesIO(long_flac), "a") as stream:
         await anext(stream)
         os.kill(busy_pid(pool), signal.SIGSTOP)
         pool._stall_s = 0.3
-        with pytest.raises(DecoderFailed, match="gave nothing for 0.3 s"):
+        with pytest.raises(DecoderFailed, match="stalled for 0.3 s"):
             async for _ in stream:
                 pass
     await pool.close()
@@ -231,7 +219,7 @@ async def test_a_decoder_that_hangs(long_flac: bytes) -> None:
 async def test_a_file_that_unfolds_to_more_memory_than_there_is(sounds: SimpleNamespace) -> None:
     pool = DecoderPool(workers=1, memory_mb=32)
     await pool.start()
-    with pytest.raises(DecoderFailed, match=r"b\.mov: the decoder needed more than its 32 MB of memory"):
+    with pytest.raises(DecoderFailed, match=r"b\.mov: the decoder exceeded its memory limit of 32 MB"):
         await drain(pool, hostile.balloon(64), "b.mov")
     with pytest.raises(NotAudio):
         await drain(pool, hostile.balloon(8), "b.mov")
@@ -261,11 +249,11 @@ async def test_leaving_early_leaves_nothing(pool: DecoderPool, long_flac: bytes)
             await anext(stream)
     await until(lambda: pool.alive == 2)
     assert descriptors() == before
-    await until(lambda: {child.pid for child in fork_server(pool).children()} == {w.pid for w in pool._alive})
+    await until(lambda: {child.pid for child in server_process(pool).children()} == {w.pid for w in pool._alive})
 
 
 async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.decoding.pool._KEEP", 0.1)
+    monkeypatch.setattr("app.decoding.pool._IDLE_TIMEOUT", 0.1)
     read_on = asyncio.Event()
 
     async def one() -> None:
@@ -276,18 +264,18 @@ async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, m
                 pass
 
     tasks = [asyncio.create_task(one()) for _ in range(6)]
-    await until(lambda: pool.alive == 4 and len(pool._line) == 2)
+    await until(lambda: pool.alive == 4 and len(pool._waiters) == 2)
     read_on.set()
     await asyncio.gather(*tasks)
     await until(lambda: pool.alive == 2)
-    await until(lambda: len(fork_server(pool).children()) == 2)
+    await until(lambda: len(server_process(pool).children()) == 2)
 
 
 async def test_workers_in_use_do_not_shrink(
     pool: DecoderPool, monkeypatch: pytest.MonkeyPatch, long_flac: bytes
 ) -> None:
     """Workers that rest only between two files stay, however often it is looked who is needed."""
-    monkeypatch.setattr("app.decoding.pool._KEEP", 3600)  # it is looked when this test says so
+    monkeypatch.setattr("app.decoding.pool._IDLE_TIMEOUT", 3600)  # it is looked when this test says so
     all_four = asyncio.Barrier(4)
 
     async def one() -> None:
@@ -316,7 +304,7 @@ async def test_too_few_workers_do_not_shrink(monkeypatch: pytest.MonkeyPatch) ->
         await until(lambda: len(pool._idle) == 3)
         monkeypatch.setattr(pool, "_grow", lambda: None)
         pool._discard(pool._idle[0])
-        pool._spare = 2
+        pool._unused = 2
         pool._shrink()
         assert pool.alive == 2
     finally:
@@ -330,7 +318,7 @@ async def test_small_uploads_stay_in_memory() -> None:
             file.write(b"some sound")
             file.write(b", and more")
             file.seek(3)
-            descriptor = await open_apart(file)  # type: ignore[arg-type]
+            descriptor = await open_descriptor(file)  # type: ignore[arg-type]
             assert os.readlink(f"/proc/self/fd/{descriptor}").startswith("/memfd:") == in_memory
             assert os.read(descriptor, 100) == b"some sound, and more" and file.tell() == 3
             os.close(descriptor)
@@ -351,13 +339,17 @@ def test_messages_are_large_or_soon(monkeypatch: pytest.MonkeyPatch, pause: floa
                 yield np.full(16_000, second, np.float32)
 
     sent: list[list[tuple[Any, ...]]] = []
-    monkeypatch.setattr(decoder, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(decoder, "_send", lambda sock, *messages: sent.append(list(messages)))
-    decoder._send_all(None, io.BytesIO(), Slow())  # type: ignore[arg-type]
-    sound = [message for together in sent for message in together if message[0] == wire.AUDIO]
+    monkeypatch.setattr("app.decoding.worker.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("app.decoding.worker._send", lambda sock, *messages: sent.append(list(messages)))
+    _send_all(None, io.BytesIO(), Slow())  # type: ignore[arg-type]
+    sound = [message for together in sent for message in together if message[0] == protocol.AUDIO]
     assert [len(message) - 1 for message in sound] == sizes
-    assert [kind for together in sent for kind, *_ in together] == [wire.INFO, *[wire.AUDIO] * len(sizes), wire.END]
-    assert len(sent) <= len(sizes) + 1 and sent[0][0][0] == wire.INFO
+    assert [kind for together in sent for kind, *_ in together] == [
+        protocol.INFO,
+        *[protocol.AUDIO] * len(sizes),
+        protocol.END,
+    ]
+    assert len(sent) <= len(sizes) + 1 and sent[0][0][0] == protocol.INFO
     heard = np.concatenate([np.frombuffer(block, np.float32) for message in sound for block in message[1:]])
     np.testing.assert_array_equal(heard, np.repeat(np.arange(30, dtype=np.float32), 16_000))
 
@@ -377,9 +369,9 @@ async def test_callers_wait_in_order(sounds: SimpleNamespace) -> None:
         tasks = []
         for number in range(6):
             tasks.append(asyncio.create_task(one(number)))
-            await until(lambda: len(pool._line) == len(tasks))
+            await until(lambda: len(pool._waiters) == len(tasks))
         tasks[2].cancel()
-        await until(lambda: len(pool._line) == 5)
+        await until(lambda: len(pool._waiters) == 5)
     await asyncio.wait(tasks)
     assert served == [0, 1, 3, 4, 5]
     await pool.close()
@@ -424,7 +416,7 @@ async def test_a_storm_of_callers_cancellations_and_crashes(
             await asyncio.sleep(rng.random() * 0.02)
             if pool._alive:
                 victim = rng.choice([worker.pid for worker in pool._alive])
-                if victim in {child.pid for child in fork_server(pool).children()}:
+                if victim in {child.pid for child in server_process(pool).children()}:
                     os.kill(victim, rng.choice([signal.SIGSEGV, signal.SIGKILL]))
 
     async def lose_patience(tasks: list[asyncio.Task[None]]) -> None:
@@ -438,25 +430,25 @@ async def test_a_storm_of_callers_cancellations_and_crashes(
     await asyncio.wait(tasks)
     wrecker.cancel()
     assert done["whole"] > 30 and done["cancelled"] > 10 and done["refused"] > 10, done
-    await until(lambda: len(pool._idle) == pool.alive >= 2 and not pool._line)
+    await until(lambda: len(pool._idle) == pool.alive >= 2 and not pool._waiters)
     assert len(await drain(pool, long_flac)) == 960_000
-    await until(lambda: len(fork_server(pool).children()) == pool.alive)  # the last deaths may not be known yet
+    await until(lambda: len(server_process(pool).children()) == pool.alive)  # the last deaths may not be known yet
     assert pool.alive <= 6
     gc.collect()
     assert descriptors() == before + pool.alive - 2  # a socket a worker
-    server = fork_server(pool)
+    server = server_process(pool)
     await pool.close()
     assert not server.is_running() and pool.alive == 0
 
 
 async def test_the_forking_process_may_die_too(pool: DecoderPool, long_flac: bytes) -> None:
-    server = fork_server(pool)
+    server = server_process(pool)
     workers = server.children()
     server.kill()
     await until(lambda: fork_pid(pool) not in (None, server.pid))
     assert len(await drain(pool, long_flac)) == 960_000
     await until(lambda: pool.alive == 2)
-    assert fork_server(pool).pid != server.pid
+    assert server_process(pool).pid != server.pid
     await until(lambda: all(has_ended(worker.pid) for worker in workers))
 
 
@@ -464,8 +456,8 @@ async def test_a_forking_process_that_cannot_start(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("app.decoding.fork_server._MAIN", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="cannot be started"):
         await DecoderPool().start()
-    fork_server(pool).kill()
-    await until(lambda: pool._forks._watching is not None and pool._forks._watching.done())
+    server_process(pool).kill()
+    await until(lambda: pool._fork_server._watcher is not None and pool._fork_server._watcher.done())
     with pytest.raises(RuntimeError, match="cannot be started"):
         await drain(pool, b"RIFF")
     monkeypatch.undo()
@@ -477,7 +469,7 @@ async def test_closing_ends_everything(long_flac: bytes) -> None:
     before = descriptors()
     pool = DecoderPool(workers=1, max_workers=2)
     await pool.start()
-    server = fork_server(pool)
+    server = server_process(pool)
     inside = asyncio.Event()
 
     async def one() -> None:
@@ -507,7 +499,7 @@ async def test_what_workers_are(pool: DecoderPool) -> None:
     more = DecoderPool(workers=1)
     await more.start()
     await until(lambda: more.alive == 1)
-    server = fork_server(more)
+    server = server_process(more)
     (worker,) = server.children()
     await until(lambda: worker.status() == psutil.STATUS_SLEEPING)  # it is confined and waits for work
     for process in (server, worker):
@@ -555,7 +547,7 @@ async def main():
         async for block in stream:
             total += len(block)
             if sys.argv[2] == "die":
-                print(pool._forks._process.pid, *(worker.pid for worker in pool._alive), flush=True)
+                print(pool._fork_server._process.pid, *(worker.pid for worker in pool._alive), flush=True)
                 os.kill(os.getpid(), 9)
     await pool.close()
     print(total)

@@ -386,7 +386,7 @@ async def test_two_lanes_take_turns_on_one_thread() -> None:
     work = [asyncio.create_task(long.map(range(6), in_flight=6))]
     await until(lambda: long.depth == 5)
     work.append(asyncio.create_task(short.map(range(2), in_flight=2)))
-    await until(lambda: short.depth == 2 and device.wanted == 1)
+    await until(lambda: short.depth == 2 and device.waiting == 1)
     gate.set()
     await asyncio.gather(*work)
     # whatever waits in one lane, the other never waits for more than one batch of it

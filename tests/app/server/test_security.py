@@ -368,7 +368,7 @@ async def test_no_caller_writes_log_lines(make_app: Make, open_client: Connect, 
 
 
 async def test_a_head_that_does_not_come(run_protocol: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_HEAD", 0.3)
+    monkeypatch.setattr(protocol, "_HEAD_TIMEOUT", 0.3)
     port = run_protocol()
 
     async def silent(said: bytes) -> bytes:
@@ -380,14 +380,14 @@ async def test_a_head_that_does_not_come(run_protocol: Callable[..., Any], monke
 
     whole = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert await asyncio.gather(silent(b""), silent(b"GET /hea"), silent(whole[:-2])) == [b"", b"", b""]
-    monkeypatch.setattr(protocol, "_HEAD", 60)  # who says all of it is answered, however slow this machine is
+    monkeypatch.setattr(protocol, "_HEAD_TIMEOUT", 60)  # who says all of it is answered, however slow this machine is
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(whole)
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     size = re.search(rb"content-length: (\d+)", head)
     assert head.startswith(b"HTTP/1.1 200") and size is not None
     await asyncio.wait_for(reader.readexactly(int(size[1])), 60)
-    monkeypatch.setattr(protocol, "_HEAD", 0.3)
+    monkeypatch.setattr(protocol, "_HEAD_TIMEOUT", 0.3)
     writer.write(b"GET /")
     assert await asyncio.wait_for(reader.read(), 60) == b""
     writer.close()

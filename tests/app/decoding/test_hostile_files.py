@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import io
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,26 +12,15 @@ import psutil
 import pytest
 
 from app.audio.decode import DecoderFailed, MediaError
-from app.decoding import protocol as wire
+from app.decoding import protocol
 from app.decoding.pool import DecoderPool
 from app.errors import kind_of
-
-
-def _hostile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-hostile = _hostile()
+from tests.support import hostile
 
 
 def _fork_server(pool: DecoderPool) -> psutil.Process:
-    assert pool._forks._process is not None
-    return psutil.Process(pool._forks._process.pid)
+    assert pool._fork_server._process is not None
+    return psutil.Process(pool._fork_server._process.pid)
 
 
 async def _drain(pool: DecoderPool, file: Any) -> np.ndarray:
@@ -54,9 +40,9 @@ def test_hostile_files_are_the_same_again(hostile_files: list[Any]) -> None:
 
 async def test_hostile_files(hostile_files: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gives sound or its own kind of error, none stays long, and nothing is left of any."""
-    request = wire.REQUEST
+    request = protocol.REQUEST
     # seconds of the processor, after which a decoder is ended: how long they take is a matter of who else wants it
-    monkeypatch.setattr(wire, "REQUEST", SimpleNamespace(pack=lambda longest, _: request.pack(longest, 20.0)))
+    monkeypatch.setattr(protocol, "REQUEST", SimpleNamespace(pack=lambda longest, _: request.pack(longest, 20.0)))
     pool = DecoderPool(workers=2, max_workers=4)
     await pool.start()
     server = _fork_server(pool)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from app.audio import tag_schema as tag_names
 from app.audio import wav_chunks as chunks
-from app.audio.ixml import read_ixml
 from app.audio.tag_schema import checked, read_text
 from app.audio.tags import MAX_READ, describe, joined, read_tags
+from app.audio.wav_chunks import read_ixml
 
 RATE = 48_000
 TONE = 0.1 * np.sin(np.arange(RATE // 4) * 0.05).astype(np.float32)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.audio.peaks import STEP, Envelope, envelope, reduce
+from app.audio.peaks import STEP, WaveformPeaks, reduce_peaks, waveform_peaks
 
 
 def slow_levels(samples: np.ndarray) -> np.ndarray:
@@ -20,7 +20,7 @@ def slow_levels(samples: np.ndarray) -> np.ndarray:
 @given(st.integers(0, 1_000), st.lists(st.integers(0, 1_000), max_size=6), st.integers(0, 2**32 - 1))
 def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], seed: int) -> None:
     samples = np.random.default_rng(seed).normal(0, 0.3, length).astype(np.float32)
-    whole = Envelope()
+    whole = WaveformPeaks()
     for piece in np.split(samples, sorted(cuts)):
         whole.push(piece)
         whole.levels()  # may be looked at in between
@@ -31,7 +31,7 @@ def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], seed:
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
 def test_columns_share_the_time(steps: int, columns: int, seed: int) -> None:
     levels = np.sort(np.random.default_rng(seed).normal(0, 1, (2, steps)).astype(np.float32), axis=0)
-    reduced = reduce(levels, columns)
+    reduced = reduce_peaks(levels, columns)
     assert reduced.shape == (2, columns)
     for column in range(columns):
         first = column * steps // columns
@@ -43,12 +43,12 @@ def test_columns_share_the_time(steps: int, columns: int, seed: int) -> None:
 
 
 def test_silence_without_samples() -> None:
-    assert Envelope().levels().shape == (2, 0)
-    np.testing.assert_array_equal(reduce(Envelope().levels(), 4), np.zeros((2, 4)))
+    assert WaveformPeaks().levels().shape == (2, 0)
+    np.testing.assert_array_equal(reduce_peaks(WaveformPeaks().levels(), 4), np.zeros((2, 4)))
 
 
 def test_holds_a_hundredth_of_the_audio() -> None:
-    outline = Envelope()
+    outline = WaveformPeaks()
     for _ in range(60):
         outline.push(np.ones(16_000, dtype=np.float32))
     assert len(pickle.dumps(outline)) < 60 * 16_000 * 4 / 50
@@ -57,9 +57,9 @@ def test_holds_a_hundredth_of_the_audio() -> None:
 @pytest.mark.parametrize(("shape", "columns"), [((3, 5), 2), ((5,), 2), ((2, 5), 0)])
 def test_other_shapes_are_refused(shape: tuple[int, ...], columns: int) -> None:
     with pytest.raises(ValueError, match="outline"):
-        reduce(np.zeros(shape), columns)
+        reduce_peaks(np.zeros(shape), columns)
 
 
 def test_stereo_is_refused() -> None:
     with pytest.raises(ValueError, match="mono"):
-        envelope(np.zeros((2, 100)))
+        waveform_peaks(np.zeros((2, 100)))

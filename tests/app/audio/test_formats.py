@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import av
 import numpy as np
@@ -18,20 +15,9 @@ import soxr
 from app.audio.decode import decode
 from model.config import SAMPLE_RATE
 from model.finelap import FineLAP
+from tests.support import hostile
 
 LOSSLESS, LOSSY = 0.9999, 0.98  # the least cosine to the WAV's clip embedding
-
-
-def _hostile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-hostile = _hostile()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from app.audio.peaks import envelope
+from app.audio.peaks import waveform_peaks
 from app.export.plot import detection_png
 from model.detection import Event
 
@@ -45,7 +45,7 @@ def picture(
             scores[row, int(event.onset / HOP) : int(np.ceil(event.offset / HOP))] = 0.9
     samples = np.sin(np.arange(max(1, int(duration * 16_000)), dtype=np.float32) ** 2)
     png = detection_png(
-        envelope(samples), duration, HOP, phrases, scores, events, title, thresholds or [0.5] * len(phrases)
+        waveform_peaks(samples), duration, HOP, phrases, scores, events, title, thresholds or [0.5] * len(phrases)
     )
     assert png.startswith(b"\x89PNG")
     return imread(io.BytesIO(png))[..., :3]
