@@ -1,1 +1,1 @@
-"""Measurements of the service and its parts, one command each; `docs/benchmarks.md` has their tables."""
+"""Benchmarks of the model, the service, the index and their reliability, one command each; see docs/benchmarks.md."""

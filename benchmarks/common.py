@@ -1,7 +1,7 @@
-"""What the benchmarks and the tests of a running service share: a server process, recordings, memory, percentiles.
+"""Shared by the benchmarks and the end-to-end tests: a server process, synthetic recordings, percentiles, tables.
 
-A server is `finelap serve` as a user starts it, in a process of its own; its code may be another checkout's, so that
-two states of the code can be measured by the same command.
+The server is `finelap serve` as a user starts it, in its own process. It can run the code of another checkout, so that
+the same command measures two versions.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _COMMAND = [sys.executable, "-c", "import sys; from app.cli.main import main; sy
 
 
 class Server:
-    """`finelap serve` on a free port with a library of its own: a context manager, stopped at its end.
+    """A context manager that runs `finelap serve` on a free port with a temporary library.
 
-    settings: more FINELAP_* variables, without the prefix. demo: start with the demo sounds in the library.
-    tree: the checkout whose code and checkpoint it runs.
+    `settings` are FINELAP_* variables without the prefix; `demo` adds the demo sounds to the library; `tree` is the
+    checkout whose code and checkpoint it runs; `wait` is the timeout for its start, in seconds.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Server:
             text=True,
             encoding="utf-8",
         )
-        said: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, args=(said,), daemon=True).start()
+        ready: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read_output, args=(ready,), daemon=True).start()
         try:
-            self.address = said.get(timeout=self.wait)
+            self.address = ready.get(timeout=self.wait)
         except queue.Empty:
             self.address = ""
         if not self.address:
@@ -90,7 +90,7 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """Asks it to stop, insists after 40 s, and removes its library."""
+        """Sends SIGTERM, then SIGKILL after 40 s, and removes the library."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -113,27 +113,27 @@ class Server:
         return httpx.delete(self.address + path, timeout=120, trust_env=False)
 
     def metric(self, name: str) -> float:
-        """The sample `name`, labels and all, of GET /metrics; 0 if it is not there yet."""
+        """The value of the sample `name`, including labels, in GET /metrics; 0 if it does not exist yet."""
         for line in self.get("/metrics").text.splitlines():
             if line.startswith(name + " "):
                 return float(line.rpartition(" ")[2])
         return 0.0
 
-    def _listen(self, said: queue.Queue[str]) -> None:
+    def _read_output(self, ready: queue.Queue[str]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if found := _READY.search(line):
-                said.put(found[1])
-        said.put("")
+                ready.put(found[1])
+        ready.put("")
 
 
 # Recordings
 
 
 class Tape:
-    """Demo sounds one after another, in an order, at levels and with pauses that a seed decides; endless.
+    """An endless recording of demo sounds; the seed determines their order, levels and pauses.
 
-    pause: mean seconds of near silence between two sounds.
+    `pause` is the mean length of the near silence between two sounds, in seconds.
     """
 
     def __init__(self, seed: int, *, pause: float = 0.5, rate: int = SAMPLE_RATE) -> None:
@@ -159,7 +159,7 @@ _cache: dict[int, list[np.ndarray]] = {}
 
 
 def _demo_sounds(rate: int) -> list[np.ndarray]:
-    """Every demo sound, mono at `rate`, at most 4 s, at one peak level."""
+    """All demo sounds, mono at `rate` Hz, at most 4 s, at the same peak level."""
     if rate not in _cache:
         files = sorted(p for p in SOUNDS.iterdir() if p.suffix in (".ogg", ".flac", ".wav", ".mp3", ".opus"))
         _cache[rate] = [load(file, rate)[: 4 * rate] for file in files]
@@ -167,14 +167,14 @@ def _demo_sounds(rate: int) -> list[np.ndarray]:
 
 
 def load(path: Path, rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A sound file as mono samples (n,) at `rate` Hz with a peak of 0.5."""
+    """Reads a sound file as mono samples (n,) at `rate` Hz with a peak of 0.5."""
     samples, original = soundfile.read(path, dtype="float32", always_2d=True)
     mono = soxr.resample(samples.mean(axis=1), original, rate)
     return (0.5 * mono / max(1e-6, float(np.abs(mono).max()))).astype(np.float32)
 
 
 def encode(samples: np.ndarray, kind: str = "WAV", rate: int = SAMPLE_RATE, tag: str = "") -> bytes:
-    """Samples (n,) as a file; `kind` as libsndfile names it, `tag` its title."""
+    """Encodes samples (n,) as a file; `kind` is a libsndfile format and `tag` the title."""
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", rate, 1, format=kind) as sound:
         if tag:
@@ -184,7 +184,7 @@ def encode(samples: np.ndarray, kind: str = "WAV", rate: int = SAMPLE_RATE, tag:
 
 
 def write_recording(path: Path, seconds: float, seed: int, *, pause: float = 4.0, rate: int = SAMPLE_RATE) -> Path:
-    """A long recording in `path`, whose suffix names the format, block by block; begins with a dog's bark."""
+    """Writes a long recording that starts with a dog bark, block by block; the suffix of `path` sets the format."""
     tape, left = Tape(seed, pause=pause, rate=rate), round(seconds * rate)
     with soundfile.SoundFile(path, "w", rate, 1) as file:
         bark = load(next(iter(sorted(SOUNDS.glob("dog-barking-*")))), rate)[:left]
@@ -202,7 +202,7 @@ def write_recording(path: Path, seconds: float, seed: int, *, pause: float = 4.0
 
 @dataclass(frozen=True)
 class Latency:
-    """Quantiles of durations, in seconds; NaN where there are none."""
+    """Quantiles of durations, in seconds; NaN if there are none."""
 
     count: int
     p50: float
@@ -212,19 +212,19 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Latency:
-        """Nearest-rank quantiles: each is a duration that occurred."""
+        """Nearest-rank quantiles: each is one of the durations."""
         ordered = sorted(seconds)
         p50, p95, p99 = (percentile(ordered, q) for q in (0.5, 0.95, 0.99))
         return cls(len(ordered), p50, p95, p99, ordered[-1] if ordered else math.nan)
 
 
 def percentile(ordered: Sequence[float], q: float) -> float:
-    """The smallest of the ordered values that at least the share `q` of them does not exceed; NaN if there are none."""
+    """The nearest-rank quantile `q` of ordered values; NaN if there are none."""
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)] if ordered else math.nan
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """The machine and date of a measurement."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -238,15 +238,15 @@ def machine() -> dict[str, Any]:
 
 
 def revision(tree: Path) -> str:
-    """The commit of a checkout, with a + where files differ from it."""
-    said = subprocess.run(
+    """The commit of a checkout, with a + if files differ from it."""
+    described = subprocess.run(
         ["git", "-C", str(tree), "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
     )
-    return said.stdout.strip() or "unknown"
+    return described.stdout.strip() or "unknown"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; floats with three significant digits."""
+    """Formats a Markdown table, floats with three significant digits."""
     cells = [[str(c) for c in head], *[[_cell(c) for c in row] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
@@ -262,7 +262,7 @@ def _cell(value: object) -> str:
 
 
 def write_json(path: Path | None, report: dict[str, Any]) -> None:
-    """The report into `path`, if there is one."""
+    """Writes the report to `path`, unless that is None."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -270,7 +270,7 @@ def write_json(path: Path | None, report: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def section(name: str) -> Iterator[None]:
-    """Says on stderr what is going on, and how long it took."""
+    """Prints the name of a step and its duration to stderr."""
     print(f"{name} …", end="", file=sys.stderr, flush=True)
     began = time.perf_counter()
     yield

@@ -1,4 +1,4 @@
-"""Memory and processor time of a process with everything it starts, read from /proc (Linux)."""
+"""Memory and processor time of a process and its descendants, read from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import threading
 from pathlib import Path
 
-_TICK = os.sysconf("SC_CLK_TCK")  # a second
+_TICK = os.sysconf("SC_CLK_TCK")  # per second
 
 
 def process_tree(pid: int) -> list[int]:
-    """The process and everything below it."""
+    """The ids of a process and its descendants."""
     found, todo = [], [pid]
     while todo:
         at = todo.pop()
@@ -23,7 +23,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes of memory of a process and everything below it: PSS, which counts a shared page once."""
+    """Bytes of memory of a process and its descendants: PSS, which counts a shared page once."""
     total = 0
     for at in process_tree(pid):
         with contextlib.suppress(OSError):
@@ -34,7 +34,7 @@ def memory(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process, everything below it, and its children that have ended."""
+    """Processor seconds of a process, its descendants, and its children that have ended."""
     total = 0
     for at in process_tree(pid):
         with contextlib.suppress(OSError):
@@ -44,13 +44,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def machine_busy() -> float:
-    """Processor time that this machine has spent on anything, in seconds."""
+    """Processor seconds that this machine has spent on any process since boot."""
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / _TICK
 
 
 class MemoryWatch:
-    """Reads `memory(pid)` every `every` seconds while its `with` block runs; `peak` and `samples` in bytes."""
+    """Samples `memory(pid)` every `every` seconds inside a `with` block; `peak` and `samples` are in bytes."""
 
     def __init__(self, pid: int, every: float = 0.05) -> None:
         self._pid, self._every = pid, every

@@ -1,8 +1,8 @@
-"""The audio side's projectors: from the encoder's features to the space shared with text, clips and frames apart.
+"""The audio projectors: from the encoder's features to the embedding space shared with text.
 
-Knows nothing of the encoder. `decoupled` is the published adapter, with a transformer, a BiGRU or an MLP for frames;
-`unified` has one projector for both. `concept` keeps a small model near a space it could not learn by itself, by naming
-what it hears in words whose embeddings it is given. The first two are those of the paper (arXiv 2604.01155).
+`decoupled` is the paper's adapter (arXiv 2604.01155), with separate projectors for clips and frames; frames take a
+transformer, a BiGRU or an MLP. `unified` is its ablation, one projector for both. `concept` ties a small model to an
+existing text space by predicting named concepts whose text embeddings are given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from model.config import AdapterConfig, ConfigError
 
 
 class Adapter(nn.Module):
-    """Base of the adapters; what they return is not yet of unit length."""
+    """Base class of the adapters. Outputs are not normalised."""
 
     def forward_clip(self, pooled: Tensor) -> Tensor:
         """(B, C) → (B, D)."""
@@ -30,20 +30,20 @@ class Adapter(nn.Module):
 
 
 def clip_mlp(width: int, dim: int, hidden: int | None = None) -> nn.Sequential:
-    """Linear, ReLU, Linear; as wide in the middle as at the end unless told."""
+    """Linear, ReLU, Linear: (…, width) → (…, dim); `hidden` defaults to `dim`."""
     return nn.Sequential(nn.Linear(width, hidden or dim), nn.ReLU(), nn.Linear(hidden or dim, dim))
 
 
 def transformer_frames(width: int, dim: int, *, layers: int = 2, heads: int = 8, hidden: int = 4096) -> nn.Module:
-    """The paper's own: a linear layer under post-norm transformer layers over time, (B, T, width) → (B, T, dim)."""
+    """The paper's frame projector: a linear layer, then post-norm transformer layers; (B, T, width) → (B, T, dim)."""
     layer = nn.TransformerEncoderLayer(dim, heads, hidden, dropout=0.1, batch_first=True)
     return nn.Sequential(nn.Linear(width, dim), nn.TransformerEncoder(layer, layers, enable_nested_tensor=False))
 
 
 class BiGRUFrames(nn.Module):
-    """A bidirectional GRU over time, `hidden` each way: 512 of the paper's 1024 dimensions.
+    """A bidirectional GRU over time with `hidden` units per direction (512 in the paper, for 1024 dimensions).
 
-    What both directions say is the embedding where they fill it exactly, and else passes a linear layer.
+    A linear layer follows if both directions together do not have `dim` dimensions.
     """
 
     def __init__(self, width: int, dim: int, *, layers: int = 2, hidden: int | None = None) -> None:
@@ -58,11 +58,11 @@ class BiGRUFrames(nn.Module):
 
 
 def linear_frames(width: int, dim: int, *, hidden: int | None = None) -> nn.Module:
-    """Linear, ReLU, Linear: every frame by itself, (B, T, width) → (B, T, dim)."""
+    """Linear, ReLU, Linear for each frame independently; (B, T, width) → (B, T, dim)."""
     return clip_mlp(width, dim, hidden)
 
 
-# what `frames` of an adapter's params may name; the other params are the named part's
+# values of `frames` in an adapter's params; the other params are passed to the function
 FRAME_PARTS: dict[str, Callable[..., nn.Module]] = {
     "transformer": transformer_frames,
     "bigru": BiGRUFrames,
@@ -71,14 +71,14 @@ FRAME_PARTS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_frames(kind: str, width: int, dim: int, params: dict[str, Any]) -> nn.Module:
-    """A frame part with fresh weights, (B, T, width) → (B, T, dim). An unknown kind raises ConfigError."""
+    """Builds a frame projector, (B, T, width) → (B, T, dim). Raises ConfigError for an unknown kind."""
     if kind not in FRAME_PARTS:
         raise ConfigError(f"unknown frame adapter {kind!r}; known: {', '.join(sorted(FRAME_PARTS))}")
     return FRAME_PARTS[kind](width, dim, **params)
 
 
 class DecoupledAdapter(Adapter):
-    """The paper's: an MLP for clips, and for frames a part of their own that looks along time or does not."""
+    """The paper's adapter: an MLP for clips and a separate projector for frames."""
 
     def __init__(self, width: int, dim: int, *, frames: str = "transformer", **params: Any) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class DecoupledAdapter(Adapter):
 
 
 class UnifiedAdapter(Adapter):
-    """The ablation: one projector for clips and frames; a clip is to it a recording of a single frame."""
+    """The paper's ablation: one projector for both; a clip is projected as a sequence of one frame."""
 
     def __init__(self, width: int, dim: int, *, frames: str = "linear", **params: Any) -> None:
         super().__init__()
@@ -107,28 +107,28 @@ class UnifiedAdapter(Adapter):
 
 
 class ConceptHead(nn.Module):
-    """Features → how present each of K named concepts is, and from that a place among the concepts' embeddings.
+    """Predicts the probabilities of K named concepts and combines the concepts' text embeddings.
 
-    The embedding is the unit-length sum of the concepts' text embeddings weighted by their probabilities, plus a gated
-    free part: enough to tell apart what the concepts confuse, too little to forget where the words are.
+    The output is the normalised sum of the text embeddings weighted by probability, plus a gated free component that
+    separates sounds the concepts confuse without leaving the text space.
     """
 
     def __init__(self, width: int, dim: int, concepts: int, hidden: int, gate: float) -> None:
         super().__init__()
         self.gate = gate
         self.logits = nn.Linear(width, concepts)
-        nn.init.constant_(self.logits.bias, -5.0)  # most concepts are absent most of the time
+        nn.init.constant_(self.logits.bias, -5.0)  # most concepts are absent from most sounds
         self.free = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, features: Tensor, anchors: Tensor) -> Tensor:
         """(…, C) features and (K, D) anchors → (…, D)."""
-        # In float32: silence has no probable concept, and its tiny sum must not vanish before it is normalised.
-        present = self.logits(features).float().sigmoid()
-        return F.normalize(present @ anchors.float(), dim=-1) + self.gate * self.free(features).float()
+        # float32, because the tiny sum for silence must not underflow before it is normalised
+        probabilities = self.logits(features).float().sigmoid()
+        return F.normalize(probabilities @ anchors.float(), dim=-1) + self.gate * self.free(features).float()
 
 
 class ConceptAdapter(Adapter):
-    """A concept head for clips and one for frames over the same K anchors, which are kept in the checkpoint."""
+    """One concept head for clips and one for frames over the same K anchors, which the checkpoint stores."""
 
     anchors: Tensor
 
@@ -153,7 +153,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
 
 
 def build_adapter(config: AdapterConfig, width: int, dim: int) -> Adapter:
-    """An adapter with fresh weights. Unknown kinds, and params the kind does not take, raise ConfigError."""
+    """Builds an adapter with fresh weights. Raises ConfigError for unknown kinds and params."""
     if config.kind not in ADAPTERS:
         raise ConfigError(f"unknown adapter {config.kind!r}; known: {', '.join(sorted(ADAPTERS))}")
     params: dict[str, Any] = dict(config.params)

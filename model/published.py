@@ -1,8 +1,7 @@
-"""The published FineLAP's tensor names and sizes, read as a checkpoint of ours.
+"""Translates the published FineLAP's state dict to our tensor names, and infers its config from the shapes.
 
-Knows no files: it takes a state dict, in any of the three namings that exist, and gives back ours with the config that
-its shapes imply. Every tensor is used, or is one of those known to have no part in the forward pass and listed as
-ignored, or is named as unknown. None of the published code is run.
+All three published namings are supported. Every tensor is either used, ignored because it is known to have no part in
+the forward pass, or reported as unknown. None of the published code is run.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from torch import Tensor
 
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
 
-FRAME_HOP = 0.15625  # seconds: the grid of the published labels, 10 s / 64
+FRAME_HOP = 0.15625  # seconds: 10 s / 64, the grid of the published labels
 WINDOW_MEL_FRAMES = 1024
-HEAD_WIDTH = 64  # of EAT and RoBERTa, at every published size
+HEAD_WIDTH = 64  # channels per attention head of EAT and RoBERTa, at every published size
 ADAPTER_HEADS = 8
 POSITION_TOLERANCE = 1e-3  # float32 sines of angles up to 768 rad
 TOKENIZER_REPO = "FacebookAI/roberta-base"
 
-_WRAPPERS = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")  # left by parallel and compiled training
+_WRAPPERS = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")  # added by parallel and compiled training
 
-# The older naming, brought to the newer one.
+# The older naming → the newer one.
 _OLDER = [
     (re.compile(r"^clap_model\.text_proj\."), "global_text_proj."),
     (re.compile(r"^clap_model\.audio_proj\."), "global_audio_proj."),
@@ -34,7 +33,7 @@ _OLDER = [
     (re.compile(r"^audio_adapter\."), "local_audio_proj."),
 ]
 
-# EAT sits under `audio_enc.model`, its patch side under `modality_encoders.IMAGE`; the Hugging Face port is flat.
+# EAT is under `audio_enc.model`, its patch embedding under `modality_encoders.IMAGE`; the Hugging Face port is flat.
 _EAT = r"^audio_encoder\.(?:audio_enc\.)?(?:model\.)*(?:modality_encoders\.IMAGE\.)?"
 _TEXT = r"^text_encoder\.(?:text_encoder\.|model\.|roberta\.)*"
 
@@ -42,7 +41,7 @@ _UNUSED = [
     re.compile(_TEXT + r"(?:pooler|lm_head)\."),
     re.compile(_TEXT + r"embeddings\.(?:position_ids|token_type_ids)$"),
     re.compile(_EAT + r"(?:fc_norm|head)\."),
-    re.compile(_EAT + r"(?:[a-z_]*decoder|recon_proj|_ema)\."),  # what EAT is pre-trained with
+    re.compile(_EAT + r"(?:[a-z_]*decoder|recon_proj|_ema)\."),  # used only in EAT's pre-training
 ]
 
 _RENAMES = [
@@ -61,7 +60,7 @@ _RENAMES = [
 
 
 class UnknownLayout(ValueError):
-    """A state dict that is not a published FineLAP's; `problems` names tensors."""
+    """Raised for a state dict that is not a published FineLAP's; `problems` maps a kind to tensor names."""
 
     def __init__(self, problems: dict[str, list[str]]) -> None:
         super().__init__("not the state of a published FineLAP")
@@ -70,22 +69,22 @@ class UnknownLayout(ValueError):
 
 @dataclass(frozen=True)
 class Translated:
-    """A published state under our names."""
+    """A published state dict under our names."""
 
     config: FineLAPConfig
     state: dict[str, Tensor]
     ignored: tuple[str, ...]  # source names that have no part in the forward pass
-    computed: tuple[str, ...]  # source names whose values equal what ours computes
+    computed: tuple[str, ...]  # source names of tables equal to those our model computes
 
 
 def translate(state: dict[str, Tensor], name: str = "finelap") -> Translated:
-    """Published names, any of the three namings and wrapped by training or not → ours.
+    """Translates a state dict in any of the three namings, with or without training wrappers, to our names.
 
-    Raises UnknownLayout for names that are not known, twice there, or missing where the sizes are read from.
+    Raises UnknownLayout for unknown and duplicate names, and for missing tensors that determine the sizes.
     """
     ours: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    ignored, unknown, doubled = [], [], []
+    ignored, unknown, duplicates = [], [], []
     for source, tensor in state.items():
         target = rename(source)
         if target is None:
@@ -93,10 +92,10 @@ def translate(state: dict[str, Tensor], name: str = "finelap") -> Translated:
         elif not target:
             ignored.append(source)
         elif target in ours:
-            doubled.append(f"{source} (also {origin[target]})")
+            duplicates.append(f"{source} (also {origin[target]})")
         else:
             ours[target], origin[target] = tensor, source
-    problems = {"unknown": unknown, "there twice": doubled, "missing": [n for n in _SIZES if n not in ours]}
+    problems = {"unknown": unknown, "duplicate": duplicates, "missing": [n for n in _SIZES if n not in ours]}
     if any(problems.values()):
         raise UnknownLayout(problems)
     config = infer_config(ours, name)
@@ -108,7 +107,7 @@ def translate(state: dict[str, Tensor], name: str = "finelap") -> Translated:
 
 
 def rename(source: str) -> str | None:
-    """A published name → ours; "" for one known to be unused, None for one unknown."""
+    """Our name for a published one; "" for one that is known to be unused, None for an unknown one."""
     name = _WRAPPERS.sub("", source)
     for pattern, replacement in _OLDER:
         name, found = pattern.subn(replacement, name)
@@ -123,7 +122,7 @@ def rename(source: str) -> str | None:
     return None
 
 
-# Where the sizes are read from; without these nothing can be built to compare the rest with.
+# The tensors that determine the sizes, with their numbers of dimensions.
 _SIZES = {
     "audio_encoder.patches.weight": 4,
     "audio_encoder.blocks.0.fc1.weight": 2,
@@ -138,7 +137,7 @@ _SIZES = {
 
 
 def infer_config(state: dict[str, Tensor], name: str) -> FineLAPConfig:
-    """The config that a state under our names implies; what shapes cannot tell is as published."""
+    """Infers the config of a state dict under our names; what shapes do not determine is as published."""
     flat = [f"{n} {tuple(state[n].shape)}" for n, ndim in _SIZES.items() if state[n].ndim != ndim]
     if flat:
         raise UnknownLayout({"wrong shape": flat})
@@ -190,12 +189,12 @@ def infer_config(state: dict[str, Tensor], name: str) -> FineLAPConfig:
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """Layers under a numbered name. A gap in the numbers is found later, as missing tensors."""
+    """The number of layers under a numbered name. Gaps are reported later, as missing tensors."""
     return 1 + max(int(m[1]) for m in (re.match(pattern, n) for n in state) if m)
 
 
 def _is_sincos(table: Tensor, freq_patches: int, width: int) -> bool:
-    """Whether a stored position table is the one that EAT computes."""
+    """Whether a stored position table equals the one EAT computes."""
     from model.encoders.eat import sincos_positions
 
     if table.ndim != 3 or table.shape[0] != 1 or table.shape[1] % freq_patches or table.shape[2] != width or width % 4:

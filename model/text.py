@@ -1,8 +1,7 @@
-"""The text tower: any Hugging Face encoder, pooled to one vector and projected into the shared space.
+"""The text tower: a Hugging Face encoder, pooled to one vector and projected into the shared space.
 
-Knows nothing of audio or of tokenizers; it takes token ids. The network is built from the checkpoint's own copy of
-the tower's config, so that nothing is fetched, and its weights are loaded with the rest of the checkpoint. BERT and
-RoBERTa are built by model.bert; every other kind by transformers, which is imported for it.
+The encoder is built from the config that the checkpoint stores, so nothing is downloaded. BERT and RoBERTa come from
+model.bert; every other kind comes from transformers, which is imported only then.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from model.config import ConfigError, TextConfig
 
 
 class TextTower(nn.Module):
-    """Token ids → unit-length embeddings of the shared space (B, D)."""
+    """Token ids (B, N) → embeddings (B, D) of unit length in the shared space."""
 
     def __init__(self, config: TextConfig, dim: int) -> None:
         super().__init__()
@@ -32,24 +31,24 @@ class TextTower(nn.Module):
         self.projector = build_projector(config, int(hf_config.hidden_size), dim)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, N) token ids and (B, N) mask, 1 at real tokens → (B, D), float32 and of unit length."""
+        """(B, N) token ids and (B, N) mask, 1 at real tokens → (B, D) float32, unit length."""
         return F.normalize(self.projector(self.pooled(input_ids, attention_mask)).float(), dim=-1)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The tower's own embedding (B, C), before the projector and of any length."""
+        """The encoder's pooled embedding (B, C), before the projector, not normalised."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return hidden[:, 0] if self.pooling == "first" else masked_mean(hidden, attention_mask)
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(B, N, C) and (B, N) → (B, C): the mean over the tokens where the mask is 1, summed in float32."""
+    """(B, N, C) and mask (B, N) → (B, C): the mean over tokens where the mask is 1, accumulated in float32."""
     weights = mask.to(torch.float32)[..., None]
     mean = (hidden.float() * weights).sum(1) / weights.sum(1).clamp_min(1.0)
     return mean.to(hidden.dtype)
 
 
 class ResidualProjector(nn.Module):
-    """e → e + gate · MLP(e) on the unit-length pooled embedding: stays close to the space the tower came with."""
+    """e → e + gate · MLP(e) on the normalised pooled embedding; stays close to the encoder's own space."""
 
     def __init__(self, width: int, hidden: int, gate: float) -> None:
         super().__init__()
@@ -57,20 +56,22 @@ class ResidualProjector(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(B, C) → (B, C), not of unit length."""
+        """(B, C) → (B, C), not normalised."""
         unit = F.normalize(pooled, dim=-1)
         return unit + self.gate * self.mlp(unit)
 
 
 def build_projector(config: TextConfig, width: int, dim: int) -> nn.Module:
-    """The part after pooling, (B, width) → (B, dim). Unknown kinds and params raise ConfigError."""
+    """Builds the projector after pooling, (B, width) → (B, dim). Raises ConfigError for unknown kinds and params."""
     params = dict(config.params)
     if config.projector == "mlp":
         hidden = int(params.pop("hidden", dim))
         projector: nn.Module = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
     elif config.projector == "residual":
         if width != dim:
-            raise ConfigError(f"the residual text projector keeps the tower's width: {width} is not {dim}")
+            raise ConfigError(
+                f"the residual text projector needs equal widths: the tower has {width} and the model {dim}"
+            )
         hidden, gate = int(params.pop("hidden", width)), float(params.pop("gate", 0.3))
         projector = ResidualProjector(width, hidden, gate)
     else:
@@ -81,9 +82,10 @@ def build_projector(config: TextConfig, width: int, dim: int) -> nn.Module:
 
 
 def build_text_encoder(hf_config: dict[str, Any]) -> tuple[nn.Module, Any]:
-    """The encoder that a Hugging Face config describes, with fresh float32 weights and no pooling head, and its sizes.
+    """Builds the encoder of a Hugging Face config, without pooling head, with fresh float32 weights; and its config.
 
-    The sizes have vocab_size and hidden_size. Code that a config points at is never fetched or run.
+    The returned config has vocab_size and hidden_size. Code that a config refers to is never downloaded or run. Raises
+    ConfigError.
     """
     values = {k: v for k, v in hf_config.items() if k not in ("auto_map", "transformers_version")}
     kind = values.pop("model_type", None)
@@ -94,12 +96,12 @@ def build_text_encoder(hf_config: dict[str, Any]) -> tuple[nn.Module, Any]:
     try:
         config = bert.BertConfig.from_hf(kind, values)
         return bert.BertEncoder(config), config
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: sizes that PyTorch refuses
-        raise ConfigError(f"text.hf_config: no {kind!r} can be built of it: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: invalid sizes, from PyTorch
+        raise ConfigError(f"text.hf_config: cannot build {kind!r}: {error}") from error
 
 
 def build_hf_encoder(kind: str, values: dict[str, Any]) -> tuple[nn.Module, Any]:
-    """An encoder of transformers' own classes, without its pooling head where it can go, and its config."""
+    """Builds an encoder of transformers' classes, without pooling head where that is optional; and its config."""
     from transformers.models.auto.configuration_auto import AutoConfig  # slow to import
     from transformers.models.auto.modeling_auto import MODEL_MAPPING, AutoModel
 
@@ -107,7 +109,7 @@ def build_hf_encoder(kind: str, values: dict[str, Any]) -> tuple[nn.Module, Any]
         config = AutoConfig.for_model(kind, **values)
         options = {"add_pooling_layer": False} if _takes(MODEL_MAPPING[type(config)], "add_pooling_layer") else {}
         encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False, **options)
-    except Exception as error:  # transformers has no one error for configs it cannot build
+    except Exception as error:  # transformers raises many types for invalid configs
         raise ConfigError(f"text.hf_config: transformers cannot build this {kind!r}: {error}") from error
     return encoder, config
 

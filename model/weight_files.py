@@ -1,6 +1,6 @@
-"""Reading weight files: safetensors, sharded or whole, and PyTorch files that hold nothing but weights.
+"""Reads weight files: safetensors, whole or sharded, and PyTorch files that hold only weights.
 
-Knows no FineLAP. Every failure names the file. No pickle that needs code is ever run.
+Errors name the file. PyTorch files are unpickled with weights_only, which runs no code.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ INDEX = "model.safetensors.index.json"
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
-_LISTED = 20  # names that a message shows of each kind
+_LISTED = 20  # names of each kind in a message
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used. `problems` maps a kind (unknown, missing, wrong shape) to tensor names."""
+    """Raised for an unusable checkpoint. `problems` maps a kind (unknown, missing, wrong shape) to tensor names."""
 
     def __init__(self, message: str, problems: dict[str, list[str]] | None = None) -> None:
         self.problems = {kind: names for kind, names in (problems or {}).items() if names}
@@ -35,7 +35,7 @@ class CheckpointError(Exception):
 
 
 def read_folder_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder: one safetensors file, shards with an index, or one PyTorch file."""
+    """Reads all tensors of a folder: one safetensors file, shards with an index, or one PyTorch file."""
     if (folder / WEIGHTS).is_file():
         return read_safetensors(folder / WEIGHTS)
     if (folder / INDEX).is_file():
@@ -43,7 +43,7 @@ def read_folder_weights(folder: Path) -> dict[str, Tensor]:
     torch_files = sorted(p for p in folder.iterdir() if p.suffix in _TORCH_SUFFIXES)
     if len(torch_files) == 1:
         return read_torch(torch_files[0])
-    raise CheckpointError(f"{folder}: neither {WEIGHTS} nor {INDEX} nor a single PyTorch file is there")
+    raise CheckpointError(f"{folder}: contains neither {WEIGHTS} nor {INDEX} nor a single PyTorch file")
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -55,16 +55,16 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         if Path(shard).name != shard:
             raise CheckpointError(f"{folder / INDEX}: {shard!r} is not the name of a file beside it")
         found = read_safetensors(folder / shard)
-        promised = {name for name, home in weight_map.items() if home == shard}
-        if set(found) != promised:
-            absent, extra = sorted(promised - set(found)), sorted(set(found) - promised)
-            problems = {"missing": absent, "unknown": extra}
-            raise CheckpointError(f"{folder / shard} does not hold what {INDEX} says", problems)
+        listed = {name for name, home in weight_map.items() if home == shard}
+        if set(found) != listed:
+            problems = {"missing": sorted(listed - set(found)), "unknown": sorted(set(found) - listed)}
+            raise CheckpointError(f"{folder / shard} does not match {INDEX}", problems)
         state.update(found)
     return state
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads all tensors of a safetensors file onto the CPU."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -75,24 +75,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """The state dict in a PyTorch file, found under the keys that trainers wrap it in."""
+    """Reads the state dict of a PyTorch file, also under the keys that trainers wrap it in."""
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
-            if "mmap" not in str(error):  # files from before torch 1.6 are not zip archives and cannot be mapped
+            if "mmap" not in str(error):  # files older than torch 1.6 are not zip archives and cannot be mapped
                 raise
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not plain weights; its pickle is refused ({reason})") from error
+        raise CheckpointError(f"{path}: not plain weights; unpickling was refused ({reason})") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: incomplete or not a PyTorch file ({error})") from error
     while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
         inner = next((content[k] for k in _STATE_KEYS if isinstance(content.get(k), dict)), None)
         if inner is None:
             keys = ", ".join(map(str, list(content)[:_LISTED])) or "nothing"
-            raise CheckpointError(f"{path}: no state dict, only {keys}")
+            raise CheckpointError(f"{path}: no state dict; found {keys}")
         content = inner
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
@@ -100,6 +100,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that holds one JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

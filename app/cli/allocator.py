@@ -1,7 +1,7 @@
-"""What the C library does with memory that was freed.
+"""Makes glibc keep freed memory for reuse.
 
-By default glibc gives large blocks back to the system at once and asks for them again a moment later. The system hands
-out zeroed pages, one fault each: of a service that computes batches all day long that took a twentieth of its time.
+By default glibc returns large blocks to the kernel immediately and requests them again moments later, and every page
+then costs a fault and is zeroed.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 
-# numbers of mallopt(3)'s parameters, from glibc's malloc.h
+# parameters of mallopt(3), from glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_MMAPPED = 32 << 20  # bytes from which blocks still come and go by themselves; glibc takes no larger number
+_MMAP_FROM = 32 << 20  # bytes; larger blocks are still mapped one by one. glibc's maximum
 
 
 def keep_freed(at_most: int) -> None:
-    """From here on up to `at_most` freed bytes stay with the process, for its next blocks.
+    """Keeps up to `at_most` freed bytes in the process, on one heap that all threads share.
 
-    All threads share one heap, so that they also share what it keeps. Call it before there are threads. Does nothing
-    where the C library is another one, or where the environment says how it is to allocate.
+    Call it before any thread starts. Does nothing with another C library, or if the environment configures malloc
+    (MALLOC_ variables or GLIBC_TUNABLES).
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
@@ -26,5 +26,5 @@ def keep_freed(at_most: int) -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    for parameter, value in ((_MMAP_THRESHOLD, _MMAPPED), (_TRIM_THRESHOLD, at_most), (_ARENA_MAX, 1)):
+    for parameter, value in ((_MMAP_THRESHOLD, _MMAP_FROM), (_TRIM_THRESHOLD, at_most), (_ARENA_MAX, 1)):
         mallopt(parameter, value)

@@ -1,9 +1,9 @@
-"""How well near-duplicates are found: labelled sounds, each encoded again in several ways, beside other takes.
+"""Measures near-duplicate detection on labelled sounds, each re-encoded in several ways, among other takes.
 
     python -m benchmarks.index.duplicates SOUNDS [--labels 40] [--takes 4]
 
-SOUNDS has a manifest.jsonl with `audio`, `label` and `duration_s`. A pair of one sound's variants should be found, a
-pair of different sounds should not; most of the latter are takes of the same label and about the same duration.
+SOUNDS has a manifest.jsonl with `audio`, `label` and `duration_s`. Pairs of variants of one sound should be found,
+pairs of different sounds should not; most of the latter are takes with the same label and about the same duration.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHECKPOINT = "checkpoints/finelap-small"
 
 
 def variants(path: Path) -> dict[str, bytes]:
-    """The file as it is, and in other coats."""
+    """The original file and its re-encoded variants."""
     samples, rate = soundfile.read(path, dtype="float32")
     samples = samples if samples.ndim == 1 else samples.mean(axis=1)
     half = soxr.resample(samples, rate, 22_050)
@@ -56,7 +56,7 @@ def written(samples: np.ndarray, rate: int, container: str, subtype: str) -> byt
 
 
 def encoded(samples: np.ndarray, rate: int, bit_rate: int) -> bytes:
-    """MP3 at 44.1 kHz."""
+    """Encodes MP3 at 44.1 kHz."""
     samples = soxr.resample(samples, rate, 44_100).astype(np.float32)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp3") as output:
@@ -74,7 +74,7 @@ def encoded(samples: np.ndarray, rate: int, bit_rate: int) -> bytes:
 
 
 def embedded(model: FineLAP, samples: np.ndarray) -> tuple[np.ndarray, FrameCodes]:
-    """Clip vector (D,) and frames."""
+    """The clip vector (D,) and the quantised frames."""
     cutter, joiner = WindowCutter(model.config.windows), Joiner(model.config.windows.frame_share)
     windows = [*cutter.push(samples), *cutter.finish()]
     heard = model.encode_windows([waveform for _, waveform in windows])
@@ -86,7 +86,7 @@ def embedded(model: FineLAP, samples: np.ndarray) -> tuple[np.ndarray, FrameCode
 
 
 def chosen(sounds: Path, labels: int, takes: int) -> list[tuple[str, Path]]:
-    """(label, file): of labels with several takes, those takes that are nearest in duration."""
+    """Selects (label, file) pairs: for labels with several takes, the takes closest in duration."""
     by_label = defaultdict(list)
     for line in (sounds / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -1,10 +1,10 @@
-"""How long a library takes to change over to another checkpoint, and to be backed up and restored.
+"""Measures how long a library takes to switch to another checkpoint, and to be backed up and restored.
 
     python -m benchmarks.index.maintenance FOLDER [--clips 100000] [--files 2000] [--dim 384] [--frames 64]
 
-FOLDER is made, and removed in the end. The library that changes over has `--clips` clips of random vectors and no
-audio, for changing over reads none; the one that is backed up has `--files` files of 200 kB. Beside the seconds stand
-those of writing as many bytes as the library's database has to the same disk, with fsync.
+FOLDER is created, and removed at the end. The library that switches has `--clips` clips of random vectors without
+audio, which switching does not read; the one that is backed up has `--files` files of 200 kB. For comparison, writing
+as many bytes as the database has to the same disk, with fsync, is timed too.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     try:
-        change_over(args.folder / "library", args.clips, args.dim, args.frames)
-        keep(args.folder, args.files, args.dim)
+        switch(args.folder / "library", args.clips, args.dim, args.frames)
+        back_up_and_restore(args.folder, args.files, args.dim)
     finally:
         shutil.rmtree(args.folder)
 
 
-def change_over(folder: Path, clips: int, dim: int, frames: int) -> None:
+def switch(folder: Path, clips: int, dim: int, frames: int) -> None:
     rng = np.random.default_rng(0)
     folder.mkdir()
-    some = [clip_of(rng, dim, frames) for _ in range(200)]  # repeated: what is in them changes nothing
+    some = [clip_of(rng, dim, frames) for _ in range(200)]  # reused, because their content does not matter
     names = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(clips)]
     with SideDatabase(folder, "new", dim) as side:
         for number, sha256 in enumerate(names):
@@ -62,7 +62,7 @@ def change_over(folder: Path, clips: int, dim: int, frames: int) -> None:
     finally:
         database.close()
     print(f"{clips} clips of {dim} dimensions and {frames} frames, {size / 1e9:.2f} GB")
-    print(f"changing over: {took:.1f} s; writing as many bytes: {written:.1f} s")
+    print(f"switching: {took:.1f} s; writing as many bytes: {written:.1f} s")
 
 
 def clip_of(rng: np.random.Generator, dim: int, frames: int) -> tuple:
@@ -72,7 +72,7 @@ def clip_of(rng: np.random.Generator, dim: int, frames: int) -> tuple:
 
 
 def copy_as_library(folder: Path, names: list[str], dim: int) -> None:
-    """A library of the same clips that another checkpoint made."""
+    """Creates a library of the same clips as embedded by another checkpoint."""
     Store(folder / "catalog.sqlite3").close()
     with sqlite3.connect(folder / "catalog.sqlite3", isolation_level=None) as library:
         library.execute("ATTACH ? AS side", (str(side_path(folder, "new")),))
@@ -88,7 +88,7 @@ def copy_as_library(folder: Path, names: list[str], dim: int) -> None:
             ("frames", "hop, codes", "hop, codes"),
             ("segments", "codes", "segments"),
         ):
-            library.execute(  # those of the clip after it: every byte will change
+            library.execute(  # those of the next clip, so that every byte changes
                 f"INSERT INTO {table} (row, {columns}) "
                 f"SELECT row, {made} FROM clips JOIN side.embedded ON number = 1 + row % {len(names)}"
             )
@@ -96,7 +96,7 @@ def copy_as_library(folder: Path, names: list[str], dim: int) -> None:
     library.close()
 
 
-def keep(folder: Path, files: int, dim: int) -> None:
+def back_up_and_restore(folder: Path, files: int, dim: int) -> None:
     rng = np.random.default_rng(1)
     with SqliteLibrary.open(folder / "kept", dim=dim, checkpoint="new") as catalog:
         for first in range(0, files, 50):
@@ -106,7 +106,7 @@ def keep(folder: Path, files: int, dim: int) -> None:
         copied = timed(lambda: back_up(catalog.folder, folder / "copied", lambda *_: None, copy=True))
     restored = timed(lambda: restore(folder / "linked", folder / "restored", lambda *_: None))
     print(f"{files} files, {files * FILE_BYTES / 1e9:.2f} GB")
-    print(f"backup: {linked:.1f} s by links, {copied:.1f} s by copying, {again:.1f} s once more")
+    print(f"backup: {linked:.1f} s with links, {copied:.1f} s with copies, {again:.1f} s when repeated")
     print(f"restoring: {restored:.1f} s")
 
 

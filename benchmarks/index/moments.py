@@ -1,18 +1,19 @@
-"""Moments of a whole library: what the choice of candidates finds and what it costs.
+"""Measures moment search in a whole library: which candidates find the moments, and what it costs.
 
     python -m benchmarks.index.moments find ../shared/sfx --cache library.pickle
     python -m benchmarks.index.moments time --cache library.pickle
 
-`find` makes a library whose events are known: scenes of 10 s, recordings of minutes and hours over a steady background
-with a few events each, and single sounds. SOUNDS is a folder of labelled sounds as `python -m training.recipes.fetch_sounds` fills it.
-Then it compares what would name the candidates for POST /search/moments, asking for kinds of sounds and for labels.
+`find` creates a library with known events: scenes of 10 s, recordings of minutes and hours with a few events over a
+steady background, and single sounds. SOUNDS is a folder of labelled sounds, as filled by
+`python -m training.recipes.fetch_sounds`. It then compares ways to select candidates for POST /search/moments, for
+queries of kinds of sounds and of labels.
 
-`time` takes the same recordings as patterns for a library of 100,000 clips: each is a recording of at most 15 s, all of
-its frames, and its segments, moved by one random vector of a third of their length, so that no two clips are equal and
-a clip still changes where its pattern does. It asks the service itself, in this process, without a network.
+`time` uses these recordings as patterns for a library of 100,000 clips. Each clip is a recording of at most 15 s whose
+frames and segments are all shifted by one random vector of a third of their length, so no two clips are equal but each
+changes over time like its pattern. It queries the service in this process, without a network.
 
-The checkpoint was trained on most of these sounds, not on these mixtures: `find` compares candidates, and does not
-promise as much for other libraries. The cache is a pickle: open none that you did not make.
+The checkpoint was trained on most of these sounds, though not on these mixtures: `find` compares candidates and does
+not predict the results on other libraries. The cache is a pickle; do not open one from an untrusted source.
 """
 
 from __future__ import annotations
@@ -46,28 +47,28 @@ from training.data.audio_cache import AudioFiles
 from training.data.manifests import read_labelled
 from training.data.mixer import SceneConfig, SceneMaker
 
-BEST = 10  # moments asked for
-LABELS = 80  # asked for, beside KINDS
-LONG = 60.0  # seconds from which a recording counts as long
+BEST = 10  # moments per query
+LABELS = 80  # queried in addition to KINDS
+LONG = 60.0  # seconds; recordings of at least this length count as long
 Segments = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """An embedded recording, and its events by label."""
+    """An embedded recording and its events by label."""
 
     duration: float  # seconds
     clip: np.ndarray  # (D,)
-    codes: bytes  # of its frames
+    codes: bytes  # quantised frames
     events: dict[str, Segments]
 
 
 @dataclass(frozen=True)
-class Question:
-    """A text, and whether a label is one of its sounds."""
+class Query:
+    """A text, and which labels match it."""
 
     text: str
-    means: Callable[[str], bool]
+    matches: Callable[[str], bool]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     timing = commands.add_parser("time")
     timing.add_argument("--cache", type=Path, required=True)
     timing.add_argument("--clips", type=int, default=100_000)
-    timing.add_argument("--folder", type=Path, help="keeps the library there, and takes it if it is there already")
+    timing.add_argument("--folder", type=Path, help="folder to keep the library in; reused if it exists")
     options = parser.parse_args(arguments)
     model = FineLAP.from_pretrained(options.checkpoint)
     if options.command == "find":
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.cache.write_bytes(pickle.dumps(found))
         table = compare(model, pickle.loads(options.cache.read_bytes()), options.candidates)
         columns = next(iter(table.values()))
-        print("| looked for by | " + " | ".join(columns) + " |")
+        print("| candidates from | " + " | ".join(columns) + " |")
         for name, row in table.items():
             print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in row.values()) + " |")
         if options.out:
@@ -107,19 +108,19 @@ def main(arguments: list[str] | None = None) -> None:
             asyncio.run(measure(model, folder))
 
 
-# What is found
+# Recall
 
 
 def make_library(model: FineLAP, sounds: Path, scenes: int, longs: int, hours: int) -> Iterator[Recording]:
-    """Recordings, the same on every run."""
+    """Creates the recordings, deterministically."""
     files = AudioFiles([item for item in read_labelled(sounds) if item.captions])
     label = [item.captions[0] for item in files.items]
-    heard: dict[int, np.ndarray] = {}
+    decoded: dict[int, np.ndarray] = {}
 
     def get(i: int) -> np.ndarray:
-        if i not in heard:
-            heard[i] = files.get(i)
-        return heard[i]
+        if i not in decoded:
+            decoded[i] = files.get(i)
+        return decoded[i]
 
     steady = np.array([i for i in range(len(files)) if files.duration(i) >= 4.0])
     number = 0
@@ -147,7 +148,7 @@ def _embedded(model: FineLAP, samples: np.ndarray, events: dict[str, Segments]) 
 
 
 def rules() -> dict[str, Callable[[np.ndarray, float], np.ndarray]]:
-    """What a clip could be looked for by, from its frames (T, D) and their hop."""
+    """Candidate vectors of a clip, computed from its frames (T, D) and their hop."""
     made: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {}
     for seconds in (0.96, 1.92, 2.88, 5.12):
         for overlap in (1, 2):
@@ -167,15 +168,15 @@ def _fixed(frames: np.ndarray, length: int, overlap: int) -> np.ndarray:
 
 
 def compare(model: FineLAP, library: list[Recording], candidates: int) -> dict[str, dict[str, float]]:
-    """Name of a rule → its figures, in percent but for the first."""
-    asked = questions(library)
-    texts = model.encode_text([question.text for question in asked]).numpy()
+    """Rule → its figures, in percent except for the first."""
+    asked = queries(library)
+    texts = model.encode_text([query.text for query in asked]).numpy()
     frames = [FrameCodes.from_bytes(recording.codes, model.dim).decode() for recording in library]
     scores = [median_smooth(model.frame_score(f, texts).numpy(), 0.48, model.frame_hop).max(axis=1) for f in frames]
     judge = Judge(model, library, frames, asked, texts, np.stack(scores, axis=1))
     everything = np.tile(np.arange(len(library)), (len(asked), 1))
     hours = sum(recording.duration for recording in library) / 3600
-    print(f"{len(library)} recordings, {hours:.1f} h, {len(asked)} questions, {candidates} candidates")
+    print(f"{len(library)} recordings, {hours:.1f} h, {len(asked)} queries, {candidates} candidates")
     table = {"all clips": judge(everything, 0)}
     clips = np.stack([recording.clip for recording in library])
     table["clip vectors"] = judge(nearest(texts, clips, np.arange(len(clips)), candidates), len(clips) / hours)
@@ -187,16 +188,16 @@ def compare(model: FineLAP, library: list[Recording], candidates: int) -> dict[s
     return table
 
 
-def questions(library: list[Recording]) -> list[Question]:
-    """KINDS, and LABELS labels, those first that are in long recordings."""
-    asked = [Question(kind, lambda x, w=words: not set(x.split()).isdisjoint(w)) for kind, words in KINDS.items()]  # type: ignore[misc]
+def queries(library: list[Recording]) -> list[Query]:
+    """Queries for KINDS and for LABELS labels of long recordings."""
+    asked = [Query(kind, lambda x, w=words: not set(x.split()).isdisjoint(w)) for kind, words in KINDS.items()]  # type: ignore[misc]
     rng = np.random.default_rng(0)
     long = sorted({label for recording in library if recording.duration >= LONG for label in recording.events})
-    return asked + [Question(str(x), lambda y, x=str(x): x == y) for x in rng.permutation(long)[:LABELS]]  # type: ignore[misc]
+    return asked + [Query(str(x), lambda y, x=str(x): x == y) for x in rng.permutation(long)[:LABELS]]  # type: ignore[misc]
 
 
 def nearest(texts: np.ndarray, vectors: np.ndarray, owners: np.ndarray, candidates: int) -> list[np.ndarray]:
-    """For each text the recordings of which some vector is nearest."""
+    """For each text, the recordings with the most similar vectors."""
     found = []
     for text in texts:
         order = owners[np.argsort(-(vectors @ text), kind="stable")]
@@ -206,23 +207,23 @@ def nearest(texts: np.ndarray, vectors: np.ndarray, owners: np.ndarray, candidat
 
 @dataclass(frozen=True)
 class Judge:
-    """Figures for candidates, by what the exact stage would make of them."""
+    """Computes the figures of candidates from the moments that the exact stage finds in them."""
 
     model: FineLAP
     library: list[Recording]
     frames: list[np.ndarray]
-    asked: list[Question]
+    asked: list[Query]
     texts: np.ndarray
     best: np.ndarray  # (Q, N): highest smoothed frame score
 
     def __call__(self, candidates: list[np.ndarray] | np.ndarray, vectors: float) -> dict[str, float]:
         same, kinds, labels, long = [], [], [], []
-        for q, question in enumerate(self.asked):
+        for q, query in enumerate(self.asked):
             chosen = np.asarray(candidates[q])
             top = np.argsort(-self.best[q], kind="stable")[:BEST]
             same.append(np.isin(top, chosen).mean())
             true = [
-                [e for label, events in r.events.items() if question.means(label) for e in events] for r in self.library
+                [e for label, events in r.events.items() if query.matches(label) for e in events] for r in self.library
             ]
             there = [n for n, r in enumerate(self.library) if true[n] and r.duration >= LONG]
             long += np.isin(there, chosen).tolist()
@@ -233,7 +234,7 @@ class Judge:
         return {"vectors an hour": vectors} | {name: 100 * float(np.mean(share)) for name, share in shares.items()}
 
     def moments(self, q: int, chosen: np.ndarray) -> list[tuple[float, int, float, float]]:
-        """The BEST moments of the chosen recordings: (score, recording, start, end). Only the best can have them."""
+        """The BEST moments (score, recording, start, end) of the chosen recordings."""
         found = []
         for n in chosen[np.argsort(-self.best[q, chosen], kind="stable")][:BEST].tolist():
             scores = self.model.frame_score(self.frames[n], self.texts[q : q + 1]).numpy()[0]
@@ -247,11 +248,11 @@ def _iou(start: float, end: float, onset: float, offset: float) -> float:
     return common / (end - start + offset - onset - common)
 
 
-# What it costs
+# Cost
 
 
 def make_many(model: FineLAP, library: list[Recording], count: int, folder: Path) -> None:
-    """A library of so many clips in `folder`, which appears there when it is whole."""
+    """Creates a library of `count` clips and moves it to `folder` when it is complete."""
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
@@ -262,7 +263,7 @@ def make_many(model: FineLAP, library: list[Recording], count: int, folder: Path
 
 
 async def measure(model: FineLAP, folder: Path) -> None:
-    """Prints size, start-up, memory and latencies of the library."""
+    """Prints the size, start-up time, memory and latencies of the library."""
     process = psutil.Process()
     before, began = process.memory_info().rss, time.perf_counter()
     catalog = SqliteLibrary.open(folder, dim=model.dim, checkpoint=model.stamp)
@@ -283,15 +284,15 @@ async def measure(model: FineLAP, folder: Path) -> None:
         pairs = [{"sequence": [a, b]} for a, b in zip(texts, texts[1:], strict=False)]
         for name, asked in (("moments", [{"query": text} for text in texts]), ("sequences of two", pairs)):
             times = []
-            for question in [asked[0], *asked * 3]:
+            for query in [asked[0], *asked * 3]:
                 began = _clocks()
-                (await client.post("/search/moments", json=question)).raise_for_status()
+                (await client.post("/search/moments", json=query)).raise_for_status()
                 times.append(_clocks() - began)
             _print(name, times[1:])
 
 
 def fill(path: Path, model: FineLAP, patterns: list[Recording], count: int) -> None:
-    """Puts clips into an empty library's database, without audio."""
+    """Inserts `count` clips without audio into an empty library's database."""
     rng = np.random.default_rng(0)
     frames = [FrameCodes.from_bytes(pattern.codes, model.dim) for pattern in patterns]
     parts = [cut_segments(some, model.frame_hop).decode() for some in frames]
@@ -321,7 +322,7 @@ def _clocks() -> np.ndarray:
 
 
 def _print(name: str, times: list[np.ndarray]) -> None:
-    """times: of each question its seconds on the clock and of all cores."""
+    """`times` holds the wall and processor seconds of each query."""
     middle, cpu = np.median(times, axis=0) * 1000
     high = np.percentile(np.array(times)[:, 0], 95) * 1000
     print(f"{name}: median {middle:.0f} ms, p95 {high:.0f} ms of {len(times)}; {cpu:.0f} ms of a core")

@@ -1,9 +1,10 @@
-"""What each call of a library costs in SQLite with FAISS and in Milvus, one call after another, on the same clips.
+"""Compares the latency of each library call in SQLite with FAISS and in Milvus, on the same clips.
 
     python -m benchmarks.index.stores milvus://127.0.0.1:19530 --clips 2000
 
-The address is a Milvus that runs; the collection `stores_<dim>` in it must not be there yet and is dropped at the end.
-Clips are made up: unit vectors around 64 centres, ten seconds of frames, three metadata keys, 100 kB of audio.
+The address is that of a running Milvus; the collection `stores_<dim>` must not exist and is dropped at the end. Calls
+are sequential. Clips are synthetic: unit vectors around 64 centres, ten seconds of frames, three metadata keys, 100 kB
+of audio.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _BATCH = 50
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """The rows at unit length, float32."""
+    """The rows normalised, float32."""
     return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def make(number: int, centres: np.ndarray) -> NewClip:
-    """A clip that is the same on every run."""
+    """Creates a clip, deterministic for its number."""
     rng = np.random.default_rng(number)
     centre = centres[rng.integers(len(centres))]
     dim = len(centre)
@@ -51,7 +52,7 @@ def make(number: int, centres: np.ndarray) -> NewClip:
 
 
 def each(call: Callable[[int], object], count: int) -> list[float]:
-    """Seconds that each of so many calls took."""
+    """The seconds of each of `count` calls."""
     seconds = []
     for number in range(count):
         began = time.perf_counter()
@@ -61,7 +62,7 @@ def each(call: Callable[[int], object], count: int) -> list[float]:
 
 
 def measure(library: Library, clips: int, dim: int) -> dict[str, list[float]]:
-    """Seconds of every call, by what was called."""
+    """The seconds of every call, by method."""
     centres = unit(np.random.default_rng(7).standard_normal((64, dim)))
     ones = min(clips, _ASKED)
     fresh = [make(number, centres) for number in range(ones)]
@@ -94,7 +95,7 @@ def main() -> None:
     parts = parse_milvus_url(url)
     client = connect(parts)
     if client.has_collection(parts.collection):
-        parser.error(f"the collection {parts.collection} is there already")
+        parser.error(f"the collection {parts.collection} already exists")
     with tempfile.TemporaryDirectory() as folder:
         local: Library = SqliteLibrary.open(Path(folder, "sqlite"), dim=args.dim, checkpoint="made up")
         shared: Library = MilvusLibrary.open(url, Path(folder, "milvus"), dim=args.dim, checkpoint="made up")

@@ -1,13 +1,12 @@
-"""Vectors like those of a large library, exact answers to queries about them, and a database that has them.
+"""Synthetic vectors like those of a large library, the exact results of queries, and a database with the vectors.
 
-A clip's vector is the unit vector of a sum of four Gaussian directions whose variance falls with 1 / dimension, as
-spectra of embeddings do: one that all clips share (length 0.5), one of its kind of sound (0.6; one kind for each 2,500
-clips), one of its source, say one dog (0.5; one for each 50 clips, sources of a kind), its own (0.5). Kinds and sources
-are as unequal in size as words in a text: the r-th has a share that falls with r^-0.8.
+A clip's vector is the normalised sum of four Gaussian vectors whose variance falls with 1 / dimension, like the spectra
+of embeddings: one shared by all clips (length 0.5), one per kind of sound (0.6; one kind per 2,500 clips), one per
+source, for example one dog (0.5; one per 50 clips), and its own (0.5). The sizes of kinds and sources are as uneven as
+word frequencies: the share of the r-th falls with r^-0.8.
 
-Queries come from the same draw as clips ("sounds": search by example), or from another direction that all texts share
-(0.8), with the kind (0.4), the source (0.3) and noise (0.5) ("texts": the nearest clips are far away, at another angle
-to everything than clips are to each other). Half of the queries each.
+Half of the queries are drawn like clips ("sounds": search by example). The other half ("texts") share another direction
+(0.8), plus the kind (0.4), the source (0.3) and noise (0.5): their nearest clips are far away, as with real texts.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ BEST = 10
 _BLOCK = 20_000
 
 
-class Maker:
-    """Draws vectors (N, D) of one library; the same for the same count, dim and seed."""
+class Generator:
+    """Draws vectors (N, D) of one library, deterministic for a count, dim and seed."""
 
     def __init__(self, count: int, dim: int) -> None:
         self.dim = dim
@@ -44,14 +43,14 @@ class Maker:
         return rng.standard_normal((count, self.dim), dtype=np.float32) * self._spread
 
     def clips(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """As clips are."""
+        """Draws clip vectors."""
         source = rng.choice(len(self._sources), count, p=self._shares)
         own = 0.5 * self._draw(rng, count)
         own += 0.5 * self._all + 0.6 * self._kinds[self._kind_of[source]] + 0.5 * self._sources[source]
         return own / np.linalg.norm(own, axis=1, keepdims=True)
 
     def texts(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """As texts are that ask for clips."""
+        """Draws text queries."""
         source = rng.choice(len(self._sources), count, p=self._shares)
         own = 0.5 * self._draw(rng, count)
         own += 0.8 * self._texts + 0.4 * self._kinds[self._kind_of[source]] + 0.3 * self._sources[source]
@@ -65,7 +64,7 @@ def _shares(count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Data:
-    """The files of one library of `count` vectors in `work`: made once, by `make`."""
+    """The files of one library of `count` vectors in `work`, created once by `make`."""
 
     work: Path
     count: int
@@ -74,11 +73,11 @@ class Data:
 
     @property
     def database(self) -> Path:
-        """Clips and vectors, rows 1 … count, nothing else in it."""
+        """A database that holds only clips and vectors, rows 1 … count."""
         return self.work / "catalog.sqlite3"
 
     def vectors(self) -> np.ndarray:
-        """(count, D) float32, mapped from the disk; row n of the database is index n - 1."""
+        """Vectors (count, D) float32, memory-mapped; row n of the database is index n - 1."""
         return np.load(self.work / "vectors.npy", mmap_mode="r")
 
     def asked(self) -> np.ndarray:
@@ -90,16 +89,16 @@ class Data:
         return np.load(self.work / "truth.npy")
 
     def more(self, count: int) -> np.ndarray:
-        """Vectors (count, D) that the library does not have."""
-        return Maker(self.count, self.dim).clips(count, np.random.default_rng(4))
+        """Draws vectors (count, D) that are not in the library."""
+        return Generator(self.count, self.dim).clips(count, np.random.default_rng(4))
 
     def make(self) -> None:
-        """Makes what is not there yet."""
+        """Creates the files that do not exist yet."""
         self.work.mkdir(parents=True, exist_ok=True)
         wanted = {"count": self.count, "dim": self.dim, "queries": self.queries}
         noted = self.work / "data.json"
         if noted.exists() and json.loads(noted.read_text()) != wanted:
-            raise SystemExit(f"{self.work} has data of {noted.read_text()}: name another folder")
+            raise SystemExit(f"{self.work} has data of {noted.read_text()}: choose another folder")
         noted.write_text(json.dumps(wanted))
         if not (self.work / "truth.npy").exists():
             self._make_vectors()
@@ -107,7 +106,7 @@ class Data:
             self._make_database()
 
     def _make_vectors(self) -> None:
-        maker = Maker(self.count, self.dim)
+        maker = Generator(self.count, self.dim)
         rng = np.random.default_rng(2)
         half = self.queries // 2
         asked = np.concatenate([maker.clips(half, rng), maker.texts(self.queries - half, rng)])
@@ -125,7 +124,7 @@ class Data:
         np.save(self.work / "truth.npy", rows)
 
     def _make_database(self) -> None:
-        """Through a connection that does not wait for the disk; the service's does, see its own benchmarks."""
+        """Writes without fsync, unlike the service."""
         aside = self.database.with_suffix(".part")
         for leftover in self.work.glob(aside.name + "*"):
             leftover.unlink()
@@ -144,7 +143,7 @@ class Data:
 
 
 def insert(connection: sqlite3.Connection, rows: np.ndarray, vectors: np.ndarray) -> None:
-    """Clips that have a record and a vector and nothing else."""
+    """Inserts clips with a record and a vector only."""
     names = [f"{row:032x}" for row in rows.tolist()]
     connection.executemany(
         "INSERT INTO clips VALUES (?, ?, ?, ?, 5.0, 48000, 1, '2026-01-01T00:00:00Z', '{}')",
@@ -159,7 +158,7 @@ def insert(connection: sqlite3.Connection, rows: np.ndarray, vectors: np.ndarray
 def _best(
     rows: np.ndarray, similarities: np.ndarray, more: np.ndarray, first_row: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best so far (Q, ≤ BEST), and what another block's similarities (Q, N) make of them."""
+    """Merges the best results so far (Q, ≤ BEST) with another block's similarities (Q, N)."""
     top = np.argpartition(-more, min(BEST, more.shape[1] - 1), axis=1)[:, :BEST]
     rows = np.concatenate([rows, top + first_row], axis=1)
     similarities = np.concatenate([similarities, np.take_along_axis(more, top, axis=1)], axis=1)

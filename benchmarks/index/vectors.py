@@ -1,13 +1,12 @@
-"""Search among a million vectors: the library's index beside FAISS' own, on recall, latency, memory and changes.
+"""Compares search among a million vectors in the library's index and FAISS: recall, latency, memory and changes.
 
     python -m benchmarks.index.vectors --work /somewhere/with/20/GB
 
-Data is made once (see benchmarks/index/vector_data.py) and every way of searching is measured in a process of its own, whose
-result stays in --work: a run that was broken off goes on where it was, and `--again NAME` measures one anew. Recall is
-the share of the exact best ten found. Latency is of one query after another on one thread;
-"computing" is the thread's own time, without what other processes took from it. The library's includes the ten records
-and the reading of whole vectors from its database, whose file is in the disk's cache if the machine has the
-memory; memory is what the process holds (resident), without that cache. The others have no database: they hold vectors.
+The data is created once (benchmarks/index/vector_data.py). Each index is measured in its own process and its result is
+stored in --work: an interrupted run resumes, and `--again NAME` repeats one measurement. Recall is the share of the
+exact best ten that is found. Latency is that of sequential queries on one thread; "computing" is the thread's processor
+time. The library's latency includes reading ten records and whole vectors from its database, whose file is in the page
+cache if memory allows. Memory is resident memory without that cache. The FAISS indexes hold vectors only.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from index.sqlite.stored import StoredVectors
 from index.vectors.index import VectorIndex
 from index.vectors.ivf_rabitq import groups_for
 
-_FEW = 100  # queries for ways that take a second each
+_FEW = 100  # queries for indexes that take about a second each
 _CHANGES = 5000
-_KEPT = 250_000  # vectors of HNSW between two writings
+_CHECKPOINT = 250_000  # vectors added to HNSW between two writes to disk
 Search = Callable[[np.ndarray], np.ndarray]
 
 
 def memory(field: str = "VmRSS") -> float:
-    """GB that this process holds now, or VmHWM: has held at most."""
+    """The memory of this process in GB: now, or at most with VmHWM."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024 / 1e9
 
 
 def ask(search: Search, data: Data, few: bool = False) -> dict[str, float]:
-    """Recall@10 of sounds and of texts, and latencies in seconds, the first few searches left out."""
+    """Recall@10 of sounds and texts, and latencies in seconds after some untimed searches."""
     asked, truth = data.asked(), data.truth()
     chosen = np.linspace(0, len(asked) - 1, _FEW).astype(int) if few else np.arange(len(asked))
     for query in asked[chosen[:: max(1, len(chosen) // 20)]]:
@@ -76,7 +75,7 @@ def ask(search: Search, data: Data, few: bool = False) -> dict[str, float]:
 
 @contextmanager
 def library(data: Data, folder: Path) -> Iterator[tuple[VectorIndex, Store, Search]]:
-    """The index over the database, not filled yet, and a search as SqliteLibrary.search does it."""
+    """Opens the index over the database, not filled yet, with a search like SqliteLibrary.search."""
     database = Store(data.database)
     index = VectorIndex(data.dim, StoredVectors(database, data.dim), stamp="benchmark", folder=folder)
 
@@ -94,7 +93,7 @@ def library(data: Data, folder: Path) -> Iterator[tuple[VectorIndex, Store, Sear
 
 
 def build(data: Data) -> dict[str, Any]:
-    """Codes made from the database, and searches meanwhile."""
+    """Builds codes from the database, with searches meanwhile."""
     with library(data, data.work / "index") as (index, _, search):
         index.fill()
         began = time.perf_counter()
@@ -109,7 +108,7 @@ def build(data: Data) -> dict[str, Any]:
 
 
 def opened(data: Data) -> dict[str, Any]:
-    """A start from the snapshot, and searches."""
+    """Starts from the snapshot and searches."""
     with library(data, data.work / "index") as (index, _, search):
         began = time.perf_counter()
         report = index.fill()
@@ -121,7 +120,7 @@ def opened(data: Data) -> dict[str, Any]:
 
 
 def filtered(data: Data) -> dict[str, Any]:
-    """Searches among shares of the rows, against all their vectors compared."""
+    """Searches subsets of the rows, compared with exact search."""
     vectors, asked, results = data.vectors(), data.asked(), {}
     chosen = asked[:: max(1, len(asked) // _FEW)]
     with library(data, data.work / "index") as (index, _, search):
@@ -147,7 +146,7 @@ def filtered(data: Data) -> dict[str, Any]:
 
 
 def changes(data: Data) -> dict[str, Any]:
-    """Additions and removals one by one and many at once, index alone, and searches while two threads make them."""
+    """Adds and removes vectors one by one and in bulk, and searches during concurrent changes."""
     more = data.more(3 * _CHANGES)
     with library(data, data.work / "index") as (index, database, search):
         index.fill()
@@ -177,7 +176,7 @@ def _rate(rows: np.ndarray, do: Callable[[int], object]) -> float:
 
 
 def _mixed(data: Data, index: VectorIndex, search: Search, rows: np.ndarray, more: np.ndarray) -> dict[str, float]:
-    """Searches while a thread removes and adds 50 clips a second each."""
+    """Searches while a thread removes and adds 50 clips per second each."""
     stop, made = threading.Event(), [0]
 
     def change() -> None:
@@ -199,7 +198,7 @@ def _mixed(data: Data, index: VectorIndex, search: Search, rows: np.ndarray, mor
     return {"mixed_p95": found["p95"], "mixed_rate": rate}
 
 
-# FAISS as it comes
+# FAISS
 
 
 def _fill(index: Any, data: Data, batch: int = 50_000) -> float:
@@ -220,7 +219,7 @@ def _faiss(data: Data, index: Any, seconds: float, few: bool = False, **paramete
 
 
 def flat(data: Data) -> dict[str, Any]:
-    """Every vector, float32."""
+    """All vectors, float32."""
     import faiss
 
     index = faiss.IndexFlatIP(data.dim)
@@ -239,10 +238,10 @@ def flat(data: Data) -> dict[str, Any]:
 
 
 def hnsw(data: Data) -> dict[str, Any]:
-    """HNSW of 32 links, float32; the search width (efSearch) is the least of some that finds 99 % of both.
+    """HNSW with 32 links, float32; efSearch is the smallest tried value with 99 % recall of both.
 
-    Made on all cores, which takes from minutes to hours; what there is is kept now and then, so a build that was broken
-    off goes on, and measured as read again.
+    Building takes minutes to hours on all cores. It is written to disk regularly, so an interrupted build resumes, and
+    is measured as read from disk.
     """
     import faiss
 
@@ -255,7 +254,7 @@ def hnsw(data: Data) -> dict[str, Any]:
     vectors = data.vectors()
     while index.ntotal < data.count:
         began, worked = time.perf_counter(), time.process_time()
-        upto = min(data.count, (index.ntotal // _KEPT + 1) * _KEPT)
+        upto = min(data.count, (index.ntotal // _CHECKPOINT + 1) * _CHECKPOINT)
         for first in range(index.ntotal, upto, 10_000):
             index.add(np.ascontiguousarray(vectors[first : min(first + 10_000, upto)]))
             print(f"{index.ntotal} vectors, {spent['seconds'] + time.perf_counter() - began:.0f} s", flush=True)
@@ -272,12 +271,12 @@ def hnsw(data: Data) -> dict[str, Any]:
 
 
 def sq8(data: Data) -> dict[str, Any]:
-    """An inverted file of 8-bit codes, groups as in the library; the groups read are the fewest that find 99 %."""
+    """An inverted file of 8-bit codes with the library's number of groups; nprobe is the smallest with 99 % recall."""
     return _inverted(data, "SQ8")
 
 
 def sq4(data: Data) -> dict[str, Any]:
-    """The same of 4-bit codes, without whole vectors."""
+    """The same with 4-bit codes, without whole vectors."""
     return _inverted(data, "SQ4")
 
 
@@ -309,7 +308,7 @@ _NAMES = {"opened": "the library", "flat": "FAISS Flat", "hnsw": "FAISS HNSW32",
 
 
 def report(results: dict[str, dict[str, Any]]) -> str:
-    """The table of all ways, and what else was measured as JSON."""
+    """The table of all indexes, then the other measurements as JSON."""
     rows = []
     for stage, name in _NAMES.items():
         if stage in results:
@@ -328,21 +327,21 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         "p50 computing",
         "p95 computing",
         "memory GB",
-        "made in s",
+        "build s",
     ]
     rest = {stage: results[stage] for stage in ("build", "opened", "changes", "filtered", "flat") if stage in results}
     return table(head, rows) + "\n\n" + json.dumps(rest, indent=1)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and results, outside the checkout")
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--queries", type=int, default=1000)
-    parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES), help="these ways alone")
-    parser.add_argument("--again", nargs="*", choices=STAGES, default=[], help="measure these anew")
+    parser.add_argument("--only", nargs="*", choices=STAGES, default=list(STAGES), help="measure only these")
+    parser.add_argument("--again", nargs="*", choices=STAGES, default=[], help="repeat these measurements")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)

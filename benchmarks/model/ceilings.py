@@ -1,10 +1,10 @@
-"""What this machine can do at most: arithmetic in matrix products and bytes from memory, measured.
+"""Measures this machine's limits: the rate of matrix products and the memory bandwidth.
 
     python -m benchmarks.model.ceilings [--runs 7] [--json FILE]
 
-Every other benchmark of the model sets its times beside these. A rate is the best, over shapes that a network has, of
-the medians of `--runs` products on all cores; bfloat16 is measured only where `model.bfloat16` finds that it may be
-used, since elsewhere it may end the process.
+The other benchmarks of the model compare their times with these. A rate is the best, over shapes of real networks, of
+the medians of `--runs` products on all cores. bfloat16 is measured only if `model.bfloat16` allows it, because
+elsewhere it may kill the process.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ import torch.nn.functional as F
 from benchmarks import common
 from model.bfloat16 import bfloat16_is_sound
 
-# rows, inner and outer width: tokens of 1 and of 8 windows through the layers of a base transformer, and a large square
+# rows, inner and outer width: tokens of 1 and 8 windows through the layers of a base transformer, and a large square
 SHAPES = ((513, 768, 3072), (4104, 768, 3072), (4104, 3072, 768), (2048, 2048, 2048))
-_COPIED = 256 << 20  # bytes
+_COPY_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Operations a second of matrix products by dtype, and bytes a second read plus written by a large copy."""
+    """Matrix product operations per second by dtype, and bytes per second read plus written by a large copy."""
 
     matmul: dict[str, float]
     memory: float
 
     def of(self, dtype: str) -> float:
-        """Operations a second; NaN for what was not measured."""
+        """Operations per second; NaN for a dtype that was not measured."""
         return self.matmul.get(dtype, float("nan"))
 
 
 def median_seconds(work: Callable[[], object], runs: int, warm: int = 2) -> float:
-    """The median of `runs` calls after `warm` that do not count."""
+    """The median of `runs` calls after `warm` untimed ones."""
     for _ in range(warm):
         work()
     taken = []
@@ -53,14 +53,14 @@ def median_seconds(work: Callable[[], object], runs: int, warm: int = 2) -> floa
 
 
 def measure(runs: int = 7) -> Ceilings:
-    """Both ceilings, now."""
+    """Measures both limits."""
     dtypes = [torch.float32, *([torch.bfloat16] if bfloat16_is_sound() else [])]
     with torch.no_grad():
         rates = {str(d).removeprefix("torch."): max(_rate(shape, d, runs) for shape in SHAPES) for d in dtypes}
-        source = torch.ones(_COPIED // 4)
+        source = torch.ones(_COPY_BYTES // 4)
         target = torch.empty_like(source)
         seconds = median_seconds(lambda: target.copy_(source), runs)
-    return Ceilings(rates, 2 * _COPIED / seconds)
+    return Ceilings(rates, 2 * _COPY_BYTES / seconds)
 
 
 def _rate(shape: tuple[int, int, int], dtype: torch.dtype, runs: int) -> float:

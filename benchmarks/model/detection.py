@@ -1,16 +1,15 @@
-"""From frame scores to events: a sliding median, a second lower threshold, and boxes by change detection, compared.
+"""Compares methods that turn frame scores into events: a sliding median, hysteresis, and boxes by change detection.
 
-Mixtures are made as for the bundled checkpoint's own figures (training.evaluation.validation). Settings are chosen on mixtures of
-the sounds that the checkpoint was trained on, by event F1 at its best threshold; the table is of mixtures of the
-validation packages. Needs the extras `train` and `evaluate`. SOUNDS is a folder of labelled sounds as
-`python -m training.recipes.fetch_sounds` fills it:
+Mixtures are made as for the bundled checkpoint's figures (training.evaluation.validation). Settings are chosen by event
+F1 at its best threshold on mixtures of training sounds; the table is measured on mixtures of the validation packages.
+Needs the extras `train` and `evaluate`. SOUNDS is a folder of labelled sounds, as filled by
+`python -m training.recipes.fetch_sounds`:
 
     python -m benchmarks.model.detection runs/sounds --out postprocessing.json
 
-PSDS is taken over all thresholds, of every phrase that sounds in some mixture asked of every mixture, without merging,
-without a shortest duration and without the spread over classes. Event F1 is that of `find_events` (intersection over
-union 0.5, merging as by default), ten phrases asked of each mixture. Intervals come from drawing mixtures again, the
-same ones for all ways.
+PSDS covers all thresholds and scores every phrase that occurs in any mixture on every mixture, without merging, minimum
+duration or penalty for the spread over classes. Event F1 is that of `find_events` (intersection over union 0.5, default
+merging) for ten phrases per mixture. Intervals are bootstrapped over mixtures, with the same draws for all methods.
 """
 
 from __future__ import annotations
@@ -37,38 +36,38 @@ from training.evaluation.sed_metrics import PSDS1_NO_SPREAD, PSDS2_NO_SPREAD, Ps
 from training.evaluation.validation import make_mixtures, score_mixtures
 
 RECIPE = REPO / "training" / "configs" / "finelap-small.yaml"
-FINE = 8  # boxes are laid on a grid this much finer than the frames; half a step filter has to lie on it
+FINE = 8  # grid steps per frame for boxes; half a step filter must be a multiple of a step
 THRESHOLDS = np.round(np.arange(0.1, 0.9, 0.025), 3)
-COARSE = THRESHOLDS[6::2]  # to choose settings by
+COARSE = THRESHOLDS[6::2]  # for choosing settings
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way from scores to events: settings whose threshold is free; `ratio`: of the lower threshold to it."""
+class Method:
+    """A method: settings with a free threshold; `ratio` is the low threshold as a share of it."""
 
     name: str
     settings: DetectionSettings
     ratio: float = 1.0
 
     def at(self, threshold: float) -> DetectionSettings:
-        """Its settings at one threshold."""
+        """The settings at one threshold."""
         low = None if self.settings.method == "sebb" else self.ratio * threshold
         return replace(self.settings, threshold=threshold, low_threshold=low)
 
     def over_all_thresholds(self, recording: Scored) -> Scored:
-        """A track that, cut at any threshold, gives the events of that threshold before merging."""
-        how, hop = self.settings, recording.frame_hop
-        if how.method == "sebb":
-            rows = [_boxes_as_track(row, how, recording) for row in recording.scores]
+        """Tracks that, cut at any threshold, give the events of that threshold before merging."""
+        settings, hop = self.settings, recording.frame_hop
+        if settings.method == "sebb":
+            rows = [_boxes_as_track(row, settings, recording) for row in recording.scores]
             return replace(recording, scores=np.stack(rows), frame_hop=hop / FINE)
-        smooth = median_smooth(recording.scores, how.median_filter, hop)
+        smooth = median_smooth(recording.scores, settings.median_filter, hop)
         return replace(recording, scores=reaching(smooth, self.ratio))
 
 
 def reaching(scores: np.ndarray, ratio: float) -> np.ndarray:
-    """scores (C, T) → (C, T): the highest threshold at which hysteresis with `ratio` × threshold takes each frame in.
+    """Scores (C, T) → (C, T): the highest threshold at which hysteresis with `ratio` includes each frame.
 
-    Frame t is in from frame u at threshold h if u has at least h and every frame from u to t at least ratio × h.
+    Frame t is included at threshold h if some frame u scores at least h and all frames from u to t at least ratio × h.
     """
     if ratio == 1.0:
         return scores
@@ -80,14 +79,14 @@ def reaching(scores: np.ndarray, ratio: float) -> np.ndarray:
     return best
 
 
-def _boxes_as_track(row: np.ndarray, how: DetectionSettings, recording: Scored) -> np.ndarray:
+def _boxes_as_track(row: np.ndarray, settings: DetectionSettings, recording: Scored) -> np.ndarray:
     step = recording.frame_hop / FINE
     onsets, offsets, scores = event_boxes(
         row[: len(recording.stamps()) - 1],
         recording.stamps(),
-        how.step_filter_length,
-        how.merge_threshold_abs,
-        how.merge_threshold_rel,
+        settings.step_filter_length,
+        settings.merge_threshold_abs,
+        settings.merge_threshold_rel,
     )
     track = np.zeros(len(row) * FINE, dtype=np.float32)
     for onset, offset, score in zip(onsets, offsets, scores, strict=True):
@@ -95,42 +94,44 @@ def _boxes_as_track(row: np.ndarray, how: DetectionSettings, recording: Scored) 
     return track
 
 
-def psds_of(way: Way, recordings: Sequence[Scored], wanted: dict[str, Psds]) -> dict[str, float]:
+def psds_of(method: Method, recordings: Sequence[Scored], wanted: dict[str, Psds]) -> dict[str, float]:
     """PSDS in percent."""
-    found = psds_with([way.over_all_thresholds(r) for r in recordings], wanted)
+    found = psds_with([method.over_all_thresholds(r) for r in recordings], wanted)
     return {name: 100 * result.value for name, result in found.items()}
 
 
-def event_counts(way: Way, asked: Sequence[Scored], thresholds: Iterable[float]) -> np.ndarray:
-    """(H, M, 3): events matched, found and true at each threshold in each mixture."""
+def event_counts(method: Method, asked: Sequence[Scored], thresholds: Iterable[float]) -> np.ndarray:
+    """Counts (H, M, 3) of matched, found and true events at each threshold in each mixture."""
     counts = []
     for threshold in thresholds:
-        how = way.at(float(threshold))
+        settings = method.at(float(threshold))
         for recording in asked:
             sums = np.zeros(3, dtype=int)
             for row, truth in zip(recording.scores, recording.truth, strict=True):
-                found = [(e.onset, e.offset) for e in find_events(row, how, recording.frame_hop, recording.duration)]
+                found = [
+                    (e.onset, e.offset) for e in find_events(row, settings, recording.frame_hop, recording.duration)
+                ]
                 sums += (match_events(found, truth), len(found), len(truth))
             counts.append(sums)
     return np.array(counts).reshape(-1, len(asked), 3)
 
 
 def best_f1(counts: np.ndarray, thresholds: np.ndarray) -> tuple[float, float]:
-    """The best of the thresholds, and its F1 in percent."""
+    """The best threshold and its F1 in percent."""
     scores = [100 * f1(*c.sum(0)) for c in counts]
     best = int(np.argmax(scores))
     return float(thresholds[best]), scores[best]
 
 
 @dataclass(frozen=True)
-class Side:
-    """Mixtures as they were heard: every class of every mixture, and each mixture's own ten phrases."""
+class Mixtures:
+    """Scored mixtures: every class of every mixture, and each mixture's own ten phrases."""
 
     all_classes: list[Scored]
     asked: list[Scored]
 
 
-def hear(model: FineLAP, items: list[Item], store_file: Path, config: EvaluationConfig) -> Side:
+def make_and_score(model: FineLAP, items: list[Item], store_file: Path, config: EvaluationConfig) -> Mixtures:
     """Makes mixtures of the items and scores them."""
     mixtures = make_mixtures(AudioStore(store_file, items, progress=True), config)
     classes = sorted({p for m in mixtures for p, segments in m.segments.items() if segments})
@@ -138,35 +139,37 @@ def hear(model: FineLAP, items: list[Item], store_file: Path, config: Evaluation
     everything = score_mixtures(model, mixtures, phrases)
     sounding = [phrases.index(p) for p in classes]
     own = [[phrases.index(p) for p in m.segments] for m in mixtures]
-    return Side([_rows(r, sounding) for r in everything], [_rows(r, o) for r, o in zip(everything, own, strict=True)])
+    return Mixtures(
+        [_rows(r, sounding) for r in everything], [_rows(r, o) for r, o in zip(everything, own, strict=True)]
+    )
 
 
 def _rows(recording: Scored, rows: list[int]) -> Scored:
     return replace(recording, scores=recording.scores[rows], truth=[recording.truth[i] for i in rows])
 
 
-def choose(side: Side, report: Callable[[str], None]) -> list[Way]:
-    """The ways to compare, with the free settings of each chosen on this side."""
+def choose(mixtures: Mixtures, report: Callable[[str], None]) -> list[Method]:
+    """The methods to compare, with their free settings chosen on these mixtures."""
     chosen: dict[str, float] = {}
 
-    def best(ways: list[Way]) -> Way:
-        for way in ways:
-            threshold, chosen[way.name] = best_f1(event_counts(way, side.asked, COARSE), COARSE)
-            report(f"{way.name}: F1 {chosen[way.name]:.2f} at {threshold}")
-        return max(ways, key=lambda way: chosen[way.name])
+    def best(methods: list[Method]) -> Method:
+        for method in methods:
+            threshold, chosen[method.name] = best_f1(event_counts(method, mixtures.asked, COARSE), COARSE)
+            report(f"{method.name}: F1 {chosen[method.name]:.2f} at {threshold}")
+        return max(methods, key=lambda method: chosen[method.name])
 
-    default = Way("median 0.48 s", DetectionSettings(median_filter=0.48))
-    medians = [Way(f"median {s} s", DetectionSettings(median_filter=s)) for s in (0.8, 1.12, 1.44, 2.08)]
-    none = Way("no smoothing", DetectionSettings(median_filter=0.0))
+    default = Method("median 0.48 s", DetectionSettings(median_filter=0.48))
+    medians = [Method(f"median {s} s", DetectionSettings(median_filter=s)) for s in (0.8, 1.12, 1.44, 2.08)]
+    none = Method("no smoothing", DetectionSettings(median_filter=0.0))
     median = best([none, default, *medians])
     lows = [
-        [Way(f"{way.name}, low {ratio} ×", way.settings, ratio) for ratio in (0.75, 0.6, 0.45, 0.3, 0.2)]
-        for way in (none, default, medians[0], medians[1])
+        [Method(f"{method.name}, low {ratio} ×", method.settings, ratio) for ratio in (0.75, 0.6, 0.45, 0.3, 0.2)]
+        for method in (none, default, medians[0], medians[1])
     ]
-    low = best([way for ways in lows for way in ways])
+    low = best([method for methods in lows for method in methods])
     boxes = best(
         [
-            Way(
+            Method(
                 f"boxes {length} s, abs {high}, rel {rel}",
                 DetectionSettings(
                     method="sebb", step_filter_length=length, merge_threshold_abs=high, merge_threshold_rel=rel
@@ -176,27 +179,27 @@ def choose(side: Side, report: Callable[[str], None]) -> list[Way]:
             for high, rel in [(a, np.inf) for a in (0.2, 0.3, 0.4, 0.5)] + [(np.inf, q) for q in (1.5, 2.0, 3.0)]
         ]
     )
-    ways = [default, none, median, max(lows[1], key=lambda w: chosen[w.name]), low, boxes]
-    return [way for i, way in enumerate(ways) if way not in ways[:i]]
+    methods = [default, none, median, max(lows[1], key=lambda w: chosen[w.name]), low, boxes]
+    return [method for i, method in enumerate(methods) if method not in methods[:i]]
 
 
-def table(ways: list[Way], side: Side, psds2: bool, seed: int = 0) -> Iterator[dict[str, object]]:
-    """A row for each way: PSDS, and F1 at 0.5 and at the best threshold; intervals of the difference to the first."""
+def table(methods: list[Method], mixtures: Mixtures, psds2: bool, seed: int = 0) -> Iterator[dict[str, object]]:
+    """A row per method: PSDS, F1 at 0.5 and at the best threshold, and intervals of the difference to the first."""
     wanted = {"PSDS1, no spread": PSDS1_NO_SPREAD}
     if psds2:
         wanted["PSDS2, no spread"] = PSDS2_NO_SPREAD
-    drawn = np.random.default_rng(seed).integers(0, len(side.asked), (1000, len(side.asked)))
+    drawn = np.random.default_rng(seed).integers(0, len(mixtures.asked), (1000, len(mixtures.asked)))
     before: tuple[np.ndarray, np.ndarray] | None = None
-    for way in ways:
-        counts = event_counts(way, side.asked, [0.5, *THRESHOLDS])
+    for method in methods:
+        counts = event_counts(method, mixtures.asked, [0.5, *THRESHOLDS])
         again = np.stack([counts[:, draw].sum(1) for draw in drawn], axis=1)  # (H, draws, 3)
         f1s = 200 * again[..., 0] / (again[..., 1] + again[..., 2])
         at_half, at_best = f1s[0], f1s[1:].max(0)
         before = before or (at_half, at_best)
         threshold, best = best_f1(counts[1:], THRESHOLDS)
         yield {
-            "way": way.name,
-            **{k: round(v, 2) for k, v in psds_of(way, side.all_classes, wanted).items()},
+            "method": method.name,
+            **{k: round(v, 2) for k, v in psds_of(method, mixtures.all_classes, wanted).items()},
             "F1 at 0.5": round(100 * f1(*counts[0].sum(0)), 2),
             "more than the first, 95 %": np.quantile(at_half - before[0], [0.025, 0.975]).round(2).tolist(),
             "best threshold": threshold,
@@ -206,14 +209,14 @@ def table(ways: list[Way], side: Side, psds2: bool, seed: int = 0) -> Iterator[d
 
 
 def main() -> None:
-    """Chooses, measures, prints."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sounds", type=Path, help="folder of labelled sounds with a manifest.jsonl")
     parser.add_argument("--checkpoint", default="checkpoints/finelap-small")
-    parser.add_argument("--mixtures", type=int, default=200, help="to measure on")
+    parser.add_argument("--mixtures", type=int, default=200, help="mixtures to measure on")
     parser.add_argument("--choose-by", type=int, default=120, help="mixtures to choose settings by")
-    parser.add_argument("--psds2", action="store_true", help="PSDS2 too, which takes most of the time")
-    parser.add_argument("--work", type=Path, help="folder for decoded sounds, kept")
+    parser.add_argument("--psds2", action="store_true", help="also compute PSDS2, which takes most of the time")
+    parser.add_argument("--work", type=Path, help="folder for decoded sounds, kept for later runs")
     parser.add_argument("--out", type=Path, help="JSON with the table")
     args = parser.parse_args()
     recipe = read_recipe(RECIPE)
@@ -229,14 +232,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = args.work or Path(folder)
         config = replace(recipe.evaluation, mixtures=args.choose_by)
-        training = hear(model, trained_on, work / "training.i16", config)
+        training = make_and_score(model, trained_on, work / "training.i16", config)
         report(f"{len(training.asked)} mixtures of {len(trained_on)} sounds to choose by")
-        ways = choose(training, report)
+        methods = choose(training, report)
         config = replace(recipe.evaluation, mixtures=args.mixtures)
-        validation = hear(model, held_out, work / "validation.i16", config)
+        validation = make_and_score(model, held_out, work / "validation.i16", config)
         report(f"{len(validation.asked)} mixtures of {len(held_out)} sounds to measure on")
         rows = []
-        for row in table(ways, validation, args.psds2):
+        for row in table(methods, validation, args.psds2):
             report(json.dumps(row, ensure_ascii=False))
             rows.append(row)
     if args.out:

@@ -1,12 +1,12 @@
-"""EAT-base on a GPU: windows a second beside the rate of matrix products there, and end to end from FLAC bytes.
+"""Measures EAT-base on a GPU: windows per second as a share of its matrix rate, and end to end from FLAC bytes.
 
     python -m benchmarks.model.gpu [--device cuda] [--dtype bfloat16] [--batches 16 64 128] [--runs 7] [--json FILE]
 
-Of each batch: the encoder with both embeddings on log-mel that lies on the device; the same replayed as a CUDA graph;
-`encode_windows`, which also copies waveforms there, makes the log-mel and copies embeddings back. Shares are of the
-largest rate of matrix products in the same run, the named ceiling; medians of `--runs`. End to end: FLAC files in
-memory, decoded by as many threads as there are cores, through `encode_windows`; left out without the library soundfile.
-Random weights and noise cost what real ones do. Needs PyTorch and NumPy alone; `--device cpu` tries it without a GPU.
+For each batch size: the encoder and both embeddings from log-mel on the device; the same replayed as a CUDA graph; and
+`encode_windows`, which also copies waveforms to the device, computes the log-mel and copies embeddings back. Shares are
+of the highest matrix rate in the same run; values are medians of `--runs`. End to end: FLAC files in memory, decoded by
+one thread per core, through `encode_windows`; skipped if soundfile is not installed. Random weights and noise cost as
+much as real data. Needs only PyTorch and NumPy; `--device cpu` runs it without a GPU.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from benchmarks.model import sizes
 from model import FineLAP
 
 _SAMPLES = 160_000  # 10 s
-_TURNS = 3  # of decoding and of end to end, one after the other: what else the machine does falls on both
-# rows, inner and outer width: tokens of 16 and 128 windows through a base transformer's layers, and large squares
+_TURNS = 3  # of decoding and end to end, alternating, so that other load affects both equally
+# rows, inner and outer width: tokens of 16 and 128 windows through a base transformer's layers, and a large square
 _SHAPES = ((8208, 768, 3072), (65664, 768, 3072), (65664, 3072, 768), (8192, 8192, 8192))
 _SMALL_SHAPES = ((2048, 768, 3072), (1024, 1024, 1024))
 
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("There is no GPU that PyTorch can use here.", file=sys.stderr)
+        print("PyTorch finds no GPU.", file=sys.stderr)
         return 2
     dtype = getattr(torch, options.dtype)
     model = sizes.build(sizes.BASE, dtype).to(device)
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, runs: int) -> float:
-    """Operations a second of the fastest matrix product, twice rows times both widths each."""
+    """Operations per second of the fastest matrix product (2 × rows × inner × outer width each)."""
     rates = []
     for rows, inner, outer in _SHAPES if device.type == "cuda" else _SMALL_SHAPES:
         left = torch.randn(rows, inner, device=device, dtype=dtype)
@@ -72,7 +72,7 @@ def ceiling(device: torch.device, dtype: torch.dtype, runs: int) -> float:
 
 
 def seconds(work: Callable[[], object], device: torch.device, runs: int) -> float:
-    """The median of `runs` calls, each until the device is done, after two that do not count."""
+    """The median seconds of `runs` calls, each until the device is idle, after two untimed ones."""
     taken = []
     with torch.no_grad():
         for again in range(runs + 2):
@@ -86,7 +86,7 @@ def seconds(work: Callable[[], object], device: torch.device, runs: int) -> floa
 
 
 def measure(model: FineLAP, limit: float, batches: list[int], runs: int) -> dict[str, Any]:
-    """Windows a second of every batch, each way."""
+    """Windows per second for each batch size and path."""
     rows, device = [], model.device
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
@@ -108,11 +108,11 @@ def measure(model: FineLAP, limit: float, batches: list[int], runs: int) -> dict
 
 
 def graph(model: FineLAP, mel: Tensor) -> Callable[[], object]:
-    """The forward pass captured for this shape."""
+    """The forward pass, captured as a CUDA graph for this shape."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        for _ in range(3):  # libraries choose their kernels before the capture
+        for _ in range(3):  # libraries select their kernels before the capture
             model.forward_audio(mel)
     torch.cuda.current_stream().wait_stream(aside)
     captured = torch.cuda.CUDAGraph()
@@ -122,7 +122,7 @@ def graph(model: FineLAP, mel: Tensor) -> Callable[[], object]:
 
 
 def from_flac(model: FineLAP, batch: int, seconds: float) -> dict[str, float] | None:
-    """Windows a second from FLAC bytes, and of decoding alone, each the best of its turns; None without soundfile."""
+    """Windows per second from FLAC bytes and of decoding alone, the best of the turns; None without soundfile."""
     try:
         import soundfile
     except ImportError:
@@ -140,7 +140,7 @@ def from_flac(model: FineLAP, batch: int, seconds: float) -> dict[str, float] | 
         began, done = time.perf_counter(), 0
         coming = pool.map(decode, range(batch))
         while (took := time.perf_counter() - began) < seconds / _TURNS:
-            waveforms, coming = list(coming), pool.map(decode, range(batch))  # the next are decoded meanwhile
+            waveforms, coming = list(coming), pool.map(decode, range(batch))  # decodes the next batch concurrently
             take(waveforms)
             done += batch
         return done / took
@@ -152,7 +152,7 @@ def from_flac(model: FineLAP, batch: int, seconds: float) -> dict[str, float] | 
 
 
 def noise(count: int) -> list[np.ndarray]:
-    """Recordings of 10 s."""
+    """`count` recordings of noise, 10 s each."""
     rng = np.random.default_rng(0)
     return [0.1 * rng.standard_normal(_SAMPLES, dtype=np.float32) for _ in range(count)]
 
@@ -165,8 +165,8 @@ def show(report: dict[str, Any]) -> str:
     for row in report["windows"]:
         lines.append(f"| {row['batch']} | {row['way']} | {row['per_second']:.1f} | {100 * row['share']:.0f} % |")
     flac = report["from FLAC"]
-    told = "not measured" if flac is None else ", ".join(f"{name} {rate:.1f}" for name, rate in flac.items())
-    return "\n".join([*lines, "", f"from FLAC bytes, windows/s: {told}"])
+    rates = "not measured" if flac is None else ", ".join(f"{name} {rate:.1f}" for name, rate in flac.items())
+    return "\n".join([*lines, "", f"from FLAC bytes, windows/s: {rates}"])
 
 
 def _finish(device: torch.device) -> None:

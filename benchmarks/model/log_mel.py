@@ -1,10 +1,10 @@
-"""Log-mel windows a second: the batched front end beside the plain loop that people have without a GPU or torchaudio.
+"""Measures log-mel windows per second: the batched front end, and the usual plain loop in NumPy.
 
     python -m benchmarks.model.log_mel [--runs 5] [--json FILE]
 
-The named baseline is `transformers.audio_utils.spectrogram` with the same settings (Kaldi's 128 mel bins, 25 ms every
-10 ms), one recording of 10 s after another, in NumPy. Both take turns. Said as well: the largest difference in their
-logarithms where there is sound, operations and bytes of a window, and the rate of matrix products in the same run.
+The baseline is `transformers.audio_utils.spectrogram` with the same settings (Kaldi's 128 mel bins, 25 ms windows every
+10 ms), one recording of 10 s at a time. Both alternate. Also reports the largest difference of the log-mels where there
+is sound, the operations and bytes of a window, and the rate of matrix products in the same run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(model: FineLAP) -> dict[str, float]:
-    """What a window costs, and how far the two are from each other."""
+    """The cost of a window, and the largest difference between the two implementations."""
     (sound,) = sounds(_SECONDS, 1)
     frames = mel_frames_in(len(sound))
     mine, other = ours(model, [sound])[0, :frames], baseline(model, sound)
@@ -66,18 +66,18 @@ def compare(model: FineLAP) -> dict[str, float]:
 
 
 def ours(model: FineLAP, waveforms: list[np.ndarray]) -> np.ndarray:
-    """Raw log-mel (B, frames, bins)."""
+    """Our raw log-mel (B, frames, bins)."""
     with torch.no_grad():
         return np.asarray(model.log_mel(torch.from_numpy(np.stack(waveforms))))
 
 
 def loop(model: FineLAP, waveforms: list[np.ndarray]) -> list[np.ndarray]:
-    """The baseline, one after another."""
+    """The baseline, one recording at a time."""
     return [baseline(model, waveform) for waveform in waveforms]
 
 
 def baseline(model: FineLAP, waveform: np.ndarray) -> np.ndarray:
-    """Raw log-mel (frames, bins) by transformers' own code."""
+    """The raw log-mel (frames, bins) of transformers."""
     from transformers.audio_utils import spectrogram
 
     mel = model.config.mel

@@ -1,4 +1,4 @@
-"""Models to measure: the bundled one, and one of the published size, whose random weights cost what real ones do."""
+"""The models to measure: the bundled one, and one of the published size with random weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from model import FineLAP
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, TextConfig, WindowConfig
 
 SMALL, BASE = "finelap-small", "EAT-base"
-# the published model's text tower is RoBERTa-base
+# RoBERTa-base, the published model's text tower
 _ROBERTA = {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 
 
 def base_config() -> FineLAPConfig:
-    """The published model's sizes: EAT-base, two transformer layers over frames, RoBERTa-base, 1,024 dimensions."""
+    """The published sizes: EAT-base, two transformer layers over frames, RoBERTa-base, 1,024 dimensions."""
     return FineLAPConfig(
         name="eat-base-random",
         windows=WindowConfig(frame_hop=0.15625),
@@ -24,9 +24,9 @@ def base_config() -> FineLAPConfig:
 
 
 def build(size: str, dtype: torch.dtype = torch.float32) -> FineLAP:
-    """A model of one of the sizes, ready for inference; the same weights at each call."""
+    """Builds a model of one of the sizes in eval mode, with the same weights at each call."""
     if size == SMALL:
-        from benchmarks import common  # with libraries that the other one does without
+        from benchmarks import common  # needs libraries that EAT-base does not
 
         return FineLAP.from_pretrained(common.REPO / "checkpoints" / "finelap-small", dtype=dtype)
     torch.manual_seed(0)

@@ -1,13 +1,13 @@
-"""The model by itself: windows, short clips and texts a second, beside what this machine can do at most.
+"""Measures the model alone: windows, short clips and texts per second, as a share of the machine's limits.
 
     python -m benchmarks.model.throughput [--runs 5] [--sizes finelap-small EAT-base] [--json FILE]
 
-For each size, dtype and batch: windows a second of `encode_windows` (log-mel, encoder, both embeddings), the median of
-`--runs` passes; operations of a window as PyTorch counts them, bytes of the weights, and the share of the measured rate
-of matrix products in that dtype (benchmarks.model.ceilings). At the published size it stands beside the published path, the
-named baseline: float32, and the encoder run twice for a clip's and its frames' embeddings, here with our own, fused
-attention and the batch it likes best. The dtypes take turns, so that whatever else the machine does falls on all.
-bfloat16 is left out where model.bfloat16 finds that it may not be used.
+For each size, dtype and batch, reports windows per second of `encode_windows` (log-mel, encoder, both embeddings; the
+median of `--runs` passes), the operations of a window as counted by PyTorch, the bytes of the weights, and the share of
+the measured rate of matrix products in that dtype (benchmarks.model.ceilings). The baseline at the published size is
+the published path: float32, with one encoder pass for the clip and one for the frames, here with our fused attention
+and at its best batch size. The dtypes alternate, so that other load affects all of them equally. bfloat16 is skipped if
+model.bfloat16 does not allow it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _TEXTS = 64
 
 
 def sounds(seconds: float, count: int) -> list[np.ndarray]:
-    """Demo sounds one after another, cut to pieces of so many seconds."""
+    """Recordings of demo sounds, `count` of `seconds` each."""
     tape = common.Tape(0)
     return [tape.read(round(seconds * SAMPLE_RATE)) for _ in range(count)]
 
 
 def two_passes(model: FineLAP, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip and frame embeddings as the published code makes them: one encoder pass for each of the two."""
+    """Clip and frame embeddings as the published code computes them, with one encoder pass each."""
     with torch.no_grad():
         mel = model.mel(waveforms, model.config.windows.mel_frames).to(model.dtype)
         clips = model.adapter.forward_clip(model.audio_encoder(mel).pooled)
@@ -54,7 +54,7 @@ def two_passes(model: FineLAP, waveforms: list[np.ndarray]) -> tuple[torch.Tenso
 
 
 def in_turns(work: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """The median seconds of each, after one call that does not count."""
+    """The median seconds of each function, called in turns after one untimed call."""
     taken: dict[str, list[float]] = {name: [] for name in work}
     for again in range(runs + 1):
         for name, once in work.items():
@@ -66,7 +66,7 @@ def in_turns(work: dict[str, Callable[[], object]], runs: int) -> dict[str, floa
 
 
 def operations(model: FineLAP) -> int:
-    """Of one window: multiplications and additions in matrix products and convolutions."""
+    """The multiplications and additions of one window in matrix products and convolutions."""
     mel = model.mel(sounds(_WHOLE, 1), model.config.windows.mel_frames)
     with FlopCounterMode(display=False) as counter:  # with gradients: fused convolutions are not counted
         model.forward_audio(mel)
@@ -74,7 +74,7 @@ def operations(model: FineLAP) -> int:
 
 
 def cosines(model: FineLAP, reference: FineLAP) -> dict[str, float]:
-    """The least and the mean cosine between the embeddings of the demo sounds."""
+    """The lowest and mean cosines between two models' embeddings of the demo sounds."""
     clips: list[float] = []
     frames: list[float] = []
     for waveform in sounds(_WHOLE, 16):
@@ -88,7 +88,7 @@ def cosines(model: FineLAP, reference: FineLAP) -> dict[str, float]:
 
 
 def measure(size: str, limits: ceilings.Ceilings, runs: int) -> dict[str, Any]:
-    """All of one size."""
+    """Measures everything of one size."""
     dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if bfloat16_is_sound() else {})
     models = {name: sizes.build(size, dtype) for name, dtype in dtypes.items()}
     exact = models["float32"]
@@ -109,7 +109,7 @@ def measure(size: str, limits: ceilings.Ceilings, runs: int) -> dict[str, Any]:
         found.setdefault("encoder_bytes", {})[name] = weights
         if model is not exact:
             found["cosine_to_float32"][name] = cosines(model, exact)
-    # without lengths of its own for short clips a model is given whole windows, and there is nothing to compare
+    # without shorter buckets, short clips are padded to whole windows and there is nothing to compare
     found["short_clips"] = _short(models, runs) if exact.config.windows.buckets else {}
     if exact.tokenizer is not None:
         found["texts"] = _texts(models, runs)
@@ -162,8 +162,8 @@ def show(report: dict[str, Any]) -> str:
         for name, ratio in found.get("ratio_to_two_passes", {}).items():
             lines.append(f"{size}, {name}: {ratio:.2f} times the two passes in float32, each at its best batch")
         for name, cosine in found["cosine_to_float32"].items():
-            said = ", ".join(f"{what.replace('_', ', ')} {value:.5f}" for what, value in cosine.items())
-            lines.append(f"{size}, {name}: cosine to float32: {said}")
+            values = ", ".join(f"{what.replace('_', ', ')} {value:.5f}" for what, value in cosine.items())
+            lines.append(f"{size}, {name}: cosine to float32: {values}")
         for name, ratio in found["short_clips"].items():
             lines.append(f"{size}, {name}: {ratio:.2f} times as many 2 s clips as 10 s ones")
         for name, text in found.get("texts", {}).items():

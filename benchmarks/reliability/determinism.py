@@ -1,10 +1,10 @@
-"""The same sound again: how far its embeddings are from each other when all but the sound is different.
+"""Measures how much the embeddings of a sound vary with everything except the sound.
 
     python -m benchmarks.reliability.determinism [--json FILE]
 
-Company: embedded alone and among others of any length, in batches of any size. Threads: 1, 2 and 3.
-Restarts: in processes of their own. Formats: files with the same samples, and lossy ones. A difference is the largest
-of any number of the clip embedding and of all frames; cosines are those to what the WAV gave.
+Batches: embedded alone and with other recordings of any length, in batches of several sizes. Threads: 1, 2 and 3.
+Restarts: in separate processes. Formats: files with the same samples, and lossy ones. The difference is the largest
+over all values of the clip embedding and the frames; cosines are relative to the embeddings of the WAV.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.common import Tape
 from model.config import SAMPLE_RATE
 
 CHECKPOINT = common.REPO / "checkpoints" / "finelap-small"
-SECONDS = (0.7, 3.0, 10.0, 24.0)  # of the recordings
+SECONDS = (0.7, 3.0, 10.0, 24.0)  # lengths of the recordings
 SAME = ("FLAC", "AIFF", "AU", "CAF", "W64", "RF64")  # formats that keep 16-bit samples
 LOSSY = ("OGG", "MP3")
 _FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
@@ -35,7 +35,7 @@ _FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sy
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the largest difference of any number, and the least cosines of clip and frame."""
+    """A row of the table: the largest difference of any value, and the lowest cosines of clips and frames."""
 
     what: str
     difference: float
@@ -47,14 +47,14 @@ Embedded = dict[str, tuple[np.ndarray, np.ndarray]]  # name → clip (D,), frame
 
 
 def recordings(rate: int = SAMPLE_RATE) -> dict[str, np.ndarray]:
-    """Name → 16-bit samples (n,)."""
+    """Recordings by name, as 16-bit samples (n,)."""
     return {
         f"{s:g}s": np.round(Tape(int(s * 10), rate=rate).read(int(s * rate)) * 32767).astype(np.int16) for s in SECONDS
     }
 
 
 def compare(what: str, ours: Embedded, theirs: Embedded, names: list[str] | None = None) -> Row:
-    """The row of two sets of embeddings; a lossy file may be a frame longer."""
+    """Compares two sets of embeddings; a lossy file may be one frame longer."""
     pairs = [(ours[name], theirs[name]) for name in names or ours]
     lengths = [min(len(a[1]), len(b[1])) for a, b in pairs]
     return Row(
@@ -85,8 +85,8 @@ class _Decoded:
         yield self._samples
 
 
-def company() -> list[Row]:
-    """In this process: alone, and among others."""
+def batches() -> list[Row]:
+    """Embeds in this process, alone and with other recordings, and with several numbers of threads."""
     import torch
 
     from app.inference.engine import Engine
@@ -103,12 +103,12 @@ def company() -> list[Row]:
             frames = np.concatenate([part async for part in stream])
             return stream.embedding, frames
 
-    async def embed(crowd: list[np.ndarray], size: int) -> Embedded:
+    async def embed(company: list[np.ndarray], size: int) -> Embedded:
         engine = Engine(model, max_batch_windows=size)
         await engine.start()
         try:
-            busy = [asyncio.create_task(embed_one(engine, other)) for other in crowd]
-            if crowd:
+            busy = [asyncio.create_task(embed_one(engine, other)) for other in company]
+            if company:
                 found = await asyncio.gather(*(embed_one(engine, samples) for samples in sounds.values()))
             else:
                 found = [await embed_one(engine, samples) for samples in sounds.values()]
@@ -118,7 +118,7 @@ def company() -> list[Row]:
             await engine.close()
 
     alone = asyncio.run(embed([], 1))
-    rows = [compare(f"among others, batches of {n}", alone, asyncio.run(embed(others, n))) for n in (2, 5, 16)]
+    rows = [compare(f"with others, batches of {n}", alone, asyncio.run(embed(others, n))) for n in (2, 5, 16)]
     rows.append(compare("again, alone", alone, asyncio.run(embed([], 16))))
     before = torch.get_num_threads()
     try:
@@ -131,7 +131,7 @@ def company() -> list[Row]:
 
 
 def formats(folder: Path) -> list[Row]:
-    """In processes of their own, from files: the same twice, and in all formats."""
+    """Embeds files in separate processes: WAV twice, and all other formats."""
     sounds = recordings() | {f"{name} at 44.1 kHz": samples for name, samples in recordings(44_100).items()}
     groups = {kind: _write(folder / kind, sounds, kind) for kind in ("WAV", *SAME, *LOSSY)}
     whole = _embed([path for group in groups.values() for path in group.values()], folder / "all.npz")
@@ -155,7 +155,7 @@ def _write(folder: Path, sounds: dict[str, np.ndarray], kind: str) -> dict[str, 
 
 
 def _embed(paths: list[Path], output: Path, **environment: str) -> Embedded:
-    """`finelap embed`, which decodes in processes and batches as the service does."""
+    """Runs `finelap embed`, which decodes and batches like the service."""
     command = [*_FINELAP, "embed", *map(str, paths), "-o", str(output), "--frames", "--checkpoint", str(CHECKPOINT)]
     env = os.environ | {"PYTHONPATH": str(common.REPO)} | environment
     subprocess.run(command, env=env, check=True, capture_output=True, timeout=600)
@@ -168,9 +168,9 @@ def _embed(paths: list[Path], output: Path, **environment: str) -> Embedded:
 
 
 def measure() -> list[Row]:
-    """The whole table."""
+    """Measures the whole table."""
     with tempfile.TemporaryDirectory() as folder:
-        return company() + formats(Path(folder))
+        return batches() + formats(Path(folder))
 
 
 def main() -> None:
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = measure()
-    head = ("what is different", "largest difference", "1 − cosine, clip", "1 − cosine, worst frame")
+    head = ("what differs", "largest difference", "1 − cosine, clip", "1 − cosine, worst frame")
     print(
         common.table(head, [(r.what, f"{r.difference:.1e}", f"{1 - r.clip:.1e}", f"{1 - r.frame:.1e}") for r in rows])
     )

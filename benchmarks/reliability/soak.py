@@ -1,12 +1,12 @@
-"""A service under everything at once for as long as you like: does anything grow, break, or get lost?
+"""Runs a service under every kind of load at once and checks that nothing leaks, breaks or gets lost.
 
     python -m benchmarks.reliability.soak [--minutes 60] [--callers 6] [--json FILE]
 
-Callers add, change, delete, search, detect, listen; some leave in the middle of what they send or read, some send a
-letter at a time, some send files that are broken, too large or too long. Beside them `finelap backup` and
-`finelap reindex` run again and again. A model of the library is kept: what was answered must be there, what was cut off
-may be. At the end the library, a restored backup and the model are compared, clip by clip. Memory and descriptors of
-the service and all its processes are read every few seconds; their slope is that of a line through the second half.
+Callers add, change, delete, search, detect and download. Some disconnect while sending or reading, some send a few
+bytes at a time, some send files that are broken, too large or too long. Meanwhile `finelap backup` and `finelap
+reindex` run repeatedly. A model of the library is maintained: acknowledged changes must be present, interrupted ones
+may be. At the end the library, a restored backup and the model are compared clip by clip. Memory and descriptors of the
+service and its child processes are sampled every few seconds; their slope is that of a line through the second half.
 """
 
 from __future__ import annotations
@@ -38,37 +38,37 @@ from benchmarks.common import Server, Tape, encode
 from model.config import SAMPLE_RATE
 
 SETTINGS = {"max_upload_mb": 8, "max_duration_s": 60, "max_queue_windows": 24, "request_timeout_s": 600}
-_KEPT = 25  # clips of each caller; beyond, it deletes more than it adds
+_CLIPS = 25  # per caller; above it, a caller deletes more than it adds
 _FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 _MOST = 1000  # hits of one search
-_PATIENCE = 900.0  # seconds; what hangs longer is a finding
+_TIMEOUT = 900.0  # seconds; a request that takes longer is reported
 
 
 @dataclass
 class Report:
-    """What happened. `statuses`: (what was done, status) → times. `wrong`: sentences; none in a good run."""
+    """The results. `statuses` counts (action, status); `wrong` describes each problem and is empty in a good run."""
 
     statuses: collections.Counter[tuple[str, int]] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
-    unready: list[str] = field(default_factory=list)  # answers of readiness that were not 200
+    unready: list[str] = field(default_factory=list)  # readiness responses other than 200
     samples: list[tuple[float, int, int, int]] = field(default_factory=list)  # s, bytes, descriptors, processes
     backups: int = 0
     reindexes: int = 0
     clips: int = 0
-    more: int = 0  # clips of callers who left before they had their answer
+    more: int = 0  # clips whose callers disconnected before the response
     seconds: float = 0.0
 
     def slope(self, column: int) -> float:
-        """Of a column of `samples`, an hour, by least squares through the second half of them."""
+        """The slope of a column of `samples` per hour, by least squares through the second half."""
         half = np.array(self.samples[len(self.samples) // 2 :], dtype=np.float64)
         return float(np.polyfit(half[:, 0], half[:, column], 1)[0] * 3600) if len(half) > 2 else 0.0
 
     def tenths(self) -> list[tuple[float, int, int, int]]:
-        """The samples at each tenth of the run."""
+        """The sample at the end of each tenth of the run."""
         return [self.samples[max(0, len(self.samples) * (n + 1) // 10 - 1)] for n in range(10)] if self.samples else []
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The report as plain JSON types."""
         counts = [f"{what} {status}: {n}" for (what, status), n in sorted(self.statuses.items())]
         first = self.samples[len(self.samples) // 2] if self.samples else (0.0, 0, 0, 0)
         last = self.samples[-1] if self.samples else first
@@ -84,7 +84,7 @@ class Report:
             "descriptor slope, an hour": round(self.slope(2), 1),
             "processes, at half and end": [first[3], last[3]],
             "clips compared": self.clips,
-            "clips of callers who left": self.more,
+            "clips of callers that disconnected": self.more,
             "backups": self.backups,
             "reindexes": self.reindexes,
             "unready": self.unready,
@@ -93,9 +93,10 @@ class Report:
 
 
 class Caller(threading.Thread):
-    """One caller with clips of its own. known: name → (id, sha256, metadata); unsure: name → sha256, may be there.
+    """One caller with its own clips.
 
-    `warm`: it has done everything once, so that whatever a service makes once and keeps is there.
+    `known` maps names to (id, sha256, metadata) of acknowledged clips, `unsure` names to the sha256 of clips that may
+    have been stored. `warm` is set once it has done everything once, so that the service has filled its caches.
     """
 
     def __init__(self, number: int, address: str, report: Report, stop: threading.Event) -> None:
@@ -106,19 +107,19 @@ class Caller(threading.Thread):
         self.warm = threading.Event()
         self._choose = random.Random(number)
         self._made = 0
-        self._http = httpx.Client(base_url=address, timeout=_PATIENCE, trust_env=False)
+        self._http = httpx.Client(base_url=address, timeout=_TIMEOUT, trust_env=False)
 
     def run(self) -> None:
         verbs = {
             self.add: 8, self.change: 3, self.search: 6, self.detect: 4, self.read: 3, self.delete: 4, self.broken: 3,
-            self.too_large: 1, self.too_long: 1, self.leave_upload: 2, self.leave_answer: 2, self.slowly: 1,
+            self.too_large: 1, self.too_long: 1, self.abort_upload: 2, self.abort_response: 2, self.slowly: 1,
             self.embed: 2, self.list: 2,
         }  # fmt: skip
         for verb in verbs:
             self.do(verb)
         self.warm.set()
         while not self.stop.is_set():
-            verbs[self.delete] = 12 if len(self.known) > _KEPT else 4
+            verbs[self.delete] = 12 if len(self.known) > _CLIPS else 4
             (verb,) = self._choose.choices(list(verbs), list(verbs.values()))
             self.do(verb)
 
@@ -128,13 +129,13 @@ class Caller(threading.Thread):
         except httpx.HTTPError as error:
             self.wrong(f"{verb.__name__}: {error!r}")
         except Exception as error:
-            self.wrong(f"{verb.__name__}: a fault of this script, or an answer nobody expected: {error!r}")
+            self.wrong(f"{verb.__name__}: an unexpected response, or an error of this script: {error!r}")
 
-    def wrong(self, said: str) -> None:
-        self.report.wrong.append(f"{self.name}: {said}")
+    def wrong(self, problem: str) -> None:
+        self.report.wrong.append(f"{self.name}: {problem}")
 
-    def ask(self, what: str, allowed: tuple[int, ...], method: str, path: str, **content: Any) -> httpx.Response:
-        """A request; 429 is obeyed, anything else that is not `allowed` noted."""
+    def send(self, what: str, allowed: tuple[int, ...], method: str, path: str, **content: Any) -> httpx.Response:
+        """Sends a request, retries after 429, and reports any other status that is not `allowed`."""
         while True:
             answer = self._http.request(method, path, **content)
             self.report.statuses[what, answer.status_code] += 1
@@ -159,35 +160,35 @@ class Caller(threading.Thread):
     def some(self) -> str | None:
         return self._choose.choice(list(self.known)) if self.known else None
 
-    # What it does
+    # Actions
 
     def add(self) -> None:
         data, about = self.sound(), {"caller": self.number, "n": self._made, "tags": ["soak"]}
         name = self.new_name()
         form = {"files": (name, data)}
-        answer = self.ask("add", (200, 201), "POST", "/clips", files=form, data={"metadata": json.dumps(about)})
+        answer = self.send("add", (200, 201), "POST", "/clips", files=form, data={"metadata": json.dumps(about)})
         if answer.is_success:
             clip = answer.json()["clips"][0]
             sha256 = hashlib.sha256(data).hexdigest()
             if clip["sha256"] != sha256 or clip["metadata"] | about != clip["metadata"]:
-                self.wrong(f"add: another clip than was sent: {clip}")
+                self.wrong(f"add: returned a different clip than was sent: {clip}")
             if answer.status_code == 201:
                 self.known[name] = (clip["id"], sha256, clip["metadata"])
             elif sha256 not in self.unsure.values():
-                self.wrong(f"add: {name} was said to be there")
+                self.wrong(f"add: {name} was reported as already stored")
 
     def delete(self) -> None:
         if name := self.some():
             clip_id = self.known[name][0]
-            if self.ask("delete", (204,), "DELETE", f"/clips/{clip_id}").status_code == 204:
+            if self.send("delete", (204,), "DELETE", f"/clips/{clip_id}").status_code == 204:
                 del self.known[name]
-                self.ask("deleted", (404,), "GET", f"/clips/{clip_id}")
+                self.send("deleted", (404,), "GET", f"/clips/{clip_id}")
 
     def change(self) -> None:
         if name := self.some():
             clip_id, sha256, about = self.known[name]
             patch = {"version": self._choose.randrange(10**6)}
-            answer = self.ask("change", (200,), "PATCH", f"/clips/{clip_id}", json={"metadata": patch})
+            answer = self.send("change", (200,), "PATCH", f"/clips/{clip_id}", json={"metadata": patch})
             if answer.is_success:
                 self.known[name] = (clip_id, sha256, about | patch)
                 if answer.json()["metadata"] != about | patch:
@@ -203,25 +204,25 @@ class Caller(threading.Thread):
         }
         if self._choose.random() < 0.3:
             body["filter"] = {"caller": self.number}
-        answer = self.ask("search", (200,), "POST", "/search", json=body)
+        answer = self.send("search", (200,), "POST", "/search", json=body)
         if "filter" in body and answer.is_success:
             names = {hit["clip"]["filename"] for hit in answer.json()["hits"]}
             if strange := names - set(self.known) - set(self.unsure):
-                self.wrong(f"search: found what is not there: {strange}")
+                self.wrong(f"search: found clips that are not stored: {strange}")
 
     def detect(self) -> None:
         form = {"file": ("a.wav", self.sound())}
-        self.ask("detect", (200,), "POST", "/detect", files=form, data={"phrases": ["dog", "rain"]})
+        self.send("detect", (200,), "POST", "/detect", files=form, data={"phrases": ["dog", "rain"]})
 
     def embed(self) -> None:
         files = [("files", ("a.wav", self.sound(2.0))), ("files", ("b.wav", b"no sound"))]
-        answer = self.ask("embed", (200,), "POST", "/embed", files=files)
+        answer = self.send("embed", (200,), "POST", "/embed", files=files)
         if answer.is_success and (len(answer.json()["audio"]), len(answer.json()["errors"])) != (1, 1):
             self.wrong(f"embed: {answer.text[:300]}")
 
     def list(self) -> None:
         where = json.dumps({"caller": self.number})
-        answer = self.ask("list", (200,), "GET", "/clips", params={"filter": where, "limit": 1000})
+        answer = self.send("list", (200,), "GET", "/clips", params={"filter": where, "limit": 1000})
         if answer.is_success:
             there = {clip["filename"] for clip in answer.json()["clips"]}
             if set(self.known) - there or there - set(self.known) - set(self.unsure):
@@ -230,12 +231,12 @@ class Caller(threading.Thread):
     def read(self) -> None:
         if name := self.some():
             clip_id, sha256, _ = self.known[name]
-            self.ask("peaks", (200,), "GET", f"/clips/{clip_id}/peaks", params={"n": 100})
-            answer = self.ask("audio", (200,), "GET", f"/clips/{clip_id}/audio")
+            self.send("peaks", (200,), "GET", f"/clips/{clip_id}/peaks", params={"n": 100})
+            answer = self.send("audio", (200,), "GET", f"/clips/{clip_id}/audio")
             if hashlib.sha256(answer.content).hexdigest() != sha256:
-                self.wrong(f"read: {name} has other bytes")
-            self.ask("range", (206,), "GET", f"/clips/{clip_id}/audio", headers={"Range": "bytes=10-99"})
-            self.ask("similar", (200,), "GET", f"/clips/{clip_id}/similar")
+                self.wrong(f"read: {name} has different bytes")
+            self.send("range", (206,), "GET", f"/clips/{clip_id}/audio", headers={"Range": "bytes=10-99"})
+            self.send("similar", (200,), "GET", f"/clips/{clip_id}/similar")
 
     def broken(self) -> None:
         data = bytearray(self.sound())
@@ -248,55 +249,55 @@ class Caller(threading.Thread):
         else:
             data = bytearray(self._choose.randbytes(50_000))
         form = {"file": ("broken.wav", bytes(data))}
-        self.ask("broken", (200, 413, 415, 422), "POST", "/detect", files=form, data={"phrases": "dog"})
+        self.send("broken", (200, 413, 415, 422), "POST", "/detect", files=form, data={"phrases": "dog"})
 
     def too_large(self) -> None:
-        self.ask("too large", (413,), "POST", "/clips", files={"files": ("large.wav", bytes(9_000_000))})
+        self.send("too large", (413,), "POST", "/clips", files={"files": ("large.wav", bytes(9_000_000))})
 
     def too_long(self) -> None:
         form = {"file": ("long.flac", encode(np.zeros(70 * SAMPLE_RATE, np.float32), "FLAC"))}
-        self.ask("too long", (413,), "POST", "/detect", files=form, data={"phrases": "dog"})
+        self.send("too long", (413,), "POST", "/detect", files=form, data={"phrases": "dog"})
 
-    def leave_upload(self) -> None:
-        """Sends a part of a form, or all of it, and leaves without waiting for the answer."""
+    def abort_upload(self) -> None:
+        """Sends part or all of a form and disconnects without waiting for the response."""
         data = self.sound()
         name = self.new_name()
         self.unsure[name] = hashlib.sha256(data).hexdigest()
         about = {"metadata": json.dumps({"caller": self.number})}
         raw = self._raw("/clips", files={"files": (name, data)}, data=about)
         share = self._choose.choice([0.1, 0.5, 0.9, 1, 1])
-        with self._dial() as caller:
+        with self._connect() as caller:
             caller.sendall(raw[: int(share * len(raw))])
             time.sleep(self._choose.uniform(0, 0.5))
-        self.report.statuses["left an upload", 0] += 1
+        self.report.statuses["aborted an upload", 0] += 1
 
-    def leave_answer(self) -> None:
-        """Leaves with the first bytes of a stream."""
+    def abort_response(self) -> None:
+        """Disconnects after the first bytes of a stream."""
         raw = self._raw(
             "/detect", files={"file": ("a.wav", self.sound(30.0))}, data={"phrases": "dog", "format": "ndjson"}
         )
-        with self._dial() as caller:
+        with self._connect() as caller:
             caller.sendall(raw)
-            caller.settimeout(_PATIENCE)
+            caller.settimeout(_TIMEOUT)
             caller.recv(200)
-        self.report.statuses["left a stream", 0] += 1
+        self.report.statuses["aborted a stream", 0] += 1
 
     def slowly(self) -> None:
-        """A request a few bytes at a time, and its answer too."""
+        """Sends a request and reads its response a few bytes at a time."""
         raw = self._raw("/search", json={"query": "slow"})
-        with self._dial() as caller, contextlib.suppress(ConnectionError):
+        with self._connect() as caller, contextlib.suppress(ConnectionError):
             for at in range(0, len(raw), 40):
                 caller.sendall(raw[at : at + 40])
                 time.sleep(0.05)
-            caller.settimeout(_PATIENCE)
+            caller.settimeout(_TIMEOUT)
             head = b""
             while b"\r\n" not in head and (piece := caller.recv(16)):
                 head += piece
             self.report.statuses["slowly", int(head.split(b" ")[1]) if head else 0] += 1
 
-    def _dial(self) -> socket.socket:
+    def _connect(self) -> socket.socket:
         host, port = self.address.removeprefix("http://").split(":")
-        return socket.create_connection((host, int(port)), timeout=_PATIENCE)
+        return socket.create_connection((host, int(port)), timeout=_TIMEOUT)
 
     def _raw(self, path: str, **content: Any) -> bytes:
         request = httpx.Request("POST", self.address + path, headers={"Connection": "close"}, **content)
@@ -305,7 +306,7 @@ class Caller(threading.Thread):
 
 
 def other_checkpoint(folder: Path) -> Path:
-    """finelap-small with one number changed: another embedding space, as far as a library can tell."""
+    """Saves finelap-small with one weight changed, which a library treats as another embedding space."""
     import torch
 
     from model import FineLAP
@@ -317,8 +318,8 @@ def other_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def upkeep(data: Path, work: Path, checkpoint: Path, report: Report, stop: threading.Event, pause: float) -> None:
-    """Backups and reindexes to another checkpoint beside the service, once at least and until `stop`."""
+def maintain(data: Path, work: Path, checkpoint: Path, report: Report, stop: threading.Event, pause: float) -> None:
+    """Runs backups and reindexes to another checkpoint beside the service, at least once and until `stop`."""
     environment = os.environ | {"PYTHONPATH": str(common.REPO), "FINELAP_DATA_DIR": str(data)}
     commands = {
         "backups": ["backup", str(work / "copies"), "--copy"],
@@ -328,17 +329,17 @@ def upkeep(data: Path, work: Path, checkpoint: Path, report: Report, stop: threa
     while True:
         for name, command in commands.items():
             done = subprocess.run([*_FINELAP, *command], env=environment, capture_output=True, text=True, timeout=1800)
-            if done.returncode:  # a clip that is deleted while it is embedded is not a fault
+            if done.returncode:  # includes clips deleted while they are embedded, which is not an error
                 report.wrong.append(f"finelap {command[0]}: {done.returncode} {done.stderr[-300:]}")
             setattr(report, name, getattr(report, name) + 1)
-        for leftover in data.glob("reindex-*"):  # the next one begins anew
+        for leftover in data.glob("reindex-*"):  # the next run starts from scratch
             leftover.unlink()
         if stop.wait(pause):
             return
 
 
 def watch(pid: int, report: Report, stop: threading.Event) -> None:
-    """Samples until `stop`."""
+    """Takes samples until `stop`."""
     began = time.monotonic()
     while not stop.wait(2.0):
         tree = processes.process_tree(pid)
@@ -349,7 +350,7 @@ def watch(pid: int, report: Report, stop: threading.Event) -> None:
 
 
 def listed(server: Server) -> dict[str, dict[str, Any]]:
-    """Every clip of a library, by its id."""
+    """All clips of a library by id."""
     there: dict[str, dict[str, Any]] = {}
     cursor = None
     while True:
@@ -361,7 +362,7 @@ def listed(server: Server) -> dict[str, dict[str, Any]]:
 
 
 def compare(server: Server, callers: list[Caller], report: Report, work: Path, data: Path) -> None:
-    """The library over HTTP, and a restored backup, against what the callers know."""
+    """Compares the library over HTTP and a restored backup with what the callers expect."""
     there = listed(server)
     known = {clip_id: (name, sha, about) for c in callers for name, (clip_id, sha, about) in c.known.items()}
     unsure = {sha256 for caller in callers for sha256 in caller.unsure.values()}
@@ -371,9 +372,11 @@ def compare(server: Server, callers: list[Caller], report: Report, work: Path, d
         if clip is None or (clip["filename"], clip["sha256"], clip["metadata"]) != (name, sha256, about):
             report.wrong.append(f"lost or changed: {name} {clip}")
         elif hashlib.sha256(server.get(f"/clips/{clip_id}/audio").content).hexdigest() != sha256:
-            report.wrong.append(f"its audio changed: {name}")
+            report.wrong.append(f"audio changed: {name}")
     report.wrong += [
-        f"made up: {clip['filename']}" for i, clip in there.items() if i not in known and clip["sha256"] not in unsure
+        f"never added: {clip['filename']}"
+        for i, clip in there.items()
+        if i not in known and clip["sha256"] not in unsure
     ]
     found = {hit["clip"]["id"] for hit in server.get("/search", q="a sound", k=_MOST).json()["hits"]}
     if found - set(there) or len(found) != min(_MOST, len(there)):
@@ -388,54 +391,54 @@ def compare(server: Server, callers: list[Caller], report: Report, work: Path, d
     with Server({**SETTINGS, "data_dir": work / "restored"}) as other:
         restored = listed(other)
     if restored != there:
-        report.wrong.append("the restored backup is another library")
+        report.wrong.append("the restored backup differs from the library")
 
 
 def soak(seconds: float, callers: int, pause: float = 30.0, least: int = 0) -> Report:
-    """The whole run, of `seconds` and at least so many requests. `pause`: seconds between backups and reindexes."""
+    """Runs for `seconds` and at least `least` requests, with `pause` seconds between backups and reindexes."""
     report, stop = Report(), threading.Event()
     work = Path(tempfile.mkdtemp(prefix="soak-"))
     data = work / "data"
     try:
         checkpoint = other_checkpoint(work / "checkpoint")
         with Server({**SETTINGS, "data_dir": data}) as server:
-            people = [Caller(n, server.address, report, stop) for n in range(callers)]
-            beside = [
-                threading.Thread(target=upkeep, args=(data, work, checkpoint, report, stop, pause)),
+            threads = [Caller(n, server.address, report, stop) for n in range(callers)]
+            background = [
+                threading.Thread(target=maintain, args=(data, work, checkpoint, report, stop, pause)),
                 threading.Thread(target=watch, args=(server.process.pid, report, stop)),
             ]
-            for caller in people:
+            for caller in threads:
                 caller.start()
-            for caller in people:
-                caller.warm.wait(_PATIENCE)
-            for thread in beside:
+            for caller in threads:
+                caller.warm.wait(_TIMEOUT)
+            for thread in background:
                 thread.start()
             began = time.monotonic()
 
-            def goes_on() -> bool:
+            def running() -> bool:
                 return time.monotonic() - began < seconds or report.statuses.total() < least
 
-            while goes_on() and server.process.poll() is None:
+            while running() and server.process.poll() is None:
                 time.sleep(0.5)
                 ready = server.get("/health/ready")
                 report.statuses["ready", ready.status_code] += 1
                 if ready.status_code != 200:
-                    said = f"not ready after {time.monotonic() - began:.0f} s: {ready.text[:300]}"
-                    report.unready.append(said)
-                    again = server.get("/health/ready")  # a machine without a core to spare may be late for once
+                    problem = f"not ready after {time.monotonic() - began:.0f} s: {ready.text[:300]}"
+                    report.unready.append(problem)
+                    again = server.get("/health/ready")  # a busy machine may be late once
                     if again.status_code != 200:
-                        report.wrong.append(said)
+                        report.wrong.append(problem)
             stop.set()
-            for thread in (*people, *beside):
-                thread.join(2 * _PATIENCE)
+            for thread in (*threads, *background):
+                thread.join(2 * _TIMEOUT)
                 if thread.is_alive():
-                    report.wrong.append(f"{thread.name} hangs")
+                    report.wrong.append(f"{thread.name} did not finish")
             report.seconds = time.monotonic() - began
             settle(server)
-            compare(server, people, report, work, data)
+            compare(server, threads, report, work, data)
             log = server.log.read_text(errors="replace")
             if "Traceback" in log:
-                report.wrong.append(f"the log has an error: {log[log.index('Traceback') :][-1500:]}")
+                report.wrong.append(f"the log contains an error: {log[log.index('Traceback') :][-1500:]}")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     report.wrong += [
@@ -445,12 +448,14 @@ def soak(seconds: float, callers: int, pause: float = 30.0, least: int = 0) -> R
 
 
 def settle(server: Server) -> None:
-    """Waits until the service has let go of callers who left."""
+    """Waits until the service has finished the requests of callers that disconnected."""
     deadline = time.monotonic() + 60
     while server.metric('finelap_queue_depth{lane="audio"}') and time.monotonic() < deadline:
         time.sleep(0.2)
     before = None
-    while (there := listed(server)) != before and time.monotonic() < deadline:  # no depth tells of a batch under way
+    while (
+        there := listed(server)
+    ) != before and time.monotonic() < deadline:  # the queue depth does not include a running batch
         before = there
         time.sleep(1.0)
 

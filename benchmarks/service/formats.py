@@ -1,8 +1,10 @@
-"""What each sound format costs and keeps: `python -m benchmarks.service.formats` prints the table of docs/formats.md.
+"""Measures the decoding speed and the embedding error of each sound format, for the table in docs/formats.md.
 
-Makes files of one demo sound with ffmpeg (which must be installed; sox too), decodes them in this process and through
-the isolated decoders, and compares the embeddings with that of the WAV. Times are of the CPU, so that what else runs
-changes them little. `--check` ends with 1 where a cosine is below its bound.
+    python -m benchmarks.service.formats [--check]
+
+Converts one demo sound with ffmpeg and sox (both must be installed), decodes the files in this process and through the
+isolated decoders, and compares their embeddings with that of the WAV. Times are processor times, which other load
+affects little. With `--check` the exit code is 1 if a cosine is below its bound.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from app.decoding.pool import DecoderPool
 from model.config import SAMPLE_RATE
 from model.finelap import FineLAP
 
-_LONG = 300.0  # seconds of the files that are timed: the sound again and again
-_RUNS = 2  # of which the fastest counts
-LOSSLESS, LOSSY = 0.9999, 0.98  # the least cosine to the WAV's clip embedding
+_LONG = 300.0  # seconds, of the timed files, which repeat the sound
+_RUNS = 2  # the fastest counts
+LOSSLESS, LOSSY = 0.9999, 0.98  # lowest acceptable cosine to the WAV's clip embedding
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: how ffmpeg makes it, and the least cosine its embedding must have."""
+    """A format: the ffmpeg options that produce it, and the lowest acceptable cosine of its embedding."""
 
     name: str
     suffix: str
@@ -59,7 +61,7 @@ FORMATS = (
 
 
 def make(form: Format, wav: Path, out: Path) -> None:
-    """Writes `wav` in another format. Raises CalledProcessError."""
+    """Converts `wav` to another format. Raises CalledProcessError."""
     if form.options[0] == "sox":
         command = ["sox", str(wav), *form.options[1:], str(out)]
     else:
@@ -69,7 +71,7 @@ def make(form: Format, wav: Path, out: Path) -> None:
 
 
 def decoder_of(path: Path) -> str:
-    """Which library reads the file."""
+    """The library that decodes the file."""
     try:
         soundfile.info(path)
     except soundfile.LibsndfileError:
@@ -78,7 +80,7 @@ def decoder_of(path: Path) -> str:
 
 
 def seconds_here(path: Path) -> float:
-    """CPU seconds to decode a file in this process."""
+    """Processor seconds to decode a file in this process."""
     began = time.thread_time()
     with path.open("rb") as file, open_stream(file, path.name) as stream:
         for _ in stream:
@@ -87,7 +89,7 @@ def seconds_here(path: Path) -> float:
 
 
 async def seconds_isolated(pool: DecoderPool, path: Path) -> float:
-    """CPU seconds of all processes together to decode a file through the isolated decoders."""
+    """Processor seconds of all processes to decode a file through the isolated decoders."""
     began = _cpu_seconds()
     async with pool.open(path, path.name) as stream:
         async for _ in stream:
@@ -101,7 +103,7 @@ def _cpu_seconds() -> float:
 
 
 async def measure(sound: Path, checkpoint: str, folder: Path) -> list[tuple[Format, str, float, float, float]]:
-    """A row for each format: itself, decoder, cosine, × real time here, × real time isolated."""
+    """A row per format: the format, decoder, cosine, × real time in this process and isolated."""
     samples, rate = soundfile.read(sound, dtype="float32")
     short, long = folder / "short.wav", folder / "long.wav"
     soundfile.write(short, samples, rate, subtype="PCM_16")
@@ -123,7 +125,7 @@ async def measure(sound: Path, checkpoint: str, folder: Path) -> list[tuple[Form
         make(form, long, timed)
         cosine = float(reference @ embed(file))
         here, isolated = [], []
-        for _ in range(_RUNS):  # in turns, so that both meet the same neighbours
+        for _ in range(_RUNS):  # alternating, so that other load affects both equally
             here.append(await asyncio.to_thread(seconds_here, timed))
             isolated.append(await seconds_isolated(pool, timed))
         rows.append((form, decoder_of(file), cosine, _LONG / min(here), _LONG / min(isolated)))
@@ -133,11 +135,11 @@ async def measure(sound: Path, checkpoint: str, folder: Path) -> list[tuple[Form
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sound", type=Path, default=Path("demo/sounds/rain-9a5405.ogg"))
     parser.add_argument("--checkpoint", default="checkpoints/finelap-small")
-    parser.add_argument("--check", action="store_true", help="end with 1 where a cosine is below its bound")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a cosine is below its bound")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = asyncio.run(measure(arguments.sound, arguments.checkpoint, Path(folder)))
@@ -146,7 +148,7 @@ def main() -> int:
         print(f"| {form.name} | {decoder} | {cosine:.4f} | {here:,.0f} | {isolated:,.0f} ({here / isolated:.2f}) |")
     failed = [form.name for form, _, cosine, _, _ in rows if cosine < form.bound]
     if failed:
-        print("below their bound:", ", ".join(failed), file=sys.stderr)
+        print("below the bound:", ", ".join(failed), file=sys.stderr)
     return 1 if failed and arguments.check else 0
 
 

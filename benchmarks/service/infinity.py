@@ -1,13 +1,12 @@
-"""FineLAP beside what people would use instead: infinity serving CLAP, over the same HTTP load in the same run.
+"""Compares FineLAP with infinity serving CLAP, under the same HTTP load in the same run.
 
-    python -m benchmarks.service.infinity --work FOLDER [--rounds 2] [--samples 3] [--seconds 5] [--callers 16] [--json FILE]
+    python -m benchmarks.service.infinity --work FOLDER [--rounds 2] [--seconds 5] [--callers 16] [--json FILE]
 
-Makes, once, a virtual environment in FOLDER with infinity_emb and its dependencies from PyPI, and a CLAP (HTS-AT, 27.5
-million parameters) with random weights. Then rounds alternate between infinity and `finelap serve` with finelap-small,
-one server at a time on all cores: POST of one 10 s clip a request, as a WAV in a data URI to both (OpenAI's shape,
-which both speak), at 48 kHz, the only rate that infinity takes; and of 16 texts a request that no cache knows. Every
-other setting is the default of each. The result is the ratio of the medians. Hugging Face transformers' plain loop over
-CLAP stands beside them.
+Creates once, in FOLDER, a virtual environment with infinity_emb and its dependencies from PyPI, and a CLAP (HTS-AT,
+27.5 million parameters) with random weights. Rounds then alternate between infinity and `finelap serve` with
+finelap-small, one server at a time on all cores. Requests have OpenAI's shape, which both support: one 10 s clip as a
+WAV in a data URI at 48 kHz, the only rate infinity accepts, or 16 uncached texts. All other settings are defaults. The
+result is the ratio of the medians. The plain loop of Hugging Face transformers over CLAP is measured too.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import httpx
 from benchmarks import common
 from benchmarks.common import Server
 
-# infinity 0.0.77 with what it was found to run with; torchvision is not needed for CLAP
+# infinity 0.0.77 with versions it works with; CLAP does not need torchvision
 INFINITY = "infinity_emb==0.0.77"
 PACKAGES = (
     "torch==2.13.0", "transformers<4.49", "optimum<2", "huggingface_hub<1", "sentence-transformers<5", "typer<0.16",
@@ -84,18 +83,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prepare(work: Path) -> tuple[Path, Path]:
-    """The peer's interpreter and its model's folder, made if they are not there."""
+    """Infinity's interpreter and the folder of its model, created if they do not exist."""
     environment, model = work / "venv", work / "clap"
     python = environment / "bin" / "python"
     if not (work / "installed").exists():
-        with common.section("the peer's environment"):
+        with common.section("infinity's environment"):
             venv.create(environment, with_pip=True)
             pip = [str(python), "-m", "pip", "install", "-q"]
             subprocess.run([*pip, "--no-deps", INFINITY], check=True)
             subprocess.run([*pip, *PACKAGES], check=True)
             (work / "installed").touch()
     if not (model / "config.json").exists():
-        with common.section("the peer's model"):
+        with common.section("the CLAP model"):
             model.mkdir(parents=True, exist_ok=True)
             subprocess.run([str(python), str(_CLAP), "make", str(model)], check=True, stdout=sys.stderr)
     return python, model
@@ -103,7 +102,7 @@ def prepare(work: Path) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def infinity(python: Path, model: Path) -> Iterator[str]:
-    """infinity serving the model on a free port: its address, once it is ready."""
+    """Runs infinity with the model on a free port; yields its address once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -131,32 +130,35 @@ def infinity(python: Path, model: Path) -> Iterator[str]:
 
 
 def clips(count: int) -> list[str]:
-    """WAVs of demo sounds as base64."""
+    """WAV recordings of demo sounds, base64-encoded."""
     tape = common.Tape(0, rate=_RATE)
     files = (common.encode(tape.read(round(_SECONDS * _RATE)), rate=_RATE) for _ in range(count))
     return [base64.b64encode(file).decode() for file in files]
 
 
 def measure(url: str, model: str, audio: list[str], options: argparse.Namespace, into: dict[str, list[float]]) -> None:
-    """Samples of the clips and of the texts a second of a server, added to what is known of it."""
-    hear = [
+    """Appends samples of a server's clips and texts per second to `into`."""
+    audio_bodies = [
         json.dumps({"model": model, "modality": "audio", "input": [f"data:audio/wav;base64,{clip}"]}).encode()
         for clip in audio
     ]
 
-    def read() -> bytes:
+    def text_body() -> bytes:
         texts = [f"a dog barks while {uuid.uuid4().hex[:6]} cars pass by in the rain" for _ in range(_TEXTS)]
         return json.dumps({"model": model, "modality": "text", "input": texts}).encode()
 
     numbers = iter(range(1 << 30))
-    for kind, body, items in (("clips", lambda: hear[next(numbers) % len(hear)], 1), ("texts", read, _TEXTS)):
+    for kind, body, items in (
+        ("clips", lambda: audio_bodies[next(numbers) % len(audio_bodies)], 1),
+        ("texts", text_body, _TEXTS),
+    ):
         asyncio.run(_saturate(url, body, options.callers, 1.0))  # warm
         for _ in range(options.samples):
             into[kind].append(items * asyncio.run(_saturate(url, body, options.callers, options.seconds)))
 
 
 async def _saturate(url: str, body: Any, callers: int, seconds: float) -> float:
-    """Requests a second of so many closed loops."""
+    """Requests per second of `callers` closed loops."""
     done = 0
     headers = {"Content-Type": "application/json"}
     async with httpx.AsyncClient(timeout=300, trust_env=False, limits=httpx.Limits(max_connections=None)) as client:
@@ -174,10 +176,10 @@ async def _saturate(url: str, body: Any, callers: int, seconds: float) -> float:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where the environment is made, 3 GB")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the environment, 3 GB")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=3, help="of each kind in a round (3)")
-    parser.add_argument("--seconds", type=float, default=5, help="of a sample (5)")
+    parser.add_argument("--samples", type=int, default=3, help="samples of each kind per round (3)")
+    parser.add_argument("--seconds", type=float, default=5, help="duration of a sample (5)")
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a FINELAP_ setting")
     parser.add_argument("--json", type=Path)

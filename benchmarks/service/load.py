@@ -1,17 +1,17 @@
-"""The service under load: short and long files together, searches beside them, and a flood beyond the queue.
+"""Measures the service under load: short and long files together with searches, and overload beyond the queue.
 
-Starts a server with finelap-small and the demo sounds in its library, default settings, and runs three phases:
+Starts a server with finelap-small, the demo sounds in its library and default settings, and runs three phases:
 
-A  only the callers with 5 s files (half of --callers), each sending the next file when the last is answered
-B  the same, and as many callers with 120 s files
-C  a server of its own with a queue of --flood-queue windows, and --flood-callers callers that each want --flood-rounds
-   answers and wait as long as Retry-After says whenever they are refused
+A  callers with 5 s files (half of --callers), each in a closed loop
+B  the same, plus as many callers with 120 s files
+C  another server with a queue of --flood-queue windows, and --flood-callers callers that each need --flood-rounds
+   successful responses and wait for Retry-After when they get 429
 
-Beside A and B, at fixed rates and from a process of their own: text searches that no cache knows, repeated ones, and
-/health/live; their latency counts from when each was due. A and B alternate, in --slices parts, so that whatever else
-the machine does meanwhile falls on both. Files are demo sounds one after another, wav and flac, no two requests with
-the same bytes. Callers, probes and server share this machine's cores; the processor time of each is in the report.
---tree measures another checkout of the code with the same command.
+During A and B another process sends uncached text searches, repeated searches and /health/live at fixed rates; their
+latency counts from when each was due. A and B alternate in --slices parts, so that other load affects both equally.
+Files are WAV and FLAC recordings of demo sounds, and no two requests have the same bytes. Callers, probes and server
+share this machine's cores; the report has the processor time of each. --tree measures another checkout with the same
+command.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, processes
-from benchmarks.clients import CALLS, Answer, Caller, Crowd, Probe, run_callers
+from benchmarks.clients import CALLS, Caller, Crowd, Outcome, Probe, run_callers
 from benchmarks.common import Latency, Server, section
 
 SHORT, LONG = 5.0, 120.0  # seconds of audio
-_PATIENCE = 300.0  # seconds an answer may take
+_TIMEOUT = 300.0  # seconds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     phases = report["phases"]
     with Server(settings, demo=True, tree=options.tree) as server:
         with section("warming up"):
-            run_callers(server.address, shorts[:2] + longs[:1], 5, _PATIENCE)
+            run_callers(server.address, shorts[:2] + longs[:1], 5, _TIMEOUT)
         slices: dict[str, list[Slice]] = {"A": [], "B": []}
         for _ in range(options.slices):
             for name, callers in (("A", shorts), ("B", shorts + longs)):
@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     with Server(settings | {"max_queue_windows": options.flood_queue}, demo=True, tree=options.tree) as server:
         flood = [Caller(short, SHORT, "detect", i, rounds=options.flood_rounds) for i in range(options.flood_callers)]
         with section(f"phase C, {len(flood)} callers, a queue of {options.flood_queue}"):
-            taken = measure(server, flood, [], _PATIENCE)
-        done = collections.Counter(answer.caller for answer in taken.answers if answer.status == 200)
+            taken = measure(server, flood, [], _TIMEOUT)
+        done = collections.Counter(answer.caller for answer in taken.outcomes if answer.status == 200)
         phases["C"] = summarise([taken])
         phases["C"]["unfinished"] = sum(done[i] < options.flood_rounds for i in range(options.flood_callers))
     p95 = {name: phases[name]["latency"][short]["p95"] for name in "AB"}
@@ -80,34 +80,34 @@ def main(arguments: list[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Slice:
-    """What came of callers and probes that ran together: `took` in seconds, `cpu` in processor seconds of whom."""
+    """The outcomes of one part of a phase: `took` in seconds, `cpu` in processor seconds by group."""
 
-    answers: list[Answer]
+    outcomes: list[Outcome]
     took: float
     cpu: dict[str, float]
 
 
 def measure(server: Server, callers: list[Caller], probes: list[Probe], seconds: float) -> Slice:
-    """Callers and probes together for `seconds`, or until every caller has had its rounds."""
-    crowd = Crowd(server.address, callers, probes, seconds, _PATIENCE)
+    """Runs callers and probes for `seconds`, or until every caller has completed its rounds."""
+    crowd = Crowd(server.address, callers, probes, seconds, _TIMEOUT)
     crowd.start()
     spent, busy = processes.cpu_seconds(server.process.pid), processes.machine_busy()
-    answers = crowd.answers()
+    outcomes = crowd.outcomes()
     spent, busy = processes.cpu_seconds(server.process.pid) - spent, processes.machine_busy() - busy
-    others = max(0.0, busy - spent - crowd.cpu_seconds)  # what the rest of the machine did meanwhile
-    return Slice(answers, crowd.took, {"server": spent, "clients": crowd.cpu_seconds, "others": others})
+    others = max(0.0, busy - spent - crowd.cpu_seconds)  # processor time of all other processes
+    return Slice(outcomes, crowd.took, {"server": spent, "clients": crowd.cpu_seconds, "others": others})
 
 
 def summarise(slices: list[Slice]) -> dict[str, Any]:
-    """Latencies of what was answered well, by kind, and counts of everything else, over all slices of a phase."""
-    answers, took = [answer for part in slices for answer in part.answers], sum(part.took for part in slices)
+    """Latencies of successful requests by kind, and counts of all others, over all slices of a phase."""
+    outcomes, took = [answer for part in slices for answer in part.outcomes], sum(part.took for part in slices)
     cores = common.machine()["cores"]
-    well = [a for a in answers if a.status in (200, 201) and not a.fault]
-    refused = [a for a in answers if a.status == 429]
+    well = [a for a in outcomes if a.status in (200, 201) and not a.error]
+    refused = [a for a in outcomes if a.status == 429]
     waits = sorted(float(a.retry_after) for a in refused if a.retry_after)
-    kinds = sorted({a.kind for a in answers})
+    kinds = sorted({a.kind for a in outcomes})
     statuses = {
-        kind: dict(sorted(collections.Counter(str(a.status) for a in answers if a.kind == kind).items()))
+        kind: dict(sorted(collections.Counter(str(a.status) for a in outcomes if a.kind == kind).items()))
         for kind in kinds
     }
     return {
@@ -118,8 +118,8 @@ def summarise(slices: list[Slice]) -> dict[str, Any]:
         "refused": len(refused),
         "refused_without_retry_after": sum(not a.retry_after for a in refused),
         "retry_after": {"min": waits[0], "p50": common.percentile(waits, 0.5), "max": waits[-1]} if waits else None,
-        "unanswered": sum(a.status == 0 for a in answers),
-        "other_faults": [a.fault for a in answers if a.fault and a.status not in (0, 429)][:5],
+        "unanswered": sum(a.status == 0 for a in outcomes),
+        "other_faults": [a.error for a in outcomes if a.error and a.status not in (0, 429)][:5],
         "cpu_share": {
             who: sum(part.cpu[who] for part in slices) / took / cores for who in slices[0].cpu
         },  # of all cores
@@ -152,19 +152,21 @@ def show(report: dict[str, Any]) -> str:
     lines += ["", common.table(head, others), ""]
     lines.append(f"p95 of {SHORT:g} s files, B / A: {report['ratio_p95_short_B_to_A']:.2f}")
     if "C" in report["phases"]:
-        lines.append(f"callers of C without their answers: {report['phases']['C']['unfinished']}")
-    faults = [fault for phase in report["phases"].values() for fault in phase["other_faults"]]
-    return "\n".join([*lines, *(f"fault: {fault}" for fault in faults)])
+        lines.append(f"callers of C with missing responses: {report['phases']['C']['unfinished']}")
+    faults = [error for phase in report["phases"].values() for error in phase["other_faults"]]
+    return "\n".join([*lines, *(f"error: {error}" for error in faults)])
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--callers", type=int, default=32, help="half with short, half with long files (32)")
-    parser.add_argument("--seconds", type=float, default=60, help="of phase A and of phase B (60)")
-    parser.add_argument("--slices", type=int, default=2, help="in how many parts A and B alternate (2)")
-    parser.add_argument("--calls", default="detect", help=f"what they call, in turn: of {', '.join(CALLS)} (detect)")
-    parser.add_argument("--search-rate", type=float, default=2, help="new texts a second, and as many repeated (2)")
-    parser.add_argument("--live-rate", type=float, default=5, help="/health/live a second (5)")
+    parser.add_argument("--callers", type=int, default=32, help="half with short files, half with long ones (32)")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of phase A and of phase B (60)")
+    parser.add_argument("--slices", type=int, default=2, help="number of parts in which A and B alternate (2)")
+    parser.add_argument("--calls", default="detect", help=f"calls they make in turn, from {', '.join(CALLS)} (detect)")
+    parser.add_argument(
+        "--search-rate", type=float, default=2, help="uncached searches per second, and as many repeated ones (2)"
+    )
+    parser.add_argument("--live-rate", type=float, default=5, help="/health/live requests per second (5)")
     parser.add_argument("--flood-callers", type=int, default=64)
     parser.add_argument("--flood-rounds", type=int, default=3)
     parser.add_argument("--flood-queue", type=int, default=16, help="FINELAP_MAX_QUEUE_WINDOWS of phase C (16)")
@@ -173,7 +175,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the report there")
     options = parser.parse_args(arguments)
     if not set(options.calls.replace(" ", "").split(",")) <= set(CALLS):
-        parser.error(f"--calls takes {', '.join(CALLS)}")
+        parser.error(f"--calls accepts {', '.join(CALLS)}")
     return options
 
 

@@ -1,17 +1,16 @@
-"""Long recordings through POST /detect: memory, time to the first event, real-time factor, json against ndjson.
+"""Measures long recordings through POST /detect: memory, time to the first event and real-time factor.
 
-Makes one recording of each --minutes (demo sounds with some seconds of near silence between them, a dog's bark first),
-in each --formats, and sends it to a server with finelap-small twice: for one JSON answer and for ndjson lines. Reports
+Makes a recording of each --minutes in each --formats (demo sounds separated by seconds of near silence, a dog bark
+first) and sends it to a server with finelap-small twice, for a JSON response and for ndjson lines. Reports
 
-- memory of the server and of everything it starts (PSS of all processes, read every 50 ms): idle after a first file,
-  and the most while the recording is worked on; what grows with the length of the recording shows between the lengths
-- ndjson: when the last byte of the body had been sent, when the first line came, the first event, the last line, and
-  how far the server had listened when the first event came; whether decoding was still going on then (the server's own
-  counter of files decoded)
-- whether both answers have the same events, and whether the events of the stream are those of its last line
-- real-time factor: seconds of work for a second of audio
+- memory of the server and its child processes (PSS, read every 50 ms): idle after a first file, and the peak during the
+  request; comparing the lengths shows whether it grows
+- ndjson: the times of the last byte sent, the first line, the first event and the last line; how much audio had been
+  analysed at the first event, and whether decoding was still running then (from the server's counter of decoded files)
+- whether both responses have the same events, and whether the streamed events equal those in the last line
+- the real-time factor: seconds of work per second of audio
 
---tree measures another checkout of the code with the same command.
+--tree measures another checkout with the same command.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from model.config import SAMPLE_RATE
 
 PHRASES = ("dog barking", "rain", "a door closes", "bell")
 DECODED = 'finelap_stage_duration_seconds_count{stage="decode"}'
-_PATIENCE = 3600.0  # seconds
+_TIMEOUT = 3600.0  # seconds
 _MB = 1e6
 
 
@@ -51,13 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         with section("warming up"):
             first = write_recording(Path(folder) / "first.wav", 30, seed=1)
             for kind in ("json", "ndjson"):
-                listen(server, first, kind)
+                detect(server, first, kind)
         for kind in options.formats:
             for minutes in options.minutes:
                 file = Path(folder) / f"{minutes:g} min.{kind}"
                 with section(f"making {file.name}"):
                     write_recording(file, 60 * minutes, seed=2, rate=options.rate)
-                with section(f"listening to {file.name}"):
+                with section(f"analysing {file.name}"):
                     report["rows"].append(measure(server, file, minutes, kind))
                 file.unlink()
     print(show(report))
@@ -66,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(server: Server, file: Path, minutes: float, kind: str) -> dict[str, Any]:
-    """One recording, as json and as ndjson."""
-    time.sleep(1)  # whatever the last request left is given back by now, or counts as idle
+    """Measures one recording as JSON and as ndjson."""
+    time.sleep(1)  # memory that the last request has not released by then counts as idle
     pid = server.process.pid
     row: dict[str, Any] = {
         "minutes": minutes,
@@ -77,7 +76,7 @@ def measure(server: Server, file: Path, minutes: float, kind: str) -> dict[str, 
     }
     for name in ("json", "ndjson"):
         with MemoryWatch(pid) as watch:
-            row[name] = listen(server, file, name)
+            row[name] = detect(server, file, name)
         row[name]["peak_mb"] = watch.peak / _MB
         row[name]["real_time_factor"] = row[name]["took_s"] / (60 * minutes)
     answers = [row[name].pop("phrases", None) for name in ("json", "ndjson")]
@@ -87,13 +86,13 @@ def measure(server: Server, file: Path, minutes: float, kind: str) -> dict[str, 
     return row
 
 
-def listen(server: Server, file: Path, kind: str) -> dict[str, Any]:
-    """POST /detect with the file; times in seconds from the moment its last byte had been sent."""
+def detect(server: Server, file: Path, kind: str) -> dict[str, Any]:
+    """Sends the file to POST /detect; times are in seconds from when its last byte was sent."""
     decoded = server.metric(DECODED)
     sent: list[float] = []
     began = time.perf_counter()
     with (
-        httpx.Client(base_url=server.address, timeout=_PATIENCE, trust_env=False) as client,
+        httpx.Client(base_url=server.address, timeout=_TIMEOUT, trust_env=False) as client,
         client.stream("POST", "/detect", **_form(file, kind, sent)) as response,
     ):
         if response.status_code != 200:
@@ -113,9 +112,9 @@ def listen(server: Server, file: Path, kind: str) -> dict[str, Any]:
 
 
 def read_lines(lines: Iterator[str], since: float, still_decoding: Any) -> dict[str, Any]:
-    """The lines of an ndjson answer with their times, in seconds after `since` (time.perf_counter())."""
-    out: dict[str, Any] = {"first_event_s": None, "listened_at_first_event_s": 0.0}
-    heard: dict[str, list[dict[str, float]]] = {}
+    """Reads the lines of an ndjson response and times them, in seconds after `since` (time.perf_counter())."""
+    out: dict[str, Any] = {"first_event_s": None, "analysed_at_first_event_s": 0.0}
+    streamed: dict[str, list[dict[str, float]]] = {}
     position, line = 0.0, {}
     for text in lines:
         at, line = time.perf_counter() - since, json.loads(text)
@@ -125,20 +124,20 @@ def read_lines(lines: Iterator[str], since: float, still_decoding: Any) -> dict[
             position = line["position"]
         elif line["type"] == "event":
             if out["first_event_s"] is None:
-                out |= {"first_event_s": at, "listened_at_first_event_s": position, "decoding": still_decoding()}
-            heard.setdefault(line["phrase"], []).append({k: line[k] for k in ("onset", "offset", "score")})
+                out |= {"first_event_s": at, "analysed_at_first_event_s": position, "decoding": still_decoding()}
+            streamed.setdefault(line["phrase"], []).append({k: line[k] for k in ("onset", "offset", "score")})
         elif line["type"] == "error":
             return out | {"took_s": at, "detail": line["problem"]["detail"]}
     out["took_s"] = time.perf_counter() - since
     if line.get("type") != "end":
-        return out | {"detail": "the last line is no end"}
+        return out | {"detail": "the last line is not of type end"}
     out["phrases"] = [phrase | {"frame_scores": None} for phrase in line["phrases"]]
-    out["stream_is_end"] = all(heard.get(p["phrase"], []) == p["events"] for p in line["phrases"])
+    out["stream_is_end"] = all(streamed.get(p["phrase"], []) == p["events"] for p in line["phrases"])
     return out
 
 
 def _form(file: Path, kind: str, sent: list[float]) -> dict[str, Any]:
-    """A multipart body that is read from disk; the time of its last byte goes into `sent`."""
+    """A multipart body that is read from disk; appends the time of its last byte to `sent`."""
     boundary = "finelap-benchmark"
     fields = [("format", kind), *(("phrases", phrase) for phrase in PHRASES)]
     head = "".join(f'--{boundary}\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n' for k, v in fields)
@@ -203,11 +202,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 60, 240], help="lengths (10 60 240)")
     parser.add_argument("--formats", nargs="+", default=["flac", "mp3"], help="flac, mp3, wav, ogg (flac mp3)")
-    parser.add_argument("--rate", type=int, default=SAMPLE_RATE, help="sample rate of the recordings in Hz (16000)")
-    parser.add_argument("--folder", type=Path, help="where recordings are made (the temporary directory)")
+    parser.add_argument("--rate", type=int, default=common.RATE, help="sample rate of the recordings in Hz (16000)")
+    parser.add_argument("--folder", type=Path, help="folder for the recordings (the temporary directory)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a FINELAP_ setting")
     parser.add_argument("--tree", type=Path, default=common.REPO, help="checkout whose server is measured")
-    parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument("--json", type=Path, help="file for the report")
     return parser.parse_args(arguments)
 
 

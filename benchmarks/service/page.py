@@ -1,8 +1,8 @@
-"""How long the page takes from the last key of a query to the first results, in a real browser against a real server.
+"""Measures the time from the last keystroke of a query to the first results, in a real browser on a real server.
 
-Needs Chromium and Playwright, as the tests of tests/e2e/browser do. A library of CLIPS recordings is made of the demo
-sounds; queries are typed letter by letter, faster than the page's pause for thought, and timed inside the page: from
-the input event of the last letter to the frame that has the new results.
+Needs Chromium and Playwright, like tests/e2e/browser. The library has --clips recordings of demo sounds. Queries are
+typed letter by letter, faster than the page's debounce interval, and timed inside the page: from the input event of the
+last letter to the frame that shows the new results.
 
     python -m benchmarks.service.page --clips 2000 --out page.json
 """
@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.common import Server, Tape, encode
 from model.config import SAMPLE_RATE
 
-SHORTEST, LONGEST = 1.0, 8.0  # seconds of a clip
-AT_ONCE = 25  # clips a request
+SHORTEST, LONGEST = 1.0, 8.0  # seconds, of a clip
+AT_ONCE = 25  # clips per request
 KEY = 60  # ms from letter to letter
 QUERIES = """dog barking; thunder in the distance; a door slams; glass breaking; rain on a roof; metal hit; bell;
 footsteps on gravel; water splash; wind howling; explosion; a small engine; birds singing; wood creaking; crowd shouts;
@@ -54,7 +54,7 @@ _TIMER = """() => {
 
 
 def fill(server: Server, clips: int) -> None:
-    """Adds so many recordings."""
+    """Adds `clips` recordings."""
     random, tape = np.random.default_rng(1), Tape(1)
     for first in range(0, clips, AT_ONCE):
         lengths = random.uniform(SHORTEST, LONGEST, min(AT_ONCE, clips - first))
@@ -69,7 +69,7 @@ def fill(server: Server, clips: int) -> None:
 
 
 def measure(address: str) -> list[dict[str, float]]:
-    """For each query the milliseconds: in all, of the request, and of the service's own work."""
+    """Milliseconds per query: in total, of the request, and of the server's own work."""
     from playwright.sync_api import Response, sync_playwright
 
     program = os.environ.get("FINELAP_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
@@ -84,7 +84,7 @@ def measure(address: str) -> list[dict[str, float]]:
         page.on("response", lambda response: answers.append(response) if response.url.endswith("/search") else None)
         for query in QUERIES:
             page.wait_for_load_state("networkidle")
-            page.wait_for_timeout(500)  # somebody looks at what was found
+            page.wait_for_timeout(500)  # a pause between queries
             answers.clear()
             page.fill("#query", "")
             page.wait_for_timeout(500)
@@ -107,7 +107,7 @@ def measure(address: str) -> list[dict[str, float]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2000)
-    parser.add_argument("--server", help="one that runs, with a library that is there, instead of a new one")
+    parser.add_argument("--server", help="address of a running server to use instead of a new one")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if options.server:
@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
             fill(server, options.clips)
             rows = measure(server.address)
     result: dict[str, Any] = {"queries": len(rows)}
-    print("| ms, from the last key to the first results | median | 95 of 100 | longest |\n|---|---|---|---|")
-    names = {"whole": "all of it, the page's pause included", "request": "the request", "service": "the service's work"}
+    print("| ms, from the last key to the first results | median | p95 | max |\n|---|---|---|---|")
+    names = {"whole": "total, including the debounce", "request": "the request", "service": "the server's own work"}
     for part, name in names.items():
         values = np.array([row[part] for row in rows])
         result[part] = [float(np.median(values)), float(np.quantile(values, 0.95)), float(values.max())]

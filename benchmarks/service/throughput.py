@@ -1,13 +1,12 @@
-"""The service over HTTP beside the bare model loop on the same machine, in the same run.
+"""Measures the service over HTTP as a share of the bare model loop on the same machine, in the same run.
 
     python -m benchmarks.service.throughput [--rounds 5] [--seconds 8] [--dtype float32] [--base] [--json FILE]
 
-Rounds alternate between `finelap serve` at saturation (`--callers` closed loops, 10 s WAV and FLAC files at 16 kHz in
-turn, every one with other bytes) and the loop that it can be at most: `encode_windows` over full batches, in this
-process. The callers share the server's cores; the table says what they took. Also: texts a second of /embed, 32 in a
-request and none known before; text searches one after another on an idle server with a library of `--clips` made-up
-clips; and latency against load, as p50 and p95 with 1 to 32 callers. `--base` takes a model of the published size with
-random weights.
+Rounds alternate between `finelap serve` at saturation (`--callers` closed loops that send distinct 10 s WAV and FLAC
+files at 16 kHz) and its upper bound, `encode_windows` over full batches in this process. The callers share the server's
+cores; the table shows their processor time. Also measured: texts per second of /embed, with 32 new texts per request;
+sequential text searches on an idle server with a library of `--clips` synthetic clips; and p50 and p95 latency with 1
+to 32 callers. `--base` uses a model of the published size with random weights.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from benchmarks.common import Latency, Server
 from benchmarks.model import sizes
 from model.config import SAMPLE_RATE
 
-_SECONDS = 10.0  # of a clip
+_SECONDS = 10.0  # length of a clip
 _BATCH = 16
-_WARM = 1.0  # seconds until answers come as fast as they will
-_TEXTS = 32  # in a request
+_WARM = 1.0  # seconds until the rate of responses is steady
+_TEXTS = 32  # per request
 _WORDS = ("dog", "door", "bell", "engine", "bird", "crowd", "river", "hammer", "horse", "machine", "storm", "rain")
 
 
@@ -52,10 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.base:
             settings["data_dir"] = options.library or Path(folder) / "data"
             if not Path(str(settings["data_dir"])).exists():
-                from benchmarks.reliability.crash import fill
+                from benchmarks.library import fill_library
 
                 with common.section(f"a library of {options.clips} clips"):
-                    fill(Path(str(settings["data_dir"])), options.clips)
+                    fill_library(Path(str(settings["data_dir"])), options.clips)
             with common.section("texts and searches"), Server(settings) as server:
                 report["texts_per_second"] = texts(server, options.rounds, options.seconds / 2)
                 report["search_ms"] = searches(server, 100)
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_base(folder: Path) -> Path:
-    """A checkpoint of the published size, with the small one's words."""
+    """Saves a model of the published size with the tokenizer of the small one."""
     with common.section("a checkpoint of the published size"):
         model = sizes.build(sizes.BASE)
         model.tokenizer = sizes.build(sizes.SMALL).tokenizer
@@ -75,7 +74,7 @@ def _write_base(folder: Path) -> Path:
 
 
 def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) -> dict[str, Any]:
-    """Clips a second of both calls and of the loop, and the latencies of /embed by the number of callers."""
+    """Clips per second of both calls and the loop, and latencies of /embed by the number of callers."""
     import torch
 
     model = sizes.build(size, getattr(torch, options.dtype))
@@ -85,7 +84,7 @@ def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) 
     with Server(settings) as server:
         served = server.get("/info").json()["model"]["name"]
         if served != model.name:
-            raise RuntimeError(f"the server has {served}, the loop {model.name}")
+            raise RuntimeError(f"the server runs {served}, the loop {model.name}")
         saturate(server, "embed", options.callers, 2.0)
         for number in range(options.rounds):
             with common.section(f"round {number + 1} of {options.rounds}"):
@@ -101,7 +100,7 @@ def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) 
 
 
 def loop(model: Any, waveforms: list[Any], seconds: float) -> float:
-    """Clips a second of the bare model, batch after batch."""
+    """Clips per second of the bare model, batch after batch."""
     model.encode_windows(waveforms)
     began, done = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
@@ -111,18 +110,18 @@ def loop(model: Any, waveforms: list[Any], seconds: float) -> float:
 
 
 def saturate(server: Server, call: str, callers: int, seconds: float) -> dict[str, Any]:
-    """What `callers` closed loops get, answers a second counted while all of them ask."""
+    """Runs `callers` closed loops; the rate counts responses while all of them are sending."""
     crowd = Crowd(server.address, [Caller(call, _SECONDS, call, seed=2 * i) for i in range(callers)], [], seconds)
     crowd.start()
     spent = processes.cpu_seconds(server.process.pid)
-    answers = crowd.answers()
+    outcomes = crowd.outcomes()
     spent = processes.cpu_seconds(server.process.pid) - spent
-    bad = [answer for answer in answers if answer.fault]
+    bad = [answer for answer in outcomes if answer.error]
     if bad:
-        raise RuntimeError(f"{len(bad)} of {len(answers)} requests failed: {bad[0].fault}")
-    latency = Latency.of(answer.seconds for answer in answers)
-    first, last = crowd.began + _WARM, crowd.began + seconds  # after it nobody asks any more
-    steady = sum(first <= answer.ended < last for answer in answers)
+        raise RuntimeError(f"{len(bad)} of {len(outcomes)} requests failed: {bad[0].error}")
+    latency = Latency.of(answer.seconds for answer in outcomes)
+    first, last = crowd.began + _WARM, crowd.began + seconds  # no requests are sent after it
+    steady = sum(first <= answer.ended < last for answer in outcomes)
     cores = common.machine()["cores"]
     return {
         "clips_per_second": steady / (last - first),
@@ -134,7 +133,7 @@ def saturate(server: Server, call: str, callers: int, seconds: float) -> dict[st
 
 
 def texts(server: Server, rounds: int, seconds: float) -> list[float]:
-    """Texts a second of /embed, one request after another on one connection, of texts that no cache knows."""
+    """Texts per second of /embed for uncached texts, sequential requests on one connection."""
     import httpx
 
     rates = []
@@ -150,7 +149,7 @@ def texts(server: Server, rounds: int, seconds: float) -> list[float]:
 
 
 def searches(server: Server, count: int) -> dict[str, float]:
-    """Milliseconds of new text searches one after another, on an idle server."""
+    """Milliseconds of sequential uncached text searches on an idle server."""
     import httpx
 
     taken = []
@@ -190,12 +189,12 @@ def show(report: dict[str, Any]) -> str:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8, help="of each part of a round (8)")
+    parser.add_argument("--seconds", type=float, default=8, help="duration of each part of a round (8)")
     parser.add_argument("--callers", type=int, default=32)
-    parser.add_argument("--clips", type=int, default=10_000, help="in the library that is searched")
-    parser.add_argument("--library", type=Path, help="where that library is kept for the next time")
+    parser.add_argument("--clips", type=int, default=10_000, help="size of the searched library")
+    parser.add_argument("--library", type=Path, help="folder to keep that library in for later runs")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--base", action="store_true", help="a model of the published size")
+    parser.add_argument("--base", action="store_true", help="use a model of the published size")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
 

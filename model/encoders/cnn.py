@@ -1,7 +1,7 @@
-"""A small residual CNN over log-mel: the audio encoder of the bundled checkpoint, cheap on a CPU.
+"""A small residual CNN over log-mel: the audio encoder of the bundled checkpoint, fast on a CPU.
 
-Knows nothing of waveforms or of the embedding space. Plain 3×3 convolutions were chosen over depthwise ones by
-measurement: on two CPU cores they do about twice the arithmetic per second, and train faster per crop (docs/log.md).
+Plain 3×3 convolutions replace depthwise ones because they measured faster: on two CPU cores they do about twice the
+arithmetic per second, and train faster per crop (docs/log.md).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ STEM_STRIDE = 2
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: tuple[int, int] = (1, 1)) -> nn.Sequential:
-    """Convolution over (time, frequency) and batch norm, same padding."""
+    """Convolution over (time, frequency) with same padding, then batch norm."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut, which is projected where the shape changes."""
+    """Two 3×3 convolutions with a shortcut, which is projected if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: tuple[int, int]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
 
 
 def fused_trunk(trunk: nn.Sequential) -> Forward:
-    """What a trunk in eval mode computes, with every convolution fused with what follows it."""
+    """The forward pass of a trunk in eval mode, with each convolution fused with what follows it."""
     stem = FusedConv(trunk[0])  # type: ignore[arg-type]
     blocks = [
         (
@@ -53,38 +53,38 @@ def fused_trunk(trunk: nn.Sequential) -> Forward:
     def forward(x: Tensor) -> Tensor:
         x = stem(x, relu=True)
         for first, second, shortcut in blocks:
-            other = x.clone() if shortcut is None else shortcut(x)
-            x = second.add_relu(first(x, relu=True), other)
+            residual = x.clone() if shortcut is None else shortcut(x)
+            x = second.add_relu(first(x, relu=True), residual)
         return x
 
     return forward
 
 
 class AttentionPool(nn.Module):
-    """Frames to one vector: each head weighs the frames of its own share of the channels.
+    """Pools frames into one vector: each head weights the frames for its own slice of the channels.
 
-    Learned weights rather than a mean, so that the silence around a short sound does not dilute it.
+    The weights are learned, so that silence around a short sound does not dilute it as in a mean.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
             raise ConfigError(f"attention pooling needs a width divisible by its heads: {width} / {heads}")
-        self.scores = nn.Linear(width, heads, bias=False)  # a softmax over time would not see a bias
+        self.scores = nn.Linear(width, heads, bias=False)  # a bias has no effect in a softmax over time
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, C) → (B, C)."""
         batch, steps, width = frames.shape
         weights = self.scores(frames).float().softmax(dim=1).to(frames.dtype)  # (B, T, H)
-        shares = frames.view(batch, steps, weights.shape[-1], -1)
-        return (weights[..., None] * shares).sum(1).reshape(batch, width)
+        slices = frames.view(batch, steps, weights.shape[-1], -1)
+        return (weights[..., None] * slices).sum(1).reshape(batch, width)
 
 
 class ConvEncoder(AudioEncoder):
     """Log-mel → one feature vector per frame hop, and their attention-pooled summary.
 
-    `stages` lists (channels, time stride, frequency stride) of one residual block each. The product of the time
-    strides, the stem's included, is the mel frames of one embedding frame.
+    `stages` lists (channels, time stride, frequency stride) of one residual block each. The product of all time
+    strides, including the stem's, is the number of mel frames per embedding frame.
     """
 
     def __init__(

@@ -1,10 +1,13 @@
-"""EAT, the published audio encoder, of any size: a post-norm Vision Transformer over log-mel patches.
+"""EAT, the published model's audio encoder, of any size: a post-norm Vision Transformer over log-mel patches.
 
-Knows nothing of waveforms, windows of a recording, or embeddings shared with text. Source: the FineLAP paper
-(arXiv 2604.01155) and the published encoder's behaviour; the state of the EAT-base weights fits tensor by tensor.
+Source: the FineLAP paper (arXiv 2604.01155) and the behaviour of the published encoder, whose EAT-base weights load
+tensor by tensor.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,10 @@ POSITION_BASE = 10_000.0
 
 
 def sincos_positions(time_patches: int, freq_patches: int, dim: int) -> Tensor:
-    """Fixed 2-D positions, (1, time_patches * freq_patches, dim) float32, time-major.
+    """Fixed 2-D position embeddings, (1, time_patches * freq_patches, dim) float32, time-major.
 
-    The first half of the channels encodes the frequency patch, the second half the time patch; within a half come the
-    sines, then the cosines, with wavelengths rising geometrically to 2π · 10,000.
+    The first half of the channels encodes the frequency patch, the second half the time patch. Each half holds sines,
+    then cosines, with wavelengths that grow geometrically to 2π · 10,000.
     """
     if dim % 4:
         raise ConfigError(f"2-D sine positions need a width divisible by 4, not {dim}")
@@ -53,7 +56,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One post-norm transformer block: the norm comes after each residual sum."""
+    """A post-norm transformer block: the norm follows each residual sum."""
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -69,55 +72,62 @@ class Block(nn.Module):
         return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
 
 
-class EAT(AudioEncoder):
-    """Patches + positions, a CLS token in front, post-norm blocks. CLS is the pooled view; a frame is the mean of its
-    frequency tokens.
+@dataclass(frozen=True)
+class EATParams:
+    """The encoder's params in config.json; the defaults are EAT-base."""
 
-    `positions` "sincos" computes the fixed table; "table" keeps one with the weights, for `table_tokens` tokens.
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    patch: int = 16  # mel frames and mel bins along a side
+    positions: str = "sincos"  # "sincos": the fixed table is computed; "table": it is stored with the weights
+    table_tokens: int | None = None  # rows of a stored table; None: the tokens of a window
+
+    def check(self, windows: WindowConfig, mel: MelConfig) -> None:
+        """Raises ConfigError for sizes that do not fit each other, the windows or the mel bins."""
+        if self.dim % self.heads:
+            raise ConfigError(f"EAT: width {self.dim} is not divisible by {self.heads} heads")
+        if mel.num_mel_bins % self.patch:
+            raise ConfigError(f"EAT: {mel.num_mel_bins} mel bins are not divisible into patches of {self.patch}")
+        if windows.mel_frames != windows.frames * self.patch:
+            raise ConfigError(
+                f"EAT: patches of {self.patch} make {windows.mel_frames / self.patch:g} frames of {windows.mel_frames} "
+                f"mel frames, but the window has {windows.frames}"
+            )
+        if self.positions not in ("sincos", "table"):
+            raise ConfigError(f"EAT: unknown positions {self.positions!r}; known: sincos, table")
+
+
+class EAT(AudioEncoder):
+    """Patch and position embeddings after a CLS token, then post-norm blocks.
+
+    The pooled features are CLS; the features of a frame are the mean of its frequency tokens.
     """
 
     positions: Tensor
     likes_bfloat16 = True
 
-    def __init__(
-        self,
-        windows: WindowConfig,
-        mel: MelConfig,
-        *,
-        dim: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
-        patch: int = 16,
-        positions: str = "sincos",
-        table_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, windows: WindowConfig, mel: MelConfig, **params: Any) -> None:
+        """`params` are those of EATParams. Raises ConfigError for sizes that do not fit, TypeError for unknown ones."""
         super().__init__()
-        if dim % heads:
-            raise ConfigError(f"EAT: width {dim} is not divisible by {heads} heads")
-        if mel.num_mel_bins % patch:
-            raise ConfigError(f"EAT: {mel.num_mel_bins} mel bins are not divisible into patches of {patch}")
-        if windows.mel_frames != windows.frames * patch:
-            raise ConfigError(
-                f"EAT: patches of {patch} make {windows.mel_frames / patch:g} frames of {windows.mel_frames} mel "
-                f"frames, and the window says {windows.frames}"
-            )
+        sizes = EATParams(**params)
+        sizes.check(windows, mel)
+        dim, patch = sizes.dim, sizes.patch
         self.width = dim
         self.freq_patches = mel.num_mel_bins // patch
         self.patches = nn.Conv2d(1, dim, kernel_size=patch, stride=patch)
         self.cls = nn.Parameter(torch.zeros(1, 1, dim))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.blocks = nn.ModuleList(Block(dim, heads, round(dim * mlp_ratio)) for _ in range(depth))
-        if positions == "sincos":
+        self.blocks = nn.ModuleList(Block(dim, sizes.heads, round(dim * sizes.mlp_ratio)) for _ in range(sizes.depth))
+        if sizes.positions == "sincos":
             table = sincos_positions(windows.frames, self.freq_patches, dim)
             self.register_buffer("positions", table, persistent=False)
-        elif positions == "table":
-            tokens = table_tokens or windows.frames * self.freq_patches
+        else:
+            tokens = sizes.table_tokens or windows.frames * self.freq_patches
             if tokens < windows.frames * self.freq_patches:
                 raise ConfigError(f"EAT: a table of {tokens} positions is too short for a window")
             self.register_buffer("positions", torch.zeros(1, tokens, dim))
-        else:
-            raise ConfigError(f"EAT: unknown positions {positions!r}; known: sincos, table")
         nn.init.normal_(self.cls, std=0.02)
 
     def forward(self, mel: Tensor) -> EncoderOutput:

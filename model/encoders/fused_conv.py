@@ -1,8 +1,8 @@
-"""Convolutions computed together with what follows them, for inference on a CPU: oneDNN's own fusions.
+"""Fuses convolutions with the batch norm, ReLU and residual sum that follow, for inference on a CPU (oneDNN).
 
-Batch norm disappears into the weights, ReLU and the sum of a residual block into the convolution's last step, and the
-weights are brought into the order that the processor wants once, not at every call. Knows no particular network;
-`Fused` keeps what was made of a module's weights for as long as they stay the same.
+Batch norm is folded into the weights; ReLU and the residual sum are computed in the convolution's last step. The
+weights are reordered for the processor once, not at every call. `Fused` caches the result while the weights are
+unchanged.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 log = logging.getLogger(__name__)
 
-_ALIKE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative error of a fused network beside the plain one
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative error of a fused network
 
 Forward = Callable[[Tensor], Tensor]
 
 
 class FusedConv:
-    """A convolution and its batch norm in eval mode as one; then ReLU or a sum with ReLU, if asked for."""
+    """A convolution fused with its batch norm in eval mode, and optionally with ReLU or with a sum and ReLU."""
 
     def __init__(self, conv_bn: nn.Sequential) -> None:
         parts: list[Any] = list(conv_bn)
@@ -34,14 +34,14 @@ class FusedConv:
         self._weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self._options)
 
     def __call__(self, x: Tensor, relu: bool = False) -> Tensor:
-        """(B, C, H, W) → the convolution, after ReLU if `relu`."""
+        """(B, C, H, W) → the convolution (B, C_out, H_out, W_out), followed by ReLU if `relu`."""
         fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self._weight, self._bias, *self._options, "relu" if relu else "none", [], ""
         )
         return fused
 
     def add_relu(self, x: Tensor, other: Tensor) -> Tensor:
-        """ReLU of the convolution of `x` plus `other`, which it may overwrite."""
+        """ReLU of the convolution of `x` plus `other`, which may be overwritten."""
         fused: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
             other, x, self._weight, self._bias, *self._options, "add", 1.0, "relu", [], ""
         )
@@ -49,25 +49,25 @@ class FusedConv:
 
 
 class Fused:
-    """A module's fused form, made by `build` when it is first wanted and again when the weights have changed.
+    """The fused form of a module, made by `build` on first use and again when the weights change.
 
-    The first result is compared with the module's own; where it differs, or this build of PyTorch lacks the
-    operations, the module itself is used from then on. Copies and pickles of it start anew.
+    The first result is compared with the module's own. If it differs, or this build of PyTorch lacks the operations,
+    the module itself is used instead. Copies and pickles do not include the fused form.
     """
 
     def __init__(self, build: Callable[[Any], Forward]) -> None:
         self._build = build
-        self._made_of: tuple[Any, ...] | None = None
+        self._weights: tuple[Any, ...] | None = None
         self._forward: Forward | None = None
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        """What `module(x)` gives, for a module in eval mode; fused where that is possible."""
+        """Computes `module(x)`, fused if the module is in eval mode and fusion is possible."""
         if not _possible(module, x):
             result: Tensor = module(x)
             return result
         weights = tuple((t.data_ptr(), t._version, t.dtype) for t in module.state_dict().values())
-        if self._made_of != weights:
-            self._made_of, self._forward = weights, self._checked(module, x)
+        if self._weights != weights:
+            self._weights, self._forward = weights, self._checked(module, x)
         return (self._forward or module)(x)
 
     def _checked(self, module: nn.Module, x: Tensor) -> Forward | None:
@@ -75,10 +75,13 @@ class Fused:
             forward, plain = self._build(module), module(x)
             error = float((forward(x) - plain).float().norm() / plain.float().norm().clamp_min(1e-12))
         except (RuntimeError, AttributeError, NotImplementedError) as reason:
-            log.warning("this build of PyTorch cannot fuse convolutions: %s", str(reason).split("\n", 1)[0])
+            log.warning(
+                "convolutions are not fused: this build of PyTorch does not support it: %s",
+                str(reason).split("\n", 1)[0],
+            )
             return None
-        if not error <= _ALIKE[x.dtype]:
-            log.warning("fused convolutions differ by %.2g here and are not used", error)
+        if not error <= _TOLERANCE[x.dtype]:
+            log.warning("convolutions are not fused: the results differ by %.2g", error)
             return None
         return forward
 
@@ -94,7 +97,7 @@ def _possible(module: nn.Module, x: Tensor) -> bool:
         not module.training
         and not torch.is_grad_enabled()
         and x.device.type == "cpu"
-        and x.dtype in _ALIKE
+        and x.dtype in _TOLERANCE
         and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

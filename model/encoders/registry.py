@@ -1,7 +1,7 @@
-"""What every audio encoder gives, and the registry that builds one from a checkpoint's config.
+"""The audio encoders' common interface, and the registry that builds one from a checkpoint's config.
 
-Knows no particular encoder: each kind's module is imported only when a config names it. To add an encoder, write a
-module of that shape and enter it in ENCODERS.
+To add an encoder, write a module with a subclass of AudioEncoder and enter it in ENCODERS. Each kind's module is
+imported only when a config names it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ ENCODERS = {
 
 
 class EncoderOutput(NamedTuple):
-    """Both views of a window, from one pass."""
+    """The features of a window, from one pass."""
 
-    pooled: Tensor  # (B, C), the whole window
-    frames: Tensor  # (B, T, C), one per frame hop
+    pooled: Tensor  # (B, C), one vector per window
+    frames: Tensor  # (B, T, C), one vector per frame hop
 
 
 class AudioEncoder(nn.Module):
-    """Base of the encoders: `width` is C, and `forward` takes the normalised log-mel of whole frames.
+    """Base class of the encoders. `width` is C; the input is the normalised log-mel of a whole number of frames.
 
-    The number of mel frames given is a multiple of `mel_frames / frames` of the WindowConfig, and T is that multiple.
-    `likes_bfloat16`: its embeddings stay the same in bfloat16 (cosine 0.999 and more, single frames included), so that
-    a service may choose that by itself.
+    The number of mel frames is T × `mel_frames / frames` of the WindowConfig. `likes_bfloat16` states that embeddings
+    in bfloat16 agree with float32 (cosine at least 0.999, single frames included), so that model.bfloat16 may use it.
     """
 
     width: int
@@ -45,7 +44,7 @@ class AudioEncoder(nn.Module):
 
 
 def build_encoder(config: EncoderConfig, windows: WindowConfig, mel: MelConfig) -> AudioEncoder:
-    """An encoder with fresh weights. An unknown kind, or params its class does not take, raises ConfigError."""
+    """Builds an encoder with fresh weights. Raises ConfigError for unknown kinds and params."""
     if config.kind not in ENCODERS:
         raise ConfigError(f"unknown audio encoder {config.kind!r}; known: {', '.join(sorted(ENCODERS))}")
     module, _, name = ENCODERS[config.kind].partition(":")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.clients import Answer, Caller, Crowd, Probe, run_callers
+from benchmarks.clients import Caller, Crowd, Outcome, Probe, run_callers
 from benchmarks.common import Server, Tape, encode
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def server(start_server: Callable[..., Server]) -> Server:
 
 
 @pytest.fixture(scope="module")
-def mixed(server: Server) -> list[Answer]:
+def mixed(server: Server) -> list[Outcome]:
     """What became of 8 callers with 5 s, 8 with 120 s through all three calls, and of probes beside them."""
     callers = [
         Caller(kind, seconds, CALLS[i % 3], seed=100 * n + i)
@@ -40,18 +40,18 @@ def mixed(server: Server) -> list[Answer]:
     probes = [Probe("search", 2), Probe("search again", 2), Probe("live", 5)]
     crowd = Crowd(server.address, callers, probes, SECONDS, PATIENCE)
     crowd.start()
-    return crowd.answers()
+    return crowd.outcomes()
 
 
-def of(kind: str, answers: list[Answer]) -> list[Answer]:
+def of(kind: str, answers: list[Outcome]) -> list[Outcome]:
     return [answer for answer in answers if answer.kind == kind]
 
 
-def test_everyone_is_answered_and_rightly(mixed: list[Answer]) -> None:
-    assert not [a for a in mixed if a.status not in (200, 201) or a.fault]
+def test_everyone_is_answered_and_rightly(mixed: list[Outcome]) -> None:
+    assert not [a for a in mixed if a.status not in (200, 201) or a.error]
 
 
-def test_no_caller_starves(mixed: list[Answer]) -> None:
+def test_no_caller_starves(mixed: list[Outcome]) -> None:
     for kind in KINDS:
         answered = Counter(a.caller for a in of(kind, mixed))
         assert len(answered) == 8, (kind, answered)
@@ -60,12 +60,12 @@ def test_no_caller_starves(mixed: list[Answer]) -> None:
             assert min(alike) >= max(alike) // 4, (kind, call, answered)
 
 
-def test_a_short_file_does_not_wait_for_long_ones(mixed: list[Answer]) -> None:
+def test_a_short_file_does_not_wait_for_long_ones(mixed: list[Outcome]) -> None:
     short, long = (statistics.median(a.seconds for a in of(kind, mixed)) for kind in ("short", "long"))
     assert short < long / 2
 
 
-def test_searches_and_probes_are_answered_in_between(server: Server, mixed: list[Answer]) -> None:
+def test_searches_and_probes_are_answered_in_between(server: Server, mixed: list[Outcome]) -> None:
     taken, batches = (
         server.metric(f'finelap_stage_duration_seconds_{what}{{stage="infer"}}') for what in ("sum", "count")
     )
@@ -103,7 +103,7 @@ def test_a_full_queue_refuses_and_whoever_waits_is_served(start_server: Callable
     answers = run_callers(small.address, callers, 500, 500)
     assert Counter(a.status for a in answers).keys() == {200, 429}
     assert all(int(a.retry_after) >= 1 for a in answers if a.status == 429)
-    assert not [a for a in answers if a.status == 200 and a.fault]
+    assert not [a for a in answers if a.status == 200 and a.error]
     done = Counter(a.caller for a in answers if a.status == 200)
     assert done == {number: 2 for number in range(32)}
     assert small.get("/health/ready").status_code == 200

@@ -245,7 +245,7 @@ def test_missing_and_swapped_shards_are_named(tiny: FineLAP, tmp_path: Path) -> 
     first, second = (tmp_path / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
     kept = second.read_bytes()
     second.write_bytes(first.read_bytes())
-    with pytest.raises(CheckpointError, match="00002-of-00002.* does not hold what") as caught:
+    with pytest.raises(CheckpointError, match="00002-of-00002.* does not match") as caught:
         FineLAP.from_pretrained(tmp_path)
     assert "temp_global" in caught.value.problems["missing"]
     second.write_bytes(kept)
@@ -431,7 +431,7 @@ def test_published_states_that_do_not_fit_name_their_tensors(
     extra = state | {"audio_encoder.audio_enc.model.blocks.0.attn.gate": torch.zeros(1), "mystery": torch.zeros(1)}
     assert refused(extra).problems["unknown"] == ["audio_encoder.audio_enc.model.blocks.0.attn.gate", "mystery"]
     twice = state | {"module.temp_global": torch.tensor(0.2)}
-    assert refused(twice).problems == {"there twice": ["module.temp_global (also temp_global)"]}
+    assert refused(twice).problems == {"duplicate": ["module.temp_global (also temp_global)"]}
     unit = "text_encoder.text_encoder.encoder.layer.0.attention.self.key.bias"
     assert refused({n: t for n, t in state.items() if n != unit}).problems == {
         "missing": ["text.encoder.encoder.layer.0.attention.self.key.bias"]
@@ -476,7 +476,7 @@ def test_a_pickle_that_needs_code_is_refused_and_not_run(kind: str, tmp_path: Pa
         path.write_bytes(pickle.dumps(content["extra"]))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(CheckpointError, match=r"model\.pt: .*pickle is refused"):
+    with pytest.raises(CheckpointError, match=r"model\.pt: .*unpickling was refused"):
         FineLAP.from_pretrained(path)
     assert not trace.exists()
     torch.load(path, weights_only=False) if kind != "raw" else pickle.loads(path.read_bytes())

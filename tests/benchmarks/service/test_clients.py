@@ -1,4 +1,4 @@
-"""What the speed benchmarks compare is comparable: the same features, true answers."""
+"""What the speed benchmarks compare is comparable: the same features, true outcomes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.clients import Answer, Caller, run_callers
+from benchmarks.clients import Caller, Outcome, run_callers
 from benchmarks.model import log_mel
 from model import FineLAP
 
@@ -24,7 +24,7 @@ def test_the_log_mel_and_its_baseline_have_the_same_numbers(small_checkpoint: Pa
 
 
 @pytest.mark.parametrize(
-    ("answers", "statuses"),
+    ("outcomes", "statuses"),
     [
         ([_GOOD] * 3, [200, 200, 200]),
         ([_GOOD, (b"429 Busy", b"Retry-After: 0\r\n", 0.0), _GOOD], [200, 429, 200]),
@@ -32,8 +32,8 @@ def test_the_log_mel_and_its_baseline_have_the_same_numbers(small_checkpoint: Pa
         ([_GOOD, (b"", b"", 0.0), _GOOD], [200, 0, 200]),
     ],
 )
-def test_callers_tell_what_they_were_answered(answers: list[tuple[bytes, bytes, float]], statuses: list[int]) -> None:
-    left, bodies = list(answers), set[bytes]()
+def test_callers_tell_what_they_were_answered(outcomes: list[tuple[bytes, bytes, float]], statuses: list[int]) -> None:
+    left, bodies = list(outcomes), set[bytes]()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(EOFError):
@@ -50,7 +50,7 @@ def test_callers_tell_what_they_were_answered(answers: list[tuple[bytes, bytes, 
                     break
         writer.close()
 
-    async def ask() -> list[Answer]:
+    async def ask() -> list[Outcome]:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=1 << 24)
         port = server.sockets[0].getsockname()[1]
         async with server:
@@ -59,6 +59,6 @@ def test_callers_tell_what_they_were_answered(answers: list[tuple[bytes, bytes, 
 
     told = asyncio.run(ask())
     assert [answer.status for answer in told] == statuses
-    good = [status.startswith(b"200") and duration == 10.0 for status, _, duration in answers]
-    assert [not answer.fault for answer in told] == good
-    assert len(bodies) == len(answers)  # no two alike
+    good = [status.startswith(b"200") and duration == 10.0 for status, _, duration in outcomes]
+    assert [not answer.error for answer in told] == good
+    assert len(bodies) == len(outcomes)  # no two alike

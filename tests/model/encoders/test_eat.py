@@ -103,7 +103,7 @@ def test_computed_positions_are_not_stored_and_a_table_is() -> None:
     [
         ({"heads": 3}, "not divisible by 3 heads"),
         ({"patch": 5}, "patches of 5"),
-        ({"patch": 16}, "the window says 8"),
+        ({"patch": 16}, "the window has 8"),
         ({"positions": "learned"}, "unknown positions"),
         ({"positions": "table", "table_tokens": 31}, "too short"),
         ({"dim": 18, "heads": 3}, "divisible by 4"),

@@ -74,7 +74,7 @@ def test_a_shorter_window_is_the_whole_one_with_padding() -> None:
     [
         ({"heads": [2]}, "2 stages and heads for 1"),
         ({"heads": [3, 2]}, "not divisible by heads"),
-        ({"spec_size": 40}, "not filled by 16 mel bins"),
+        ({"spec_size": 40}, "16 mel bins do not fill"),
         ({"spec_size": 64}, "holds 256 mel frames"),
         ({"depths": [1] * 4, "heads": [2] * 4}, "do not leave whole tokens"),
         ({"colour": 1}, "colour"),
@@ -86,7 +86,7 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict[str, object], message: 
 
 
 def test_a_window_of_other_frames_is_refused() -> None:
-    with pytest.raises(ConfigError, match="12 frames of a window are no multiple of the network's 8"):
+    with pytest.raises(ConfigError, match="12 frames per window are not a multiple of the network's 8"):
         build_encoder(EncoderConfig("htsat", PARAMS), WindowConfig(mel_frames=64, frames=12), MEL)
 
 
