@@ -194,11 +194,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rows: list[Row] = []
     for name in options.only:
-        with common.section(name):
-            rows += OPTIMIZATIONS[name](options.runs)
+        for row in OPTIMIZATIONS[name](options.runs):
+            print(*row.cells(), sep=" | ", file=sys.stderr, flush=True)
+            rows.append(row)
+            common.write_json(options.json, {"machine": common.machine(), "rows": [asdict(row) for row in rows]})
     head = ["optimization", "case", "off ms", "on ms", "off / on", "processor time off / on"]
     print(common.table(head, [row.cells() for row in rows]))
-    common.write_json(options.json, {"machine": common.machine(), "rows": [asdict(row) for row in rows]})
     return 0
 
 
