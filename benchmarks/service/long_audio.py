@@ -202,7 +202,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 60, 240], help="lengths (10 60 240)")
     parser.add_argument("--formats", nargs="+", default=["flac", "mp3"], help="flac, mp3, wav, ogg (flac mp3)")
-    parser.add_argument("--rate", type=int, default=common.RATE, help="sample rate of the recordings in Hz (16000)")
+    parser.add_argument("--rate", type=int, default=SAMPLE_RATE, help="sample rate of the recordings in Hz (16000)")
     parser.add_argument("--folder", type=Path, help="folder for the recordings (the temporary directory)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a FINELAP_ setting")
     parser.add_argument("--tree", type=Path, default=common.REPO, help="checkout whose server is measured")
