@@ -1,4 +1,4 @@
-"""Models small enough for every test: a FineLAP of some ten thousand numbers, and a published state as small."""
+"""Small models for fast tests: a FineLAP of some ten thousand parameters, and an equally small published state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS += ["sound", "of", "and", "in", "distance"]
 
 
 def build_tokenizer() -> Any:
-    """A word-level tokenizer with BERT's special tokens, made on the spot."""
+    """A word-level tokenizer with BERT's special tokens, created on the fly."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +64,7 @@ def build_config(**changes: Any) -> FineLAPConfig:
 
 
 def fill(model: torch.nn.Module, salt: str = "") -> None:
-    """Weights drawn from their own names, large enough that every part changes the result."""
+    """Draws weights from their names, large enough that every part affects the result."""
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             generator = torch.Generator().manual_seed(zlib.crc32((salt + name).encode()))
@@ -81,7 +81,7 @@ def tiny_config() -> Callable[..., FineLAPConfig]:
 
 @pytest.fixture(scope="session")
 def make_tiny() -> Callable[..., FineLAP]:
-    """Builds a small model of its own weights and tokenizer, in eval mode, for a test that changes it."""
+    """Builds a small model in eval mode with its own weights and tokenizer, for tests that modify it."""
 
     def make(config: FineLAPConfig | None = None, salt: str = "") -> FineLAP:
         model = FineLAP(config or build_config(), build_tokenizer())
@@ -98,13 +98,13 @@ def make_tiny() -> Callable[..., FineLAP]:
 
 @pytest.fixture(scope="session")
 def tiny(make_tiny: Callable[..., FineLAP]) -> FineLAP:
-    """One small model for tests that only read it."""
+    """A small shared model for tests that only read it."""
     return make_tiny()
 
 
 @dataclass(frozen=True)
 class Namings:
-    """The three names that each tensor of a published checkpoint has gone by."""
+    """The three published namings of a checkpoint's tensors."""
 
     @staticmethod
     def newer(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ def namings() -> Namings:
 
 
 def published_shapes(width: int = 64, depth: int = 2, dim: int = 16, words: int = 4 + len(WORDS)) -> dict[str, tuple]:
-    """Names and shapes of a published checkpoint, of a smaller network."""
+    """Names and shapes of a published checkpoint for a smaller network."""
     shapes: dict[str, tuple] = {n: () for n in ("temp_global", "b_global", "temp_local", "b_local")}
 
     def linear(name: str, inputs: int, outputs: int) -> None:
@@ -201,7 +201,7 @@ def published_shapes(width: int = 64, depth: int = 2, dim: int = 16, words: int 
 
 @pytest.fixture
 def small_published() -> dict[str, Tensor]:
-    """A published state of width 64, with weights drawn from names and the fixed positions."""
+    """A published state of width 64 with weights drawn from their names, and the fixed positions."""
     from model.encoders.eat import sincos_positions
 
     state = {}

@@ -1,4 +1,4 @@
-"""The adapters: the published one's layout, and where the concept adapter puts what it hears."""
+"""The adapters: the published one's layout, and how the concept adapter embeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_decoupled_is_the_published_layout() -> None:
     assert adapter.forward_frames(torch.randn(3, 5, 12)).shape == (3, 5, 16)
 
 
-def test_a_certain_concept_lies_at_its_anchor() -> None:
+def test_a_certain_concept_is_embedded_at_its_anchor() -> None:
     torch.manual_seed(0)
     adapter = ConceptAdapter(8, 6, concepts=4, hidden=8, gate=0.0)
     adapter.anchors.copy_(F.normalize(torch.randn(4, 6), dim=-1))
@@ -30,7 +30,7 @@ def test_a_certain_concept_lies_at_its_anchor() -> None:
     torch.testing.assert_close(embedding, adapter.anchors[2].expand(2, 6), rtol=0, atol=1e-5)
 
 
-def test_the_free_part_is_gated_and_silence_is_finite() -> None:
+def test_the_free_component_is_gated_and_silence_is_finite() -> None:
     adapter = ConceptAdapter(8, 6, concepts=4, hidden=8, gate=0.3)
     adapter.anchors.copy_(F.normalize(torch.randn(4, 6), dim=-1))
     features = torch.randn(5, 8)
@@ -41,7 +41,7 @@ def test_the_free_part_is_gated_and_silence_is_finite() -> None:
     assert torch.isfinite(adapter.forward_frames(features)).all()
 
 
-def test_unknown_kinds_and_params_are_refused() -> None:
+def test_unknown_kinds_and_params_are_rejected() -> None:
     with pytest.raises(ConfigError, match="known: concept, decoupled, unified"):
         build_adapter(AdapterConfig("other"), 8, 8)
     with pytest.raises(ConfigError, match="frame adapter 'cnn'; known: bigru, linear, transformer"):
@@ -55,7 +55,7 @@ def test_unknown_kinds_and_params_are_refused() -> None:
 
 
 def slow_gru(x: Tensor, state: dict[str, Tensor], layers: int) -> Tensor:
-    """One recording (T, C) through the GRU's equations, a step at a time, both ways."""
+    """The GRU's equations, step by step in both directions, for one recording (T, C)."""
     for layer in range(layers):
         sides = []
         for suffix, order in (("", list(range(len(x)))), ("_reverse", list(range(len(x)))[::-1])):
@@ -75,24 +75,24 @@ GRU_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 @torch.no_grad()
-def test_bigru_frames_are_the_equations_written_out() -> None:
+def test_bigru_frames_equal_the_equations() -> None:
     torch.manual_seed(0)
     adapter = build_adapter(AdapterConfig("decoupled", {"frames": "bigru"}), 5, 6)
     state = adapter.state_dict()
-    assert state["frames.gru.weight_hh_l1_reverse"].shape == (9, 3), "two layers, half of the dimensions each way"
+    assert state["frames.gru.weight_hh_l1_reverse"].shape == (9, 3), "two layers, half of the dimensions per direction"
     x = torch.randn(2, 7, 5)
     expected = torch.stack([slow_gru(row, state, layers=2) for row in x])
     torch.testing.assert_close(adapter.forward_frames(x), expected)
 
 
-def test_bigru_of_another_width_is_brought_to_the_space() -> None:
+def test_bigru_of_another_width_is_projected() -> None:
     adapter = build_adapter(AdapterConfig("decoupled", {"frames": "bigru", "hidden": 4, "layers": 1}), 5, 6)
     assert adapter.state_dict()["frames.out.weight"].shape == (6, 8)
     assert adapter.forward_frames(torch.randn(2, 7, 5)).shape == (2, 7, 6)
 
 
 @torch.no_grad()
-def test_linear_frames_do_not_look_along_time() -> None:
+def test_linear_frames_are_independent() -> None:
     adapter = build_adapter(AdapterConfig("decoupled", {"frames": "linear", "hidden": 9}), 5, 6)
     x = torch.randn(2, 7, 5)
     alone = torch.stack([adapter.forward_frames(x[:, t : t + 1])[:, 0] for t in range(7)], dim=1)

@@ -1,4 +1,4 @@
-"""The log-mel front end: the published numbers, and a slow reading of Kaldi's recipe beside the batched one."""
+"""The log-mel front end: published values, and a slow reference of Kaldi's recipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from model.finelap import FineLAP
 
 
 def slow_log_mel(samples: np.ndarray, bins: int, low: float) -> np.ndarray:
-    """One frame, one filter at a time, in float64."""
+    """Kaldi's recipe for one frame and one filter at a time, in float64."""
 
     def mel(f: float) -> float:
         return 1127.0 * np.log(1 + f / 700.0)
@@ -58,13 +58,13 @@ def slow_log_mel(samples: np.ndarray, bins: int, low: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("bins", "low"), [(128, 20.0), (64, 50.0)])
-def test_equals_the_slow_recipe(bins: int, low: float) -> None:
+def test_equals_the_slow_reference(bins: int, low: float) -> None:
     samples = np.random.default_rng(0).normal(0, 0.1, 2000).astype(np.float32)
     fast = LogMel(MelConfig(num_mel_bins=bins, low_freq=low))(torch.from_numpy(samples)[None])[0].numpy()
     np.testing.assert_allclose(fast, slow_log_mel(samples, bins, low), atol=2e-4)
 
 
-def test_published_mel(shared_dir: Path) -> None:
+def test_equals_the_published_log_mel(shared_dir: Path) -> None:
     spec = importlib.util.spec_from_file_location("fill_state", shared_dir / "reference" / "fill_state.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -78,14 +78,14 @@ def test_published_mel(shared_dir: Path) -> None:
             assert np.abs(mel - golden[f"mel_{seed}"]).max() < 1e-4
 
 
-def test_batches_do_not_mix() -> None:
+def test_items_of_a_batch_are_independent() -> None:
     front = LogMel(MelConfig())
     batch = torch.randn(3, 4000)
     alone = torch.cat([front(row[None]) for row in batch])
     torch.testing.assert_close(front(batch), alone, rtol=0, atol=1e-5)
 
 
-def test_silence_is_the_floor_and_padding_what_the_config_says() -> None:
+def test_silence_is_the_floor_and_padding_is_configured() -> None:
     front = LogMel(MelConfig(pad_value=-3.0))
     raw = front(torch.zeros(1, 1600))
     assert raw.shape == (1, mel_frames_in(1600), 128)
@@ -95,28 +95,28 @@ def test_silence_is_the_floor_and_padding_what_the_config_says() -> None:
     assert front.pad(raw, 4).shape[1] == 4
 
 
-def test_frame_arithmetic() -> None:
+def test_mel_frames_and_samples_are_consistent() -> None:
     assert mel_frames_in(MEL_WINDOW - 1) == 0 and mel_frames_in(MEL_WINDOW) == 1
     for frames in (1, 2, 1024):
         assert mel_frames_in(samples_for(frames)) == frames
         assert mel_frames_in(samples_for(frames) + MEL_HOP - 1) == frames
 
 
-def test_frames_begun() -> None:
+def test_mel_frames_begun() -> None:
     assert [mel_frames_begun_in(n) for n in (0, 1, 160, 161, 1000)] == [0, 1, 1, 2, 7]
 
 
-def test_filters_cover_the_band_and_not_nyquist() -> None:
+def test_filters_cover_the_band_without_nyquist() -> None:
     filters = mel_filters(128, 20.0)
     assert filters.shape == (257, 128)
     assert (filters[256] == 0).all() and (filters >= 0).all()
-    # Below 600 Hz the triangles are narrower than an FFT bin, and some hold none: Kaldi's filters do that too.
+    # Below 600 Hz some triangles are narrower than an FFT bin and contain none, as in Kaldi.
     assert (filters[:, 30:].sum(0) > 0).all()
     assert (mel_filters(64, 50.0)[:, 15:].sum(0) > 0).all()
 
 
 @pytest.mark.parametrize(("snip", "heard"), [(True, 4), (False, 7)])
-def test_edges_are_snipped_or_filled_up_with_zeros(snip: bool, heard: int, tiny_config: Callable[..., Any]) -> None:
+def test_edges_are_snipped_or_zero_padded(snip: bool, heard: int, tiny_config: Callable[..., Any]) -> None:
     mel = MelConfig(num_mel_bins=32, pad_value=5.0, snip_edges=snip)
     model = FineLAP(tiny_config(mel=mel))
     samples = np.random.default_rng(0).normal(0, 0.1, 1000).astype(np.float32)

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa as built here against those of transformers: the same tensors, numbers and gradients."""
+"""Our BERT and RoBERTa equal those of transformers: tensors, outputs and gradients."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tokens(kind: str, changes: dict[str, Any]) -> tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.parametrize(("kind", "changes"), KINDS)
-def test_the_same_as_transformers(kind: str, changes: dict[str, Any]) -> None:
+def test_equals_transformers(kind: str, changes: dict[str, Any]) -> None:
     ours, theirs = both(kind, changes)
     ids, mask = tokens(kind, changes)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -67,7 +67,7 @@ def test_the_same_as_transformers(kind: str, changes: dict[str, Any]) -> None:
             )
 
 
-def test_dropout_is_that_of_its_config() -> None:
+def test_dropout_is_configured() -> None:
     ours, _ = both("bert", {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     ids, mask = tokens("bert", {})
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_dropout_is_that_of_its_config() -> None:
             assert not torch.allclose(moved.train()(ids, mask).last_hidden_state, still)
 
 
-def test_fresh_weights_begin_as_theirs() -> None:
+def test_fresh_weights_are_initialised_as_in_transformers() -> None:
     torch.manual_seed(0)
     big = SIZES | {"vocab_size": 4000, "hidden_size": 64, "initializer_range": 0.05}
     ours, theirs = build_text_encoder({"model_type": "bert", **big})[0], build_hf_encoder("bert", big)[0]
@@ -100,11 +100,11 @@ def test_fresh_weights_begin_as_theirs() -> None:
         ("electra", {}),
     ],
 )
-def test_what_is_left_to_transformers(kind: str, values: dict[str, Any]) -> None:
+def test_other_configs_are_left_to_transformers(kind: str, values: dict[str, Any]) -> None:
     assert not supports(kind, values)
 
 
-def test_defaults_are_theirs() -> None:
+def test_defaults_equal_those_of_transformers() -> None:
     from transformers import BertConfig as TheirBert
     from transformers import RobertaConfig as TheirRoberta
 

@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU: chosen where it may be, refused where it crashes, lies, or changes the embeddings."""
+"""bfloat16 on a CPU: used where it is fast and sound, declined where it crashes or changes the embeddings."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ INTEL, AMD = "GenuineIntel", "AuthenticAMD"
         (AMD, "fma avx2", False),
     ],
 )
-def test_what_the_processor_announces(tmp_path: Path, vendor: str, flags: str, fast: bool) -> None:
+def test_fast_processors_are_recognised(tmp_path: Path, vendor: str, flags: str, fast: bool) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: X\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
     assert bfloat16_is_fast(file) is fast
 
 
-def test_no_cpuinfo_is_no(tmp_path: Path) -> None:
+def test_without_cpuinfo_bfloat16_is_not_fast(tmp_path: Path) -> None:
     assert not bfloat16_is_fast(tmp_path / "none")
 
 
@@ -44,16 +44,16 @@ def test_no_cpuinfo_is_no(tmp_path: Path) -> None:
         ("import time; time.sleep(60)", False),
     ],
 )
-def test_a_trial_that_ends_in_order(code: str, passes: bool) -> None:
+def test_a_trial_passes_if_it_exits_with_zero_in_time(code: str, passes: bool) -> None:
     assert trial_passes([sys.executable, "-S", "-c", code], 60.0 if passes else 1.0) is passes
 
 
-def test_a_trial_that_cannot_begin(tmp_path: Path) -> None:
+def test_a_trial_that_cannot_start_fails(tmp_path: Path) -> None:
     assert not trial_passes([str(tmp_path / "missing")])
 
 
-def test_the_real_trial_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process only where the processor is said to be fine: elsewhere it may end the tests."""
+def test_the_real_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process only if the processor is sound; elsewhere it could kill the test run."""
     if not bfloat16.bfloat16_is_sound():
         pytest.skip("this processor has no fast bfloat16")
     assert bfloat16._trial() == 0
@@ -61,7 +61,7 @@ def test_the_real_trial_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bfloat16._trial() == 1
 
 
-def test_agreement_is_of_every_part() -> None:
+def test_agreement_requires_every_part() -> None:
     a = torch.nn.functional.normalize(torch.randn(5, 64), dim=-1)
     near = torch.nn.functional.normalize(a + 0.001 * torch.randn(5, 64), dim=-1)
     assert agree([a, a[0]], [near, near[0]])
@@ -69,7 +69,7 @@ def test_agreement_is_of_every_part() -> None:
     assert not agree([a * torch.nan], [a])
 
 
-def test_bfloat16_is_used_where_it_is_sound(tiny: FineLAP) -> None:
+def test_bfloat16_is_used_if_sound(tiny: FineLAP) -> None:
     stamp = tiny.stamp
     assert tiny.audio_encoder.likes_bfloat16
     assert use_bfloat16(tiny, lambda: False) is tiny
@@ -78,10 +78,10 @@ def test_bfloat16_is_used_where_it_is_sound(tiny: FineLAP) -> None:
     assert rounded.tokenizer is tiny.tokenizer and tiny.stamp == stamp
 
 
-def test_a_model_that_changes_stays_as_it_is(tiny: FineLAP, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_embeddings_change_stays_float32(tiny: FineLAP, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bfloat16, "agree", lambda *_: False)
     assert use_bfloat16(tiny, lambda: True) is tiny
 
 
-def test_the_bundled_checkpoint_keeps_float32() -> None:
-    assert not ConvEncoder.likes_bfloat16  # libraries hold its embeddings
+def test_the_bundled_encoder_stays_float32() -> None:
+    assert not ConvEncoder.likes_bfloat16  # existing libraries store its embeddings

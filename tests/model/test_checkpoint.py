@@ -1,4 +1,4 @@
-"""Checkpoints: what is written can be read, what is published is translated whole, what is broken is named."""
+"""Checkpoints: round trips, conversion of published weights, and errors that name what is broken."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def offline(repo: str, revision: str | None, patterns: list[str]) -> str:
 
 
 class Hub:
-    """A hub that holds some folders and remembers what it was asked for."""
+    """A fake hub with some folders that records requests."""
 
     def __init__(self, **repos: Path) -> None:
         self.repos, self.asked = repos, []
@@ -46,7 +46,7 @@ class Hub:
 
 
 def same(a: FineLAP, b: FineLAP) -> None:
-    """Asserts that two models have equal weights and answers."""
+    """Asserts that two models have equal weights and outputs."""
     assert a.state_dict().keys() == b.state_dict().keys()
     for name, tensor in a.state_dict().items():
         assert torch.equal(tensor, b.state_dict()[name]), name
@@ -56,7 +56,7 @@ def same(a: FineLAP, b: FineLAP) -> None:
 # Ours
 
 
-def test_round_trip(tiny: FineLAP, tmp_path: Path) -> None:
+def test_save_and_load_round_trip(tiny: FineLAP, tmp_path: Path) -> None:
     tiny.save_pretrained(tmp_path)
     loaded = FineLAP.from_pretrained(tmp_path)
     same(loaded, tiny)
@@ -73,7 +73,7 @@ def test_round_trip(tiny: FineLAP, tmp_path: Path) -> None:
 def test_the_same_model_gives_the_same_bytes(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
     model = make_tiny()
     model.save_pretrained(tmp_path / "a")
-    model.encode_text(TEXTS)  # using a tokenizer leaves its last settings in it
+    model.encode_text(TEXTS)  # a tokenizer stores the settings of its last call
     model.save_pretrained(tmp_path / "b")
     FineLAP.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "c")
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
@@ -81,7 +81,7 @@ def test_the_same_model_gives_the_same_bytes(make_tiny: Callable[..., FineLAP], 
         assert first == (tmp_path / "b" / file).read_bytes() == (tmp_path / "c" / file).read_bytes(), file
 
 
-def test_saving_over_the_folder_that_was_loaded(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
+def test_a_loaded_model_survives_saving_over_its_folder(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
     make_tiny().save_pretrained(tmp_path)
     loaded = FineLAP.from_pretrained(tmp_path)
     expected = loaded.encode_text(TEXTS)
@@ -90,7 +90,7 @@ def test_saving_over_the_folder_that_was_loaded(make_tiny: Callable[..., FineLAP
     assert FineLAP.from_pretrained(tmp_path).stamp != loaded.stamp
 
 
-def test_shards_keep_the_text_tower_apart(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
+def test_the_text_tower_has_its_own_shard(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
     model = make_tiny()
     model.save_pretrained(tmp_path, shard_text_tower=True)
     tower, rest = (tmp_path / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
@@ -107,14 +107,14 @@ def test_shards_keep_the_text_tower_apart(make_tiny: Callable[..., FineLAP], tmp
     assert tower.read_bytes() == unchanged[0] and rest.read_bytes() != unchanged[1]
 
 
-def test_files_are_as_readable_as_any_other(tiny: FineLAP, tmp_path: Path) -> None:
+def test_files_have_default_permissions(tiny: FineLAP, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     tiny.save_pretrained(tmp_path / "saved")
     assert {p.stat().st_mode for p in (tmp_path / "saved").iterdir()} == {plain.stat().st_mode}
 
 
-def test_other_layouts_of_the_same_folder_leave_nothing_behind(tiny: FineLAP, tmp_path: Path) -> None:
+def test_changing_the_layout_removes_stale_files(tiny: FineLAP, tmp_path: Path) -> None:
     for sharded in (False, True, False):
         tiny.save_pretrained(tmp_path, shard_text_tower=sharded)
         weights = {p.name for p in tmp_path.iterdir() if p.name.startswith("model")}
@@ -132,14 +132,14 @@ def test_half_precision_files_load_into_float32(tiny: FineLAP, tmp_path: Path) -
     assert {t.dtype for t in loaded.state_dict().values()} == {torch.float32}
     close = loaded.encode_audio([SOUND], 16_000)[0], tiny.encode_audio([SOUND], 16_000)[0]
     assert torch.nn.functional.cosine_similarity(close[0].frames, close[1].frames).min() > 0.9999
-    # values, not storage, make the stamp
+    # the stamp depends on values, not on the stored dtype
     loaded.save_pretrained(tmp_path / "whole")
     assert FineLAP.from_pretrained(tmp_path / "whole").stamp == loaded.stamp != tiny.stamp
     narrow = FineLAP.from_pretrained(tmp_path / "whole", dtype=torch.float16)
     assert narrow.dtype == torch.float16 and narrow.stamp == loaded.stamp
 
 
-def test_values_too_large_for_a_dtype_are_refused(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
+def test_values_too_large_for_a_dtype_are_rejected(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
     model = make_tiny()
     with torch.no_grad():
         model.adapter.clip[0].weight[0, 0] = 1e6
@@ -147,14 +147,14 @@ def test_values_too_large_for_a_dtype_are_refused(make_tiny: Callable[..., FineL
         model.save_pretrained(tmp_path, dtype=torch.float16)
 
 
-def test_the_stamp_follows_what_decides_embeddings(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
+def test_the_stamp_depends_on_what_determines_embeddings(make_tiny: Callable[..., FineLAP], tmp_path: Path) -> None:
     model = make_tiny()
     stamp = model.stamp
     assert stamp == make_tiny().stamp and len(stamp) == 64
     with torch.no_grad():
         model.temp_global.fill_(0.5)
         model.b_local.fill_(3.0)
-    assert model.stamp == stamp, "scores are scaled, embeddings stay"
+    assert model.stamp == stamp, "only scores are scaled"
     assert make_tiny(replace(model.config, name="renamed")).stamp == stamp
     windows = replace(model.config.windows, frame_hop=0.15625)
     assert make_tiny(replace(model.config, windows=windows)).stamp != stamp
@@ -164,10 +164,10 @@ def test_the_stamp_follows_what_decides_embeddings(make_tiny: Callable[..., Fine
     loaded.train()
     with torch.no_grad():
         loaded.adapter.frames[0].bias[0] += 1e-3
-    assert loaded.stamp != stamp, "training forgets the stamp that was loaded"
+    assert loaded.stamp != stamp, "training discards the loaded stamp"
 
 
-def test_other_encoders_and_adapters_go_through_too(
+def test_other_encoders_and_adapters_round_trip(
     make_tiny: Callable[..., FineLAP], tiny_config: Callable, tmp_path: Path
 ) -> None:
     from model.config import AdapterConfig, EncoderConfig, TextConfig
@@ -207,7 +207,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     save_file(state, folder / "model.safetensors")
 
 
-def test_tensors_that_do_not_fit_are_all_named(folder: Path) -> None:
+def test_all_tensors_that_do_not_fit_are_named(folder: Path) -> None:
     def change(state: dict[str, Tensor]) -> None:
         state["audio_encoder.blocks.9.fc1.bias"] = torch.zeros(3)
         del state["temp_local"]
@@ -225,7 +225,7 @@ def test_tensors_that_do_not_fit_are_all_named(folder: Path) -> None:
         assert names[0] in str(caught.value)
 
 
-def test_a_long_list_is_cut_in_the_message_alone(folder: Path) -> None:
+def test_a_long_list_is_shortened_only_in_the_message(folder: Path) -> None:
     rewrite(folder, lambda state: [state.pop(n) for n in list(state) if n.startswith("text.")])
     with pytest.raises(CheckpointError, match=r"missing: .* and \d+ more") as caught:
         FineLAP.from_pretrained(folder)
@@ -277,13 +277,13 @@ def test_a_config_that_cannot_be_built_is_named(folder: Path, change: dict, mess
         FineLAP.from_pretrained(folder)
 
 
-def test_a_config_that_is_no_json_is_named(folder: Path) -> None:
+def test_a_config_that_is_not_json_is_named(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         FineLAP.from_pretrained(folder)
 
 
-def test_tokenizers_broken_missing_and_too_large(folder: Path, tiny: FineLAP, tmp_path: Path) -> None:
+def test_broken_missing_and_too_large_tokenizers_are_rejected(folder: Path, tiny: FineLAP, tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no tokenizer could be read"):
         FineLAP.from_pretrained(folder)
@@ -311,13 +311,13 @@ def test_tokenizers_broken_missing_and_too_large(folder: Path, tiny: FineLAP, tm
 
 @pytest.fixture
 def reference(small_published: dict[str, Tensor], tmp_path: Path, tiny: FineLAP) -> FineLAP:
-    """The small published state in its newer naming, loaded."""
+    """The small published state in its newer naming, as a loaded model."""
     state = small_published | {"b_local": torch.tensor(-3.0)}
     torch.save(state, tmp_path / "newer.pt")
     return FineLAP.from_pretrained(tmp_path / "newer.pt", download=offline)
 
 
-def test_published_sizes_are_read_from_shapes(reference: FineLAP) -> None:
+def test_published_sizes_are_inferred_from_shapes(reference: FineLAP) -> None:
     config = reference.config
     assert (config.dim, config.windows.frames, config.windows.frame_hop) == (16, 64, 0.15625)
     assert config.audio_encoder.params == {
@@ -336,7 +336,7 @@ def test_published_sizes_are_read_from_shapes(reference: FineLAP) -> None:
 
 @pytest.mark.parametrize("naming", ["newer", "older", "hub"])
 @pytest.mark.parametrize("wrap", ["plain", "state_dict", "module", "parallel", "legacy"])
-def test_every_naming_and_wrapping_is_the_same_model(
+def test_every_naming_and_wrapper_gives_the_same_model(
     small_published: dict[str, Tensor], reference: FineLAP, namings: Any, naming: str, wrap: str, tmp_path: Path
 ) -> None:
     state = getattr(namings, naming)(small_published | {"b_local": torch.tensor(-3.0)})
@@ -383,12 +383,12 @@ def test_hub_folder_converts_with_its_extras_ignored(
     assert loaded.stamp == reference.stamp == report.stamp
     assert report.parameters == sum(t.numel() for t in loaded.state_dict().values())
     assert loaded.encode_text(TEXTS).shape == (2, 16)
-    # and a second conversion, of what the first one wrote, changes nothing
+    # converting the result again changes nothing
     assert convert(tmp_path / "out", tmp_path / "again").stamp == report.stamp
     same(FineLAP.from_pretrained(tmp_path / "again"), loaded)
 
 
-def test_published_weights_without_a_tokenizer_warn_and_hear(
+def test_published_weights_without_a_tokenizer_warn_and_encode_audio(
     reference: FineLAP, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -400,7 +400,7 @@ def test_published_weights_without_a_tokenizer_warn_and_hear(
         loaded.encode_text(TEXTS)
 
 
-def test_a_position_table_of_its_own_is_kept(
+def test_a_custom_position_table_is_stored(
     small_published: dict[str, Tensor], reference: FineLAP, tmp_path: Path
 ) -> None:
     state = small_published | {"b_local": torch.tensor(-3.0)}
@@ -459,7 +459,7 @@ def test_every_published_name_is_known(shared_dir: Path, namings: Any) -> None:
 
 
 class Bomb:
-    """Runs a command when it is unpickled."""
+    """Runs a command when unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -469,7 +469,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "raw"])
-def test_a_pickle_that_needs_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
+def test_a_pickle_that_needs_code_is_rejected_without_running_it(kind: str, tmp_path: Path) -> None:
     path, trace = tmp_path / "model.pt", tmp_path / "trace"
     content = {"temp_global": torch.tensor(0.1), "extra": Bomb(f"touch {trace}")}
     if kind == "raw":
@@ -480,7 +480,7 @@ def test_a_pickle_that_needs_code_is_refused_and_not_run(kind: str, tmp_path: Pa
         FineLAP.from_pretrained(path)
     assert not trace.exists()
     torch.load(path, weights_only=False) if kind != "raw" else pickle.loads(path.read_bytes())
-    assert trace.exists(), "the bomb itself works"
+    assert trace.exists(), "the payload itself works"
 
 
 @pytest.mark.parametrize("size", [0, 10, 2_000, -100])
@@ -493,13 +493,13 @@ def test_a_truncated_pytorch_file_is_named(small_published: dict[str, Tensor], s
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, [torch.zeros(1)], {}, torch.zeros(2)])
-def test_pytorch_files_without_a_state_dict(content: Any, tmp_path: Path) -> None:
+def test_pytorch_files_without_a_state_dict_are_rejected(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"other\.pt: "):
         FineLAP.from_pretrained(tmp_path / "other.pt")
 
 
-def test_what_is_not_there_is_said_and_only_hub_ids_are_asked_for(tmp_path: Path) -> None:
+def test_missing_sources_are_reported_and_only_hub_ids_are_requested(tmp_path: Path) -> None:
     hub = Hub()
     for source in (tmp_path / "nothing", "checkpoints/a/b", "./nothing", "nothing"):
         with pytest.raises(CheckpointError, match="no such file or folder"):
@@ -510,7 +510,7 @@ def test_what_is_not_there_is_said_and_only_hub_ids_are_asked_for(tmp_path: Path
     assert hub.asked == [("someone/model", None)]
 
 
-def test_loading_draws_no_weights_first(folder: Path) -> None:
+def test_loading_does_not_initialise_weights(folder: Path) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
     FineLAP.from_pretrained(folder)

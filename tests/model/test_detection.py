@@ -1,4 +1,4 @@
-"""Detection: each fast path equal to an obvious one, and the rules a user relies on."""
+"""Detection: fast paths equal slow references, and the documented rules hold."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ seconds = st.integers(0, 12).map(lambda n: round(n * 0.08, 2))
 
 
 def slow_median(scores: list[float], length: int) -> list[float]:
-    """Median of the `length` frames around each; out of range means the mirror image, edges repeated."""
+    """The median of `length` frames around each; frames out of range are mirrored, edges repeated."""
     n, half = len(scores), length // 2
 
     def at(i: int) -> float:
@@ -83,15 +83,15 @@ def slow_events(
 
 @pytest.mark.parametrize("length", [1, 3, 5, 7, 9, 31])
 @pytest.mark.parametrize("frames", [1, 2, 3, 8, 64, 500])
-def test_median_is_scipys_with_reflection(length: int, frames: int) -> None:
+def test_median_equals_scipy_with_reflection(length: int, frames: int) -> None:
     scores = np.random.default_rng(length * 1000 + frames).random((3, frames), dtype=np.float32)
     smooth = median_smooth(scores, length * HOP, HOP)
     np.testing.assert_array_equal(smooth, [slow_median(row.tolist(), length) for row in scores])
-    if length <= 8 * frames:  # SciPy 1.17 loses its way where a short track is mirrored more often than that
+    if length <= 8 * frames:  # SciPy 1.17 is wrong for short tracks that are mirrored more often
         np.testing.assert_array_equal(smooth, median_filter(scores, size=(1, length), mode="reflect"))
 
 
-def test_median_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_median_in_blocks_equals_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).random((2, 300), dtype=np.float32)
     whole = median_smooth(scores, 9 * HOP, HOP)
     monkeypatch.setattr("model.median._MEDIAN_BLOCK", 50)
@@ -134,7 +134,7 @@ def test_events_are_ordered_apart_and_inside(
         assert after.onset - before.offset > gap
 
 
-def test_clock_and_score() -> None:
+def test_event_times_and_scores() -> None:
     scores = np.array([0, 0, 0.6, 0.9, 0.7, 0, 0, 0, 0.8], dtype=np.float32)
     plain = DetectionSettings(median_filter=0, max_gap=0)
     assert find_events(scores, plain, 0.5, 4.3) == [
@@ -143,7 +143,7 @@ def test_clock_and_score() -> None:
     ]
 
 
-def test_merges_before_it_drops() -> None:
+def test_events_are_merged_before_short_ones_are_dropped() -> None:
     scores = np.array([0, 1, 0, 1, 0, 0, 0, 0, 1, 0], dtype=np.float32)
     how = DetectionSettings(median_filter=0, max_gap=1.0, min_duration=2.0)
     assert find_events(scores, how, 1.0, 10.0) == [Event(1.0, 4.0, 1.0)]
@@ -184,12 +184,12 @@ def test_median_removes_a_single_outlier() -> None:
         {"merge_threshold_rel": math.nan},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DetectionSettings(**wrong)
 
 
-def test_a_low_threshold_widens_events_and_adds_none() -> None:
+def test_a_low_threshold_extends_events_without_adding_any() -> None:
     scores = np.array([0, 0.4, 0.3, 0.8, 0.4, 0, 0, 0, 0.4, 0.4, 0], dtype=np.float32)
     how = DetectionSettings(threshold=0.7, low_threshold=0.3, median_filter=0, max_gap=0)
     assert find_events(scores, how, 1.0, 11.0) == [Event(1.0, 5.0, pytest.approx(0.8))]
@@ -197,7 +197,7 @@ def test_a_low_threshold_widens_events_and_adds_none() -> None:
 
 @st.composite
 def streamed(draw: st.DrawFn) -> tuple[np.ndarray, list[int], DetectionSettings, float]:
-    """Scores, where they are cut, settings, and a duration that leaves at most one frame beyond the end."""
+    """Draws scores, cut positions, settings, and a duration with at most one frame past the end."""
     scores = np.array(draw(st.one_of(tracks, st.just([]))))
     cuts = sorted(draw(st.lists(st.integers(0, len(scores)), max_size=8)))
     threshold, low = draw(levels), draw(levels)
@@ -215,7 +215,9 @@ def streamed(draw: st.DrawFn) -> tuple[np.ndarray, list[int], DetectionSettings,
 
 @settings(max_examples=600, deadline=None)
 @given(streamed())
-def test_a_stream_finds_the_events_of_the_whole(case: tuple[np.ndarray, list[int], DetectionSettings, float]) -> None:
+def test_a_stream_finds_the_same_events_as_the_whole_track(
+    case: tuple[np.ndarray, list[int], DetectionSettings, float],
+) -> None:
     scores, cuts, how, duration = case
     stream = EventStream(how, HOP)
     found: list[Event] = []
@@ -226,7 +228,7 @@ def test_a_stream_finds_the_events_of_the_whole(case: tuple[np.ndarray, list[int
 
 @settings(max_examples=150, deadline=None)
 @given(streamed())
-def test_a_stream_gives_an_event_as_soon_as_nothing_can_change_it(
+def test_a_stream_returns_an_event_as_soon_as_it_is_final(
     case: tuple[np.ndarray, list[int], DetectionSettings, float],
 ) -> None:
     scores, _, how, _ = case
@@ -235,7 +237,7 @@ def test_a_stream_gives_an_event_as_soon_as_nothing_can_change_it(
     given_out: list[Event] = []
     for t in range(len(scores)):
         given_out += stream.push(scores[t : t + 1])
-        # the most that may come, the least, nothing, and first the one and then the other
+        # possible continuations: high scores, low scores, none, and one after the other
         ends = []
         for future in (np.ones(200), np.zeros(200), np.ones(0), np.r_[np.zeros(60), np.ones(100)]):
             whole = np.concatenate([scores[: t + 1], future])
@@ -246,7 +248,7 @@ def test_a_stream_gives_an_event_as_soon_as_nothing_can_change_it(
 
 @settings(max_examples=200, deadline=None)
 @given(tracks, seconds, st.integers(0, 3), st.lists(st.integers(0, 40), max_size=6), st.integers(0, 3))
-def test_the_median_of_a_stream_is_that_of_the_whole(
+def test_the_median_of_a_stream_equals_the_whole(
     scores: list[float], median: float, spare: int, cuts: list[int], drop: int
 ) -> None:
     drop = min(drop, spare, len(scores))
@@ -256,7 +258,7 @@ def test_the_median_of_a_stream_is_that_of_the_whole(
     np.testing.assert_array_equal(smooth, median_smooth(np.array(scores[: len(scores) - drop]), median, HOP))
 
 
-def test_a_stream_holds_no_more_after_hours_than_after_a_minute() -> None:
+def test_the_memory_of_a_stream_does_not_grow() -> None:
     how = DetectionSettings(median_filter=4.0, max_gap=5.0, low_threshold=0.2)
     stream, rng = EventStream(how, HOP), np.random.default_rng(0)
     sizes = []
@@ -266,21 +268,21 @@ def test_a_stream_holds_no_more_after_hours_than_after_a_minute() -> None:
     assert max(sizes) <= sizes[0] + 200
 
 
-def test_a_stream_refuses_an_end_before_what_it_has_told() -> None:
+def test_a_stream_rejects_an_end_before_final_events() -> None:
     stream = EventStream(DetectionSettings(), HOP)
     stream.push(np.ones(10))
     with pytest.raises(ValueError, match="4 frames begin after the end"):
         stream.finish(6 * HOP)
 
 
-def test_several_tracks_at_once_are_refused() -> None:
+def test_several_tracks_at_once_are_rejected() -> None:
     with pytest.raises(ValueError, match="shape"):
         find_events(np.zeros((2, 5)), DetectionSettings(), HOP, 1.0)
     with pytest.raises(ValueError, match="shape"):
         EventStream(DetectionSettings(), HOP).push(np.zeros((2, 5)))
 
 
-def test_moments_without_any_confident_frame() -> None:
+def test_moments_without_a_frame_above_the_threshold() -> None:
     scores = np.full(50, 0.002, dtype=np.float32)
     scores[10:14] = 0.04
     scores[30:33] = 0.03
@@ -290,14 +292,14 @@ def test_moments_without_any_confident_frame() -> None:
     assert find_moments(scores, HOP, 8.0, 1) == [best]
 
 
-def test_a_clip_that_answers_throughout_is_one_moment() -> None:
+def test_a_clip_that_matches_throughout_is_one_moment() -> None:
     scores = np.linspace(0.7, 0.9, 30, dtype=np.float32)
     assert find_moments(scores, HOP, 4.75, 3) == [Moment(0.0, 4.75, pytest.approx(0.9, abs=0.01))]
 
 
 @settings(max_examples=200, deadline=None)
 @given(tracks, st.integers(1, 5))
-def test_there_is_always_a_moment_and_the_best_is_first(scores: list[float], limit: int) -> None:
+def test_every_clip_has_a_moment_and_the_best_is_first(scores: list[float], limit: int) -> None:
     duration = len(scores) * HOP
     moments = find_moments(np.array(scores), HOP, duration, limit)
     assert 1 <= len(moments) <= limit
@@ -306,7 +308,7 @@ def test_there_is_always_a_moment_and_the_best_is_first(scores: list[float], lim
     assert all(0 <= m.start < m.end <= duration for m in moments)
 
 
-def test_no_frames_no_moments() -> None:
+def test_without_frames_there_are_no_moments() -> None:
     assert find_moments(np.zeros(0), HOP, 0.0, 3) == []
 
 

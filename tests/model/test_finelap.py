@@ -24,14 +24,14 @@ WHOLE = 256 * 160 + 240  # samples of the small model's window
 
 
 def noise(samples: int, seed: int = 0) -> np.ndarray:
-    """A tone in noise that changes over time, so that no two frames are alike."""
+    """A tone in noise that changes over time, so that no two frames are equal."""
     rng = np.random.default_rng(seed)
     t = np.arange(samples) / 16_000
     return (0.3 * np.sin(2 * np.pi * (300 + 200 * t) * t) + 0.1 * rng.standard_normal(samples)).astype(np.float32)
 
 
 class CountingEncoder(torch.nn.Module):
-    """Passes on to an encoder, and remembers the shapes it was given."""
+    """Wraps an encoder and records the input shapes."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -66,14 +66,16 @@ def test_a_batch_equals_one_by_one(tiny: FineLAP) -> None:
 
 def test_one_pass_per_padded_length(make_tiny: Callable[..., FineLAP], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny()
-    monkeypatch.setattr("model.threads.torch.get_num_threads", lambda: 1)  # more would share each pass out
+    monkeypatch.setattr("model.threads.torch.get_num_threads", lambda: 1)  # with more threads each pass is split
     model.audio_encoder = CountingEncoder(model.audio_encoder)
     results = model.encode_windows([noise(n) for n in (40_000, 9_000, 39_000, 20_000, 300, WHOLE)])
     assert sorted(model.audio_encoder.shapes) == [(1, 128, 32), (2, 64, 32), (3, 256, 32)]
     assert [len(frames) for _, frames in results] == [16, 4, 16, 8, 4, 16]
 
 
-def test_without_buckets_every_window_is_whole(make_tiny: Callable[..., FineLAP], tiny_config: Callable) -> None:
+def test_without_buckets_windows_are_padded_to_full_length(
+    make_tiny: Callable[..., FineLAP], tiny_config: Callable
+) -> None:
     model = make_tiny(tiny_config(windows=WindowConfig(mel_frames=256, frames=16, overlap_frames=4)))
     model.audio_encoder = CountingEncoder(model.audio_encoder)
     ((_, frames),) = model.encode_windows([noise(300)])
@@ -89,14 +91,14 @@ def test_mel_of_a_batch_equals_padding_each_log_mel(tiny: FineLAP) -> None:
         torch.testing.assert_close(row, tiny.log_mel.normalise(tiny.log_mel.pad(raw, 64))[0])
 
 
-def test_padding_takes_the_configured_value(make_tiny: Callable[..., FineLAP], tiny_config: Callable) -> None:
+def test_padding_has_the_configured_value(make_tiny: Callable[..., FineLAP], tiny_config: Callable) -> None:
     config = tiny_config()
     model = make_tiny(replace(config, mel=replace(config.mel, pad_value=-7.0)))
     padding = model.mel([noise(400)], 64)[0, 1:]
     torch.testing.assert_close(padding, torch.full_like(padding, (-7.0 + 4.268) / (2 * 4.569)))
 
 
-def test_long_audio_is_its_windows_joined(tiny: FineLAP) -> None:
+def test_long_audio_equals_its_joined_windows(tiny: FineLAP) -> None:
     waveform = noise(150_000)
     (item,) = tiny.encode_audio([waveform], 16_000)
     centred = waveform - waveform.mean()
@@ -120,20 +122,20 @@ def test_many_more_windows_than_a_batch_keep_their_order(tiny: FineLAP) -> None:
         torch.testing.assert_close(item.frames, alone.frames, atol=1e-5, rtol=0)
 
 
-def test_a_constant_offset_is_not_heard(tiny: FineLAP) -> None:
+def test_a_constant_offset_does_not_change_the_embedding(tiny: FineLAP) -> None:
     plain, offset = tiny.encode_audio([noise(30_000), noise(30_000) + 0.2], 16_000)
     torch.testing.assert_close(plain.frames, offset.frames, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
-def test_other_sample_rates_are_heard_alike(tiny: FineLAP, rate: int) -> None:
+def test_other_sample_rates_give_similar_embeddings(tiny: FineLAP, rate: int) -> None:
     def tone(at: int) -> np.ndarray:
         t = np.arange(2 * at) / at
         return (0.5 * np.sin(2 * np.pi * (200 + 300 * t) * t)).astype(np.float32)
 
     (here,), (there,) = tiny.encode_audio([tone(16_000)], 16_000), tiny.encode_audio([tone(rate)], rate)
     assert len(here.frames) == len(there.frames) == 13
-    if rate > 16_000:  # at 8 kHz the upper half of the spectrum is missing, which is a difference to be heard
+    if rate > 16_000:  # at 8 kHz the upper half of the spectrum is missing
         assert float(here.clip @ there.clip) > 0.99
     assert len(tiny.encode_audio([tone(rate)[:2]], rate)[0].frames) == 1
 
@@ -148,13 +150,13 @@ def test_other_sample_rates_are_heard_alike(tiny: FineLAP, rate: int) -> None:
         (np.full(800, np.inf), "waveform 1 has samples that are not finite"),
     ],
 )
-def test_what_is_no_waveform_is_named(tiny: FineLAP, waveform: np.ndarray, message: str) -> None:
+def test_invalid_waveforms_are_named(tiny: FineLAP, waveform: np.ndarray, message: str) -> None:
     for encode in (lambda w: tiny.encode_audio(w, 16_000), tiny.encode_windows):
         with pytest.raises(ValueError, match=message):
             encode([noise(800), waveform])
 
 
-def test_more_than_a_window_and_impossible_rates_are_refused(tiny: FineLAP) -> None:
+def test_more_than_a_window_and_invalid_rates_are_rejected(tiny: FineLAP) -> None:
     assert window_samples(tiny.config.windows) == WHOLE
     with pytest.raises(ValueError, match="a window holds 41200"):
         tiny.encode_windows([noise(WHOLE + 1)])
@@ -173,7 +175,7 @@ def test_float64_and_empty_batches(tiny: FineLAP) -> None:
 # Text
 
 
-def test_texts_are_their_tokens_in_any_company(tiny: FineLAP) -> None:
+def test_text_embeddings_do_not_depend_on_the_batch(tiny: FineLAP) -> None:
     texts = ["a dog barks", "rain", "THE LOUD CAR passes", ""]
     together = tiny.encode_text(texts)
     torch.testing.assert_close(together.norm(dim=-1), torch.ones(4))
@@ -185,8 +187,8 @@ def test_texts_are_their_tokens_in_any_company(tiny: FineLAP) -> None:
         torch.testing.assert_close(tiny.encode_tokens(kind(ids), kind(mask)), together[:2], atol=1e-5, rtol=0)
 
 
-def test_texts_are_cut_at_the_checkpoints_tokens(tiny: FineLAP) -> None:
-    six = "dog bird car rain bark barks"  # with the two special tokens, max_tokens of the small model
+def test_texts_are_truncated_to_max_tokens(tiny: FineLAP) -> None:
+    six = "dog bird car rain bark barks"  # with two special tokens, the small model's max_tokens
     assert torch.equal(tiny.encode_text([six]), tiny.encode_text([six + " barking sings"]))
     assert tiny.tokenise(["dog " * 50])[0].tolist() == [[2, *[6] * 6, 3]]
 
@@ -198,7 +200,7 @@ def test_more_texts_than_a_batch(tiny: FineLAP) -> None:
     torch.testing.assert_close(many[174:], tiny.encode_text(texts[:6]), atol=1e-5, rtol=0)
 
 
-def test_without_a_tokenizer_only_texts_are_refused(make_tiny: Callable[..., FineLAP]) -> None:
+def test_without_a_tokenizer_only_texts_are_rejected(make_tiny: Callable[..., FineLAP]) -> None:
     model = make_tiny()
     model.tokenizer = None
     assert model.encode_tokens([[2, 6, 3]], [[1, 1, 1]]).shape == (1, 24)
@@ -250,7 +252,7 @@ def test_scores_are_sigmoids_of_scaled_cosines(tiny: FineLAP) -> None:
             assert frame_scores[b, t].item() == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
 
 
-def test_scores_take_arrays_single_vectors_and_half_precision(tiny: FineLAP) -> None:
+def test_scores_accept_arrays_single_vectors_and_half_precision(tiny: FineLAP) -> None:
     (item,) = tiny.encode_audio([noise(20_000)], 16_000)
     texts = tiny.encode_text(["dog", "rain"])
     expected = tiny.clip_score(item.clip[None], texts)
@@ -264,7 +266,7 @@ def test_scores_take_arrays_single_vectors_and_half_precision(tiny: FineLAP) -> 
 # Training and precision
 
 
-def test_inference_ignores_dropout_and_leaves_the_mode_alone(make_tiny: Callable[..., FineLAP]) -> None:
+def test_inference_disables_dropout_and_restores_the_mode(make_tiny: Callable[..., FineLAP]) -> None:
     model = make_tiny()
     before = model.encode_audio([noise(20_000)], 16_000)[0].frames, model.encode_text(["dog"])
     model.train()
@@ -284,7 +286,7 @@ def test_gradients_reach_every_weight(make_tiny: Callable[..., FineLAP]) -> None
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_half_precision_runs_the_network_alone(make_tiny: Callable[..., FineLAP]) -> None:
+def test_half_precision_applies_to_the_network_only(make_tiny: Callable[..., FineLAP]) -> None:
     model = make_tiny()
     whole = model.encode_audio([noise(60_000)], 16_000)[0], model.encode_text(["a loud dog"])
     model.cast(torch.float16)
@@ -296,13 +298,13 @@ def test_half_precision_runs_the_network_alone(make_tiny: Callable[..., FineLAP]
         assert torch.nn.functional.cosine_similarity(a, b, dim=-1).min() > 0.999
 
 
-def test_what_a_model_says_of_itself(tiny: FineLAP, tiny_config: Callable[..., FineLAPConfig]) -> None:
+def test_model_properties(tiny: FineLAP, tiny_config: Callable[..., FineLAPConfig]) -> None:
     assert (tiny.name, tiny.dim, tiny.frame_hop) == ("tiny", 24, 0.16)
     assert tiny.device == torch.device("cpu") and tiny.dtype == torch.float32
     assert tiny.config == tiny_config()
 
 
-def test_importing_the_package_is_light() -> None:
+def test_importing_the_package_is_cheap() -> None:
     code = (
         "import sys, model, model.config, model.windows, model.detection;"
         "assert not {'torch', 'transformers', 'soxr'} & set(sys.modules);"

@@ -47,7 +47,7 @@ def cosine(a: Any, b: Any) -> float:
 
 @dataclass(frozen=True)
 class Published:
-    """The published weights and what came of converting them."""
+    """The published weights and their conversion."""
 
     fill: ModuleType
     golden: Any
@@ -58,7 +58,7 @@ class Published:
     scratch: Path
 
     def signal(self, seed: int) -> np.ndarray:
-        """The test signal minus its own mean, as the published model hears it."""
+        """The test signal minus its mean, as the published model expects it."""
         waveform = self.fill.waveform(seed, SECONDS[seed])
         return waveform - waveform.mean()
 
@@ -75,7 +75,7 @@ def published(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         state = fill.published_state()
         torch.save(state, scratch / "finelap.pt")
         report = convert(scratch / "finelap.pt", scratch / "converted", download=no_tokenizer)
-        (scratch / "finelap.pt").unlink()  # a gigabyte each: kept only while needed
+        (scratch / "finelap.pt").unlink()  # a gigabyte each
         model = FineLAP.from_pretrained(scratch / "converted")
         golden = np.load(reference / "golden.npz")
         yield Published(fill, golden, state, scratch / "converted", report, model, scratch)
@@ -104,7 +104,7 @@ def test_clip_frames_and_scores(published: Published, seed: int) -> None:
     ((clip, frames),) = model.encode_windows([published.signal(seed)[:164_080]])
     assert cosine(clip, golden[f"clip_{seed}"]) >= 0.9999
     assert cosine(frames, golden[f"frames_{seed}"]) >= 0.9999
-    # the scores are near 4e-5, so it is their ratio that has to fit
+    # the scores are near 4e-5, so the ratio is compared
     clip_scores, frame_scores = model.clip_score(clip, golden["text"]), model.frame_score(frames, golden["text"])
     np.testing.assert_allclose(clip_scores[0].numpy(), golden[f"clip_scores_{seed}"], rtol=1e-4)
     np.testing.assert_allclose(frame_scores.numpy(), golden[f"frame_scores_{seed}"], rtol=1e-4)
@@ -114,7 +114,7 @@ def test_text(published: Published) -> None:
     assert cosine(published.model.encode_tokens(IDS, MASK), published.golden["text"]) >= 0.9999
 
 
-def test_recordings_of_any_length_agree_where_the_published_model_listens(published: Published) -> None:
+def test_recordings_of_any_length_agree_where_the_published_model_is_defined(published: Published) -> None:
     model, golden = published.model, published.golden
     waveforms = [published.fill.waveform(seed, SECONDS[seed]) for seed in SECONDS]
     whole, short, long = model.encode_audio(waveforms, 16_000)
@@ -127,7 +127,7 @@ def test_recordings_of_any_length_agree_where_the_published_model_listens(publis
 
 
 @pytest.mark.parametrize("naming", ["older", "hub"])
-def test_the_other_namings_are_the_same_model(published: Published, namings: Any, naming: str) -> None:
+def test_the_other_namings_give_the_same_model(published: Published, namings: Any, naming: str) -> None:
     state = getattr(namings, naming)(published.state)
     assert state.keys() != published.state.keys()
     source = published.scratch / naming
@@ -164,7 +164,7 @@ np.savez(out, clip=clip, frames=frames, text=text)
 
 
 def test_bfloat16(published: Published, repo_dir: Path) -> None:
-    """In a process of its own: some virtual machines announce AMX and kill what uses it, so oneDNN is kept from it."""
+    """Runs in a child process without AMX, because some virtual machines advertise AMX and kill processes that use it."""
     given, out = published.scratch / "given.npz", published.scratch / "bfloat16.npz"
     np.savez(given, signal=published.signal(1), ids=IDS, mask=MASK)
     command = [sys.executable, "-c", BFLOAT16, str(published.folder), str(given), str(out)]
@@ -176,7 +176,7 @@ def test_bfloat16(published: Published, repo_dir: Path) -> None:
 
 
 @pytest.mark.weights
-def test_the_real_weights_load_whole() -> None:
+def test_the_real_weights_load_completely() -> None:
     path = os.environ.get("FINELAP_PUBLISHED_WEIGHTS")
     if not path:
         pytest.skip("set FINELAP_PUBLISHED_WEIGHTS to the published file or folder")

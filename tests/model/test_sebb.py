@@ -22,7 +22,7 @@ Box = tuple[Fraction, Fraction, Fraction]
 def slow_boxes(
     scores: list[Fraction], hop: Fraction, end: Fraction, length: Fraction, high: Any, rel: Any
 ) -> list[Box]:
-    """The definition step by step in exact numbers; frame t from t × hop on, the last one until `end`."""
+    """The definition, step by step in exact arithmetic; frame t begins at t × hop, the last one ends at `end`."""
     stamps = [t * hop for t in range(len(scores))] + [end]
     half = length / 2
 
@@ -61,7 +61,7 @@ def slow_boxes(
     return [(times[a], times[b], mean(times[a], times[b])) for a, b in result]
 
 
-# sixteenths are exact in every arithmetic, so plateaus and equal changes are plateaus for both
+# sixteenths are exact in floating point, so both see the same plateaus and equal changes
 tracks = st.lists(st.integers(0, 16).map(lambda n: Fraction(n, 16)), min_size=1, max_size=24)
 
 
@@ -86,10 +86,10 @@ def test_boxes_equal_the_exact_reference(
 
 
 def authors_boxes(scores: np.ndarray, stamps: np.ndarray, length: float, high: float, rel: float) -> np.ndarray:
-    """(3, B) of the package `sebbs`. Skips without it."""
+    """The boxes (3, B) of the package `sebbs`; skips the test if it is not installed."""
     sed_metrics = pytest.importorskip("training.evaluation.sed_metrics")
     try:
-        sed_metrics.toolbox()  # imports what `sebbs` stands on in the one way that works everywhere
+        sed_metrics.toolbox()  # imports the dependencies of `sebbs` in a way that works everywhere
     except sed_metrics.MetricsMissing as missing:
         pytest.skip(str(missing))
     changes = pytest.importorskip("sebbs.change_detection", reason="the package sebbs is not installed")
@@ -103,7 +103,7 @@ def authors_boxes(scores: np.ndarray, stamps: np.ndarray, length: float, high: f
 def assert_the_same(found: tuple[np.ndarray, ...], expected: np.ndarray) -> None:
     np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
-    # the package divides by a length that is a microsecond longer
+    # the package divides by a length one microsecond longer
     assert (np.abs(found[2] - expected[2]) <= 3e-6 + 2e-6 / (found[1] - found[0])).all()
 
 
@@ -119,7 +119,7 @@ def test_boxes_equal_the_authors_package(kind: str) -> None:
         }[kind].astype(np.float32)
         stamps = np.arange(frames + 1) * hop
         stamps[-1] -= float(rng.choice([0, 0.03, 0.5])) * hop
-        stamps = stamps.round(6)  # the package loses the last stretch where rounding puts it after the end
+        stamps = stamps.round(6)  # the package drops the last box if rounding puts it after the end
         length = float(rng.choice([0.16, 0.32, 0.48, 0.5, 0.64, 0.77, 1.3, 5.0]))
         merge = float(rng.choice([0.1, 0.2, 0.5, 1.0, np.inf])), float(rng.choice([1.5, 2.0, 3.0, np.inf]))
         expected = authors_boxes(scores, stamps, length, *merge)

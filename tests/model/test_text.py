@@ -1,4 +1,4 @@
-"""The text tower: pooling, projectors, and what it builds from a Hugging Face config."""
+"""The text tower: pooling, projectors, and encoders built from Hugging Face configs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_embedding_is_pooled_projected_and_unit_length(text_config: TextConfig, 
     torch.testing.assert_close(got.norm(dim=-1), torch.ones(2))
 
 
-def test_residual_projector_moves_the_towers_own_embedding_by_the_gate(text_config: TextConfig) -> None:
+def test_residual_projector_scales_its_change_by_the_gate(text_config: TextConfig) -> None:
     config = replace(text_config, projector="residual", params={"gate": 0.25, "hidden": 10})
     tower = built(config, dim=32)
     pooled = torch.randn(3, 32)
@@ -71,7 +71,7 @@ def test_residual_projector_moves_the_towers_own_embedding_by_the_gate(text_conf
         ({"hf_config": {"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}}, "bert"),
     ],
 )
-def test_configs_that_cannot_be_built_are_refused(text_config: TextConfig, changes: dict, message: str) -> None:
+def test_configs_that_cannot_be_built_are_rejected(text_config: TextConfig, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         built(replace(text_config, **changes))
 
@@ -85,7 +85,7 @@ def test_other_kinds_are_built_by_transformers_without_a_pooling_head() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
-def test_code_that_a_config_points_at_is_left_alone(kind: str) -> None:
+def test_code_that_a_config_refers_to_is_not_loaded(kind: str) -> None:
     remote = {"AutoModel": "someone/repo--modeling.Model", "AutoConfig": "someone/repo--config.Config"}
     small = SMALL if kind == "bert" else {"dim": 16, "n_heads": 2, "n_layers": 1}
     encoder, _ = build_text_encoder({"model_type": kind, "auto_map": remote, "dtype": "float16", **small})

@@ -1,4 +1,4 @@
-"""A batch shared out to cores: the same results in the same order, errors as they are, threads as they were."""
+"""Batches split across cores: results in order, exceptions propagate, thread counts are restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.threads import as_here, limited, share_out
 
 @pytest.fixture(autouse=True)
 def three_threads() -> Iterator[None]:
-    """PyTorch computes with three threads, on however many cores."""
+    """Sets PyTorch to three threads, whatever the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
@@ -29,17 +29,17 @@ def three_threads() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("count", "at_most", "sizes"), [(2, 4, [2]), (3, 4, [1, 1, 1]), (7, 4, [2, 2, 3]), (13, 4, [2, 2, 2, 2, 2, 3])]
 )
-def test_parts_are_in_order_and_of_the_size_that_fits(count: int, at_most: int, sizes: list[int]) -> None:
+def test_parts_are_in_order_and_balanced(count: int, at_most: int, sizes: list[int]) -> None:
     parts = share_out(list, range(count), at_most)
     assert [len(part) for part in parts] == sizes
     assert [item for part in parts for item in part] == list(range(count))
 
 
-def test_parts_run_side_by_side_each_on_one_thread_of_pytorch() -> None:
+def test_parts_run_concurrently_with_one_pytorch_thread_each() -> None:
     together = threading.Barrier(3, timeout=30)
 
     def part(items: Sequence[int]) -> tuple[int, int]:
-        together.wait()  # holds up everybody until three are here
+        together.wait()  # waits until three parts run
         return threading.get_ident(), torch.get_num_threads()
 
     found = share_out(part, range(3), 4)
@@ -49,14 +49,14 @@ def test_parts_run_side_by_side_each_on_one_thread_of_pytorch() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_batch_that_cannot_be_shared_is_one_part(threads: int) -> None:
+def test_a_batch_that_cannot_be_split_is_one_part(threads: int) -> None:
     torch.set_num_threads(threads)
     seen: list[int] = []
     assert share_out(lambda items: seen.append(torch.get_num_threads()) or list(items), range(2), 1) == [[0, 1]]
     assert seen == [threads]
 
 
-def test_a_batch_beside_another_gets_its_part_of_the_threads() -> None:
+def test_concurrent_batches_divide_the_threads() -> None:
     torch.set_num_threads(4)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -78,7 +78,7 @@ def test_a_batch_beside_another_gets_its_part_of_the_threads() -> None:
 
 
 @pytest.mark.parametrize("bad", [0, 5, 11])
-def test_what_a_part_raises_is_raised_when_nothing_runs_any_more(bad: int) -> None:
+def test_an_exception_is_raised_after_all_parts_have_stopped(bad: int) -> None:
     running = threading.Semaphore(0)
     begun: list[int] = []
 
@@ -96,7 +96,7 @@ def test_what_a_part_raises_is_raised_when_nothing_runs_any_more(bad: int) -> No
     assert share_out(list, range(3), 1) == [[0], [1], [2]]
 
 
-def test_one_thread_gives_back_what_there_was() -> None:
+def test_limited_restores_the_number_of_threads() -> None:
     with pytest.raises(KeyError), limited(1):
         assert torch.get_num_threads() == 1
         with limited(1):
@@ -106,7 +106,7 @@ def test_one_thread_gives_back_what_there_was() -> None:
     assert torch.get_num_threads() == 3
 
 
-def test_threads_that_begin_beside_a_limit_do_not_keep_it() -> None:
+def test_threads_started_during_a_limit_do_not_inherit_it() -> None:
     with ThreadPoolExecutor(2, initializer=as_here()) as pool, limited(1):
         assert pool.submit(torch.get_num_threads).result() == 3
         assert torch.get_num_threads() == 1
@@ -115,12 +115,12 @@ def test_threads_that_begin_beside_a_limit_do_not_keep_it() -> None:
 def test_a_forked_process_has_its_own_workers() -> None:
     share_out(list, range(3), 1)
     child = os.fork()
-    if child == 0:  # its own threads, or it would wait for ever
+    if child == 0:  # without its own workers it would wait forever
         os._exit(0 if threads._workers is None and share_out(list, range(4), 1) == [[0], [1], [2], [3]] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_embeddings_are_those_of_a_whole_batch(small_checkpoint: Path) -> None:
+def test_embeddings_equal_those_of_a_whole_batch(small_checkpoint: Path) -> None:
     model = FineLAP.from_pretrained(small_checkpoint)
     rng = np.random.default_rng(0)
     sounds = [(0.1 * rng.standard_normal(n)).astype(np.float32) for n in (160_000, 9_000, 30_000, 160_000, 31_000) * 2]

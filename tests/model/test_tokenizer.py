@@ -1,4 +1,4 @@
-"""Tokenizers read without transformers give what transformers gives, and are left to it where that is not certain."""
+"""Tokenizers read without transformers give equal tokens; uncertain ones are left to transformers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def theirs(folder: Path) -> Any:
 
 
 def roberta(folder: Path, **settings: Any) -> Path:
-    """A byte-level tokenizer of RoBERTa's kind, as transformers saves one."""
+    """A byte-level RoBERTa tokenizer, as saved by transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import RobertaTokenizerFast
 
@@ -64,20 +64,20 @@ def agree(folder: Path) -> None:
             assert torch.equal(a["attention_mask"], b["attention_mask"]), texts
 
 
-def test_the_bundled_checkpoints(repo_dir: Path) -> None:
+def test_the_bundled_tokenizer_equals_transformers(repo_dir: Path) -> None:
     agree(repo_dir / "checkpoints/finelap-small")
 
 
-def test_robertas(tmp_path: Path) -> None:
+def test_a_roberta_tokenizer_equals_transformers(tmp_path: Path) -> None:
     agree(roberta(tmp_path))
 
 
-def test_plain_ones(tiny: FineLAP, tmp_path: Path) -> None:
+def test_a_plain_fast_tokenizer_equals_transformers(tiny: FineLAP, tmp_path: Path) -> None:
     tiny.tokenizer.save_pretrained(tmp_path)
     agree(tmp_path)
 
 
-def test_saving_writes_what_was_read(repo_dir: Path, tmp_path: Path) -> None:
+def test_saving_writes_the_files_that_were_read(repo_dir: Path, tmp_path: Path) -> None:
     source = repo_dir / "checkpoints/finelap-small"
     ours = read_fast(source)
     assert isinstance(ours, FastTokenizer)
@@ -106,7 +106,7 @@ def test_saving_writes_what_was_read(repo_dir: Path, tmp_path: Path) -> None:
         {"added_tokens_decoder": {"40000": {"content": "<new>"}}},
     ],
 )
-def test_what_is_left_to_transformers(
+def test_other_tokenizers_are_left_to_transformers(
     changes: dict[str, Any], repo_dir: Path, tmp_path: Path, copy_tokenizer: Callable[[Path, Path], None]
 ) -> None:
     copy_tokenizer(repo_dir / "checkpoints/finelap-small", tmp_path)

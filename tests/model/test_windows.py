@@ -1,4 +1,4 @@
-"""Windows cover a recording once, on one clock, and their embeddings join back in order."""
+"""Windows cover a recording once on one frame grid, and their embeddings join in order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_tiny_recording_is_one_frame() -> None:
     assert len(plan_windows(1, WindowConfig())) == 1
 
 
-def test_join_weighs_windows_by_what_they_contribute() -> None:
+def test_join_weights_windows_by_their_kept_frames() -> None:
     plan = plan_windows(16_000 * 14, WindowConfig())
     first, second = plan
     clips = np.eye(2, dtype=np.float32)
@@ -65,7 +65,7 @@ def test_join_of_one_window_is_that_window() -> None:
         join_windows(plan_windows(16_000 * 14, WindowConfig()), np.eye(2, dtype=np.float32), [track])
 
 
-def test_frames_have_their_share_in_the_clip_embedding() -> None:
+def test_frame_share_adds_the_frames_to_the_clip_embedding() -> None:
     rng = np.random.default_rng(0)
     windows = WindowConfig()
     plan = plan_windows(16_000 * 25, windows)
@@ -82,13 +82,13 @@ def test_frames_have_their_share_in_the_clip_embedding() -> None:
     assert short @ frames[0][:7].mean(axis=0) > clips[0] @ frames[0][:7].mean(axis=0)
 
 
-@settings(deadline=None)  # a stride of one frame makes a thousand windows
+@settings(deadline=None)  # a stride of one frame gives a thousand windows
 @given(
     st.integers(1, 16_000 * 70),
     st.lists(st.integers(0, 16_000 * 40), max_size=12),
     st.sampled_from([*SHAPES, WindowConfig(overlap_frames=7), WindowConfig(overlap_frames=63)]),
 )
-def test_a_recording_in_pieces_has_the_windows_of_the_whole(
+def test_a_streamed_recording_has_the_windows_of_the_whole(
     samples: int, cuts: list[int], windows: WindowConfig
 ) -> None:
     recording = np.random.default_rng(samples).standard_normal(samples).astype(np.float32) + 0.3
@@ -104,7 +104,7 @@ def test_a_recording_in_pieces_has_the_windows_of_the_whole(
         np.testing.assert_array_equal(cut, centred(recording[window.start : window.stop]))
 
 
-def test_windows_are_given_out_while_the_recording_comes() -> None:
+def test_windows_are_yielded_while_samples_arrive() -> None:
     cutter = WindowCutter(WindowConfig())
     arrived = [len(list(cutter.push(np.zeros(16_000, np.float32)))) for _ in range(60)]
     assert sum(arrived[:30]) >= 2 and max(arrived) == 1
@@ -112,7 +112,7 @@ def test_windows_are_given_out_while_the_recording_comes() -> None:
 
 
 @given(st.integers(1, 16_000 * 60), st.sampled_from([0.0, 0.5, 1.0]))
-def test_joining_one_by_one_is_joining(samples: int, share: float) -> None:
+def test_joiner_equals_join_windows(samples: int, share: float) -> None:
     plan = plan_windows(samples, WindowConfig())
     rng = np.random.default_rng(samples)
     clips, *frames = (_units(rng, n) for n in (len(plan), *[64] * len(plan)))
@@ -121,7 +121,7 @@ def test_joining_one_by_one_is_joining(samples: int, share: float) -> None:
     clip, track = join_windows(plan, clips, frames, share)
     np.testing.assert_array_equal(joiner.clip(), clip)
     np.testing.assert_array_equal(np.concatenate(tracks), track)
-    # the rule, in one line each
+    # the slow reference
     kept = np.array([window.keep.stop - window.keep.start for window in plan], dtype=np.float64)
     slow = clips[0] if len(plan) == 1 else kept @ clips / np.linalg.norm(kept @ clips)
     slow = slow + share * track.mean(axis=0) / np.linalg.norm(track.mean(axis=0))

@@ -1,4 +1,4 @@
-"""The made-up library of the moments benchmark is one that a catalog opens, and its measures say what they should."""
+"""The synthetic library of the moments benchmark opens, and its measures are correct."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def recording(rng: np.random.Generator) -> Recording:
     return Recording(4.8, mean / np.linalg.norm(mean), encode_frames(frames).to_bytes(), {})
 
 
-def test_a_library_made_of_patterns(tmp_path: Path) -> None:
+def test_a_library_is_created_from_patterns(tmp_path: Path) -> None:
     model: Any = SimpleNamespace(dim=DIM, frame_hop=0.16)
     SqliteLibrary.open(tmp_path, dim=DIM, checkpoint="a").close()
     fill(tmp_path / "catalog.sqlite3", model, [recording(np.random.default_rng(i)) for i in range(3)], 25)
@@ -34,14 +34,14 @@ def test_a_library_made_of_patterns(tmp_path: Path) -> None:
         assert len(catalog.search_segments(vectors[0], 100)) == 25
 
 
-def test_nearest_takes_each_recording_once_by_its_best_vector() -> None:
+def test_nearest_ranks_each_recording_once_by_its_best_vector() -> None:
     vectors = np.array([[0.1, 0], [0.9, 0], [0.5, 0.9], [0.8, 0]])
     texts = np.array([[1.0, 0], [0, 1.0]])
     found = nearest(texts, vectors, np.array([0, 0, 1, 2]), 2)
     assert [ids.tolist() for ids in found] == [[0, 2], [1, 0]]
 
 
-def test_overlap_over_union() -> None:
+def test_intersection_over_union() -> None:
     assert _iou(0, 2, 1, 3) == pytest.approx(1 / 3)
     assert _iou(0, 1, 2, 3) == 0
     assert _iou(1, 2, 1, 2) == 1

@@ -1,4 +1,4 @@
-"""The benchmark for a GPU, on a CPU: what can be tried without one."""
+"""The GPU benchmark, run on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.model import gpu
 from tests.benchmarks.model.test_throughput import small_of_the_same_kind
 
 
-def test_every_way_is_measured_and_shown() -> None:
+def test_every_path_is_measured_and_shown() -> None:
     model = small_of_the_same_kind()
     found: dict[str, Any] = gpu.measure(model, 1e12, [1, 2], 1)
     assert [(row["batch"], row["way"]) for row in found["windows"]] == [
@@ -31,8 +31,8 @@ def test_a_ceiling_is_a_rate() -> None:
     assert 1e8 < gpu.ceiling(torch.device("cpu"), torch.float32, 1) < 1e14
 
 
-def test_it_needs_pytorch_and_numpy_alone() -> None:
+def test_it_imports_only_pytorch_and_numpy() -> None:
     code = "import sys, benchmarks.model.gpu; print(sorted({m.split('.')[0] for m in sys.modules}))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "'torch'" in told
-    assert not [name for name in ("httpx", "soundfile", "soxr", "transformers", "safetensors") if f"'{name}'" in told]
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'torch'" in output
+    assert not [name for name in ("httpx", "soundfile", "soxr", "transformers", "safetensors") if f"'{name}'" in output]

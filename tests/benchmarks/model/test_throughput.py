@@ -1,11 +1,13 @@
-"""The baseline of the model's benchmark computes what one pass does, and its operations are those of the layers."""
+"""The model benchmark: its baseline equals one pass, and its operation count is that of the layers."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.model import throughput as benchmark
+from benchmarks.model import log_mel, throughput
 from benchmarks.model.sizes import base_config
 from model import FineLAP
 
@@ -21,23 +23,29 @@ def small_of_the_same_kind() -> FineLAP:
     return FineLAP(type(base_config()).from_dict(config)).eval()
 
 
-def test_two_passes_give_what_one_gives() -> None:
+def test_two_passes_equal_one() -> None:
     model = small_of_the_same_kind()
-    waveforms = benchmark.sounds(10.0, 2)
-    clips, frames = benchmark.two_passes(model, waveforms)
+    waveforms = throughput.sounds(10.0, 2)
+    clips, frames = throughput.two_passes(model, waveforms)
     for i, (clip, track) in enumerate(model.encode_windows(waveforms)):
         np.testing.assert_allclose(clips[i], clip, atol=1e-5)
         np.testing.assert_allclose(frames[i], track, atol=1e-5)
 
 
-def test_operations_of_a_window_are_those_of_its_layers() -> None:
+def test_the_operations_of_a_window_are_those_of_its_layers() -> None:
     model = small_of_the_same_kind()
     tokens, width = 513, 64
     blocks = 2 * (2 * tokens * width * (3 + 1 + 4 + 4) * width + 4 * tokens * tokens * width)
-    assert blocks < benchmark.operations(model) < 1.6 * blocks
+    assert blocks < throughput.operations(model) < 1.6 * blocks
 
 
-def test_turns_count_every_run_but_the_first() -> None:
+def test_turns_omit_the_first_run() -> None:
     calls: list[str] = []
-    found = benchmark.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    found = throughput.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4 and set(found) == {"a", "b"}
+
+
+def test_the_log_mel_equals_its_baseline(small_checkpoint: Path) -> None:
+    found = log_mel.compare(FineLAP.from_pretrained(small_checkpoint))
+    assert found["same"] < 1e-3
+    assert 300e6 < found["operations"] < 600e6

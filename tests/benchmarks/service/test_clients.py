@@ -1,26 +1,17 @@
-"""What the speed benchmarks compare is comparable: the same features, true outcomes."""
+"""The load generator reports outcomes correctly."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from pathlib import Path
 
 import pytest
 
 from benchmarks.clients import Caller, Outcome, run_callers
-from benchmarks.model import log_mel
-from model import FineLAP
 
 _HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nContent-Length: %d\r\n%s\r\n"
-_GOOD = (b"200 OK", b"", 10.0)  # status, headers, the duration that was heard
-
-
-def test_the_log_mel_and_its_baseline_have_the_same_numbers(small_checkpoint: Path) -> None:
-    found = log_mel.compare(FineLAP.from_pretrained(small_checkpoint))
-    assert found["same"] < 1e-3
-    assert 300e6 < found["operations"] < 600e6
+_GOOD = (b"200 OK", b"", 10.0)  # status, headers, duration
 
 
 @pytest.mark.parametrize(
@@ -32,16 +23,16 @@ def test_the_log_mel_and_its_baseline_have_the_same_numbers(small_checkpoint: Pa
         ([_GOOD, (b"", b"", 0.0), _GOOD], [200, 0, 200]),
     ],
 )
-def test_callers_tell_what_they_were_answered(outcomes: list[tuple[bytes, bytes, float]], statuses: list[int]) -> None:
-    left, bodies = list(outcomes), set[bytes]()
+def test_callers_report_outcomes(outcomes: list[tuple[bytes, bytes, float]], statuses: list[int]) -> None:
+    remaining, bodies = list(outcomes), set[bytes]()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(EOFError):
-            while left:
+            while remaining:
                 head = await reader.readuntil(b"\r\n\r\n")
                 size = int(head.lower().partition(b"content-length:")[2].split()[0])
                 bodies.add(await reader.readexactly(size))
-                status, more, duration = left.pop(0)
+                status, more, duration = remaining.pop(0)
                 if not status:
                     break
                 body = json.dumps({"audio": [{"duration": duration}]}).encode()
@@ -50,15 +41,15 @@ def test_callers_tell_what_they_were_answered(outcomes: list[tuple[bytes, bytes,
                     break
         writer.close()
 
-    async def ask() -> list[Outcome]:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=1 << 24)
+    async def run() -> list[Outcome]:
+        server = await asyncio.start_server(respond, "127.0.0.1", 0, limit=1 << 24)
         port = server.sockets[0].getsockname()[1]
         async with server:
             caller = Caller("embed", 10.0, "embed", files=1, rounds=statuses.count(200))
             return await asyncio.to_thread(run_callers, f"http://127.0.0.1:{port}", [caller], 60.0, 60.0)
 
-    told = asyncio.run(ask())
-    assert [answer.status for answer in told] == statuses
+    reported = asyncio.run(run())
+    assert [outcome.status for outcome in reported] == statuses
     good = [status.startswith(b"200") and duration == 10.0 for status, _, duration in outcomes]
-    assert [not answer.error for answer in told] == good
-    assert len(bodies) == len(outcomes)  # no two alike
+    assert [not outcome.error for outcome in reported] == good
+    assert len(bodies) == len(outcomes)  # all bodies are distinct

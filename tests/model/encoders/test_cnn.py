@@ -1,4 +1,4 @@
-"""The CNN encoder: shapes, independence of the batch, and what its pooling is for."""
+"""The CNN encoder: shapes, independence of the batch, and pooling."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_shapes_of_whole_and_short_windows(frames: int) -> None:
     assert output.pooled.shape == (3, 32) and output.frames.shape == (3, frames, 32)
 
 
-def test_a_batch_is_its_items() -> None:
+def test_items_of_a_batch_are_independent() -> None:
     model, mel = encoder(), torch.randn(5, 128, 16)
     with torch.no_grad():
         together = model(mel)
@@ -35,7 +35,7 @@ def test_a_batch_is_its_items() -> None:
             torch.testing.assert_close(together.frames[i], alone.frames[0], rtol=0, atol=1e-5)
 
 
-def test_frames_hear_what_is_near_them_only() -> None:
+def test_frames_depend_only_on_nearby_input() -> None:
     model, mel = encoder(), torch.randn(1, 256, 16)
     changed = mel.clone()
     changed[:, :16] += 3.0
@@ -52,14 +52,14 @@ def test_attention_pool_is_a_weighted_mean() -> None:
     torch.testing.assert_close(pool(frames), expected)
 
 
-def test_wrong_strides_are_refused() -> None:
+def test_wrong_strides_are_rejected() -> None:
     with pytest.raises(ConfigError, match="every 8 mel frames"):
         ConvEncoder(WINDOWS, MEL, stages=((8, 2, 2), (16, 2, 2)))
     with pytest.raises(ConfigError, match="divisible"):
         AttentionPool(10, 4)
 
 
-def test_built_by_kind() -> None:
+def test_registry_builds_the_encoder() -> None:
     config = EncoderConfig("cnn", {"stem": 4, "stages": [[8, 4, 2], [16, 2, 2]], "width": 32, "heads": 4})
     assert build_encoder(config, WINDOWS, MEL).width == 32
     with pytest.raises(ConfigError, match="colour"):

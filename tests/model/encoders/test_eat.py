@@ -31,7 +31,7 @@ def slow_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def slow_eat(eat: EAT, mel: Tensor, patch: int, heads: int) -> tuple[Tensor, Tensor]:
-    """One recording (mel_frames, bins) through loops over patches and heads; CLS (C,) and frames (T, C)."""
+    """One recording (mel_frames, bins) → CLS (C,) and frames (T, C), with loops over patches and heads."""
     state = eat.state_dict()
     steps, freqs = mel.shape[0] // patch, mel.shape[1] // patch
     width = state["cls"].shape[-1]
@@ -109,12 +109,12 @@ def test_computed_positions_are_not_stored_and_a_table_is() -> None:
         ({"dim": 18, "heads": 3}, "divisible by 4"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(params: dict, message: str) -> None:
+def test_sizes_that_do_not_fit_are_rejected(params: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small(**params)
 
 
-def test_registry_builds_by_kind_and_refuses_the_rest() -> None:
+def test_registry_builds_known_kinds_and_rejects_others() -> None:
     config = EncoderConfig("eat", {"dim": 16, "depth": 1, "heads": 2, "patch": 8})
     encoder = build_encoder(config, WINDOWS, MEL)
     assert isinstance(encoder, EAT) and isinstance(encoder, AudioEncoder) and encoder.width == 16

@@ -1,4 +1,4 @@
-"""Fused convolutions equal the plain ones, follow their weights, and step back where they cannot be trusted."""
+"""Fused convolutions equal the plain ones, follow weight changes, and fall back if they differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGES = ((8, 4, 2), (8, 1, 1), (16, 2, 2))
 
 
 def encoder(seed: int = 0) -> ConvEncoder:
-    """Fresh weights, with batch norms that do something."""
+    """Fresh weights with non-trivial batch norms."""
     torch.manual_seed(seed)
     model = ConvEncoder(WINDOWS, MEL, stem=4, stages=STAGES, width=32, heads=4).eval()
     for module in model.modules():
@@ -35,7 +35,7 @@ def encoder(seed: int = 0) -> ConvEncoder:
 
 
 def plain(model: ConvEncoder, mel: Tensor) -> Tensor:
-    """The trunk layer by layer."""
+    """The trunk, layer by layer."""
     return model.trunk(mel[:, None])
 
 
@@ -60,7 +60,7 @@ def test_equals_the_plain_trunk(batch: int) -> None:
 
 
 @needs_onednn
-def test_the_bundled_checkpoint_embeds_as_before(repo_dir: Path) -> None:
+def test_the_bundled_checkpoint_gives_the_same_embeddings(repo_dir: Path) -> None:
     model = FineLAP.from_pretrained(repo_dir / "checkpoints" / "finelap-small")
     mel = 0.5 * torch.randn(2, 256, 64)
     clips, frames = model.forward_audio(mel)  # with gradients: the plain network
@@ -72,7 +72,7 @@ def test_the_bundled_checkpoint_embeds_as_before(repo_dir: Path) -> None:
 
 
 @needs_onednn
-def test_follows_the_weights() -> None:
+def test_follows_weight_changes() -> None:
     model, mel = encoder(), torch.randn(1, 128, 16)
     with torch.no_grad():
         model(mel)
@@ -83,7 +83,7 @@ def test_follows_the_weights() -> None:
         torch.testing.assert_close(model(mel).frames, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_training_and_gradients_are_of_the_plain_network() -> None:
+def test_training_and_gradients_use_the_plain_network() -> None:
     model, mel = encoder(), torch.randn(2, 128, 16)
     model(mel).frames.sum().backward()
     assert model.trunk[0][0].weight.grad is not None  # type: ignore[index, union-attr]
@@ -104,7 +104,7 @@ def test_a_wrong_or_missing_fusion_is_not_used(caplog: pytest.LogCaptureFixture)
         assert "does not support it" in caplog.text and "differ by" in caplog.text
 
 
-def test_copies_and_pickles_start_anew() -> None:
+def test_copies_and_pickles_omit_the_fused_form() -> None:
     model, mel = encoder(), torch.randn(1, 128, 16)
     with torch.no_grad():
         expected = model(mel).frames

@@ -1,4 +1,4 @@
-"""HTS-AT as a FineLAP encoder: frames lie where their sound is, sizes are checked, a checkpoint goes round."""
+"""HTS-AT as a FineLAP encoder: frames align with sounds, sizes are checked, checkpoints round-trip."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def small(windows: WindowConfig = WINDOWS, **changes: object) -> HTSAT:
 
 
 @torch.no_grad()
-def test_shapes_and_the_pooled_view_is_the_mean_of_the_frames() -> None:
+def test_shapes_and_pooling() -> None:
     output = small()(torch.randn(3, 64, 16))
     assert output.pooled.shape == (3, 16) and output.frames.shape == (3, 8, 16)
     torch.testing.assert_close(output.frames.mean(1), output.pooled)
 
 
 @torch.no_grad()
-def test_frames_lie_where_their_sound_is() -> None:
-    # One stage of one block with attention windows of a token or two: nothing is mixed beyond a frame's neighbours.
+def test_frames_align_with_sounds() -> None:
+    # One stage of one block with small attention windows: nothing mixes beyond neighbouring frames.
     encoder = small(WindowConfig(mel_frames=64, frames=16), depths=[1], heads=[2], window=2)
     quiet = torch.zeros(1, 64, 16)
     for at in (0, 5, 9, 15):  # stripes of time change between frames 7 and 8
@@ -52,7 +52,7 @@ def test_frames_lie_where_their_sound_is() -> None:
 
 
 @torch.no_grad()
-def test_more_frames_than_the_network_has_are_repeats() -> None:
+def test_frames_are_repeated_for_a_finer_grid() -> None:
     mel = torch.randn(2, 64, 16)
     own, finer = small()(mel), small(WindowConfig(mel_frames=64, frames=16))(mel)
     torch.testing.assert_close(finer.frames, own.frames.repeat_interleave(2, dim=1))
@@ -60,7 +60,7 @@ def test_more_frames_than_the_network_has_are_repeats() -> None:
 
 
 @torch.no_grad()
-def test_a_shorter_window_is_the_whole_one_with_padding() -> None:
+def test_a_shorter_window_equals_a_padded_one() -> None:
     encoder, mel = small(), torch.randn(2, 24, 16)
     whole = torch.full((2, 64, 16), (-8.0 + 4.0) / 4.0)
     whole[:, :24] = mel
@@ -80,17 +80,17 @@ def test_a_shorter_window_is_the_whole_one_with_padding() -> None:
         ({"colour": 1}, "colour"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+def test_sizes_that_do_not_fit_are_rejected(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_encoder(EncoderConfig("htsat", PARAMS | changes), WINDOWS, MEL)
 
 
-def test_a_window_of_other_frames_is_refused() -> None:
+def test_windows_with_incompatible_frames_are_rejected() -> None:
     with pytest.raises(ConfigError, match="12 frames per window are not a multiple of the network's 8"):
         build_encoder(EncoderConfig("htsat", PARAMS), WindowConfig(mel_frames=64, frames=12), MEL)
 
 
-def test_a_checkpoint_goes_round(
+def test_a_checkpoint_round_trips(
     tmp_path: Path, tiny_config: Callable[..., FineLAPConfig], make_tiny: Callable[..., FineLAP]
 ) -> None:
     windows = replace(tiny_config().windows, mel_frames=64, frames=8, frame_hop=0.08, buckets=(4,))
@@ -104,7 +104,7 @@ def test_a_checkpoint_goes_round(
     torch.testing.assert_close(after.clip, before.clip)
 
 
-def test_every_weight_learns() -> None:
+def test_gradients_reach_every_weight() -> None:
     encoder = small().train()
     output = encoder(torch.randn(2, 64, 16))
     (output.frames.square().sum() + output.pooled.sum()).backward()
