@@ -80,12 +80,12 @@ def run(args: argparse.Namespace) -> int | None:
 
 def _dataset(text: str) -> tuple[str, Path, str | None]:
     """Parses NAME=ROOT[:SPLIT]; a colon in the name of an existing folder is part of the name."""
-    name, separator, place = text.partition("=")
-    if not (name and separator and place):
+    name, separator, location = text.partition("=")
+    if not (name and separator and location):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ROOT or NAME=ROOT:SPLIT")
-    root, colon, split = place.rpartition(":")
-    if not colon or Path(place).is_dir():
-        return name, Path(place), None
+    root, colon, split = location.rpartition(":")
+    if not colon or Path(location).is_dir():
+        return name, Path(location), None
     return name, Path(root), split or None
 
 

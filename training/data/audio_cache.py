@@ -58,9 +58,9 @@ class AudioStore:
             if absent:
                 reasons |= self._decode(absent, known, progress, max(threads, 1))
         self.failed = {i.audio_id: reasons[k] for k, i in zip(keys, items, strict=True) if k in reasons}
-        kept = [(known[k], i) for k, i in zip(keys, items, strict=True) if k not in reasons]
-        self.items = [item for _, item in kept]
-        self.spans = [(entry.start, entry.stop) for entry, _ in kept]
+        usable = [(known[k], i) for k, i in zip(keys, items, strict=True) if k not in reasons]
+        self.items = [item for _, item in usable]
+        self.spans = [(entry.start, entry.stop) for entry, _ in usable]
         end = max((entry.stop for entry in known.values()), default=0)
         self.samples = np.memmap(file, np.int16, "r", shape=(end,)) if end else np.zeros(0, np.int16)
 

@@ -139,21 +139,21 @@ class PhraseBank:
         from each. Raises PhraseError for unknown or repeated positives, for more than `total` of them, and if there are
         too few clusters.
         """
-        asked = list(positives)
-        if len(set(asked)) != len(asked):
+        chosen = list(positives)
+        if len(set(chosen)) != len(chosen):
             raise PhraseError("a positive occurs twice: merge the segments of equal phrases")
-        if len(asked) > total:
-            raise PhraseError(f"{len(asked)} positives exceed the {total} phrases of a clip")
+        if len(chosen) > total:
+            raise PhraseError(f"{len(chosen)} positives exceed the {total} phrases of a clip")
         for i, phrase in enumerate(positives):
             if rng.random() < swap:
-                others = [p for p in self._members[self._cluster(phrase)] if p not in asked and p not in positives]
+                others = [p for p in self._members[self._cluster(phrase)] if p not in chosen and p not in positives]
                 if others:
-                    asked[i] = others[rng.integers(len(others))]
-        wanted = total - len(asked)
+                    chosen[i] = others[rng.integers(len(others))]
+        wanted = total - len(chosen)
         drawn = self.negatives(positives, wanted, rng)
         if len(drawn) < wanted:
             raise PhraseError(f"{wanted} negatives requested, but only {len(drawn)} clusters have no positive")
-        return asked + drawn, len(asked)
+        return chosen + drawn, len(chosen)
 
     def _cluster(self, phrase: str) -> int:
         try:

@@ -17,7 +17,7 @@ from model.config import SAMPLE_RATE
 from model.finelap import AudioEmbedding, FineLAP
 from training.data.audio_cache import decode
 from training.data.manifests import Item
-from training.evaluation.metrics import both_ways, classification
+from training.evaluation.metrics import both_ways, classification, percent
 from training.evaluation.readers import Dataset
 from training.evaluation.sed_metrics import (
     F1,
@@ -172,7 +172,7 @@ def _retrieval(
     captions = np.zeros((len(texts), len(items)), dtype=bool)
     for column, item in enumerate(items):
         captions[[number[c] for c in item.captions], column] = True
-    figures = _percent(both_ways((model.encode_text(texts) @ clips.T).numpy(), captions))
+    figures = percent(both_ways((model.encode_text(texts) @ clips.T).numpy(), captions))
     return Report(dataset.name, dataset.task, figures, 0, notes=(f"{len(texts)} texts, {len(items)} clips",))
 
 
@@ -193,7 +193,7 @@ def _classification(
         for name, c in number.items()
         if (truth == c).any()
     }
-    figures = _percent(classification(scores, truth)) | {"accuracy, chance": round(100 / len(number), 2)}
+    figures = percent(classification(scores, truth)) | {"accuracy, chance": round(100 / len(number), 2)}
     return Report(dataset.name, dataset.task, figures, 0, classes=classes)
 
 
@@ -231,7 +231,7 @@ def _detection(
     if dataset.name in WITHOUT_SPREAD:
         wanted = {"PSDS1": PSDS1_NO_SPREAD}
     results = psds_with(scored, wanted)
-    figures = _percent({name: result.value for name, result in results.items()})
+    figures = percent({name: result.value for name, result in results.items()})
     figures |= _f1("collar F1", collar_f1(scored, settings.threshold))
     figures |= _f1("segment F1", segment_f1(scored, settings.threshold))
     per_class: dict[str, dict[int, float]] = {n: r.classes for n, r in results.items() if "spread" not in n}
@@ -249,9 +249,9 @@ def _grounding(
     model: FineLAP, dataset: Dataset, recordings: _EmbeddedRecordings, settings: EvaluationSettings
 ) -> Report:
     shown = _frames(model, recordings, (), settings)
-    asked = one_class_each([s.scored for s in shown])
-    figures = _percent({"PSDS": psds(asked, PSDS_GROUNDING).value, "threshold-AUC": threshold_auc(asked)})
-    notes = (f"{len(asked)} phrases in {len(shown)} recordings",)
+    separate = one_class_each([s.scored for s in shown])
+    figures = percent({"PSDS": psds(separate, PSDS_GROUNDING).value, "threshold-AUC": threshold_auc(separate)})
+    notes = (f"{len(separate)} phrases in {len(shown)} recordings",)
     pictures = _choose(shown, settings.pictures)
     return Report(dataset.name, dataset.task, figures, 0, notes=notes, pictures=pictures)
 
@@ -264,8 +264,4 @@ def _choose(shown: Sequence[Shown], count: int) -> tuple[Shown, ...]:
 
 
 def _f1(name: str, value: F1) -> dict[str, float]:
-    return _percent({f"{name}, mean over classes": value.macro, f"{name}, all events": value.micro})
-
-
-def _percent(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(100 * value, 2) for name, value in figures.items()}
+    return percent({f"{name}, mean over classes": value.macro, f"{name}, all events": value.micro})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -90,3 +90,8 @@ def match_events(found: Sequence[tuple[float, float]], truth: Sequence[tuple[flo
 def f1(matched: int, found: int, truth: int) -> float:
     """Harmonic mean of precision and recall from counts; 0 without a match."""
     return 2 * matched / (found + truth) if matched else 0.0
+
+
+def percent(figures: Mapping[str, float]) -> dict[str, float]:
+    """Fractions as percentages with two decimals."""
+    return {name: round(100 * value, 2) for name, value in figures.items()}

@@ -162,8 +162,8 @@ def chosen_rows(shown: Shown, count: int = ROWS) -> list[int]:
     truth, best = shown.scored.truth, shown.scored.scores.max(1)
     sounding = sorted((r for r in range(len(truth)) if truth[r]), key=lambda r: truth[r][0])
     silent = sorted((r for r in range(len(truth)) if not truth[r]), key=lambda r: -best[r])
-    kept = sounding[: count - min(2, len(silent))]
-    return kept + silent[: min(count - len(kept), max(2, 5 - len(kept)))]
+    chosen = sounding[: count - min(2, len(silent))]
+    return chosen + silent[: min(count - len(chosen), max(2, 5 - len(chosen)))]
 
 
 def _track(ax: Axes, stamps: np.ndarray, scores: np.ndarray, truth: Any, threshold: float | None) -> None:
@@ -195,8 +195,8 @@ def _legend(figure: Any, height: float, threshold: float | None) -> None:
         handles.append(
             Line2D([], [], color=_INK, linewidth=0.7, linestyle=(0, (4, 3)), label=f"threshold {threshold:g}")
         )
-    place = {"loc": "upper right", "bbox_to_anchor": (0.955, 1 - 0.06 / height)}
-    figure.legend(handles=handles, ncols=len(handles), fontsize=8, frameon=False, **place)
+    position = {"loc": "upper right", "bbox_to_anchor": (0.955, 1 - 0.06 / height)}
+    figure.legend(handles=handles, ncols=len(handles), fontsize=8, frameon=False, **position)
 
 
 def _line(text: str, width: int) -> str:

@@ -25,7 +25,7 @@ from training.data.activity import envelope, frame_labels
 from training.data.audio_cache import AudioStore, decode
 from training.data.manifests import Item, read_labelled, read_manifest
 from training.data.mixer import SceneConfig, SceneMaker
-from training.evaluation.metrics import auroc, average_precision, f1, match_events, retrieval
+from training.evaluation.metrics import auroc, average_precision, f1, match_events, percent, retrieval
 from training.evaluation.sed_metrics import (
     MEDIAN_FRAMES,
     PSDS1,
@@ -60,11 +60,6 @@ def similarity_to(vectors: Mapping[str, Tensor], phrases: Iterable[str], frames:
 def flat(arrays: Iterable[np.ndarray]) -> np.ndarray:
     """All values of all arrays in one dimension."""
     return np.concatenate([array.ravel() for array in arrays])
-
-
-def percent(figures: Mapping[str, float]) -> dict[str, float]:
-    """Fractions as percentages with two decimals."""
-    return {name: round(100 * value, 2) for name, value in figures.items()}
 
 
 # Validation during training

@@ -79,7 +79,7 @@ def _check_uses(config: InitConfig) -> None:
     for name in sorted(needed - given):
         raise InitError(f"start {config.start!r} needs {name!r}")
     for name in sorted(given - uses):
-        raise InitError(f"start {config.start!r} has no use for {name!r}")
+        raise InitError(f"start {config.start!r} does not use {name!r}")
 
 
 def _finelap(config: InitConfig, root: Path, download: Download) -> FineLAP:
@@ -109,15 +109,15 @@ def _assembled(config: InitConfig, root: Path, download: Download) -> FineLAP:
     from training.init.pretrained import fill, read_eat, read_htsat, read_text, read_text_config
 
     assert config.text is not None
-    asked, audio = config.model, None
+    overrides, audio = config.model, None
     implied: dict[str, Any] = {}
     if config.start in ("eat", "htsat"):
         assert config.audio is not None
-        kind = asked.get("audio_encoder", {}).get("kind", config.start)
+        kind = overrides.get("audio_encoder", {}).get("kind", config.start)
         if kind != config.start:
             raise InitError(f"start {config.start!r} does not fit the audio encoder {kind!r}")
         if config.start == "eat":
-            audio = read_eat(root / config.audio, asked.get("mel", {}).get("num_mel_bins", 128))
+            audio = read_eat(root / config.audio, overrides.get("mel", {}).get("num_mel_bins", 128))
             implied = {"audio_encoder": {"kind": "eat", "params": audio.params}}
         else:
             audio = read_htsat(root / config.audio)
@@ -128,10 +128,10 @@ def _assembled(config: InitConfig, root: Path, download: Download) -> FineLAP:
     pretrained = any((folder / name).is_file() for name in _TEXT_WEIGHTS)
     if pretrained:
         implied["text"] = {"hf_config": read_text_config(folder)}
-    elif not asked.get("text", {}).get("hf_config"):
+    elif not overrides.get("text", {}).get("hf_config"):
         raise InitError(f"{folder}: no weights, and 'model' has no text.hf_config to build a tower from")
     tokenizer = _tokenizer(folder)
-    model = FineLAP(_merged(_merged(FineLAPConfig(), implied), asked), tokenizer)
+    model = FineLAP(_merged(_merged(FineLAPConfig(), implied), overrides), tokenizer)
     random = ["the adapters", "the text projector"]
     if audio is not None:
         fill(model.audio_encoder, audio.state, str(config.audio))
@@ -186,9 +186,9 @@ def _text_source(text: str, root: Path, download: Download) -> Path:
         return root / text
     if "/" not in text and text.isidentifier():
         found = importlib.util.find_spec(text)
-        for place in (found.submodule_search_locations or ()) if found else ():
-            if (Path(place) / "model").is_dir():
-                return Path(place) / "model"
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            if (Path(folder) / "model").is_dir():
+                return Path(folder) / "model"
         raise InitError(f"text {text!r}: neither a folder nor an installed package with a folder 'model'")
     if text.count("/") != 1 or text.startswith(("/", ".")):
         raise InitError(f"text {text!r}: no such folder")

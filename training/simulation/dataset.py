@@ -211,8 +211,8 @@ def _cut_recording(job: tuple[int, SoundSource, bool], shared: tuple[Path, ClipC
         return row | {"kind": None, "reason": reason}
     file = f"clips/{number:06d}.flac"
     write_flac(out / file, cut(samples, *stretch))
-    kept = {"at": [round(t, 4) for t in stretch], "seconds": round(stretch[1] - stretch[0], 4)}
-    return row | {"kind": "event", "file": file} | kept
+    stored = {"at": [round(t, 4) for t in stretch], "seconds": round(stretch[1] - stretch[0], 4)}
+    return row | {"kind": "event", "file": file} | stored
 
 
 def _detail(error: Exception) -> str:

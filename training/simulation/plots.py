@@ -53,7 +53,7 @@ def stretch_png(samples: np.ndarray, stretch: tuple[float, float], threshold_db:
         for edge in stretch:
             ax.axvline(edge, color=KEPT, linewidth=1.4)
     _plain(wave, energy, seconds)
-    _title(wave, f"{title}: kept {stretch[0]:.2f} to {stretch[1]:.2f} s of {seconds:.2f} s")
+    _title(wave, f"{title}: clip at {stretch[0]:.2f} to {stretch[1]:.2f} s of {seconds:.2f} s")
     return _png(figure)
 
 

@@ -55,8 +55,8 @@ def read_sources(
     unknown = (only | excluded) - {s.group for s in found}
     if unknown:
         raise SourceError(f"{folder.name}: no group is called {', '.join(sorted(unknown))}")
-    kept = [s for s in found if (not only or s.group in only) and s.group not in excluded]
-    return sorted(kept, key=lambda s: s.name)
+    selected = [s for s in found if (not only or s.group in only) and s.group not in excluded]
+    return sorted(selected, key=lambda s: s.name)
 
 
 def _from_manifest(folder: Path) -> list[SoundSource]:

@@ -69,13 +69,13 @@ def test_algorithm_1_over_10_000_draws(name: str, request: pytest.FixtureRequest
         positives = [every[i] for i in rng.choice(len(every), rng.integers(1, 7), replace=False)]
         total = int(rng.integers(len(positives), 31))
         phrases, count = bank.sample(positives, total, rng, swap=0.3)
-        asked, negatives = phrases[:count], phrases[count:]
+        chosen, negatives = phrases[:count], phrases[count:]
         assert len(phrases) == len(set(phrases)) == total and count == len(positives)
-        assert all(a in cluster[p] for a, p in zip(asked, positives, strict=True))
+        assert all(a in cluster[p] for a, p in zip(chosen, positives, strict=True))
         forbidden = set().union(*(cluster[p] for p in positives))
         assert not forbidden & set(negatives)
         assert len({min(cluster[n]) for n in negatives}) == len(negatives)
-        swapped += asked != positives
+        swapped += chosen != positives
     assert swapped > 1000
 
 

@@ -147,7 +147,7 @@ def test_a_folder_with_only_a_tokenizer_initialises_the_tower_randomly(tmp_path:
     changes = SMALL | {"audio_encoder": {"params": EAT}, "text": {"hf_config": BERT, "pooling": "mean"}}
     model = build_model(InitConfig(text="words", model=changes), tmp_path)
     assert model.text.vocabulary == 10 and model.encode_text(["rain falls"]).shape == (1, 8)
-    with pytest.raises(InitError, match="no weights, and 'model' gives no text.hf_config"):
+    with pytest.raises(InitError, match="no weights, and 'model' has no text.hf_config"):
         build_model(InitConfig(text="words", model=SMALL), tmp_path)
 
 
@@ -286,7 +286,7 @@ def test_a_text_folder_with_a_missing_tensor(tmp_path: Path, text_folder: Path) 
         (InitConfig("finelap", checkpoint="./gone/none/x"), "no such file or folder"),
         (InitConfig("eat", text="TEXT"), "start 'eat' needs 'audio'"),
         (InitConfig(), "start 'scratch' needs 'text'"),
-        (InitConfig("scratch", "eat.pt", "TEXT"), "start 'scratch' has no use for 'audio'"),
+        (InitConfig("scratch", "eat.pt", "TEXT"), "start 'scratch' does not use 'audio'"),
         (InitConfig(text="no_such_package"), "neither a folder nor an installed package"),
         (InitConfig(text="./no/such/place"), "no such folder"),
         (InitConfig(text="TEXT", model={"colour": 1}), "unknown keys colour"),
