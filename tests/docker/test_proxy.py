@@ -19,7 +19,7 @@ import pytest
 
 from app.settings import Settings
 from benchmarks.common import SOUNDS, Server
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "docker" / "nginx" / "nginx.conf"
 

@@ -22,7 +22,7 @@ import pytest
 from benchmarks import processes
 from benchmarks.common import Server, Tape, encode
 from tests.support import hostile
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from index.vectors.flat import FaissIndex, ReadWriteLock
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DIM = 24
 

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.clips import can_serve
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 def files(*parts: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:

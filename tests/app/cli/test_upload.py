@@ -25,7 +25,7 @@ from app.cli import upload
 from app.cli.main import main
 from app.cli.upload import Checksums, cache_file, find_sources, ingest
 from app.client import Client, ServerFault, Unreachable
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 FILES = 60
 

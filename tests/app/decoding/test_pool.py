@@ -28,8 +28,7 @@ from app.decoding.fork_server import _MAIN, open_descriptor
 from app.decoding.pool import DecoderPool
 from app.decoding.worker import _send_all
 from app.inference.batcher import Closed
-from tests import waiting
-from tests.support import hostile
+from tests.support import hostile, waiting
 
 until = partial(waiting.until, seconds=20.0)
 

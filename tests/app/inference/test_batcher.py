@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.batcher import Batcher, BatchReport, CallReport, Closed, Device, QueueFull, Urgency
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 class Doubler:
