@@ -1,44 +1,56 @@
-"""Replacing files and folders so that a stop or a full disk at any moment leaves the old one or the new one, whole.
-
-Knows nothing of what is in them.
-"""
+"""Atomic writes: a stop or a full disk at any moment leaves the old file or folder, or the new one, complete."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+PART = ".part"
 
-from model.weight_files import CheckpointError
+# A full disk raises OSError in Python, a RuntimeError in PyTorch's writer and a SafetensorError in safetensors.
+_WRITE_ERRORS = ("OSError", "RuntimeError", "SafetensorError")
 
 
 class TrainError(ValueError):
-    """A training run that cannot go on; what it has kept stays."""
+    """A training run that cannot continue. Its saved state is intact."""
 
 
-# What writers raise for a disk that is full: Python and its libraries, the safetensors writer, PyTorch's writer.
-_WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically. Raises OSError with the file's name."""
+    part = path.with_name(path.name + PART)
+    try:
+        with _removed_on_error(part):
+            part.write_bytes(data)
+            part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None], what: str) -> None:
-    """`write(new)` fills a folder beside `folder`, which then takes its name. Raises TrainError if it cannot.
+def replace_file(file: Path, write: Callable[[Path], object], what: str) -> None:
+    """Replaces `file` by the one that `write(path)` makes. Raises TrainError if writing fails.
 
-    Between the two renames there is a moment without `folder`; `recover` makes up for a stop in it.
+    `what` names the checkpoint in the message, such as "of step 10".
+    """
+    new, _ = _beside(file)
+    with _write_errors(file, what), _removed_on_error(new):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(new)
+        os.replace(new, file)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object], what: str) -> None:
+    """Replaces `folder` by the one that `write(path)` fills. Raises TrainError if writing fails.
+
+    Between its two renames `folder` does not exist; `recover` repairs a stop at that moment.
     """
     new, old = _beside(folder)
     shutil.rmtree(new, ignore_errors=True)
-    try:
+    with _write_errors(folder, what), _removed_on_error(new):
         new.mkdir(parents=True)
         write(new)
-    except CheckpointError:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    except _WRITE_ERRORS as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise _failed(folder, what, error) from error
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -46,20 +58,8 @@ def replace_folder(folder: Path, write: Callable[[Path], None], what: str) -> No
     shutil.rmtree(old, ignore_errors=True)
 
 
-def replace_file(file: Path, write: Callable[[Path], None], what: str) -> None:
-    """`write(new)` writes a file beside `file`, which then takes its place. Raises TrainError if it cannot."""
-    new = _beside(file)[0]
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(new)
-        os.replace(new, file)
-    except _WRITE_ERRORS as error:
-        new.unlink(missing_ok=True)
-        raise _failed(file, what, error) from error
-
-
 def recover(parent: Path, names: Iterable[str]) -> None:
-    """Gives back their names to folders that a stop in `replace_folder` left without, and clears up after it."""
+    """Restores the folders that a stop in `replace_folder` left without their names, and deletes its leftovers."""
     for name in names:
         new, old = _beside(parent / name)
         if old.is_dir() and not (parent / name).exists():
@@ -69,11 +69,30 @@ def recover(parent: Path, names: Iterable[str]) -> None:
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    """Where the new one is written, and where the old one waits until the new one is in its place."""
+    """Where the new version is written, and where the old one is moved meanwhile."""
     return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
 
 
-def _failed(path: Path, what: str, error: Exception) -> TrainError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    kept = "the one before is kept" if path.exists() else "there was none before"
-    return TrainError(f"{path}: the checkpoint {what} could not be written ({reason}); {kept}")
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _write_errors(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # By name, so that processes that only write small files need not import safetensors.
+        if not {kind.__name__ for kind in type(error).__mro__}.intersection(_WRITE_ERRORS):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        kept = "the previous one is kept" if path.exists() else "there was none before"
+        raise TrainError(f"{path}: the checkpoint {what} could not be written ({reason}); {kept}") from error

@@ -1,7 +1,4 @@
-"""Where a training run's figures go: a plain CSV, TensorBoard, and Weights & Biases if asked.
-
-Knows nothing of what the figures mean. A run that goes on drops the rows after the step it goes on from.
-"""
+"""The metrics log of a training run: CSV files, TensorBoard and, optionally, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -12,31 +9,31 @@ from typing import Any
 
 
 class LogError(ValueError):
-    """A log that was asked for and cannot be kept."""
+    """A log that cannot be written, or whose package is not installed."""
 
 
-class Logs:
-    """Logs in a work folder. Numbers in the CSV are exact: what is read back is what was measured."""
+class MetricsLog:
+    """Logs in a work folder. Numbers in the CSV files read back exactly."""
 
     def __init__(self, folder: Path, step: int, wandb_project: str | None, config: dict[str, Any]) -> None:
-        """`step` is where the run starts; rows after it, left by a stopped run, are dropped."""
+        """Drops the rows that a stopped run wrote after `step`, from which this run continues."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.files = {name: folder / f"{name}.csv" for name in ("log", "validation")}
         for file in self.files.values():
-            _keep_until(file, step)
+            _truncate(file, step)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self.wandb: Any = None
         if wandb_project is not None:
             try:
                 wandb = importlib.import_module("wandb")
             except ImportError as error:
-                raise LogError("wandb is asked for and not installed: pip install wandb") from error
+                raise LogError("the configuration asks for wandb, which is not installed: pip install wandb") from error
             self.wandb = wandb.init(project=wandb_project, dir=str(folder), config=config, resume="allow")
 
-    def write(self, name: str, step: int, figures: dict[str, float]) -> None:
-        """A row of the CSV `name` ("log" or "validation"); the columns of a file are those of its first row."""
-        row: dict[str, object] = {"step": step} | {k: repr(float(v)) for k, v in figures.items()}
+    def write(self, name: str, step: int, metrics: dict[str, float]) -> None:
+        """Appends a row to the file `name` ("log" or "validation"), whose first row determines its columns."""
+        row: dict[str, object] = {"step": step} | {k: repr(float(v)) for k, v in metrics.items()}
         file = self.files[name]
         new = not file.is_file() or not file.stat().st_size
         try:
@@ -46,21 +43,21 @@ class Logs:
                     writer.writeheader()
                 writer.writerow(row)
         except OSError as error:
-            raise LogError(f"{file}: {error.strerror}; the checkpoints are kept") from error
-        for key, value in figures.items():
+            raise LogError(f"{file}: {error.strerror}; the saved checkpoints are intact") from error
+        for key, value in metrics.items():
             self.board.add_scalar(f"{name}/{key}", value, step)
         if self.wandb is not None:
-            self.wandb.log({f"{name}/{key}": value for key, value in figures.items()}, step=step)
+            self.wandb.log({f"{name}/{key}": value for key, value in metrics.items()}, step=step)
 
     def close(self) -> None:
-        """Writes what is held back."""
+        """Flushes and closes all logs."""
         self.board.close()
         if self.wandb is not None:
             self.wandb.finish()
 
 
-def _keep_until(file: Path, step: int) -> None:
-    """Drops the rows after `step`, and a last line that a stop has cut."""
+def _truncate(file: Path, step: int) -> None:
+    """Drops the rows after `step`, and an incomplete last line."""
     if not file.is_file():
         return
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -15,7 +15,7 @@ import yaml
 
 from tests.docs.blocks import Block, commands, session
 from tests.docs.test_examples import BLOCKS, RUN
-from training.train_config import TrainConfig, from_plain
+from training.config import TrainConfig, parse_config
 
 _COMMAND = re.compile(r"^(?:[A-Z_]+=\S+ +)*(finelap|curl|make|pip|python3?|docker|accelerate|git|mkdocs) ")
 _SYNOPSIS = re.compile(r"…|\[-|\b[A-Z]{2,}\b")  # a pattern to fill in, not a command to paste
@@ -105,7 +105,7 @@ def test_yaml_is_what_the_trainer_reads() -> None:
         for piece in filter(str.strip, re.split(r"^(?=\w)", block.text, flags=re.MULTILINE)):
             for key, values in yaml.safe_load(piece).items():
                 assert key in hints, f"{block}: {key}"
-                from_plain(hints[key], values, str(block))
+                parse_config(hints[key], values, str(block))
                 seen += 1
     assert seen >= 5
 

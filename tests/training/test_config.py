@@ -31,9 +31,9 @@ def test_values_reach_their_place(tmp_path: Path) -> None:
         ("name: x\ncorpora: [a]\nvalidation_groups: []\ncolour: red\n", "unknown keys colour"),
         ("name: x\ncorpora: [a]\nvalidation_groups: []\nalign: {step: 7}\n", "align: unknown keys step"),
         ("corpora: [a]\nvalidation_groups: []\n", "name"),
-        ("[1, 2]\n", "expected keys and values"),
+        ("[1, 2]\n", "expected a mapping"),
         ("a: [\n", "r.yaml"),
-        ("", "expected keys and values"),
+        ("", "expected a mapping"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, reason: str) -> None:

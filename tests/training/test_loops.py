@@ -1,6 +1,6 @@
-"""The two training loops on a tiny model and a made-up pool: they learn, and a stopped run goes on as if it had not.
+"""The recipe's distillation and alignment stages on a tiny model and a generated pool: they learn and resume exactly.
 
-The pool's answers are a function of its mel, so that there is something to learn without the real teachers.
+The pool's targets are a function of its mel, so that there is something to learn without the real teachers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from model.adapter import ConceptAdapter
 from model.audio import SILENCE, LogMel
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
 from model.finelap import FineLAP
-from training.config import AlignConfig
+from training.checkpointing import TrainError
+from training.config import AlignConfig, DistillConfig
 from training.data.phrase_bank import PhraseBank
-from training.tasks.align import align
-from training.tasks.distillation import DistillConfig, Pool, Student, augment, distill, hiss
+from training.recipes import finelap_small
+from training.recipes.finelap_small import run_stage
+from training.tasks.distillation import DistillationTask, Pool, PoolBatches, TeacherHeads, augment, white_noise_mel
+from training.tasks.dual_stream import SceneAlignmentTask, SceneBatches
+from training.tasks.task import BatchSource, Task
+from training.trainer import Evaluation
 
 CONCEPTS, LABELS = 12, ["dog", "rain", "bell", "car", "wind", "drum"]
 
@@ -108,39 +113,66 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def student_of(model: FineLAP) -> Student:
-    assert isinstance(model.adapter, ConceptAdapter)
+def heads_of(model: FineLAP) -> TeacherHeads:
     torch.manual_seed(1)
-    return Student(model.audio_encoder, model.adapter)
+    return TeacherHeads(model.audio_encoder.width)
 
 
-def run_distill(pool: Path, folder: Path, stop_after: int | None = None) -> Student:
-    """Runs to the end, or leaves after the save at a step, as a killed process would."""
+class Killed(Exception):
+    pass
+
+
+def stage(
+    task: Task, batches: BatchSource, config: DistillConfig | AlignConfig, folder: Path, stop_after: int | None
+) -> FineLAP:
+    """Runs to the end, or stops right after the save at a step, as a killed process would."""
+
+    state = folder / "state" / "training.pt"
+
+    def report() -> dict[str, float]:
+        if state.is_file() and torch.load(state, weights_only=True)["step"] == stop_after:
+            raise Killed
+        return {"metric": 1.0}
+
+    try:
+        run_stage(task, batches, config, folder, Evaluation(report, config.save_every))
+    except Killed:
+        assert stop_after is not None
+    assert isinstance(task.model, FineLAP)
+    return task.model
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open() as f:
+        return [{k: v for k, v in row.items() if k != "clips_per_second"} for row in csv.DictReader(f)]
+
+
+def run_distill(pool: Path, folder: Path, stop_after: int | None = None) -> dict[str, torch.Tensor]:
     model = tiny_model()
-    student = student_of(model)
     config = DistillConfig(steps=30, batch=8, crop_frames=8, learning_rate=3e-3, warmup=5, save_every=10)
-    for step in distill(student, model.log_mel, Pool(pool), folder, config, lambda: {"figure": 1.0}):
-        if step == stop_after:
-            break
-    return student
+    task = DistillationTask(model, heads_of(model), config)
+    stage(task, PoolBatches(Pool(pool), config), config, folder, stop_after)
+    return task.state_dict()
 
 
-def test_distillation_learns_and_resumes_exactly(pool_folder: Path, tmp_path: Path) -> None:
+def test_distillation_learns_and_resumes_exactly(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finelap_small, "LOG_EVERY", 10)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
     straight = run_distill(pool_folder, whole)
     run_distill(pool_folder, parts, stop_after=10)
+    assert [int(r["step"]) for r in rows(parts, "log")] == [10, 20], "stopped before the second save"
     resumed = run_distill(pool_folder, parts)
-    for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    with (parts / "distill.csv").open() as f:
-        rows = list(csv.DictReader(f))
-    assert [int(r["step"]) for r in rows] == [10, 20, 30]
-    assert float(rows[-1]["features"]) < 0.8 * float(rows[0]["features"])
-    assert rows[0]["figure"] == "1.0"
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+    log = rows(parts, "log")
+    assert log == rows(whole, "log") and [int(r["step"]) for r in log] == [10, 20, 30]
+    assert float(log[-1]["features_loss"]) < 0.8 * float(log[0]["features_loss"])
+    assert float(rows(parts, "validation")[0]["metric"]) == 1.0
 
 
-def run_align(pool: Path, folder: Path, stop_after: int | None = None) -> tuple[FineLAP, list[dict]]:
+def run_align(pool: Path, folder: Path, stop_after: int | None = None) -> FineLAP:
     model = tiny_model()
     config = AlignConfig(
         steps=24,
@@ -153,26 +185,25 @@ def run_align(pool: Path, folder: Path, stop_after: int | None = None) -> tuple[
         save_every=6,
     )
     bank = PhraseBank([[label] for label in LABELS])
-    rows = []
-    for row in align(model, student_of(model), Pool(pool), LABELS, bank, folder, config, dict):
-        rows.append(row)
-        if row["step"] == stop_after:
-            break
-    return model, rows
+    batches = SceneBatches(Pool(pool), LABELS, bank, config, model.frame_hop)
+    return stage(SceneAlignmentTask(model, heads_of(model), config), batches, config, folder, stop_after)
 
 
-def test_alignment_learns_and_resumes_exactly(pool_folder: Path, tmp_path: Path) -> None:
+def test_alignment_learns_and_resumes_exactly(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finelap_small, "LOG_EVERY", 6)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir(), parts.mkdir()
     before = {k: v.clone() for k, v in tiny_model().state_dict().items()}
-    straight, rows = run_align(pool_folder, whole)
+    straight = run_align(pool_folder, whole)
     run_align(pool_folder, parts, stop_after=12)
-    resumed, later = run_align(pool_folder, parts)
-    assert [r["step"] for r in later] == [18, 24] and later == rows[2:]
+    resumed = run_align(pool_folder, parts)
+    log = rows(whole, "log")
+    assert [int(r["step"]) for r in log] == [6, 12, 18, 24] and rows(parts, "log") == log
     after = straight.state_dict()
     for name, value in resumed.state_dict().items():
         torch.testing.assert_close(value, after[name], rtol=0, atol=0, msg=name)
-    assert rows[-1]["frame"] < rows[0]["frame"]
+    assert float(log[-1]["frame_loss"]) < float(log[0]["frame_loss"])
     moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"audio_encoder", "adapter", "text", "temp_global", "b_global", "temp_local", "b_local"}
     frozen = [n for n in after if n.startswith("text.encoder.")]
@@ -180,32 +211,41 @@ def test_alignment_learns_and_resumes_exactly(pool_folder: Path, tmp_path: Path)
     assert torch.equal(after["adapter.anchors"], before["adapter.anchors"])
 
 
-def test_augmentation_adds_noise_as_the_front_end_would_hear_it() -> None:
+def test_a_stage_with_other_settings_is_not_resumed(pool_folder: Path, tmp_path: Path) -> None:
+    def run(rate: float) -> None:
+        model, config = tiny_model(), DistillConfig(steps=1, batch=2, crop_frames=4, learning_rate=rate)
+        task = DistillationTask(model, heads_of(model), config)
+        run_stage(task, PoolBatches(Pool(pool_folder), config), config, tmp_path / "stage", None)
+
+    run(1e-3)
+    with pytest.raises(TrainError, match="another learning_rate"):
+        run(2e-3)
+
+
+def test_augmentation_adds_noise_as_the_front_end_sees_it() -> None:
     front = LogMel(MelConfig(num_mel_bins=64, low_freq=50.0, pad_value=SILENCE))
     quiet = torch.full((400, 8, 64), SILENCE)
     torch.manual_seed(0)
-    heard = augment(quiet, front.config, hiss(front), 0.5)
-    loudest, silent = heard.amax(dim=(1, 2)), (heard <= SILENCE + 2.4).flatten(1).sum(1)
+    noisy = augment(quiet, front.config, white_noise_mel(front), 0.5)
+    loudest, silent = noisy.amax(dim=(1, 2)), (noisy <= SILENCE + 2.4).flatten(1).sum(1)
     real = front(torch.from_numpy(np.random.default_rng(0).normal(0, 10 ** (-36 / 20), (1, 16000)).astype(np.float32)))
     assert float(loudest.max()) < float(real.max()) + 1.5
     clean = (silent > 0.7 * 8 * 64).float().mean()
-    assert 0.3 < float(clean) < 0.8  # about half, and the faintest noise besides
-    dry = augment(quiet, front.config, hiss(front), 0.0)
-    assert float((dry <= SILENCE + 2.4).float().mean()) > 0.7  # all but the hidden bands
-    middle = heard[loudest.argmax()].median(0).values
+    assert 0.3 < float(clean) < 0.8  # about half, and crops with the faintest noise
+    dry = augment(quiet, front.config, white_noise_mel(front), 0.0)
+    assert float((dry <= SILENCE + 2.4).float().mean()) > 0.7  # except the hidden bands
+    middle = noisy[loudest.argmax()].median(0).values
     assert float((middle - real[0].median(0).values).abs().median()) < 2.5
 
 
-def test_scenes_with_an_unlabelled_sound_are_left_out(pool_folder: Path) -> None:
-    from training.tasks.align import Labelled
-
+def test_scenes_with_an_unlabelled_sound_are_skipped(pool_folder: Path) -> None:
     captions = ["", *LABELS[1:]]
     bank = PhraseBank([[label] for label in LABELS])
-    data = Labelled(Pool(pool_folder), captions, bank, AlignConfig(batch=32, crop_frames=8, phrases=4, swap=0.0), 0.16)
-    batch = data.batch(np.random.default_rng(0))
+    config = AlignConfig(batch=32, crop_frames=8, phrases=4, swap=0.0)
+    batch = SceneBatches(Pool(pool_folder), captions, bank, config, 0.16).batch(np.random.default_rng(0))
     assert len(batch.captions) == 32
-    assert not any("dog" in names for names in batch.label_sets)
-    for names, phrases, labels in zip(batch.label_sets, batch.phrases, batch.labels, strict=True):
+    assert not any("dog" in names for names in batch.meanings)
+    for names, phrases, labels in zip(batch.meanings, batch.phrases, batch.labels, strict=True):
         assert len(phrases) == 4
         assert all(any(name in phrase for phrase in phrases) for name in names)
         assert labels[: len(names)].any(dim=1).all() and not labels[len(names) :].any()

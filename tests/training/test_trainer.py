@@ -21,9 +21,9 @@ import torch
 from model.config import ConfigError
 from model.finelap import FineLAP
 from training.checkpointing import TrainError, recover, replace_folder
+from training.config import GroupConfig, LossConfig, OptimiserConfig, ValidationConfig
 from training.optim import AveragedWeights, build_optimiser, cosine_with_warmup, train_mode
-from training.tasks.dual_stream import DualStream
-from training.train_config import GroupConfig, LossConfig, OptimiserConfig, ValidationConfig
+from training.tasks.dual_stream import DualStreamTask
 
 SCRIPT = Path(__file__).with_name("trainer_case.py")
 
@@ -83,7 +83,7 @@ def test_it_learns_logs_and_leaves_a_checkpoint(straight: Path) -> None:
     assert list((straight / "tensorboard").iterdir())
     state = torch.load(straight / "state" / "training.pt", weights_only=True)
     assert_same(state["average"] | {}, {k: v for k, v in weights(straight / "last").items() if k in state["average"]})
-    assert not torch.equal(state["model"]["adapter.clip.0.weight"], state["average"]["adapter.clip.0.weight"])
+    assert not torch.equal(state["task"]["model.adapter.clip.0.weight"], state["average"]["adapter.clip.0.weight"])
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_accumulated_gradients_are_the_mean_of_their_parts(tmp_path: Path) -> No
     train(tmp_path, model, case.Tones(4), accumulate=2, optimiser=optimiser, **quiet)
     byhand = _without_dropout(case.tiny_model())
     adam = build_optimiser(byhand, optimiser)
-    stream = DualStream(byhand, LossConfig(), None)
+    stream = DualStreamTask(byhand, LossConfig(), None)
     train_mode(byhand)
     for part in range(2):
         losses = stream(case.Tones(4).batch(part), None)
@@ -221,7 +221,9 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
 
     try:
-        with pytest.raises(TrainError, match=r"last: the checkpoint of step 8 could not be written .*before is kept"):
+        with pytest.raises(
+            TrainError, match=r"last: the checkpoint of step 8 could not be written .*previous one is kept"
+        ):
             train(tmp_path, tones=case.Tones(before=fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -286,10 +288,10 @@ def test_validation_chooses_the_best(tmp_path: Path) -> None:
     assert state["best"] == min(float(r["loss"]) for r in found)
     if found[-1]["loss"] == min(r["loss"] for r in found):
         assert_same(weights(folder / "best"), weights(folder / "last"))
-    with pytest.raises(ConfigError, match="choose: the recordings give no R@1|choose"):
-        from training.train_config import from_plain
+    with pytest.raises(ConfigError, match="choose: expected 'mAP@10'"):
+        from training.config import parse_config
 
-        from_plain(ValidationConfig, {"choose": "beauty"}, "x")
+        parse_config(ValidationConfig, {"choose": "beauty"}, "x")
 
 
 def test_averaged_weights_are_their_own_definition() -> None:
@@ -327,14 +329,14 @@ def test_the_schedule_rises_and_falls() -> None:
 
 
 def test_a_frozen_tower_reads_each_phrase_once_and_its_projector_still_learns() -> None:
-    stream = DualStream(case.tiny_model().train(), LossConfig(), None)
+    stream = DualStreamTask(case.tiny_model().train(), LossConfig(), None)
     tower, names = stream.model.text, [*case.TONES, *case.TONES]
     tower.encoder.eval().requires_grad_(False)
-    plain = stream.texts(names)
+    plain = stream.embed_texts(names)
     read: list[int] = []
     tower.encoder.register_forward_hook(lambda module, inputs, output: read.append(1))
-    remembered = stream.texts(names, remember=True)
-    again = stream.texts(names[:3], remember=True)
+    remembered = stream.embed_texts(names, cached=True)
+    again = stream.embed_texts(names[:3], cached=True)
     assert len(read) == len(case.TONES), "one reading for each different phrase"
     torch.testing.assert_close(remembered, plain, rtol=0, atol=1e-6)
     torch.testing.assert_close(again, remembered[:3], rtol=0, atol=1e-6)  # the projector reads another batch
@@ -343,10 +345,10 @@ def test_a_frozen_tower_reads_each_phrase_once_and_its_projector_still_learns() 
 
 
 def test_a_tower_that_learns_is_read_anew() -> None:
-    stream = DualStream(case.tiny_model().train(), LossConfig(), None)
+    stream = DualStreamTask(case.tiny_model().train(), LossConfig(), None)
     stream.model.text.eval()
-    before = stream.texts(["low tone"], remember=True)
+    before = stream.embed_texts(["low tone"], cached=True)
     with torch.no_grad():
         for parameter in stream.model.text.encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    assert not torch.allclose(stream.texts(["low tone"], remember=True), before) and not stream.known
+    assert not torch.allclose(stream.embed_texts(["low tone"], cached=True), before) and not stream.cache

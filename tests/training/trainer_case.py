@@ -18,10 +18,10 @@ import torch
 
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
 from model.finelap import FineLAP
+from training.config import LossConfig, OptimiserConfig, TrainConfig
 from training.data.batches import Batch
 from training.data.sets import DataConfig, SetConfig
 from training.init.build import InitConfig
-from training.train_config import LossConfig, OptimiserConfig, TrainConfig
 
 WORDS = ["low", "deep", "middle", "high", "shrill", "tone", "a"]
 TONES = {"low tone": 300.0, "deep tone": 700.0, "middle tone": 1500.0, "high tone": 3000.0, "shrill tone": 6000.0}

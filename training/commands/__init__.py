@@ -1,6 +1,6 @@
-"""The commands of the training module, a module each: `HELP`, `add_arguments(parser)` and `run(args)`.
+"""The commands of the training module. Each module has `HELP`, `add_arguments(parser)` and `run(args)`.
 
-They are imported for every `finelap --help`, so what takes time to import is imported inside `run`.
+`finelap --help` imports them all, so slow imports belong inside `run`.
 """
 
 NAMES = ("train", "simulate", "ablate", "evaluate", "cluster")

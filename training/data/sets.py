@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from model.config import SAMPLE_RATE, ConfigError
+from model.config import SAMPLE_RATE
 from training.data.audio_cache import AudioFiles, AudioStore
 from training.data.manifests import Item, Phrase, read_labelled, read_manifest
 from training.data.mixer import SceneConfig, SceneMaker
@@ -50,7 +50,7 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How batches are made. Sets may be given as plain dicts, as read from YAML."""
+    """How batches are made."""
 
     sets: tuple[SetConfig, ...]
     seconds: float = 10.24  # longest crop; limited to the duration that a window's frames cover
@@ -64,8 +64,6 @@ class DataConfig:
     workers: int = 2  # threads that prepare batches ahead
 
     def __post_init__(self) -> None:
-        sets = tuple(s if isinstance(s, SetConfig) else _set_config(s, i) for i, s in enumerate(self.sets))
-        object.__setattr__(self, "sets", sets)
         for name, allowed in (("crop", ("random", "centre")), ("pad", ("batch", "window"))):
             if getattr(self, name) not in allowed:
                 raise DataError(f"data.{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
@@ -73,21 +71,6 @@ class DataConfig:
             raise DataError("data.sets: at least one set is required")
         if self.seconds <= 0 or self.phrases < 1 or self.workers < 0 or not 0 <= self.swap <= 1:
             raise DataError("data: want seconds > 0, phrases >= 1, workers >= 0 and 0 <= swap <= 1")
-
-
-def _set_config(data: Any, index: int) -> SetConfig:
-    """A SetConfig from plain data. Raises ConfigError."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-
-    strict = with_config(ConfigDict(extra="forbid"))
-    try:
-        return TypeAdapter(strict(SetConfig)).validate_python(data)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        unknown = [".".join(map(str, p["loc"])) for p in problems if p["type"] == "unexpected_keyword_argument"]
-        others = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
-        what = f"unknown keys {', '.join(sorted(unknown))}" if unknown else others
-        raise ConfigError(f"data: sets[{index}]: {what}") from error
 
 
 @dataclass(frozen=True)

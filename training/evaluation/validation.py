@@ -20,7 +20,7 @@ from model.config import SAMPLE_RATE, ConfigError, WindowConfig
 from model.detection import DetectionSettings, find_events
 from model.finelap import FineLAP
 from model.windows import frame_count, window_samples
-from training.config import EvaluationConfig
+from training.config import EvaluationConfig, LossConfig, ValidationConfig
 from training.data.activity import envelope, frame_labels
 from training.data.audio_cache import AudioStore, decode
 from training.data.manifests import Item, read_labelled, read_manifest
@@ -36,7 +36,6 @@ from training.evaluation.sed_metrics import (
     psds_with,
 )
 from training.losses import clip_sigmoid_loss, infonce_loss
-from training.train_config import LossConfig, ValidationConfig
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,12 @@ import numpy as np
 from model.config import ConfigError
 from model.finelap import FineLAP
 from training.checkpointing import TrainError
-from training.config import EvaluationConfig
+from training.config import EvaluationConfig, TrainConfig, parse_config, read_yaml
 from training.data.activity import active_stretches
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
 from training.evaluation.validation import event_report, frame_report, make_mixtures, text_to_clip, tracks
-from training.train_config import TrainConfig, from_plain, read_yaml
 
 # The changes of each row to the shared configuration.
 ROWS: dict[str, dict[str, Any]] = {
@@ -77,7 +76,7 @@ class AblationConfig:
 
 def read_ablation(path: Path) -> AblationConfig:
     """Reads an ablation from YAML. Raises ConfigError."""
-    config: AblationConfig = from_plain(AblationConfig, read_yaml(path), path.name)
+    config: AblationConfig = parse_config(AblationConfig, read_yaml(path), path.name)
     if config.kind != "ablate":
         raise ConfigError(f"{path.name}: kind: expected ablate, found {config.kind!r}")
     return config
@@ -158,7 +157,7 @@ class Ablation:
         sets = {"all": [recorded, scenes], "recorded": [recorded]}
         chosen = plain["data"]["sets"]
         plain["data"] = plain["data"] | {"sets": sets[chosen] if isinstance(chosen, str) else chosen}
-        config: TrainConfig = from_plain(TrainConfig, plain, f"row {row}")
+        config: TrainConfig = parse_config(TrainConfig, plain, f"row {row}")
         return config
 
     def items(self, validation: bool) -> list[Item]:

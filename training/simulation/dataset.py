@@ -35,11 +35,12 @@ import numpy as np
 import soundfile
 
 from model.config import SAMPLE_RATE
+from training.checkpointing import PART, write_bytes
 from training.data.activity import ClipConfig, SimulationError, background_pieces, clip_event, cut, is_background
 from training.data.audio_cache import decode
 from training.data.manifests import Item, Phrase, write_manifest
 from training.data.mixer import MixConfig, Mixer, SoundClip
-from training.simulation.jobs import PART, Workers, journal, rows_of, write_whole
+from training.simulation.jobs import Workers, journal, rows_of
 from training.simulation.sources import SoundSource
 
 FOLDERS = ("audio", "clips", "pictures")
@@ -139,7 +140,7 @@ def _prepare(
     elif (previous := json.loads(stored.read_text(encoding="utf-8"))) != settings:
         changed = _changed(previous, settings)
         raise SimulationError(f"{out}: made with other settings ({changed}); choose another folder or restart it")
-    write_whole(stored, (json.dumps(settings, indent=1) + "\n").encode())
+    write_bytes(stored, (json.dumps(settings, indent=1) + "\n").encode())
     for name in FOLDERS[:2]:
         (out / name).mkdir(exist_ok=True)
         for partial_file in (out / name).glob("*" + PART):
@@ -272,8 +273,8 @@ def _write_lists(out: Path, rows: list[dict[str, Any]], config: MixtureSetConfig
         manifest.replace(out / "manifest.jsonl")
     finally:
         manifest.unlink(missing_ok=True)
-    write_whole(out / "strong.tsv", ("\n".join(strong) + "\n").encode())
-    write_whole(out / "durations.tsv", ("\n".join(durations) + "\n").encode())
+    write_bytes(out / "strong.tsv", ("\n".join(strong) + "\n").encode())
+    write_bytes(out / "durations.tsv", ("\n".join(durations) + "\n").encode())
 
 
 def _read(out: Path, clip: SoundClip) -> np.ndarray:
@@ -284,4 +285,4 @@ def write_flac(path: Path, samples: np.ndarray) -> None:
     """Writes (n,) float32 samples atomically as 16-bit FLAC at 16 kHz. Raises OSError."""
     data = io.BytesIO()  # encoded in memory, because the encoder's error for a full disk doesn't say so
     soundfile.write(data, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    write_whole(path, data.getvalue())
+    write_bytes(path, data.getvalue())

@@ -17,7 +17,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-PART = ".part"  # suffix of unfinished files
+from training.checkpointing import PART, write_bytes
+
 AHEAD = 32  # jobs submitted per worker before the first result is awaited
 
 Work = Callable[[Any, Any], dict[str, Any]]  # (job, shared) → row
@@ -38,18 +39,6 @@ class Workers:
     progress: bool = False
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Replaces the file's content atomically, by writing beside it and renaming. Raises OSError."""
-    part = path.with_name(path.name + PART)
-    try:
-        with part.open("wb") as f:
-            f.write(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def journal(
     path: Path, jobs: Sequence[Any], work: Work, shared: Any, workers: Workers, title: str
 ) -> list[dict[str, Any]]:
@@ -63,7 +52,7 @@ def journal(
     if len(rows) >= len(jobs) and path.is_file():
         return rows
     part = path.with_name(path.name + PART)
-    write_whole(part, "".join(line_of(r) for r in rows).encode())  # drops a torn last line
+    write_bytes(part, "".join(line_of(r) for r in rows).encode())  # drops a torn last line
     with (
         part.open("a", encoding="utf-8") as f,
         tqdm(total=len(jobs), initial=len(rows), disable=not workers.progress, mininterval=1) as bar,

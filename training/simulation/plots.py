@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from scipy.signal import spectrogram
 
 from model.config import SAMPLE_RATE
+from training.checkpointing import write_bytes
 from training.data.activity import ClipConfig, log_energy
 from training.data.audio_cache import decode
-from training.simulation.jobs import write_whole
 
 INK, WAVE, KEPT = "#1f2937", "#4a8fc3", "#e8590c"
 COLOURS = ("#e8590c", "#2b8a3e", "#7048e8", "#c2255c", "#0b7285", "#e67700")
@@ -107,7 +107,7 @@ def draw_set(out: Path, paths: Mapping[str, Path], cutting: ClipConfig, count: i
         png = mixture_png(samples, events, row["background"]["label"], row["caption"])
         drawn.append((folder / f"{row['audio_id']}.png", png))
     for path, png in drawn:
-        write_whole(path, png)
+        write_bytes(path, png)
     return [path for path, _ in drawn]
 
 

@@ -1,19 +1,16 @@
-"""Teaches a small audio encoder from scratch what YAMNet knows and where aisfx hears something.
+"""Distillation as a task: a small audio encoder learns YAMNet's classes and aisfx's features, frame by frame.
 
-A pool of scenes with the teachers' answers is made once, in shards; the student then trains on random crops of it. Both
-steps pick up where they stopped. Knows nothing of captions: labels come later, in training.tasks.align.
+`build_pool` writes a pool of scenes with the teachers' outputs, in shards. `DistillationTask` trains on random crops of
+it. No captions are involved; the alignment stage in training.tasks.dual_stream adds them.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile
@@ -23,77 +20,59 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.adapter import ConceptAdapter
+from model.adapter import Adapter, ConceptAdapter
 from model.audio import LogMel
 from model.config import SAMPLE_RATE, MelConfig
-from model.encoders.registry import AudioEncoder
+from model.finelap import FineLAP
+from training.config import DistillConfig, PoolConfig
 from training.data.activity import active_stretches
 from training.data.audio_cache import AudioStore
 from training.data.mixer import SceneConfig, SceneMaker
+from training.optim import channels_last
+from training.tasks.task import Task, weighted
 from training.tasks.teachers import FRAME_MEL, Aisfx, Yamnet
 
 FRAME_SAMPLES = 2560  # 0.16 s
-QUIET = 1e-4  # of the loudest frame's power: quieter frames say nothing about the clip
+QUIET = 1e-4  # share of the loudest frame's power; frames below it don't count towards the clip's target
+BLOCK = 16  # scenes that pass through the teachers at a time
+LOSS_WEIGHTS = {"frame": 1.0, "clip": 1.0, "features": 4.0, "aisfx": 2.0}
+
+Events = list[tuple[int, float, float]]  # (source, onset, offset) in seconds
 
 
-@dataclass(frozen=True)
-class PoolConfig:
-    """How large a pool to make, and how often its scenes come with aisfx's view as well."""
+def build_pool(folder: Path, store: AudioStore, weights: np.ndarray, mel: MelConfig, config: PoolConfig) -> None:
+    """Writes the shards that are missing; each is complete or absent. `weights` is how often each sound is drawn."""
+    missing = [s for s in range(config.shards) if not (folder / f"{s:03d}").is_dir()]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        builder = _ShardBuilder(store, weights, mel, config)
+        for shard in tqdm(missing, desc="pool"):
+            builder.write(folder, shard)
 
-    shards: int = 24
-    shard_scenes: int = 1024
-    aisfx_every: int = 7  # of the shards; those hold single sounds only, since aisfx wants 44.1 kHz
-    wild_from: int = 14  # shards from this number on have half of their varied sounds varied strongly
-    seed: int = 0
 
+class _ShardBuilder:
+    """Scenes of a shard with the teachers' outputs."""
 
-def build_pool(
-    folder: Path,
-    store: AudioStore,
-    weights: np.ndarray,
-    mel: MelConfig,
-    config: PoolConfig,
-    part: int = 0,
-    parts: int = 1,
-) -> None:
-    """Makes the shards that are not there yet; each is written whole or not at all. `part` of `parts` processes."""
-    missing = [s for s in range(part, config.shards, parts) if not (folder / f"{s:03d}").is_dir()]
-    if not missing:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    steady = np.array([i for i in range(len(store)) if store.duration(i) >= 4.0])
-    makers = [SceneMaker(store.get, weights, steady, SceneConfig(wild=share)) for share in (0.0, 0.5)]
-    yamnet, log_mel = Yamnet(), LogMel(mel)
-    aisfx: Aisfx | None = None
-    for shard in tqdm(missing, desc="pool"):
-        maker = makers[shard >= config.wild_from]
+    def __init__(self, store: AudioStore, weights: np.ndarray, mel: MelConfig, config: PoolConfig) -> None:
+        self.store, self.config = store, config
+        steady = np.array([i for i in range(len(store)) if store.duration(i) >= 4.0])
+        self.makers = [SceneMaker(store.get, weights, steady, SceneConfig(wild=share)) for share in (0.0, 0.5)]
+        self.yamnet, self.log_mel = Yamnet(), LogMel(mel)
+
+    @cached_property
+    def aisfx(self) -> Aisfx:
+        return Aisfx()
+
+    def write(self, folder: Path, shard: int) -> None:
+        config, maker = self.config, self.makers[shard >= self.config.wild_from]
         rng = np.random.default_rng([config.seed, shard])
-        arrays: dict[str, list[np.ndarray]] = {}
-        events: list[list[tuple[int, float, float]]] = []
         with_aisfx = shard % config.aisfx_every == config.aisfx_every - 1
-        if with_aisfx and aisfx is None:
-            aisfx = Aisfx()
-        for _ in range(0, config.shard_scenes, 16):
-            if with_aisfx:
-                sources = [maker.draw_source(rng) for _ in range(16)]
-                high = np.stack([_high_rate_crop(store, source, rng) for source in sources])
-                waves = soxr.resample(high.T, Aisfx.SAMPLE_RATE, SAMPLE_RATE).T[:, : int(5.12 * SAMPLE_RATE)]
-                stretches = [active_stretches(w) for w in waves]
-                events += [[(s, a, b) for a, b in found] for s, found in zip(sources, stretches, strict=True)]
-            else:
-                scenes = [maker.scene(rng) for _ in range(16)]
-                waves = np.stack([scene.samples for scene in scenes])
-                events += [list(scene.events) for scene in scenes]
-            with torch.inference_mode():
-                batch = torch.from_numpy(np.ascontiguousarray(waves, dtype=np.float32))
-                logits, features = yamnet(batch)
-                frames = F.pad(batch, (0, 240))
-                answers = {"mel": log_mel(frames), "logits": logits, "features": features}
-                if with_aisfx and aisfx is not None:
-                    answers["aisfx"] = aisfx(torch.from_numpy(high), logits.shape[1])
-                power = batch.view(len(batch), -1, FRAME_SAMPLES).square().mean(-1)
-                answers["active"] = power > power.amax(1, keepdim=True) * QUIET
-            for name, value in answers.items():
+        arrays: dict[str, list[np.ndarray]] = {}
+        events: list[Events] = []
+        for _ in range(0, config.shard_scenes, BLOCK):
+            waves, high, found = self.singles(maker, rng) if with_aisfx else self.scenes(maker, rng)
+            events += found
+            for name, value in self.targets(waves, high).items():
                 kind = torch.bool if name == "active" else torch.float16
                 arrays.setdefault(name, []).append(value.to(kind).numpy())
         partial = folder / f"{shard:03d}.partial"
@@ -103,9 +82,33 @@ def build_pool(
         (partial / "events.json").write_text(json.dumps(events))
         partial.rename(folder / f"{shard:03d}")
 
+    def scenes(self, maker: SceneMaker, rng: np.random.Generator) -> tuple[np.ndarray, None, list[Events]]:
+        """Scenes (B, samples) at 16 kHz and their events."""
+        scenes = [maker.scene(rng) for _ in range(BLOCK)]
+        return np.stack([scene.samples for scene in scenes]), None, [list(scene.events) for scene in scenes]
+
+    def singles(self, maker: SceneMaker, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[Events]]:
+        """Single sounds (B, samples) at 16 kHz, the same at 44.1 kHz, and their events."""
+        sources = [maker.draw_source(rng) for _ in range(BLOCK)]
+        high = np.stack([_high_rate_crop(self.store, source, rng) for source in sources])
+        waves = soxr.resample(high.T, Aisfx.SAMPLE_RATE, SAMPLE_RATE).T[:, : int(5.12 * SAMPLE_RATE)]
+        stretches = [active_stretches(w) for w in waves]
+        return waves, high, [[(s, a, b) for a, b in found] for s, found in zip(sources, stretches, strict=True)]
+
+    @torch.inference_mode()
+    def targets(self, waves: np.ndarray, high: np.ndarray | None) -> dict[str, Tensor]:
+        """The raw log-mel of scenes (B, samples), the teachers' outputs, and which frames are not silent (B, T)."""
+        batch = torch.from_numpy(np.ascontiguousarray(waves, dtype=np.float32))
+        logits, features = self.yamnet(batch)
+        targets = {"mel": self.log_mel(F.pad(batch, (0, 240))), "logits": logits, "features": features}
+        if high is not None:
+            targets["aisfx"] = self.aisfx(torch.from_numpy(high), logits.shape[1])
+        power = batch.view(len(batch), -1, FRAME_SAMPLES).square().mean(-1)
+        return targets | {"active": power > power.amax(1, keepdim=True) * QUIET}
+
 
 def _high_rate_crop(store: AudioStore, source: int, rng: np.random.Generator) -> np.ndarray:
-    """5.12 s of one sound at 44.1 kHz from its file, placed at random in silence if shorter; a random level."""
+    """5.12 s at 44.1 kHz from a sound's file, at a random level; a shorter sound lies at a random place in silence."""
     size = int(5.12 * Aisfx.SAMPLE_RATE)
     samples, rate = soundfile.read(store.items[source].path, dtype="float32", always_2d=True)
     mono = samples.mean(1)
@@ -121,22 +124,16 @@ def _high_rate_crop(store: AudioStore, source: int, rng: np.random.Generator) ->
 
 
 class Pool:
-    """The shards on disk, as random batches of crops."""
+    """The shards on disk, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.shards: dict[Path, dict[str, np.ndarray]] = {}
-        self.refresh()
-
-    def refresh(self) -> int:
-        """Opens shards that have appeared; returns how many there are."""
-        for path in sorted(self.folder.glob("[0-9][0-9][0-9]")):
-            if path not in self.shards:
-                self.shards[path] = {f.stem: np.load(f, mmap_mode="r") for f in path.glob("*.npy")}
-        return len(self.shards)
+        self.shards: dict[Path, dict[str, np.ndarray]] = {
+            path: {f.stem: np.load(f, mmap_mode="r") for f in path.glob("*.npy")}
+            for path in sorted(folder.glob("[0-9][0-9][0-9]"))
+        }
 
     def batch(self, size: int, frames: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """`size` crops of `frames` frames: raw log-mel, teachers' answers; scenes without aisfx's have NaN there."""
+        """`size` random crops of `frames` frames, as `crops` returns them."""
         paths = list(self.shards)
         rows = []
         for path in (paths[i] for i in rng.integers(0, len(paths), size)):
@@ -145,7 +142,11 @@ class Pool:
         return self.crops(rows, frames)
 
     def crops(self, rows: list[tuple[Path, int, int]], frames: int) -> dict[str, Tensor]:
-        """`frames` frames of each (shard, scene, first frame)."""
+        """`frames` frames (T) from each (shard, scene, first frame), as float32 but for `active`.
+
+        `mel` (B, M, bins) raw log-mel, `logits` (B, T, 521), `features` (B, T, 1024), `active` (B, T) bool, and `aisfx`
+        (B, T, 512), which is NaN in scenes without aisfx targets.
+        """
         parts: dict[str, list[np.ndarray]] = {k: [] for k in ("mel", "logits", "features", "active", "aisfx")}
         for path, row, start in rows:
             shard = self.shards[path]
@@ -160,39 +161,53 @@ class Pool:
         return {k: v if k == "active" else v.float() for k, v in stacked.items()}
 
 
-class Student(nn.Module):
-    """An encoder and adapter of a FineLAP with the heads that only distillation needs."""
+class PoolBatches:
+    """Random crops of a pool; each batch is a function of the seed and its number."""
 
-    def __init__(self, encoder: AudioEncoder, adapter: ConceptAdapter) -> None:
+    def __init__(self, pool: Pool, config: DistillConfig) -> None:
+        self.pool, self.config = pool, config
+        self.skipped: dict[str, str] = {}
+
+    def stream(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """Yields the batches from number `start` on, as `Pool.crops` returns them."""
+        step = start
+        while True:
+            rng = np.random.default_rng([self.config.seed, 1, step])
+            yield self.pool.batch(self.config.batch, self.config.crop_frames, rng)
+            step += 1
+
+
+class TeacherHeads(nn.Module):
+    """Linear maps from the encoder's frames to the teachers' features, used in training only."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.encoder, self.adapter = encoder, adapter
-        self.to_yamnet = nn.Linear(encoder.width, 1024)
-        self.to_aisfx = nn.Linear(encoder.width, Aisfx.WIDTH)
+        self.to_yamnet = nn.Linear(width, 1024)
+        self.to_aisfx = nn.Linear(width, Aisfx.WIDTH)
 
-    def losses(self, batch: dict[str, Tensor], mel: Tensor) -> dict[str, Tensor]:
-        """How far the student's answers on normalised `mel` are from the teachers'."""
-        pooled, frames = self.encoder(mel)
-        return self.losses_of(pooled, frames, batch)
+    def losses(self, adapter: Adapter, pooled: Tensor, frames: Tensor, crops: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The distances from the teachers, from the encoder's output: the keys of LOSS_WEIGHTS, scalars.
 
-    def losses_of(self, pooled: Tensor, frames: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same, from the encoder's output."""
-        target = batch["logits"].sigmoid()
-        active = batch["active"].float()[..., None]
+        "aisfx" is 0 if no crop has its targets.
+        """
+        heads = cast(ConceptAdapter, adapter)
+        target = crops["logits"].sigmoid()
+        active = crops["active"].float()[..., None]
         clip_target = (target * active).sum(1) / active.sum(1).clamp_min(1)
-        frame_logits, clip_logits = self.adapter.frames.logits(frames), self.adapter.clip.logits(pooled)
-        result = {
-            "frame": _class_loss(frame_logits, target),
-            "clip": _class_loss(clip_logits, clip_target),
-            "features": _direction_loss(self.to_yamnet(frames), batch["features"]),
+        present = ~crops["aisfx"][:, 0, 0].isnan()
+        aisfx = frames.new_zeros(())
+        if present.any():
+            aisfx = _direction_loss(self.to_aisfx(frames[present]), crops["aisfx"][present])
+        return {
+            "frame": _class_loss(heads.frames.logits(frames), target),
+            "clip": _class_loss(heads.clip.logits(pooled), clip_target),
+            "features": _direction_loss(self.to_yamnet(frames), crops["features"]),
+            "aisfx": aisfx,
         }
-        heard = ~batch["aisfx"][:, 0, 0].isnan()
-        if heard.any():
-            result["aisfx"] = _direction_loss(self.to_aisfx(frames[heard]), batch["aisfx"][heard])
-        return result
 
 
 def _class_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """How the class probabilities miss: binary cross-entropy summed over classes, above the target's own entropy."""
+    """KL divergence of the class probabilities from the target's, summed over classes."""
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = F.binary_cross_entropy(target, target, reduction="none")
     return (loss - entropy).sum(-1).mean()
@@ -202,120 +217,50 @@ def _direction_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student, teacher, dim=-1)).mean()
 
 
-LOSS_WEIGHTS = {"frame": 1.0, "clip": 1.0, "features": 4.0, "aisfx": 2.0}
+class DistillationTask(Task):
+    """Trains the audio encoder and the concept adapter of a FineLAP; its text tower takes no part."""
+
+    model: FineLAP
+
+    def __init__(self, model: FineLAP, heads: TeacherHeads, config: DistillConfig) -> None:
+        super().__init__()
+        self.model, self.heads, self.config = model, heads, config
+        self.noise = white_noise_mel(model.log_mel)
+        channels_last(model.audio_encoder)
+
+    def forward(self, batch: Any, seed: int | None) -> dict[str, Tensor]:
+        """ "loss" and the terms of LOSS_WEIGHTS for crops of a pool. The seed None switches augmentation off."""
+        log_mel, raw = self.model.log_mel, batch["mel"]
+        if seed is not None:
+            raw = augment(raw, log_mel.config, self.noise, self.config.noisy)
+        pooled, frames = self.model.audio_encoder(log_mel.normalise(raw))
+        return weighted(self.heads.losses(self.model.adapter, pooled, frames, batch), LOSS_WEIGHTS)
+
+    def make_optimiser(self, fused: bool) -> torch.optim.Optimizer:
+        parts = (self.model.audio_encoder, self.model.adapter, self.heads)
+        return torch.optim.AdamW(
+            [p for part in parts for p in part.parameters()],
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=fused,
+        )
+
+    def set_train_mode(self) -> None:
+        self.train()
+        self.model.text.eval()
 
 
-@dataclass(frozen=True)
-class DistillConfig:
-    """The schedule: a cosine from `learning_rate` over `steps` batches of crops, after a linear warm-up."""
-
-    steps: int = 4000
-    batch: int = 64
-    crop_frames: int = 16
-    learning_rate: float = 1.5e-3
-    warmup: int = 200
-    weight_decay: float = 0.02
-    noisy: float = 0.5  # of the crops come under white noise
-    save_every: int = 200
-    seed: int = 0
-
-
-def distill(
-    student: Student,
-    log_mel: LogMel,
-    pool: Pool,
-    folder: Path,
-    config: DistillConfig,
-    report: Callable[[], dict[str, float]],
-) -> Iterator[int]:
-    """Trains in place, resuming from `folder`/distill.pt. Yields the step after each save, for the caller to evaluate.
-
-    A CSV row a save goes to `folder`/distill.csv; `report` gives its last columns.
-    """
-    channels_last(student.encoder)
-    optimiser = torch.optim.AdamW(
-        student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    state_file, step, spent = folder / "distill.pt", 0, 0.0
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        student.load_state_dict(state["student"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["seconds"]
-    noise = hiss(log_mel)
-    sums: dict[str, float] = {}
-    saved = step
-    started = time.monotonic()
-    bar = tqdm(total=config.steps, initial=step, desc="distil", mininterval=5)
-    while step < config.steps:
-        rng = np.random.default_rng([config.seed, 1, step])
-        torch.manual_seed(step)
-        batch = pool.batch(config.batch, config.crop_frames, rng)
-        mel = log_mel.normalise(augment(batch["mel"], log_mel.config, noise, config.noisy))
-        rate = config.learning_rate * schedule(step, config.steps, config.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        student.train()
-        losses = student.losses(batch, mel)
-        total = torch.stack([LOSS_WEIGHTS[k] * v for k, v in losses.items()]).sum()
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-        optimiser.step()
-        for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach())
-        step += 1
-        bar.update()
-        if step % config.save_every == 0 or step == config.steps:
-            pool.refresh()
-            spent += time.monotonic() - started
-            started = time.monotonic()
-            means = {k: round(v / (step - saved), 5) for k, v in sums.items()}
-            sums, saved = {}, step
-            state = {"student": student.state_dict(), "optimiser": optimiser.state_dict()}
-            save_state(state | {"step": step, "seconds": spent}, state_file)
-            student.eval()
-            row: dict[str, object] = {"step": step, "crops": step * config.batch}
-            row |= {"seconds": round(spent), "lr": f"{rate:.2e}"}
-            row.update({k: means.get(k, "") for k in LOSS_WEIGHTS})
-            row.update(report())
-            append_row(folder / "distill.csv", row)
-            bar.set_postfix_str(json.dumps({k: row[k] for k in row if k not in ("seconds", "lr")})[:120])
-            yield step
-            started = time.monotonic()
-    bar.close()
-
-
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Share of the learning rate at a step: a linear warm-up times a cosine that ends at zero."""
-    return min(1, (step + 1) / warmup) * 0.5 * float(1 + np.cos(np.pi * step / steps))
-
-
-def save_state(state: dict[str, Any], file: Path) -> None:
-    """Writes a training state beside `file` and moves it there: a stop leaves the old one or the new one."""
-    partial = file.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, file)
-
-
-def channels_last(module: nn.Module) -> None:
-    """Lays the convolutions' weights out with channels innermost, in place: a third faster to train on a CPU."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def hiss(log_mel: LogMel) -> Tensor:
+def white_noise_mel(log_mel: LogMel) -> Tensor:
     """The mean raw log-mel (bins,) of white noise of unit RMS, through this front end."""
     noise = torch.randn(1, 20 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     return log_mel(noise)[0].exp().mean(0).log()
 
 
 def augment(mel: Tensor, config: MelConfig, noise: Tensor, noisy: float) -> Tensor:
-    """Raw log-mel (B, M, bins) as the teacher did not hear it: at another level, a share of them under white noise.
+    """Raw log-mel (B, M, bins) at a random level, a share `noisy` of it under white noise, with up to two bands hidden.
 
-    Up to two bands are hidden besides. `noise` is `hiss`; it is added as power, at -80 to -36 dB of full scale, to
-    crops drawn with probability `noisy`.
+    The teachers' outputs belong to the clean scenes. `noise` is `white_noise_mel`; it is added as power, at -80 to
+    -36 dB of full scale. Draws come from torch's global generator.
     """
     batch, _, bins = mel.shape
     gain = torch.empty(batch, 1, 1).uniform_(-2.3, 2.3)  # ±10 dB of power
@@ -331,13 +276,3 @@ def augment(mel: Tensor, config: MelConfig, noise: Tensor, noisy: float) -> Tens
         hidden = (band >= low) & (band < low + width)
         mel = mel.masked_fill(hidden[:, None, :], config.mean)
     return mel
-
-
-def append_row(path: Path, row: dict) -> None:
-    """Adds a line to a CSV, with a header where it is new."""
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

@@ -17,6 +17,7 @@ import soundfile
 import torch
 
 from model.config import WindowConfig
+from training.config import parse_config
 from training.data.batches import BLOCK, Batch, Batches, BatchPlan, Schedule, crop_samples, samples_per_frame
 from training.data.manifests import ManifestError, Phrase
 from training.data.phrase_bank import PhraseBank
@@ -390,6 +391,6 @@ def test_invalid_manifest_lines_are_rejected(root: Path, change: dict, reason: s
 
 def test_sets_from_plain_data(root: Path) -> None:
     data = {"folder": "sounds", "simulate": True, "scene": {"snr_db": [3.0, 9.0]}}
-    config = mixed(sets=[data])
+    config = parse_config(DataConfig, {"sets": [data], "seconds": 2.56, "phrases": 5, "workers": 0}, "data")
     assert config.sets == (SetConfig(folder="sounds", simulate=True, scene=SceneConfig(snr_db=(3.0, 9.0))),)
     assert make(root, config).batch(0).strong.all()
