@@ -1,17 +1,18 @@
-"""The losses of FineLAP: a sigmoid loss over clips and captions, and one over frames and phrases; InfoNCE beside them.
+"""Losses on unit-length embeddings: the dual-stream sigmoid loss (arXiv 2604.01155), and InfoNCE, the paper's ablation.
 
-Functions of unit-length embeddings; they know nothing of models. Source: arXiv 2604.01155, the dual-stream sigmoid
-loss; InfoNCE is the paper's ablation.
+The sigmoid loss has two parts: clips against captions, and frames against phrases.
 
-With `chunk` a loss over pairs goes through the clips some rows at a time, takes each part's gradient at once and lets
-the part go: memory grows as rows × chunk, not with the square of the batch. There is no second derivative then.
+With `chunk`, a loss over pairs processes some rows at a time and takes each part's gradient at once, so that memory
+grows with rows × chunk instead of the square of the batch. Second derivatives are then unavailable.
 
-On several ranks, each of the `gathered_…` losses takes the rank's own rows, of which every rank has equally many, and
-- its value, on every rank, is the loss of one process on the whole batch, rows in the order of ranks;
-- its gradient is that of `world size × the rank's share`, so that gradients *averaged* over ranks, as
-  DistributedDataParallel leaves them, are those of one process. It holds for what the embeddings depend on and for
-  `temp` and `bias`. Whoever sums gradients over ranks has to divide by the number of ranks.
-Without a process group they are the plain losses. All ranks have to call them, and backward, in the same order.
+Each `gathered_…` loss takes a rank's own rows; every rank must have the same number.
+- Its value, on every rank, is the loss of one process on the whole batch, with rows in the order of ranks.
+- Its gradient is that of `world size × the rank's share`, so that gradients *averaged* over ranks, as by
+  DistributedDataParallel, equal those of one process, for the embeddings as well as `temp` and `bias`. If you sum
+  gradients over ranks, divide by the number of ranks.
+
+Without a process group they equal the plain losses. All ranks must call them, and their backward passes, in the same
+order.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def clip_sigmoid_loss(
 ) -> Tensor:
     """Every clip against every caption, (B, D) each: −Σ log σ(±logit) / B, a scalar.
 
-    `same` (B, B) marks further true pairs off the diagonal, such as two clips with one label; the published loss has
-    none. `chunk` clips at a time, all at once where it is None.
+    `same` (B, B) marks positive pairs off the diagonal, such as two clips with one label; the published loss has none.
+    Processes `chunk` clips at a time, or all at once if it is None.
     """
     _check(clips, texts)
 
@@ -52,7 +53,7 @@ def frame_sigmoid_loss(
 ) -> Tensor:
     """Mean binary cross-entropy over (phrase, frame): frames (B, T, D), phrases (B, P, D), labels (B, P, T) of 0 and 1.
 
-    Where `valid` (B, P) is False, the phrase says nothing and is left out; where none says anything the loss is 0.
+    Phrases whose `valid` (B, P) is False are ignored; if there is no valid phrase, the loss is 0.
     """
     losses = _frame_losses(frames, phrases, labels, temp, bias, valid)
     return losses.mean() if losses.numel() else losses.sum()
@@ -68,10 +69,10 @@ def gathered_clip_sigmoid_loss(
 ) -> Tensor:
     """`clip_sigmoid_loss` over the clips and captions of all ranks, (b, D) of this rank each.
 
-    Pairs of clips with the same number in `groups` (b,) are true pairs too; numbers mean the same on all ranks.
+    Clips with the same number in `groups` (b,), on any rank, are positive pairs too.
     """
     _check(clips, texts)
-    first, everyone = _place(len(clips), clips.device)
+    first, everyone = _offset(len(clips), clips.device)
     all_texts = _gather(texts)
     all_groups = None if groups is None else _gather(groups)
 
@@ -79,35 +80,36 @@ def gathered_clip_sigmoid_loss(
         same = None if groups is None or all_groups is None else groups[rows, None] == all_groups
         return _sigmoid_rows(clips[rows], all_texts, temp, bias, first + rows.start, same)
 
-    return _of_all_ranks(_sum_over(share, len(clips), chunk, clips, all_texts, temp, bias) / everyone)
+    return _sum_over_ranks(_sum_over(share, len(clips), chunk, clips, all_texts, temp, bias) / everyone)
 
 
 def gathered_infonce_loss(clips: Tensor, texts: Tensor, temp: Tensor, chunk: int | None = None) -> Tensor:
     """`infonce_loss` over the clips and captions of all ranks, (b, D) of this rank each."""
     _check(clips, texts)
-    first, everyone = _place(len(clips), clips.device)
+    first, everyone = _offset(len(clips), clips.device)
     share = _infonce_share(clips, texts, _gather(clips), _gather(texts), temp, first, chunk)
-    return _of_all_ranks(share * len(clips) / everyone / 2)
+    return _sum_over_ranks(share * len(clips) / everyone / 2)
 
 
 def gathered_frame_sigmoid_loss(
     frames: Tensor, phrases: Tensor, labels: Tensor, temp: Tensor, bias: Tensor, valid: Tensor | None = None
 ) -> Tensor:
-    """`frame_sigmoid_loss` over the samples of all ranks, this rank's given: a mean over the phrases valid on any rank.
+    """`frame_sigmoid_loss` over the rows of all ranks, given this rank's: a mean over the valid phrases of all ranks.
 
-    Nothing is gathered, as a frame meets only its own clip's phrases; ranks may have different numbers of them.
+    Ranks may have different numbers of valid phrases. Nothing is gathered, as a frame is compared only with its own
+    clip's phrases.
     """
     losses = _frame_losses(frames, phrases, labels, temp, bias, valid)
-    return _of_all_ranks(losses.sum() / _total(losses.numel(), losses.device).clamp_min(1))
+    return _sum_over_ranks(losses.sum() / _total(losses.numel(), losses.device).clamp_min(1))
 
 
 def _check(clips: Tensor, texts: Tensor) -> None:
     if clips.shape != texts.shape:
-        raise ValueError(f"clips {tuple(clips.shape)} and captions {tuple(texts.shape)} are not pairs")
+        raise ValueError(f"clips {tuple(clips.shape)} and captions {tuple(texts.shape)} must have the same shape")
 
 
 def _sigmoid_rows(clips: Tensor, texts: Tensor, temp: Tensor, bias: Tensor, first: int, same: Tensor | None) -> Tensor:
-    """−Σ log σ(±logit) over clips (R, D) against all captions (B, D); row r's own caption is number `first` + r."""
+    """−Σ log σ(±logit) over clips (R, D) against all captions (B, D); row r's own caption has index `first` + r."""
     logits = clips @ texts.T / temp + bias
     true = torch.zeros_like(logits, dtype=torch.bool)
     true.diagonal(first).fill_(True)
@@ -141,33 +143,33 @@ def _frame_losses(
 
 
 def _sum_over(share: Callable[..., Tensor], rows: int, chunk: int | None, *inputs: Tensor) -> Tensor:
-    """The sum of `share(part, *inputs)` over `rows` rows, at once or a part of `chunk` rows at a time."""
+    """The sum of `share(part, *inputs)` over `rows` rows, at once or in parts of `chunk` rows."""
     if chunk is None:
         return share(slice(0, rows), *inputs)
     if chunk < 1:
-        raise ValueError(f"chunk {chunk}: want at least one row at a time")
+        raise ValueError(f"chunk must be at least 1, found {chunk}")
     return _SumOfParts.apply(share, rows, chunk, *inputs)
 
 
 class _SumOfParts(torch.autograd.Function):
-    """The sum over parts of rows, with its gradient taken part by part in the forward pass.
+    """The sum over parts of rows, with the gradient taken part by part in the forward pass.
 
-    Checkpointing each part would compute it twice, and kept what it computed again for longer than a part.
+    Activation checkpointing would compute each part twice and hold its intermediate results for longer.
     """
 
     @staticmethod
     def forward(ctx: Any, share: Callable[..., Tensor], rows: int, chunk: int, *inputs: Tensor) -> Tensor:
         wanted = ctx.needs_input_grad[3:]
         leaves = [t.detach().requires_grad_(need) for t, need in zip(inputs, wanted, strict=True)]
-        learnt = [leaf for leaf in leaves if leaf.requires_grad]
-        gradients = [torch.zeros_like(leaf) for leaf in learnt]
+        learned = [leaf for leaf in leaves if leaf.requires_grad]
+        gradients = [torch.zeros_like(leaf) for leaf in learned]
         total = inputs[0].new_zeros(())
         for at in range(0, rows, chunk):
-            with torch.set_grad_enabled(bool(learnt)):
+            with torch.set_grad_enabled(bool(learned)):
                 part = share(slice(at, min(at + chunk, rows)), *leaves)
             total += part.detach()
-            if learnt:
-                for gradient, piece in zip(gradients, torch.autograd.grad(part, learnt), strict=True):
+            if learned:
+                for gradient, piece in zip(gradients, torch.autograd.grad(part, learned), strict=True):
                     gradient += piece
         ctx.save_for_backward(*gradients)
         ctx.wanted = wanted
@@ -191,8 +193,8 @@ def _total(count: int, device: torch.device) -> Tensor:
     return total.float()
 
 
-def _place(rows: int, device: torch.device) -> tuple[int, int]:
-    """Where this rank's rows begin in the whole batch, and how many rows that has. ValueError if ranks differ."""
+def _offset(rows: int, device: torch.device) -> tuple[int, int]:
+    """The index of this rank's first row in the whole batch, and the batch's rows. ValueError if ranks' rows differ."""
     ranks = _ranks()
     if ranks == 1:
         return 0, rows
@@ -204,12 +206,12 @@ def _place(rows: int, device: torch.device) -> tuple[int, int]:
 
 
 def _gather(local: Tensor) -> Tensor:
-    """Rows of all ranks in their order; gradients find their way back to the rank a row is of."""
+    """Rows of all ranks in order of ranks; gradients flow back to the rank of each row."""
     return local if _ranks() == 1 else _Gather.apply(local)
 
 
-def _of_all_ranks(share: Tensor) -> Tensor:
-    """The sum of the ranks' shares, with the gradient of the own share times the number of ranks."""
+def _sum_over_ranks(share: Tensor) -> Tensor:
+    """The sum of the ranks' shares, with the gradient of this rank's share times the number of ranks."""
     return share if _ranks() == 1 else _SumOfShares.apply(share)
 
 
@@ -226,7 +228,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Every backend has all_reduce; reduce_scatter would move half as much, and gloo may lack it.
+        # reduce_scatter would transfer half as much, but gloo may lack it.
         whole = gradients[0].contiguous().clone()
         dist.all_reduce(whole)
         first = dist.get_rank() * ctx.rows

