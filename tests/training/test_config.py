@@ -1,4 +1,4 @@
-"""Recipes are read strictly: what is not understood is named, with its place."""
+"""Recipes and checkpoint configurations reject unknown keys and name them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_bundled_recipe_reads(repo_dir: Path) -> None:
     assert recipe.align.phrases == 20  # the paper's N
 
 
-def test_values_reach_their_place(tmp_path: Path) -> None:
+def test_values_are_read(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("name: x\ncorpora: [a]\nvalidation_groups: [v]\nalign: {steps: 7}\n")
     recipe = read_recipe(file)
@@ -36,7 +36,7 @@ def test_values_reach_their_place(tmp_path: Path) -> None:
         ("", "expected a mapping"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, text: str, reason: str) -> None:
+def test_errors_are_named(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(ConfigError, match=reason):
         read_recipe(tmp_path / "r.yaml")

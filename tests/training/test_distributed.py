@@ -1,4 +1,4 @@
-"""Two ranks with half the batch each get the loss and the gradients of one process with all of it."""
+"""Two ranks with half the batch each compute the loss and gradients of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("clip", "clip chunked", "clip grouped", "infonce", "infonce chunked", "
 
 
 class Towers(nn.Module):
-    """Two linear towers and the learnt scales, which is all that a loss can tell of a model."""
+    """Two linear towers and the learned scales: all that a loss sees of a model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Towers(nn.Module):
         frames, phrases = (F.normalize(t, dim=-1) for t in (self.audio(batch["audio"]), self.text(batch["text"])))
         clips, texts = F.normalize(frames.mean(1), dim=-1), phrases[:, 0]
         chunk = 3 if "chunked" in kind else None
-        # Scales that a loss has no use for still get a gradient, of zero, as DistributedDataParallel wants.
+        # DistributedDataParallel needs a gradient for every parameter, so unused scales get one of zero.
         unused = 0 * self.bias
         if kind == "clip grouped":
             ids = batch["groups"]
@@ -107,7 +107,7 @@ def test_loss_and_gradients_equal_one_process(of_ranks: list[dict], kind: str) -
         torch.testing.assert_close(found[kind], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_ranks_with_different_numbers_of_rows_are_told_so(of_ranks: list[dict]) -> None:
+def test_ranks_with_different_numbers_of_rows_are_errors(of_ranks: list[dict]) -> None:
     for found in of_ranks:
         assert found["error"] == "ranks have batches of different sizes: [3, 4]"
 

@@ -48,7 +48,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-loops, trainer_case = _load("test_loops"), _load("trainer_case")
+stage_case, trainer_case = _load("stage_case"), _load("trainer_case")
 
 
 def tiny_recipe() -> Recipe:
@@ -79,19 +79,19 @@ def recorded(
 
 
 def distillation(pool: Path, folder: Path) -> dict[str, Losses]:
-    model, config = loops.tiny_model(), tiny_recipe().distill
-    task = DistillationTask(model, loops.heads_of(model), config)
+    model, config = stage_case.tiny_model(), tiny_recipe().distill
+    task = DistillationTask(model, stage_case.heads_of(model), config)
     terms = ("frame", "clip", "features", "aisfx")
     return {"distillation": recorded(task, PoolBatches(Pool(pool), config), config, folder, terms)}
 
 
 def alignment(pool: Path, folder: Path) -> dict[str, Losses]:
     recipe, found = tiny_recipe(), {}
-    model = loops.tiny_model()
-    heads, bank = loops.heads_of(model), PhraseBank([[label] for label in loops.LABELS])
+    model = stage_case.tiny_model()
+    heads, bank = stage_case.heads_of(model), PhraseBank([[label] for label in stage_case.LABELS])
     for stage, config in (("align", recipe.align), ("second", recipe.second)):
         task = SceneAlignmentTask(model, heads, config)
-        batches = SceneBatches(Pool(pool), loops.LABELS, bank, config, model.frame_hop)
+        batches = SceneBatches(Pool(pool), stage_case.LABELS, bank, config, model.frame_hop)
         found[stage] = recorded(task, batches, config, folder / stage, ("teacher", "clip", "frame"))
     return found
 
@@ -125,7 +125,7 @@ def test_losses_match_the_recorded_ones(
 ) -> None:
     golden = json.loads(GOLDEN.read_text())
     pool = tmp_path_factory.mktemp("pool")
-    loops.write_pool(pool)
+    stage_case.write_pool(pool)
     for stage, losses in measure(run, pool, tmp_path).items():
         assert losses.keys() == golden[stage].keys()
         for name, values in losses.items():
@@ -138,7 +138,7 @@ def main() -> None:
     found: dict[str, Losses] = {}
     with tempfile.TemporaryDirectory() as folder:
         pool = Path(folder) / "pool"
-        loops.write_pool(pool)
+        stage_case.write_pool(pool)
         for run in (distillation, alignment, trainer):
             (Path(folder) / run.__name__).mkdir()
             found |= measure(run, pool, Path(folder) / run.__name__)

@@ -1,4 +1,4 @@
-"""From a YAML file to a checkpoint: a published FineLAP is tuned, and a run starts from an EAT; both by the command."""
+"""`finelap train` from a YAML file to a checkpoint: fine-tuning a published FineLAP, and starting from EAT weights."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def configured(init: dict, **more: object) -> str:
     return "run.yaml"
 
 
-def test_a_published_checkpoint_is_tuned(work: Path, published: dict[str, torch.Tensor]) -> None:
+def test_a_published_checkpoint_is_fine_tuned(work: Path, published: dict[str, torch.Tensor]) -> None:
     torch.save(published, "published.pt")
     file = configured({"start": "finelap", "checkpoint": "published.pt", "text": "words"})
     assert main(["train", "--config", file]) == 0
@@ -91,11 +91,11 @@ def test_a_published_checkpoint_is_tuned(work: Path, published: dict[str, torch.
         moved = {n for n, t in before.state_dict().items() if not torch.equal(t, after.state_dict()[n])}
         assert not [n for n in moved if n.startswith("text.encoder.")]
         assert {n.split(".")[0] for n in moved} >= {"audio_encoder", "adapter", "text", "temp_global", "b_local"}
-    assert main(["train", "--config", file]) == 0, "what is done is done"
+    assert main(["train", "--config", file]) == 0, "a complete run is not repeated"
     assert main(["train", "--config", configured({"start": "finelap", "checkpoint": "published.pt"})]) == 1
 
 
-def test_a_run_starts_from_an_eat(work: Path, published: dict[str, torch.Tensor]) -> None:
+def test_a_run_starts_from_eat_weights(work: Path, published: dict[str, torch.Tensor]) -> None:
     encoder = {n.removeprefix(EAT): t for n, t in published.items() if n.startswith(EAT)}
     torch.save({"args": None, "model": encoder}, "eat.pt")
     tower = {"model_type": "bert", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
@@ -108,4 +108,4 @@ def test_a_run_starts_from_an_eat(work: Path, published: dict[str, torch.Tensor]
     assert made.config.audio_encoder.params["dim"] == 64
     weight = made.state_dict()["audio_encoder.blocks.1.fc1.weight"]
     gap = (weight - encoder["blocks.1.mlp.fc1.weight"]).abs().max()
-    assert 0 < gap < 1.1e-3, "one step of Adam from the EAT's own weights, not from fresh ones"
+    assert 0 < gap < 1.1e-3, "one step of Adam from the EAT weights, not from fresh ones"

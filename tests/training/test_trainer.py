@@ -1,4 +1,4 @@
-"""The trainer on tones: it learns, goes on after a kill to the last digit, freezes what it says, and loses nothing."""
+"""The trainer on clips of tones: learning, exact resume after a kill, frozen parameters, and safe checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ case = _load()
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The work folder of a run that was not stopped, averaged weights, validation and all."""
+    """The work folder of an uninterrupted run with averaged weights."""
     folder = tmp_path_factory.mktemp("straight")
     assert train(folder) == folder / "last"
     return folder
@@ -56,7 +56,7 @@ def train(folder: Path, model: FineLAP | None = None, tones: object = None, **ch
 
 
 def rows(folder: Path, name: str = "log") -> list[dict[str, str]]:
-    """The CSV without its one column that is a matter of the clock."""
+    """The rows of a CSV file without the column that depends on the machine's speed."""
     with (folder / f"{name}.csv").open() as f:
         return [{k: v for k, v in row.items() if k != "clips_per_second"} for row in csv.DictReader(f)]
 
@@ -70,7 +70,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def test_it_learns_logs_and_leaves_a_checkpoint(straight: Path) -> None:
+def test_a_run_learns_logs_and_writes_a_checkpoint(straight: Path) -> None:
     log = rows(straight)
     assert [int(row["step"]) for row in log] == list(range(1, 13))
     losses = [float(row["loss"]) for row in log]
@@ -87,8 +87,8 @@ def test_it_learns_logs_and_leaves_a_checkpoint(straight: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_last_digit(straight: Path, tmp_path: Path) -> None:
-    """Killed after a few steps past a save, whose rows are then of no run any more and are written again."""
+def test_a_killed_run_resumes_exactly(straight: Path, tmp_path: Path) -> None:
+    """The kill comes a few steps after a save; the rows of those steps are dropped and written again."""
     path = os.pathsep.join([str(SCRIPT.parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     work = tmp_path / "work"
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_to_the_last_digit(straight: Path, tmp_path: Path) 
     assert_same(weights(work / "last"), weights(tmp_path / "whole" / "last"))
 
 
-def test_frozen_parts_stay_and_the_others_move(tmp_path: Path) -> None:
+def test_frozen_parameters_do_not_change(tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in case.tiny_model().state_dict().items()}
     groups = (
         GroupConfig("text.encoder.", frozen=True),
@@ -126,13 +126,13 @@ def test_frozen_parts_stay_and_the_others_move(tmp_path: Path) -> None:
     assert still == frozen
 
 
-def test_batch_statistics_move_where_nothing_is_frozen(straight: Path) -> None:
+def test_batch_statistics_change_if_nothing_is_frozen(straight: Path) -> None:
     before, after = case.tiny_model().state_dict(), weights(straight / "last")
     assert not [n for n in before if torch.equal(before[n], after[n]) and before[n].is_floating_point()]
 
 
 @pytest.mark.parametrize(("loss", "still"), [({"clip_weight": 0.0}, "adapter.clip"), ({"frame_weight": 0.0}, "frames")])
-def test_a_weight_of_nothing_leaves_its_part_alone(tmp_path: Path, loss: dict[str, float], still: str) -> None:
+def test_a_loss_with_weight_zero_trains_nothing(tmp_path: Path, loss: dict[str, float], still: str) -> None:
     before = case.tiny_model().state_dict()
     train(tmp_path, loss=LossConfig(**loss), steps=2, ema=0.0)
     after = weights(tmp_path / "last")
@@ -144,7 +144,7 @@ def test_a_weight_of_nothing_leaves_its_part_alone(tmp_path: Path, loss: dict[st
     )
 
 
-def test_infonce_steps_and_half_precision_wants_a_gpu(tmp_path: Path) -> None:
+def test_infonce_trains_and_half_precision_needs_a_gpu(tmp_path: Path) -> None:
     train(tmp_path, loss=LossConfig(clip="infonce"), steps=2)
     assert 0 < float(rows(tmp_path)[0]["clip_loss"]) < 5
     for precision in ("bf16", "fp16"):
@@ -167,7 +167,7 @@ def test_a_gpu_learns_the_same_in_every_precision(tmp_path: Path, straight: Path
 
 
 def test_accumulated_gradients_are_the_mean_of_their_parts(tmp_path: Path) -> None:
-    """Against the same step taken by hand, without dropout and augmentation."""
+    """Compared with the same step by hand, without dropout and augmentation."""
 
     quiet = {"spec_augment": None, "ema": 0.0, "steps": 1}
     optimiser = OptimiserConfig(learning_rate=1e-2, warmup=0, groups=(GroupConfig("adapter.frames", frozen=True),))
@@ -194,7 +194,7 @@ def _without_dropout(model: FineLAP) -> FineLAP:
     return model
 
 
-def test_the_mel_of_a_batch_is_the_models_own() -> None:
+def test_the_mel_of_a_batch_equals_the_models() -> None:
     from training.tasks.dual_stream import batch_mel
 
     for snip in (True, False):
@@ -212,8 +212,8 @@ def test_the_mel_of_a_batch_is_the_models_own() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
-def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
-    """Files may not grow past a few bytes from some step on, as on a disk that is full."""
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    """From step 8 on files may not grow past a few kilobytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(number: int) -> None:
@@ -234,7 +234,7 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
     assert [int(r["step"]) for r in rows(tmp_path)] == list(range(1, 13))
 
 
-def test_a_stop_between_the_renames_is_made_up_for(tmp_path: Path) -> None:
+def test_a_stop_between_the_renames_is_repaired(tmp_path: Path) -> None:
     def write(text: str):  # noqa: ANN202
         return lambda folder: (folder / "a").write_text(text)
 
@@ -247,7 +247,7 @@ def test_a_stop_between_the_renames_is_made_up_for(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"last"} and (tmp_path / "last" / "a").read_text() == "two"
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     class Broken(case.Tones):
         def batch(self, number: int):  # noqa: ANN202
             batch = super().batch(number)
@@ -258,7 +258,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     assert FineLAP.from_pretrained(tmp_path / "last")
 
 
-def test_another_configuration_does_not_go_on(straight: Path) -> None:
+def test_a_run_with_other_settings_is_not_resumed(straight: Path) -> None:
     with pytest.raises(TrainError, match="another optimiser, seed"):
         train(straight, seed=5, optimiser=OptimiserConfig())
 
@@ -294,7 +294,7 @@ def test_validation_chooses_the_best(tmp_path: Path) -> None:
         parse_config(ValidationConfig, {"choose": "beauty"}, "x")
 
 
-def test_averaged_weights_are_their_own_definition() -> None:
+def test_averaged_weights_follow_their_definition() -> None:
     model = torch.nn.Linear(3, 2)
     average = AveragedWeights(model, 0.5)
     expected = model.weight.detach().clone()
@@ -310,7 +310,7 @@ def test_averaged_weights_are_their_own_definition() -> None:
     assert torch.equal(model.weight, own)
 
 
-def test_groups_that_fit_nothing_are_named() -> None:
+def test_groups_that_match_nothing_are_errors() -> None:
     model = case.tiny_model()
     with pytest.raises(ConfigError, match="'audio_encoder.head'"):
         build_optimiser(model, OptimiserConfig(groups=(GroupConfig("audio_encoder.head"),)))
@@ -328,7 +328,7 @@ def test_the_schedule_rises_and_falls() -> None:
     assert values == sorted(values[:10]) + sorted(values[10:], reverse=True)
 
 
-def test_a_frozen_tower_reads_each_phrase_once_and_its_projector_still_learns() -> None:
+def test_a_frozen_tower_encodes_each_phrase_once_and_its_projector_learns() -> None:
     stream = DualStreamTask(case.tiny_model().train(), LossConfig(), None)
     tower, names = stream.model.text, [*case.TONES, *case.TONES]
     tower.encoder.eval().requires_grad_(False)
@@ -337,14 +337,14 @@ def test_a_frozen_tower_reads_each_phrase_once_and_its_projector_still_learns() 
     tower.encoder.register_forward_hook(lambda module, inputs, output: read.append(1))
     remembered = stream.embed_texts(names, cached=True)
     again = stream.embed_texts(names[:3], cached=True)
-    assert len(read) == len(case.TONES), "one reading for each different phrase"
+    assert len(read) == len(case.TONES), "each distinct phrase is encoded once"
     torch.testing.assert_close(remembered, plain, rtol=0, atol=1e-6)
     torch.testing.assert_close(again, remembered[:3], rtol=0, atol=1e-6)  # the projector reads another batch
     remembered[0, 0].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in tower.projector.parameters() if p.ndim == 2)
 
 
-def test_a_tower_that_learns_is_read_anew() -> None:
+def test_a_tower_that_learns_is_not_cached() -> None:
     stream = DualStreamTask(case.tiny_model().train(), LossConfig(), None)
     stream.model.text.eval()
     before = stream.embed_texts(["low tone"], cached=True)

@@ -1,6 +1,6 @@
-"""A training run small enough for a test: tones to tell apart, a model of ten thousand numbers. Also a script.
+"""A training run small enough for a test: clips of tones and a model with ten thousand parameters.
 
-`python trainer_case.py WORK_DIR [STOP_AT]` trains there and, at a batch's number, ends at once as a kill would.
+As a script, `python trainer_case.py WORK_DIR [STOP_AT]` trains there and kills itself before batch STOP_AT.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FRAMES, HOP = 16, 2560
 
 
 def tokenizer() -> Any:
-    """A word-level tokenizer made on the spot."""
+    """A word-level tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -40,7 +40,7 @@ def tokenizer() -> Any:
 
 
 def tiny_model(**changes: Any) -> FineLAP:
-    """A small CNN, the paper's adapter with its dropout, and a one-layer text tower."""
+    """A small CNN, the paper's adapter with dropout, and a one-layer text tower."""
     torch.manual_seed(0)
     text = {"model_type": "bert", "vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 16}
@@ -56,7 +56,7 @@ def tiny_model(**changes: Any) -> FineLAP:
 
 
 class Tones:
-    """Batches of one tone each, heard in one half of the clip; a pure function of the batch's number."""
+    """Batches of clips with one tone in one half; each batch is a function of its number."""
 
     epoch_steps = 4
 
@@ -96,7 +96,7 @@ class Tones:
 
 
 def tiny_config(work_dir: Path, **changes: Any) -> TrainConfig:
-    """Twelve steps of eight clips, a row each, saved every four."""
+    """Twelve steps of eight clips, logged every step and saved every four."""
     config = TrainConfig(
         init=InitConfig(),
         data=DataConfig(sets=(SetConfig(folder="tones"),)),

@@ -1,4 +1,4 @@
-"""`finelap train`: which file means which run, mistakes named with their place, and the bundled files read."""
+"""`finelap train`: kinds of configuration files, errors with file and key, and the bundled files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_papers_settings_are_the_defaults(repo_dir: Path, tmp_path: Path) ->
     assert isinstance(read_train_config(repo_dir / "training/configs/tiny.yaml"), TrainConfig)
 
 
-def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
     text = SMALL + "optimiser: {learning_rate: 1e-3, betas: [0.9, 0.95]}\nspec_augment: null\n"
     config = read_train_config(written(tmp_path, text))
     assert config.optimiser.learning_rate == 0.001 and config.optimiser.betas == (0.9, 0.95)
@@ -54,17 +54,17 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
         ("ema: 1.0\n", "ema"),
     ],
 )
-def test_mistakes_are_named_with_their_place(tmp_path: Path, more: str, reason: str) -> None:
+def test_errors_name_file_and_key(tmp_path: Path, more: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         read_train_config(written(tmp_path, SMALL + more))
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_keys_are_named() -> None:
     with pytest.raises(ConfigError, match="x: .*data.*work_dir"):
         parse_config(TrainConfig, {"init": {}}, "x")
 
 
-def test_the_command_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text, said in [
         ("kind: bake\n", "kind: expected 'train' or 'distil', found 'bake'"),
         ("a: [\n", "run.yaml"),

@@ -1,121 +1,49 @@
-"""The recipe's distillation and alignment stages on a tiny model and a generated pool: they learn and resume exactly.
-
-The pool's targets are a function of its mel, so that there is something to learn without the real teachers.
-"""
+"""The bundled recipe: its stages learn and resume exactly on a tiny model and a generated pool."""
 
 from __future__ import annotations
 
 import csv
-import json
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
-from model.adapter import ConceptAdapter
 from model.audio import SILENCE, LogMel
-from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
+from model.config import MelConfig
 from model.finelap import FineLAP
 from training.checkpointing import TrainError
-from training.config import AlignConfig, DistillConfig
+from training.config import AlignConfig, DistillConfig, read_recipe
 from training.data.phrase_bank import PhraseBank
 from training.recipes import finelap_small
-from training.recipes.finelap_small import run_stage
-from training.tasks.distillation import DistillationTask, Pool, PoolBatches, TeacherHeads, augment, white_noise_mel
+from training.recipes.finelap_small import mean_weights, run_stage
+from training.tasks.distillation import DistillationTask, Pool, PoolBatches, augment, white_noise_mel
 from training.tasks.dual_stream import SceneAlignmentTask, SceneBatches
 from training.tasks.task import BatchSource, Task
 from training.trainer import Evaluation
 
-CONCEPTS, LABELS = 12, ["dog", "rain", "bell", "car", "wind", "drum"]
+
+def _load_case() -> ModuleType:
+    path = Path(__file__).parents[1] / "stage_case.py"
+    spec = importlib.util.spec_from_file_location("stage_case", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stage_case"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-class WordTokenizer:
-    """Enough of a tokenizer: one id a word, taken from a fixed vocabulary, 1 for unknown words."""
-
-    def __init__(self) -> None:
-        words = [*LABELS, "the", "sound", "of", "a", "recording", "effect", "and", "then"]
-        self.ids = {word: i for i, word in enumerate(words, start=2)}
-
-    def __call__(self, texts: list[str], **_: object) -> dict[str, torch.Tensor]:
-        rows = [[self.ids.get(w.strip(","), 1) for w in text.split()] for text in texts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
-
-
-def tiny_model() -> FineLAP:
-    torch.manual_seed(0)
-    config = FineLAPConfig(
-        name="tiny",
-        dim=16,
-        mel=MelConfig(num_mel_bins=16, pad_value=-15.9),
-        windows=WindowConfig(mel_frames=256, frames=16, frame_hop=0.16, overlap_frames=4),
-        audio_encoder=EncoderConfig("cnn", {"stem": 4, "stages": [[8, 4, 2], [16, 2, 2]], "width": 32, "heads": 4}),
-        adapter=AdapterConfig("concept", {"concepts": CONCEPTS, "hidden": 16}),
-        text=TextConfig(
-            "mean",
-            16,
-            "residual",
-            {"hidden": 16},
-            {
-                "model_type": "bert",
-                "vocab_size": 32,
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 32,
-                "max_position_embeddings": 32,
-            },
-        ),
-    )
-    model = FineLAP(config, WordTokenizer())
-    with torch.no_grad():
-        for parameter in model.text.parameters():
-            parameter.copy_(torch.randn(parameter.shape) * 0.2 + (1.0 if parameter.ndim == 1 else 0.0))
-        assert isinstance(model.adapter, ConceptAdapter)
-        model.adapter.anchors.copy_(torch.nn.functional.normalize(torch.randn(CONCEPTS, 16), dim=-1))
-    return model.eval()
-
-
-def write_pool(folder: Path) -> None:
-    """Two shards of 24 scenes of 32 frames; each sound is a band of the spectrum."""
-    for shard in range(2):
-        rng = np.random.default_rng(shard)
-        mel = rng.normal(-8, 0.5, (24, 512, 16)).astype(np.float32)
-        logits = np.full((24, 32, CONCEPTS), -5.0, np.float32)
-        events = []
-        for scene in range(24):
-            source, first = int(rng.integers(len(LABELS))), int(rng.integers(0, 16))
-            last = first + int(rng.integers(6, 16))
-            mel[scene, first * 16 : last * 16, source * 2 : source * 2 + 3] += 6
-            logits[scene, first:last, source] = 3.0
-            events.append([(source, first * 0.16, last * 0.16)])
-        target = folder / f"{shard:03d}"
-        target.mkdir(parents=True)
-        arrays = {
-            "mel": mel,
-            "logits": logits,
-            "features": np.tile(logits, (1, 1, 86))[..., :1024],
-            "active": np.ones((24, 32), bool),
-        }
-        if shard:
-            arrays["aisfx"] = np.tile(logits, (1, 1, 43))[..., :512]
-        for name, values in arrays.items():
-            np.save(target / f"{name}.npy", values if values.dtype == bool else values.astype(np.float16))
-        (target / "events.json").write_text(json.dumps(events))
+case = _load_case()
 
 
 @pytest.fixture(scope="module")
 def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pool")
-    write_pool(folder)
+    case.write_pool(folder)
     return folder
-
-
-def heads_of(model: FineLAP) -> TeacherHeads:
-    torch.manual_seed(1)
-    return TeacherHeads(model.audio_encoder.width)
 
 
 class Killed(Exception):
@@ -148,9 +76,9 @@ def rows(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 def run_distill(pool: Path, folder: Path, stop_after: int | None = None) -> dict[str, torch.Tensor]:
-    model = tiny_model()
+    model = case.tiny_model()
     config = DistillConfig(steps=30, batch=8, crop_frames=8, learning_rate=3e-3, warmup=5, save_every=10)
-    task = DistillationTask(model, heads_of(model), config)
+    task = DistillationTask(model, case.heads_of(model), config)
     stage(task, PoolBatches(Pool(pool), config), config, folder, stop_after)
     return task.state_dict()
 
@@ -173,7 +101,7 @@ def test_distillation_learns_and_resumes_exactly(
 
 
 def run_align(pool: Path, folder: Path, stop_after: int | None = None) -> FineLAP:
-    model = tiny_model()
+    model = case.tiny_model()
     config = AlignConfig(
         steps=24,
         batch=8,
@@ -184,9 +112,9 @@ def run_align(pool: Path, folder: Path, stop_after: int | None = None) -> FineLA
         phrases=4,
         save_every=6,
     )
-    bank = PhraseBank([[label] for label in LABELS])
-    batches = SceneBatches(Pool(pool), LABELS, bank, config, model.frame_hop)
-    return stage(SceneAlignmentTask(model, heads_of(model), config), batches, config, folder, stop_after)
+    bank = PhraseBank([[label] for label in case.LABELS])
+    batches = SceneBatches(Pool(pool), case.LABELS, bank, config, model.frame_hop)
+    return stage(SceneAlignmentTask(model, case.heads_of(model), config), batches, config, folder, stop_after)
 
 
 def test_alignment_learns_and_resumes_exactly(
@@ -194,7 +122,7 @@ def test_alignment_learns_and_resumes_exactly(
 ) -> None:
     monkeypatch.setattr(finelap_small, "LOG_EVERY", 6)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    before = {k: v.clone() for k, v in tiny_model().state_dict().items()}
+    before = {k: v.clone() for k, v in case.tiny_model().state_dict().items()}
     straight = run_align(pool_folder, whole)
     run_align(pool_folder, parts, stop_after=12)
     resumed = run_align(pool_folder, parts)
@@ -213,8 +141,8 @@ def test_alignment_learns_and_resumes_exactly(
 
 def test_a_stage_with_other_settings_is_not_resumed(pool_folder: Path, tmp_path: Path) -> None:
     def run(rate: float) -> None:
-        model, config = tiny_model(), DistillConfig(steps=1, batch=2, crop_frames=4, learning_rate=rate)
-        task = DistillationTask(model, heads_of(model), config)
+        model, config = case.tiny_model(), DistillConfig(steps=1, batch=2, crop_frames=4, learning_rate=rate)
+        task = DistillationTask(model, case.heads_of(model), config)
         run_stage(task, PoolBatches(Pool(pool_folder), config), config, tmp_path / "stage", None)
 
     run(1e-3)
@@ -239,8 +167,8 @@ def test_augmentation_adds_noise_as_the_front_end_sees_it() -> None:
 
 
 def test_scenes_with_an_unlabelled_sound_are_skipped(pool_folder: Path) -> None:
-    captions = ["", *LABELS[1:]]
-    bank = PhraseBank([[label] for label in LABELS])
+    captions = ["", *case.LABELS[1:]]
+    bank = PhraseBank([[label] for label in case.LABELS])
     config = AlignConfig(batch=32, crop_frames=8, phrases=4, swap=0.0)
     batch = SceneBatches(Pool(pool_folder), captions, bank, config, 0.16).batch(np.random.default_rng(0))
     assert len(batch.captions) == 32
@@ -249,3 +177,21 @@ def test_scenes_with_an_unlabelled_sound_are_skipped(pool_folder: Path) -> None:
         assert len(phrases) == 4
         assert all(any(name in phrase for phrase in phrases) for name in names)
         assert labels[: len(names)].any(dim=1).all() and not labels[len(names) :].any()
+
+
+def test_weights_are_averaged_and_counters_are_not() -> None:
+    first = {"w": torch.tensor([1.0, 3.0]), "running_mean": torch.tensor([0.0]), "num_batches_tracked": torch.tensor(7)}
+    second = {
+        "w": torch.tensor([3.0, -3.0]),
+        "running_mean": torch.tensor([1.0]),
+        "num_batches_tracked": torch.tensor(9),
+    }
+    mean = mean_weights(first, second)
+    assert mean["w"].tolist() == [2.0, 0.0] and mean["running_mean"].tolist() == [0.5]
+    assert mean["num_batches_tracked"].item() == 9
+
+
+def test_the_bundled_recipe_has_a_second_alignment(repo_dir: Path) -> None:
+    recipe = read_recipe(repo_dir / "training" / "configs" / "finelap-small.yaml")
+    assert recipe.second.steps > 0 and recipe.second.encoder_learning_rate > recipe.align.encoder_learning_rate
+    assert recipe.pool.shards > recipe.pool.wild_from
