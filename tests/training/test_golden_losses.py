@@ -30,9 +30,9 @@ from training.trainer import train
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden_losses.json"
 STEPS = 50
-# A run repeats to the last bit on one machine with one thread. Another CPU, or another order of a sum, changes losses by
-# less than 1e-6, provided that the learning rate is low: at 1e-3 Adam amplifies such differences to 1e-3 in 50 steps. A
-# changed seed, weight or schedule exceeds 1e-5 within a step or two.
+# A run repeats to the last bit on one machine with one thread. Another CPU, or another order of a sum, changes losses
+# by less than 1e-6, provided that the learning rate is low: at 1e-3 Adam amplifies such differences to 1e-3 in 50
+# steps. A changed seed, weight or schedule exceeds 1e-5 within a step or two.
 TOLERANCE = 1e-5
 LEARNING_RATE = 1e-4  # of distillation and of `kind: train`; alignment uses the recipe's own
 
