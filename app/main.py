@@ -152,7 +152,7 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
 def _add_middleware(app: FastAPI, state: AppState) -> None:
     """The last one added is the outermost."""
     settings = state.settings
-    app.add_middleware(RequestCancellation, timeout=settings.request_timeout_s, cutoff=state.ending)
+    app.add_middleware(RequestCancellation, timeout=settings.request_timeout_s, cutoff=state.cutoff)
     app.add_middleware(AccessControl, api_keys=settings.api_keys, max_body=settings.max_upload_bytes)
     app.add_middleware(
         OriginGuard,

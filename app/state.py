@@ -47,7 +47,7 @@ class AppState:
         self.settings, self.metrics, self.tracing = settings, metrics, tracing
         metrics.expect(metrics.decode_failures, REASONS)
         metrics.watch_disk(settings.data_dir)
-        self.ending = RequestCutoff()
+        self.cutoff = RequestCutoff()
         self.decoders = DecoderPool()
         self._engine: Engine | None = None
         self._library: Library | None = None
@@ -144,7 +144,7 @@ class AppState:
             return
         self._drained = True
         log.warning("aborting %d requests that are still running %g s after the stop signal", self._active, grace)
-        self.ending.trigger()
+        self.cutoff.trigger()
         await self._stop_workers()
         if not await self._wait_idle(_ABORT_GRACE_S):
             log.warning("%d requests ended without a response", self._active)

@@ -33,7 +33,7 @@ _PROBLEMS = {
     415: (
         "Not audio that can be decoded, or a body of the wrong type",
         "not-audio",
-        "notes.wav: this is not a sound file that can be decoded (Invalid data found when processing input).",
+        "notes.wav: this is not an audio file that can be decoded (Invalid data found when processing input).",
     ),
     416: ("Range not satisfiable", "range-not-satisfiable", "The file has 31044 bytes."),
     421: (

@@ -76,12 +76,12 @@ async def detect(state: AppState, source: AudioSource, request: DetectionRequest
 async def detect_plot(state: AppState, source: AudioSource, request: DetectionRequest) -> bytes:
     """Scores and events of a whole recording as a PNG, with its waveform."""
     texts = await state.engine.embed_texts(request.phrases)
-    envelope = WaveformPeaks()
-    async with open_source(state, source, sink=envelope) as stream:
+    peaks = WaveformPeaks()
+    async with open_source(state, source, sink=peaks) as stream:
         result = await _detect(state, stream, Detector(state.engine, request, texts))
         async for _ in stream.remaining_audio():
             pass
-    return await state.compute(plot, result, envelope.levels(), request)
+    return await state.compute(plot, result, peaks.levels(), request)
 
 
 async def detect_stream(
@@ -89,9 +89,9 @@ async def detect_stream(
 ) -> AsyncGenerator[Message, None]:
     """The messages of a running detection, see EventReporter. Raises what opening and reading the source raise."""
     texts = await state.engine.embed_texts(request.phrases)
-    sketch = None if options.outline_step is None else WaveformPreview(options.outline_step)
-    async with open_source(state, source, sink=sketch) as stream:
-        detector, reporter = Detector(state.engine, request, texts), EventReporter(request, stream, options, sketch)
+    preview = None if options.outline_step is None else WaveformPreview(options.outline_step)
+    async with open_source(state, source, sink=preview) as stream:
+        detector, reporter = Detector(state.engine, request, texts), EventReporter(request, stream, options, preview)
         yield reporter.start()
         async for frames in stream:
             for message in reporter.push(await _score(state, detector, frames)):
@@ -152,8 +152,8 @@ class Detector:
 class EventReporter:
     """Turns one recording's scores into messages: start, events as soon as they are final, progress, end.
 
-    Depending on the options, also the scores of every frame, and the outline that `sketch` makes of the audio. `events`
-    holds those reported so far; at the end they are the events that `detect` finds.
+    Depending on the options, also the scores of every frame, and the outline that `preview` makes of the audio.
+    `events` holds those reported so far; at the end they are the events that `detect` finds.
     """
 
     def __init__(
@@ -161,9 +161,9 @@ class EventReporter:
         request: DetectionRequest,
         stream: EmbeddingStream,
         options: StreamOptions = StreamOptions(),
-        sketch: WaveformPreview | None = None,
+        preview: WaveformPreview | None = None,
     ) -> None:
-        self._phrases, self._stream, self._options, self._sketch = request.phrases, stream, options, sketch
+        self._phrases, self._stream, self._options, self._preview = request.phrases, stream, options, preview
         self._tracks = [EventStream(settings, stream.frame_hop) for settings in request.settings]
         self.events: list[list[Event]] = [[] for _ in self._tracks]
         self._position = 0  # frames
@@ -180,7 +180,7 @@ class EventReporter:
             "channels": stream.channels,
             "phrases": self._phrases,
         }
-        return message if self._sketch is None else message | {"outline": self._sketch.header()}
+        return message if self._preview is None else message | {"outline": self._preview.header()}
 
     def push(self, scores: np.ndarray) -> list[Message]:
         """The messages that follow from the next scores (P, t)."""
@@ -199,7 +199,7 @@ class EventReporter:
 
     def outline(self) -> list[Message]:
         """The outline of the audio since the last outline message, if there is any."""
-        line = None if self._sketch is None else self._sketch.take_line()
+        line = None if self._preview is None else self._preview.take_line()
         return [] if line is None else [line]
 
     def finish(self) -> list[Message]:
@@ -208,8 +208,8 @@ class EventReporter:
 
     def end(self, result: DetectionResult) -> list[Message]:
         """The rest of the outline and the end message, after the last audio."""
-        if self._sketch is not None:
-            self._sketch.finish()
+        if self._preview is not None:
+            self._preview.finish()
         response = to_response(result, frames=False)
         for phrase in response["phrases"]:
             del phrase["frame_scores"]

@@ -21,11 +21,11 @@ _CACHE_BYTES = 64_000_000  # 22 hours of audio
 
 async def decode_peaks(state: AppState, clip_id: str) -> np.ndarray:
     """Decodes a clip and returns its peaks (2, n) float32. Raises ClipNotFound, AudioMissing, MediaError."""
-    envelope = WaveformPeaks()
+    peaks = WaveformPeaks()
     async with decode_clip(state, clip_id) as audio:
         async for block in audio:
-            envelope.push(block)
-    return envelope.levels()
+            peaks.push(block)
+    return peaks.levels()
 
 
 class PeaksCache:

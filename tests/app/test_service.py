@@ -338,7 +338,7 @@ async def test_invalid_input_is_explained_and_the_next_request_works(
     flac = sounds.encode(sounds.tone(440, 3, 44_100), "FLAC", 44_100)
     for name, data, status, word in (
         ("empty.wav", b"", 422, "empty"),
-        ("letter.wav", b"Dear all,\n" * 50, 415, "not a sound"),
+        ("letter.wav", b"Dear all,\n" * 50, 415, "not an audio file"),
         ("half.flac", flac[: len(flac) // 2], 422, "truncated"),
         ("tick.wav", sounds.encode(sounds.tone(440, 0.01)), 422, "minimum is 0.05 s"),
     ):

@@ -211,7 +211,7 @@ def test_every_file_that_cannot_be_added_has_its_line(
     reasons = {Path(failure["file"]).name: failure["reason"] for failure in summary["failed"]}
     assert sorted(reasons) == ["dangling.wav", "empty.wav", "loop.wav", "text.wav"]
     assert "symbolic links" in reasons["loop.wav"] and "No such file" in reasons["dangling.wav"]
-    assert reasons["text.wav"].startswith("this is not a sound file") and "empty" in reasons["empty.wav"]
+    assert reasons["text.wav"].startswith("this is not an audio file") and "empty" in reasons["empty.wav"]
     main(["ingest", str(root), "--server", server])
     out, err = capsys.readouterr()
     assert "4 failed" in err and "6/6" in err

@@ -95,7 +95,7 @@ def test_a_clips_life(
     page.set_input_files("#add-files", [*given, file("same again.ogg", known.read_bytes())])
     outcomes = wait_until_done(page)
     assert outcomes["low.wav"] == outcomes["höhe ♪.wav"] == "added"
-    assert "not a sound file" in outcomes["broken.wav"]
+    assert "not an audio file" in outcomes["broken.wav"]
     assert outcomes["same again.ogg"] == f"is in the library already, as {known.name}"
     about = page.inner_text("#uploads-about")
     assert about == "4 of 4 files · 2 added · 1 there already · 1 failed", about
