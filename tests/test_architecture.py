@@ -25,6 +25,9 @@ NUMPY_ONLY = (
     "model/windows.py",
     "model/config.py",
 )
+# app's layers from the top; each imports its own and lower ones. `server`, `observability`, `export`, `errors` and
+# `settings` stand beside them
+APP_LAYERS = ({"cli"}, {"main"}, {"api"}, {"services"}, {"state"}, {"decoding", "inference"}, {"audio"})
 HEAVY = {"torch", "transformers", "safetensors", "huggingface_hub"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
@@ -92,6 +95,18 @@ def test_numpy_is_enough_for(repo_dir: Path, name: str) -> None:
 def test_only_app_knows_http(repo_dir: Path, room: str) -> None:
     for file in sources(repo_dir, room):
         assert not imported(file.read_text(encoding="utf-8")) & WEB, file
+
+
+def test_layers_of_app_import_downwards(repo_dir: Path) -> None:
+    level = {part: number for number, parts in enumerate(APP_LAYERS) for part in parts}
+    for file in sources(repo_dir, "app"):
+        part = file.relative_to(repo_dir / "app").parts[0].removesuffix(".py")
+        names = imported_names(file.read_text(encoding="utf-8"), "app")
+        parts = {name.split(".")[1] for name in names if "." in name}
+        if part == "client":
+            assert parts <= {"client"}, f"{file} imports {sorted(parts)}"
+        upwards = {other for other in parts if level.get(other, 99) < level.get(part, 0)}
+        assert not upwards, f"{file} imports {sorted(upwards)}"
 
 
 def test_app_imports_only_the_public_interface_of_index(repo_dir: Path) -> None:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from app.cli.allocator import keep_freed
 from app.client import Client, ServerError, Stopped
 from app.errors import request_id
 from app.observability.tracing import Tracing, TracingError, open_tracing
+from app.server.allocator import keep_freed
 from app.server.shutdown import ShutdownController, stop_accepting
 from app.settings import Settings
 

@@ -28,7 +28,6 @@ import numpy as np
 from app.audio import ucs
 from app.audio.decode import AudioStream, MediaError, open_audio_file, open_stream, open_with_ffmpeg
 from app.audio.tags import read_tags
-from app.cli.allocator import keep_freed
 from app.decoding.protocol import (
     AUDIO,
     CONTROL,
@@ -46,6 +45,7 @@ from app.decoding.protocol import (
     UNEXPECTED,
 )
 from app.decoding.sandbox import confine
+from app.server.allocator import keep_freed
 from model.config import SAMPLE_RATE
 
 _NICENESS = 5  # the server's event loop and the model have priority

@@ -5,7 +5,7 @@
 - fused_conv: finelap-small with fused convolutions (model.encoders.fused_conv), and with the plain modules.
 - threads: batches of finelap-small split across cores (model.threads), and each layer computed by all threads; alone,
   and with one other process that keeps a core busy.
-- malloc: batches in a process that keeps freed memory (app.cli.allocator), and in one with glibc's defaults.
+- malloc: batches in a process that keeps freed memory (app.server.allocator), and in one with glibc's defaults.
 - bfloat16: a batch of EAT-base in bfloat16 (model.bfloat16), and in float32. On a processor for which model.bfloat16
   declines bfloat16, the figure shows what that decision saves.
 
@@ -167,7 +167,7 @@ def _busy(count: int) -> Iterator[None]:
 
 def _child(setting: str, batch: int, runs: int) -> None:
     """Prints the median cost of one pass and its page faults, with or without kept memory."""
-    from app.cli.allocator import keep_freed
+    from app.server.allocator import keep_freed
 
     if setting == "on":
         keep_freed(_KEEP)

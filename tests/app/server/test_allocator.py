@@ -12,7 +12,7 @@ import pytest
 BLOCK = 16 << 20  # bytes
 PROGRAM = f"""
 import resource, sys, threading
-from app.cli.allocator import keep_freed
+from app.server.allocator import keep_freed
 if sys.argv[1] == "keep":
     keep_freed(256 << 20)
 
