@@ -96,7 +96,7 @@ def _loader(settings: Settings) -> Load:
 def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
     if settings.index_url == FAISS:
         library = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
-        for line in library.healed:
+        for line in library.recovery_report:
             log.warning("the library in %s: %s", settings.data_dir, line)
         return library
     return MilvusLibrary.open(settings.index_url, settings.data_dir, dim=dim, checkpoint=checkpoint)

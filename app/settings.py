@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data_dir: Path = Path("data")
-    index_url: str = FAISS  # or milvus://host:19530, see index.milvus.url
+    index_url: str = FAISS  # or milvus://host:19530, see index.milvus.client
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()  # comma-separated; without any, no key is required

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from index.duplicates import near_duplicates
     from index.library import Library
+    from index.milvus.client import parse_milvus_url
     from index.milvus.library import MilvusLibrary
-    from index.milvus.url import parse_milvus_url
     from index.quantization import FrameCodes, encode_frames
     from index.records import (
         AudioMissing,
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
         StorageFull,
     )
     from index.segments import cut_segments
-    from index.sqlite.backup import BackupResult, back_up
+    from index.sqlite.backup import BackupResult, back_up, restore
     from index.sqlite.library import SqliteLibrary
     from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
     from index.sqlite.reindex import SideDatabase, remove_side, side_path
-    from index.sqlite.restore import restore
 
 __all__ = [
     "AudioMissing",
@@ -80,15 +79,14 @@ __all__ = [
 _MODULES = {
     "index.duplicates": ("near_duplicates",),
     "index.library": ("Library",),
+    "index.milvus.client": ("parse_milvus_url",),
     "index.milvus.library": ("MilvusLibrary",),
-    "index.milvus.url": ("parse_milvus_url",),
     "index.quantization": ("FrameCodes", "encode_frames"),
     "index.segments": ("cut_segments",),
-    "index.sqlite.backup": ("BackupResult", "back_up"),
+    "index.sqlite.backup": ("BackupResult", "back_up", "restore"),
     "index.sqlite.library": ("SqliteLibrary",),
     "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),
     "index.sqlite.reindex": ("SideDatabase", "remove_side", "side_path"),
-    "index.sqlite.restore": ("restore",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

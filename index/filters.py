@@ -1,13 +1,13 @@
-"""What a filter means: conditions on a clip's metadata and on its record, checked before any database sees them.
+"""Parses and validates filters: conditions on a clip's metadata and record fields.
 
-A filter is an object; a clip passes when every key is satisfied. The value of a key is
+A filter is an object; a clip passes if every key is satisfied. The value of a key is
 
 - a string, number or boolean: the clip's value equals it, or is a list that contains it;
-- a list of such: one of them does;
-- an object of bounds, {"gte": 1, "lt": 5}: the clip's number (or text, by code points), or one of its list, is within.
+- a list of those: one of them matches;
+- an object of bounds, {"gte": 1, "lt": 5}: the clip's number (or text, by code points), or one in its list, is within.
 
-Keys are metadata keys, but for the fields of the record (RECORD_FIELDS), which win; "metadata.duration" asks for a
-metadata key that has a field's name. Knows no SQL and no vector.
+Keys name record fields (RECORD_FIELDS) first, then metadata; "metadata.duration" refers to a metadata key that has the
+name of a record field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECORD_FIELDS = {
     "duration": "number",  # seconds
     "sample_rate": "number",  # Hz
     "channels": "number",
-    "created": "text",  # RFC 3339 in UTC, so that the order of the texts is the order in time
+    "created": "text",  # RFC 3339 in UTC, so that text order is chronological
 }
 BOUNDS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -34,9 +34,9 @@ _MAX_VALUES = 1000  # in one filter
 
 @dataclass(frozen=True)
 class Condition:
-    """What one key asks for: a value among `facts`, or, if there are `bounds`, a value of `kind` within them.
+    """The condition of one key: a value among `facts` or, with `bounds`, a value of `kind` within them.
 
-    `field`: whether the key is a record's field and not metadata.
+    `field`: whether the key is a record field rather than metadata.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Condition:
 
 
 def parse_filter(filter: Filter | None) -> list[Condition]:
-    """The conditions of a filter, none for None. Raises InvalidFilter, with what is wrong and where."""
+    """Returns the conditions of a filter, none for None. Raises InvalidFilter with the key and the problem."""
     if filter is None:
         return []
     if not isinstance(filter, Mapping):
@@ -67,22 +67,22 @@ def _condition(key: object, wanted: Any) -> Condition:
         return _range(key, name, field, wanted)
     values = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
     if not values:
-        raise InvalidFilter(f"the filter on {key!r} lists no value, so no clip could pass")
+        raise InvalidFilter(f"the filter on {key!r} has an empty list, so no clip could pass")
     facts = tuple(_fact(key, name, value) for value in values)
     if field and any(kind != RECORD_FIELDS[name] for _, kind, _ in facts):
-        raise InvalidFilter(f"the filter on {key!r} needs a {RECORD_FIELDS[name]}, as every clip has one")
+        raise InvalidFilter(f"the filter on {key!r} needs a {RECORD_FIELDS[name]}")
     return Condition(name, field, facts)
 
 
 def _range(key: str, name: str, field: bool, wanted: Mapping[Any, Any]) -> Condition:
     unknown = [bound for bound in wanted if bound not in BOUNDS]
     if unknown or not wanted:
-        told = f"not {unknown[0]!r}" if unknown else "and at least one of them"
-        raise InvalidFilter(f"the filter on {key!r} is a range: it takes {', '.join(BOUNDS)}, {told}")
+        problem = f"not {unknown[0]!r}" if unknown else "at least one of them"
+        raise InvalidFilter(f"the range filter on {key!r} takes {', '.join(BOUNDS)}, {problem}")
     facts = [(BOUNDS[bound], _fact(key, name, value)) for bound, value in wanted.items()]
     kinds = {kind for _, (_, kind, _) in facts}
     if len(kinds) > 1 or "boolean" in kinds:
-        raise InvalidFilter(f"the range on {key!r} needs numbers, or texts, and not both")
+        raise InvalidFilter(f"the range on {key!r} needs either numbers or texts")
     (kind,) = kinds
     if field and kind != RECORD_FIELDS[name]:
         raise InvalidFilter(f"the range on {key!r} needs {RECORD_FIELDS[name]}s")

@@ -1,7 +1,7 @@
-"""What the service asks of a library of clips, whichever store keeps it.
+"""The interface of a library of clips, whichever store implements it.
 
-`index.sqlite.library.SqliteLibrary` (SQLite and FAISS, one process) and `index.milvus.library.MilvusLibrary` (Milvus, any number of
-processes) fulfil it; tests/index/test_library_contract.py runs the same tests over both. Knows no store.
+`SqliteLibrary` (SQLite and FAISS, one process) and `MilvusLibrary` (Milvus, any number of processes) implement it;
+tests/index/test_library_contract.py runs the same tests over both.
 """
 
 from __future__ import annotations
@@ -17,66 +17,69 @@ from index.records import Clip, Filter, Hit, NewClip
 
 
 class Library(Protocol):
-    """An open library; every method blocks and may be called from any thread. Raises LibraryError and its kin."""
+    """An open library. All methods block, may be called from any thread and raise LibraryError or its subclasses."""
 
     def add(self, new: NewClip) -> tuple[Clip, bool]:
-        """Adds a clip: (clip, True), or (the clip that is there, False) when its audio already is.
+        """Adds a clip: returns (clip, True), or (existing clip, False) if its audio is in the library already.
 
-        When this returns the clip is kept (the store's documentation says against what) and found by search.
+        When this returns, the clip is durable (as the store documents) and searches find it.
         """
 
     def add_many(self, new: Sequence[NewClip]) -> list[tuple[Clip, bool]]:
-        """`add` for several clips at once, all or none of them; one result for each, in order."""
+        """`add` for several clips, all or none of them; one result each, in order."""
 
     def delete(self, clip_id: str) -> None:
-        """Removes a clip with all that belongs to it. Raises ClipNotFound."""
+        """Deletes a clip and everything that belongs to it. Raises ClipNotFound."""
 
     def update_metadata(self, clip_id: str, changes: dict[str, Any]) -> Clip:
-        """Applies a JSON merge patch to a clip's metadata. Raises ClipNotFound, InvalidMetadata."""
+        """Applies a JSON merge patch to a clip's metadata and returns the changed clip.
+
+        Raises ClipNotFound, InvalidMetadata.
+        """
 
     def __len__(self) -> int:
-        """How many clips can be found."""
+        """Returns the number of clips."""
 
     def get(self, clip_id: str) -> Clip:
-        """The clip with this id. Raises ClipNotFound."""
+        """Returns the clip with this id. Raises ClipNotFound."""
 
     def find(self, sha256: str) -> Clip | None:
-        """The clip whose uploaded file has this SHA-256 (hex), if there is one."""
+        """Returns the clip whose uploaded file has this SHA-256 (hex), or None."""
 
     def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The k clips most similar to `vector` (D,) of those that pass the filter, best first."""
+        """Returns the k clips most similar to `vector` (D,) among those that pass the filter, best first."""
 
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The k clips of which some stretch (index.segments) is most similar to `vector` (D,), best first.
+        """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 
-        The hits' similarity is that of the stretch.
+        A hit's similarity is that of its segment.
         """
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The k clips with words of `query`, best first; their similarity is theirs to `vector` (D,)."""
+        """Returns the k clips that best match the words of `query`; their similarity is that to `vector` (D,)."""
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
-        """The clip's embedding (D,) float32, unit length. Raises ClipNotFound."""
+        """Returns the clip's embedding (D,) float32, unit length. Raises ClipNotFound."""
 
     def frames(self, clip_id: str) -> tuple[np.ndarray, float]:
-        """The clip's frame embeddings (T, D) float32 and their hop in seconds. Raises ClipNotFound."""
+        """Returns the frame embeddings (T, D) float32 and their hop in seconds. Raises ClipNotFound."""
 
     def frame_codes(self, clip_id: str) -> tuple[FrameCodes, float]:
-        """`frames`, not decoded yet. Raises ClipNotFound."""
+        """Returns the quantised frames and their hop in seconds. Raises ClipNotFound."""
 
     def frame_codes_of(self, clip_ids: Sequence[str]) -> dict[str, tuple[FrameCodes, float]]:
-        """`frame_codes` of several clips, by id, of those that are there: in fewer steps than one by one."""
+        """Returns `frame_codes` of the existing clips, by id, in fewer round trips than one by one."""
 
     def audio_path(self, clip_id: str) -> Path:
-        """A local file with the uploaded bytes, to be opened soon. Raises ClipNotFound, AudioMissing."""
+        """Returns a local file with the uploaded audio; open it soon. Raises ClipNotFound, AudioMissing."""
 
     def check(self) -> None:
-        """Raises LibraryError unless the library answers."""
+        """Raises LibraryError if the library does not respond."""
 
     def list(
         self, limit: int, cursor: str | None = None, filter: Filter | None = None, sort: str = "-created"
     ) -> tuple[list[Clip], str | None]:
-        """A page of at most `limit` clips, and the cursor of the next (None on the last)."""
+        """Returns a page of at most `limit` clips and the cursor of the next page (None on the last)."""
 
     def close(self) -> None:
-        """Ends the library's use. Closing twice is fine."""
+        """Closes the library. Idempotent."""

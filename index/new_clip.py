@@ -1,7 +1,4 @@
-"""A new clip before any store sees it: checked, named, dated, its frames encoded and its segments cut.
-
-The same for every store. Knows no database.
-"""
+"""Validates and encodes a new clip for storage: assigns its id, quantises its frames and cuts its segments."""
 
 from __future__ import annotations
 
@@ -20,20 +17,20 @@ _UNIT_TOLERANCE = 1e-2  # how far from 1 the length of an embedding may be
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A new clip, checked and encoded."""
+class EncodedClip:
+    """A validated clip with everything in the form in which stores write it."""
 
     clip: Clip
-    metadata: str  # the clip's, as JSON
+    metadata: str  # JSON
     embedding: np.ndarray  # (D,)
-    codes: bytes  # of its frames, as FrameCodes.to_bytes makes them
+    codes: bytes  # the frames, FrameCodes.to_bytes
     frame_hop: float  # seconds
     segments: FrameCodes
 
 
-def prepare(new: NewClip, dim: int, created: datetime) -> Prepared:
-    """A clip with an id of its own, created then (UTC). Raises InvalidMetadata, ValueError where something is unfit."""
-    embedding = checked_vector(new.embedding, dim, "embedding")
+def encode_clip(new: NewClip, dim: int, created: datetime) -> EncodedClip:
+    """Encodes a clip and assigns it an id. `created`: UTC. Raises InvalidMetadata, ValueError for invalid vectors."""
+    embedding = check_vector(new.embedding, dim, "embedding")
     frames = new.frames if isinstance(new.frames, FrameCodes) else encode_frames(new.frames)
     if frames.dim != dim or not len(frames):
         raise ValueError(f"frames must be (T, {dim}), T ≥ 1, not ({len(frames)}, {frames.dim})")
@@ -51,11 +48,11 @@ def prepare(new: NewClip, dim: int, created: datetime) -> Prepared:
         metadata=json.loads(metadata),
     )
     hop = float(new.frame_hop)
-    return Prepared(clip, metadata, embedding, frames.to_bytes(), hop, cut_segments(frames, hop))
+    return EncodedClip(clip, metadata, embedding, frames.to_bytes(), hop, cut_segments(frames, hop))
 
 
-def checked_vector(vector: np.ndarray, dim: int, what: str, unit: bool = True) -> np.ndarray:
-    """The vector as (D,) float32; ValueError when it is not one, or not of unit length where it must be."""
+def check_vector(vector: np.ndarray, dim: int, what: str, unit: bool = True) -> np.ndarray:
+    """Returns the vector as (D,) float32. Raises ValueError for a wrong shape, length or non-finite values."""
     vector = np.asarray(vector, dtype=np.float32)
     if vector.shape != (dim,):
         raise ValueError(f"{what} must be ({dim},), not {vector.shape}")

@@ -1,8 +1,8 @@
-"""Frame embeddings in a quarter of their size: int8 with one scale a frame.
+"""Quantised frame embeddings: int8 with one scale per frame, a quarter of float32's size.
 
-Knows nothing of where the bytes go. Measured as the largest error of a frame's cosine with any query: 2e-3 (RMS 4e-4)
-at 384 dimensions, 1e-3 (2e-4) at 1024; fp16 has 6e-5 at twice the size. At the temperatures in use that moves a frame
-score by less than 0.01, so the smaller form was chosen; one scale for a whole clip would have a half more error.
+Measured maximum error of a frame's cosine with a query: 2e-3 (RMS 4e-4) at 384 dimensions, 1e-3 (2e-4) at 1024. That
+moves a frame score by less than 0.01 at the temperatures in use. float16 has 6e-5 at twice the size; one scale per clip
+instead of per frame has 1.5 times the error.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ _LEVELS = 127
 
 
 class FrameCodes:
-    """Frame embeddings, encoded: filled piece by piece while they come, and decoded a stretch at a time.
-
-    An hour of frames takes a quarter of the memory of its embeddings. `len` is the number of frames.
-    """
+    """Quantised frames: append with `add` as they arrive, decode any range. `len` is the number of frames."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -26,7 +23,7 @@ class FrameCodes:
 
     @classmethod
     def from_bytes(cls, blob: bytes, dim: int) -> FrameCodes:
-        """What `to_bytes` made. Raises ValueError when the bytes are not frames of `dim` numbers."""
+        """Parses the output of `to_bytes`. Raises ValueError if it does not consist of frames of `dim` values."""
         count, rest = divmod(len(blob), 4 + dim)
         if rest or not count:
             raise ValueError(f"{len(blob)} bytes are not frames of {dim} dimensions")
@@ -40,9 +37,9 @@ class FrameCodes:
         return self._count
 
     def add(self, frames: np.ndarray) -> None:
-        """The next frames (t, D) float32. The scale of a frame is such that it is decoded at exactly its length.
+        """Appends frames (t, D) float32. Scales are chosen so that decoding preserves each frame's length.
 
-        Raises ValueError for another shape and for numbers that are not finite.
+        Raises ValueError for a wrong shape or non-finite values.
         """
         frames = np.asarray(frames, dtype=np.float32)
         if frames.ndim != 2 or frames.shape[1] != self.dim or not np.isfinite(frames).all():
@@ -56,12 +53,12 @@ class FrameCodes:
         self._count += len(frames)
 
     def decode(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Frames from `start` to before `stop`, as of a slice, (t, D) float32."""
+        """Decodes frames[start:stop] to (t, D) float32."""
         codes, scales = self._joined()
         return codes[start:stop] * scales[start:stop, None].astype(np.float32)
 
     def to_bytes(self) -> bytes:
-        """T float32 scales, then T × D int8 codes."""
+        """Serialises to T float32 scales, then T × D int8 codes."""
         codes, scales = self._joined()
         return scales.tobytes() + codes.tobytes()
 
@@ -73,7 +70,7 @@ class FrameCodes:
 
 
 def encode_frames(frames: np.ndarray) -> FrameCodes:
-    """(T, D) float32, encoded."""
+    """Quantises frames (T, D) float32."""
     codes = FrameCodes(np.shape(frames)[-1])
     codes.add(frames)
     return codes

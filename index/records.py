@@ -1,8 +1,4 @@
-"""What the library holds and what can go wrong: clips, hits, errors.
-
-Plain values and the rules on them (which metadata is allowed, how a patch merges). Knows no
-database, no file and no vector index.
-"""
+"""Clips, search hits and errors of the library, and the rules for metadata."""
 
 from __future__ import annotations
 
@@ -18,13 +14,13 @@ from index.quantization import FrameCodes
 
 Metadata = dict[str, Any]  # a JSON object
 Filter = Mapping[str, Any]  # see index.filters
-Fact = tuple[str, str, str | int | float]  # (key, kind, value): one thing a filter can ask for
+Fact = tuple[str, str, str | int | float]  # (key, kind, value): a value that a filter can match
 
 _INT64 = 2**63
 
 
 class LibraryError(Exception):
-    """Anything the library cannot do; the message is fit to be read by a caller."""
+    """Base class of the library's errors. Messages are fit for API responses."""
 
 
 class ClipNotFound(LibraryError):
@@ -36,7 +32,7 @@ class ClipNotFound(LibraryError):
 
 
 class AudioMissing(LibraryError):
-    """The record is there, its audio file is not. Adding the same audio again puts it back."""
+    """The clip exists, but its audio file does not. Adding the same audio again restores it."""
 
     def __init__(self, clip_id: str) -> None:
         super().__init__(f"the audio file of clip {clip_id} is missing; add the same file again to restore it")
@@ -44,54 +40,54 @@ class AudioMissing(LibraryError):
 
 
 class CheckpointMismatch(LibraryError):
-    """The library's vectors were made by another checkpoint, so comparing them to this one's means nothing."""
+    """Another checkpoint made the library's vectors, so they cannot be compared with this one's."""
 
     def __init__(
         self, *, library: str, library_dim: int, opened_with: str, dim: int, clips: int, missing: int | None = None
     ) -> None:
-        """missing: how many clips a reindex has not come to; None if there was none with this checkpoint."""
+        """missing: number of clips that `finelap reindex` has not embedded yet; None if it was never run."""
         if missing is None:
-            way = "embed them again with `finelap reindex`"
+            remedy = "embed them again with `finelap reindex`"
         else:
-            way = f"run `finelap reindex` once more, which has not embedded {missing} of them again yet"
+            remedy = f"run `finelap reindex` again to embed the remaining {missing}"
         super().__init__(
-            f"the library's {clips} clips were embedded by checkpoint {library!r} ({library_dim} dimensions), and it "
-            f"was opened with {opened_with!r} ({dim}); {way}, open it with its own checkpoint, or use another data "
-            "folder"
+            f"the library's {clips} clips were embedded by checkpoint {library!r} ({library_dim} dimensions), but the "
+            f"library was opened with {opened_with!r} ({dim}): {remedy}, use the library's own checkpoint, or use "
+            "another data folder"
         )
         self.library, self.opened_with, self.missing = library, opened_with, missing
 
 
 class InvalidFilter(LibraryError):
-    """The filter asks for something that a filter cannot ask."""
+    """The filter is malformed or uses an unsupported value."""
 
 
 class InvalidMetadata(LibraryError):
-    """The metadata or file name is not something JSON and UTF-8 can hold."""
+    """The metadata or file name cannot be represented in JSON and UTF-8."""
 
 
 class InvalidCursor(LibraryError):
-    """The cursor was not made by `SqliteLibrary.list`."""
+    """The cursor does not come from `Library.list`, or from another sort."""
 
 
 class StorageFull(LibraryError):
-    """There is no room left on the disk; nothing of the refused change was kept."""
+    """No space is left on the disk; the refused change left nothing behind."""
 
 
 class LibraryUnavailable(LibraryError):
-    """What keeps the library does not answer, or not as it should: a server, a disk, a lock. It may again."""
+    """A server, disk or lock that the library needs does not respond. Retrying may succeed."""
 
 
 class LibraryDamaged(LibraryUnavailable):
-    """The database is not whole: a disk, or something that writes into it, has changed it."""
+    """The database is corrupted."""
 
 
 class LibraryInUse(LibraryError):
-    """Another catalog, in this process or another, has the library open."""
+    """The library is open already, in this process or another."""
 
 
 class GpuMissing(LibraryError):
-    """The vector index was asked to use a GPU, and FAISS has none; the message says what is missing."""
+    """A GPU was requested, but FAISS has none; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class NewClip:
-    """A clip about to be added, with everything the library keeps of it."""
+    """A clip to be added, with everything that the library stores of it."""
 
     filename: str
     sha256: str  # of `audio`, hex
@@ -119,21 +115,21 @@ class NewClip:
     channels: int
     metadata: Metadata
     embedding: np.ndarray  # (dim,) float32, unit length
-    frames: np.ndarray | FrameCodes  # (frames, dim) float32, unit length, or those encoded
+    frames: np.ndarray | FrameCodes  # (frames, dim) float32, unit length, or quantised
     frame_hop: float  # seconds
-    audio: bytes | BinaryIO  # the uploaded file as it came; a file is read from its start
+    audio: bytes | BinaryIO  # the uploaded file; a file object is read from its start
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A clip that answers a query."""
+    """A search result."""
 
     clip: Clip
     similarity: float  # inner product of unit vectors: cosine
 
 
 def check_text(value: str, what: str) -> str:
-    """The value itself; raises InvalidMetadata when it is not valid Unicode (a lone surrogate)."""
+    """Returns the value. Raises InvalidMetadata if it is not valid Unicode (a lone surrogate)."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -142,20 +138,23 @@ def check_text(value: str, what: str) -> str:
 
 
 def dump_metadata(metadata: object) -> str:
-    """A metadata object as JSON text; raises InvalidMetadata for anything but a JSON object."""
+    """Serialises metadata. Raises InvalidMetadata for anything but a JSON object."""
     if not isinstance(metadata, dict):
         raise InvalidMetadata(f"metadata must be a JSON object, not {type(metadata).__name__}")
     try:
         text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidMetadata(f"metadata cannot be written as JSON: {error}") from error
+        raise InvalidMetadata(f"metadata cannot be serialised as JSON: {error}") from error
     if any(not isinstance(key, str) for key in metadata):
         raise InvalidMetadata("metadata keys must be strings")
     return check_text(text, "metadata")
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON merge patch (RFC 7396): null removes a key, objects merge, anything else replaces. Changes nothing given."""
+    """Applies a JSON merge patch (RFC 7396) and returns the result; its arguments are not modified.
+
+    Null removes a key, objects are merged, anything else replaces the value.
+    """
     if not isinstance(patch, dict):
         return patch
     merged = dict(target) if isinstance(target, dict) else {}
@@ -168,9 +167,9 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 def scalar_fact(key: str, value: object) -> Fact | None:
-    """How a JSON string, number or boolean is compared, or None for anything else.
+    """Returns the fact for a JSON string, number or boolean; None for anything else.
 
-    A string equals only a string, a boolean only a boolean, 1 equals 1.0. Integers beyond 64 bits compare as floats.
+    Strings equal only strings, booleans only booleans, and 1 equals 1.0. Integers beyond 64 bits compare as floats.
     """
     if isinstance(value, str):
         return key, "text", value
@@ -189,7 +188,7 @@ def scalar_fact(key: str, value: object) -> Fact | None:
 
 
 def metadata_facts(metadata: Metadata) -> Iterator[Fact]:
-    """What filters can find a clip by: each top-level scalar, and each scalar of a top-level list."""
+    """Yields what filters can match: each top-level scalar, and each scalar in a top-level list."""
     for key, value in metadata.items():
         for item in value if isinstance(value, list) else [value]:
             fact = scalar_fact(key, item)

@@ -1,8 +1,8 @@
-"""The stretches of a clip in few vectors: what finds a short sound in a long recording.
+"""Segments: pools a clip's frames into few vectors, which find short sounds in long recordings.
 
-A segment is a stretch whose frames are alike, pooled into one unit vector. It ends where the sound changes, so a knock
-of half a second has its own and a minute of rain a few; stretches of one fixed length find less with more of them
-(docs/log.md has the measurements). Knows frame vectors and row numbers; no clip, no database, no disk.
+A segment is a run of similar frames, pooled into one unit vector. It ends where the sound changes, so a knock of half a
+second is one segment and a minute of rain is a few. Segments of a fixed length find less with more vectors
+(docs/log.md has the measurements).
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ import numpy as np
 from index.quantization import FrameCodes, encode_frames
 from index.vectors.flat import ReadWriteLock
 
-# Libraries hold what these made, so changing one takes a migration that makes all segments again.
-LONGEST = 10.0  # seconds of one segment
-ALIKE = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # cosines of a frame with the segment it continues, tried in this order
-SPARE = 4  # segments that a clip of any length may have, and
-SECONDS_EACH = 2.0  # one more for each of these
+# Stored segments depend on these: changing one needs a migration that cuts all segments again.
+MAX_SECONDS = 10.0  # of one segment
+THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # cosines of a frame and its segment, tried in this order
+MIN_ALLOWED = 4  # segments that a clip of any length may have, plus
+SECONDS_PER_SEGMENT = 2.0  # one for each of these
 
-_DECODED = 4096  # frames at a time
-_PER_CLIP = 4  # segments looked up for each clip that is wanted, at first
-_GONE = -1
-_MOST_GONE = 0.2  # share of the segments
+_DECODE_FRAMES = 4096  # at a time
+_SEGMENTS_PER_CLIP = 4  # in the first search round
+_REMOVED = -1
+_MAX_REMOVED = 0.2  # share of the segments
 
 
 def cut_segments(frames: FrameCodes, frame_hop: float) -> FrameCodes:
-    """The segments of a clip's frames (T, D): (S, D) of unit length, in order of time, 1 ≤ S ≤ SPARE + seconds / 2.
+    """Pools a clip's frames (T, D) into segments (S, D) of unit length, in time order; 1 ≤ S ≤ 4 + seconds / 2.
 
-    A frame continues a segment while its cosine with the segment's mean is at least the first of ALIKE and LONGEST is
-    not reached. Where that makes too many, the next of ALIKE is taken; after the last, segments of one length.
+    A frame extends the segment while its cosine with the segment's mean is at least the first of THRESHOLDS, up to
+    MAX_SECONDS. If that gives too many segments, the next threshold is tried; after the last, segments of equal length.
     """
-    longest = max(1, round(LONGEST / frame_hop))
-    allowed = max(SPARE + len(frames) * frame_hop / SECONDS_EACH, len(frames) / longest + 1)
-    for alike in ALIKE:
-        sums = _grow(frames, alike, longest, allowed)
+    max_frames = max(1, round(MAX_SECONDS / frame_hop))
+    allowed = max(MIN_ALLOWED + len(frames) * frame_hop / SECONDS_PER_SEGMENT, len(frames) / max_frames + 1)
+    for threshold in THRESHOLDS:
+        sums = _segment_sums(frames, threshold, max_frames, allowed)
         if sums is not None:
             break
     else:
-        sums = _grow(frames, -np.inf, math.ceil(len(frames) / int(allowed)), allowed)
+        sums = _segment_sums(frames, -np.inf, math.ceil(len(frames) / int(allowed)), allowed)
         assert sums is not None
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     return encode_frames(sums / np.where(lengths > 0, lengths, 1))
 
 
-def _grow(frames: FrameCodes, alike: float, longest: int, allowed: float) -> np.ndarray | None:
-    """Sums of the frames of each segment (S, D) float32, or None when there are more than allowed."""
+def _segment_sums(frames: FrameCodes, threshold: float, max_frames: int, allowed: float) -> np.ndarray | None:
+    """Returns the sum of each segment's frames (S, D) float32, or None if there are more than allowed."""
     sums: list[np.ndarray] = []
     total, count = np.zeros(frames.dim, np.float32), 0
-    for start in range(0, len(frames), _DECODED):
-        for frame in frames.decode(start, start + _DECODED):
-            if count and (count == longest or frame @ total < alike * np.sqrt(total @ total)):
+    for start in range(0, len(frames), _DECODE_FRAMES):
+        for frame in frames.decode(start, start + _DECODE_FRAMES):
+            if count and (count == max_frames or frame @ total < threshold * np.sqrt(total @ total)):
                 sums.append(total)
                 if len(sums) + 1 > allowed:
                     return None
@@ -65,35 +65,34 @@ def _grow(frames: FrameCodes, alike: float, longest: int, allowed: float) -> np.
 
 
 class SegmentIndex:
-    """Segments in memory, as 16-bit numbers, and the clips' rows that they belong to: a cache that the catalog fills.
+    """Segments in memory as float16, with the rows of their clips. Every search compares all segments.
 
-    `search` runs inside `reading()`, which holds changes back; `add` and `remove`, by one caller at a time, wait for
-    those who read. Every segment is compared with a query. What is removed is marked, and cleared away when it is a
-    fifth of all, since FAISS moves all vectors to remove one.
+    Call `search` inside `reading()`; `add` and `remove` (one caller at a time) wait for such readers. Removed segments
+    are only marked until they are a fifth of all, because FAISS moves all vectors to remove one.
     """
 
     def __init__(self, dim: int) -> None:
-        import faiss  # here: importing it takes a while, and most commands never search
+        import faiss  # slow to import, and most commands do not search
 
         self._faiss: Any = faiss
         self._index: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        self._owners = np.empty(1024, dtype=np.int64)  # row by segment number, _GONE where it was removed
-        self._gone = 0
+        self._owners = np.empty(1024, dtype=np.int64)  # row by segment number, or _REMOVED
+        self._removed = 0
         self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
-        """How many segments can be found."""
+        """Returns the number of segments."""
         with self._lock.read():
-            return int(self._index.ntotal) - self._gone
+            return int(self._index.ntotal) - self._removed
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While inside, nothing is added or removed."""
+        """Blocks additions and removals for the block."""
         with self._lock.read():
             yield
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Segments (N, D) float32 of the clips in rows (N,) int64, one row for each segment."""
+        """Adds segments (N, D) float32 of the clips in rows (N,) int64, one row per segment."""
         with self._lock.write():
             first = int(self._index.ntotal)
             stop = first + len(rows)
@@ -105,49 +104,49 @@ class SegmentIndex:
             self._owners[first:stop] = rows
 
     def remove(self, row: int) -> int:
-        """Forgets the segments of the clip in this row; how many there were."""
+        """Removes the segments of the clip in this row and returns their number."""
         with self._lock.write():
             total = int(self._index.ntotal)
             numbers = np.flatnonzero(self._owners[:total] == row)
-            self._owners[numbers] = _GONE
-            self._gone += len(numbers)
-            if self._gone > total * _MOST_GONE:
-                kept = self._owners[:total] != _GONE
-                self._index.remove_ids(self._faiss.IDSelectorBatch(np.flatnonzero(~kept)))  # the others move up
+            self._owners[numbers] = _REMOVED
+            self._removed += len(numbers)
+            if self._removed > total * _MAX_REMOVED:
+                kept = self._owners[:total] != _REMOVED
+                self._index.remove_ids(self._faiss.IDSelectorBatch(np.flatnonzero(~kept)))  # renumbers the others
                 self._owners = self._owners[:total][kept]
-                self._gone = 0
+                self._removed = 0
             return len(numbers)
 
     def search(self, vector: np.ndarray, clips: int, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best `clips` clips by their best segment for `vector` (D,): rows (≤ clips,) and similarities, best first.
+        """Returns the `clips` rows with the best segment for `vector` (D,) and those similarities, best first.
 
-        With `only` (M,) int64, among those rows. Call inside `reading()`.
+        `only` (M,) int64 restricts the search to those rows. Call inside `reading()`.
         """
         total = int(self._index.ntotal)
         owners = self._owners[:total]
         parameters = None
         if only is not None:
-            bitmap = np.packbits(_belonging(owners, only), bitorder="little")  # must outlive the search
+            bitmap = np.packbits(_owned_by(owners, only), bitorder="little")  # must outlive the search
             parameters = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBitmap(bitmap))
-        self._faiss.omp_set_num_threads(1)  # one thread a query, as in FaissIndex
+        self._faiss.omp_set_num_threads(1)  # one thread per query, as in FaissIndex
         query = np.ascontiguousarray(vector, dtype=np.float32)[None]
-        wanted = _PER_CLIP * clips
+        wanted = _SEGMENTS_PER_CLIP * clips
         while total:
             found, numbers = self._index.search(query, min(wanted, total), params=parameters)
-            there = numbers[0] >= 0  # FAISS fills up with -1
-            numbers, found = numbers[0][there], found[0][there]
-            live = owners[numbers] != _GONE
+            valid = numbers[0] >= 0  # FAISS pads with -1
+            numbers, found = numbers[0][valid], found[0][valid]
+            live = owners[numbers] != _REMOVED
             rows, similarities = owners[numbers[live]], found[live]
             firsts = np.sort(np.unique(rows, return_index=True)[1])
             if len(firsts) >= clips or len(numbers) < wanted:
                 firsts = firsts[:clips]
                 return rows[firsts], similarities[firsts]
-            wanted *= 4  # a long recording may have taken many places
+            wanted *= 4  # one long recording may own many of the segments
         return np.empty(0, np.int64), np.empty(0, np.float32)
 
 
-def _belonging(owners: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Whether each owner (N,) is one of the rows (M,): bool (N,)."""
+def _owned_by(owners: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns whether each owner (N,) is one of the rows (M,): bool (N,)."""
     wanted = np.zeros(max(int(owners.max(initial=0)), int(rows.max(initial=0))) + 2, dtype=bool)
     wanted[rows] = True
-    return np.asarray(wanted[owners])  # _GONE, -1, is the last place, which no row has
+    return np.asarray(wanted[owners])  # _REMOVED, -1, indexes the last entry, which no row has

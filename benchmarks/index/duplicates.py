@@ -24,7 +24,7 @@ import soxr
 from app.audio.decode import decode
 from app.audio.peaks import WaveformPeaks
 from index import FrameCodes, encode_frames, near_duplicates
-from index.duplicates import TOLERANCE, TOLERANCE_SHARE, same_frames, same_outline
+from index.duplicates import TOLERANCE, TOLERANCE_SHARE, frame_similarity, peak_correlation
 from model import FineLAP
 from model.windows import Joiner, WindowCutter
 
@@ -142,8 +142,8 @@ def report(
     close = near & (cosine >= 0.85)  # the lowest threshold of the tables
     agreement, likeness = np.full(len(first), -1.0), np.full(len(first), -1.0)
     for pair in np.flatnonzero(close):
-        agreement[pair] = same_frames(tracks[first[pair]], tracks[second[pair]])
-        likeness[pair] = same_outline(outlines[first[pair]], outlines[second[pair]])
+        agreement[pair] = frame_similarity(tracks[first[pair]], tracks[second[pair]])
+        likeness[pair] = peak_correlation(outlines[first[pair]], outlines[second[pair]])
     print(f"{sound.max() + 1} sounds, {len(vectors)} files, {same.sum()} pairs to find, {(near & ~same).sum()} others")
     print("| similarity | agreement | likeness | precision | recall | wrong pairs |\n|---|---|---|---|---|---|")
     for similarity, least, alike in product((0.85, 0.9, 0.95, 0.97, 0.99), (0.9, 0.95), (-1.0, 0.8, 0.9, 0.95, 0.98)):

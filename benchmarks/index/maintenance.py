@@ -98,12 +98,12 @@ def copy_as_library(folder: Path, names: list[str], dim: int) -> None:
 
 def back_up_and_restore(folder: Path, files: int, dim: int) -> None:
     rng = np.random.default_rng(1)
-    with SqliteLibrary.open(folder / "kept", dim=dim, checkpoint="new") as catalog:
+    with SqliteLibrary.open(folder / "kept", dim=dim, checkpoint="new") as library:
         for first in range(0, files, 50):
-            catalog.add_many([new_clip(rng, dim) for _ in range(min(50, files - first))])
-        linked = timed(lambda: back_up(catalog.folder, folder / "linked", lambda *_: None))
-        again = timed(lambda: back_up(catalog.folder, folder / "linked", lambda *_: None))
-        copied = timed(lambda: back_up(catalog.folder, folder / "copied", lambda *_: None, copy=True))
+            library.add_many([new_clip(rng, dim) for _ in range(min(50, files - first))])
+        linked = timed(lambda: back_up(library.folder, folder / "linked", lambda *_: None))
+        again = timed(lambda: back_up(library.folder, folder / "linked", lambda *_: None))
+        copied = timed(lambda: back_up(library.folder, folder / "copied", lambda *_: None, copy=True))
     restored = timed(lambda: restore(folder / "linked", folder / "restored", lambda *_: None))
     print(f"{files} files, {files * FILE_BYTES / 1e9:.2f} GB")
     print(f"backup: {linked:.1f} s with links, {copied:.1f} s with copies, {again:.1f} s when repeated")

@@ -38,7 +38,8 @@ from app.services.moments import CANDIDATES
 from app.settings import Settings
 from benchmarks.index.exclusion import KINDS
 from index import Clip, FrameCodes, SqliteLibrary, cut_segments, encode_frames
-from index.sqlite import store
+from index.new_clip import EncodedClip
+from index.sqlite import queries
 from index.sqlite.store import Store
 from model import FineLAP
 from model.config import SAMPLE_RATE
@@ -266,19 +267,19 @@ async def measure(model: FineLAP, folder: Path) -> None:
     """Prints the size, start-up time, memory and latencies of the library."""
     process = psutil.Process()
     before, began = process.memory_info().rss, time.perf_counter()
-    catalog = SqliteLibrary.open(folder, dim=model.dim, checkpoint=model.stamp)
+    library = SqliteLibrary.open(folder, dim=model.dim, checkpoint=model.stamp)
     took, grown = time.perf_counter() - began, process.memory_info().rss - before
-    print(f"opened in {took:.1f} s, {grown / 1e6:.0f} MB more; {len(catalog._segments)} segments")
+    print(f"opened in {took:.1f} s, {grown / 1e6:.0f} MB more; {len(library._segments)} segments")
     texts = list(KINDS)
     vectors = model.encode_text(texts).numpy()
     times = []
     for vector in np.concatenate([vectors] * 3):
         began = _clocks()
-        catalog.search_segments(vector, CANDIDATES)
+        library.search_segments(vector, CANDIDATES)
         times.append(_clocks() - began)
     _print("candidates", times)
     settings = Settings(_env_file=None, data_dir=folder)  # type: ignore[call-arg]
-    app = create_app(settings, Engine(model), catalog)
+    app = create_app(settings, Engine(model), library)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://a") as client:
         pairs = [{"sequence": [a, b]} for a, b in zip(texts, texts[1:], strict=False)]
@@ -307,9 +308,8 @@ def fill(path: Path, model: FineLAP, patterns: list[Recording], count: int) -> N
                 vector = _unit(pattern.clip[None] + move)[0]
                 name = f"{number:032x}"
                 clip = Clip(name, f"{name}.wav", name * 2, pattern.duration, 16_000, 1, "2026-01-01T00:00:00Z", {})
-                segments = encode_frames(_unit(parts[chosen] + move)).to_bytes()
-                hop, whole = model.frame_hop, vector.astype("<f4").tobytes()
-                store.insert(change, clip, "{}", iter(()), whole, hop, codes.to_bytes(), segments)
+                segments = encode_frames(_unit(parts[chosen] + move))
+                queries.insert(change, EncodedClip(clip, "{}", vector, codes.to_bytes(), model.frame_hop, segments))
     database.close()
 
 

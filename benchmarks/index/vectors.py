@@ -26,11 +26,11 @@ import numpy as np
 
 from benchmarks.common import REPO, Latency, machine, revision, section, table, write_json
 from benchmarks.index.vector_data import BEST, Data, insert
-from index.sqlite import store
+from index.sqlite import queries
+from index.sqlite.queries import SqliteVectors
 from index.sqlite.store import Store
-from index.sqlite.stored import StoredVectors
 from index.vectors.index import VectorIndex
-from index.vectors.ivf_rabitq import groups_for
+from index.vectors.ivf_rabitq import cluster_count
 
 _FEW = 100  # queries for indexes that take about a second each
 _CHANGES = 5000
@@ -77,12 +77,12 @@ def ask(search: Search, data: Data, few: bool = False) -> dict[str, float]:
 def library(data: Data, folder: Path) -> Iterator[tuple[VectorIndex, Store, Search]]:
     """Opens the index over the database, not filled yet, with a search like SqliteLibrary.search."""
     database = Store(data.database)
-    index = VectorIndex(data.dim, StoredVectors(database, data.dim), stamp="benchmark", folder=folder)
+    index = VectorIndex(data.dim, SqliteVectors(database, data.dim), stamp="benchmark", folder=folder)
 
     def search(query: np.ndarray, only: np.ndarray | None = None) -> np.ndarray:
         with index.reading(), database.read() as view:
             rows, _ = index.search(query, BEST, only)
-            store.by_rows(view, rows)
+            queries.by_rows(view, rows)
         return rows
 
     try:
@@ -283,7 +283,7 @@ def sq4(data: Data) -> dict[str, Any]:
 def _inverted(data: Data, codes: str) -> dict[str, Any]:
     import faiss
 
-    groups = groups_for(data.count, data.count)
+    groups = cluster_count(data.count, data.count)
     index = faiss.index_factory(data.dim, f"IVF{groups},{codes}", faiss.METRIC_INNER_PRODUCT)
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 32
     began = time.perf_counter()

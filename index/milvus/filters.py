@@ -1,37 +1,44 @@
-"""Filters as Milvus understands them: what a row carries to be filtered by, and expressions over it.
+"""Filters and full-text search in Milvus: the fields of a row that they use, and expressions over them.
 
-No text of a caller ever stands in an expression: equality compares hashes, and the order of texts is kept by comparing
-the hexadecimal of their UTF-8 bytes. So nothing needs escaping, and there is nothing to inject. Knows no client.
+Expressions never contain a caller's text: equality compares hashes, and ranges of text compare the hexadecimal of its
+UTF-8 bytes, which sorts the same. Nothing needs escaping and nothing can be injected.
 
-- `facts`: a hash for each (key, kind, value) of index.records.metadata_facts.
-- `spans`: for ranges, "<kind><hash of key>_<position>" → number, or text in hexadecimal. Only the first MAX_POSITIONS
-  numbers and texts of a list are there, texts by their first _PREFIX bytes, numbers as doubles.
+- `facts`: a hash of each (key, kind, value) from index.records.metadata_facts.
+- `spans`: for ranges, "<kind><hash of key>_<position>" → number, or text in hexadecimal. Holds the first MAX_POSITIONS
+  numbers and texts of a list; texts by their first _PREFIX bytes, numbers as doubles.
+- `words`: stems as SQLite's FTS5 produces them, which Milvus' BM25 only counts. Unlike in SQLite, a word that is split
+  ("50Hz") matches by its parts rather than as a phrase, and columns are weighted by repeating their stems.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
 from index.filters import RECORD_FIELDS, Condition
 from index.records import Fact, InvalidMetadata, Metadata, metadata_facts
+from index.text import TOKENIZER, fts_query, text_columns
 
-MAX_FACTS = 4096  # the most that an array in Milvus holds
-MAX_BYTES = 65_535  # the most that a text or a JSON value in Milvus holds
-MAX_POSITIONS = 16  # values of one list that ranges look at
+MAX_FACTS = 4096  # Milvus' limit for an array
+MAX_BYTES = 65_535  # Milvus' limit for a text or JSON value
+MAX_POSITIONS = 16  # values of a list that ranges compare
 
 _PREFIX = 64  # bytes of a text that ranges compare
+_WEIGHTS = (2, 3, 1)  # of name, tags and other texts
+_PHRASE = re.compile(r'"([^"]*)"')
 
 
 def hexadecimal(text: str) -> str:
-    """The text in digits that sort as its code points do."""
+    """Returns the text as hexadecimal digits, which sort like its code points."""
     return text.encode("utf-8").hex()
 
 
 def token(fact: Fact) -> str:
-    """32 hexadecimal digits that stand for a fact; 1 and 1.0 have the same."""
+    """Returns a fact's hash, 32 hexadecimal digits; equal for 1 and 1.0."""
     key, kind, value = fact
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -39,7 +46,7 @@ def token(fact: Fact) -> str:
 
 
 def filterable(metadata: Metadata) -> tuple[list[str], dict[str, Any]]:
-    """(facts, spans) of a clip's metadata. Raises InvalidMetadata where that is more than a row holds."""
+    """Returns (facts, spans) of a clip's metadata. Raises InvalidMetadata if they exceed the row's limits."""
     facts: dict[str, None] = {}
     spans: dict[str, Any] = {}
     seen: dict[str, int] = {}
@@ -54,12 +61,12 @@ def filterable(metadata: Metadata) -> tuple[list[str], dict[str, Any]]:
         if position < MAX_POSITIONS:
             spans[f"{name}_{position}"] = _spanned(kind, value)
     if len(facts) > MAX_FACTS or len(json.dumps(spans)) > MAX_BYTES:
-        raise InvalidMetadata("metadata in Milvus has room for some 1,000 keys and 4096 values")
+        raise InvalidMetadata("metadata in Milvus is limited to about 1,000 keys and 4,096 values")
     return list(facts), spans
 
 
 def expression(conditions: Iterable[Condition]) -> str:
-    """What passes every condition; empty when there is none."""
+    """Returns the expression that all conditions must satisfy; empty without conditions."""
     return " and ".join(f"({_one(condition)})" for condition in conditions)
 
 
@@ -93,3 +100,33 @@ def _spanned(kind: str, value: str | int | float) -> str | float:
 
 def _span(key: str, kind: str) -> str:
     return kind[0] + hashlib.blake2b(key.encode("utf-8"), digest_size=8).hexdigest()
+
+
+def stems(text: str) -> list[str]:
+    """Returns the stems of a text's words, in order, as FTS5 with TOKENIZER produces them."""
+    database = sqlite3.connect(":memory:")
+    try:
+        database.execute(f"CREATE VIRTUAL TABLE texts USING fts5(body, tokenize = '{TOKENIZER}')")
+        database.execute("CREATE VIRTUAL TABLE found USING fts5vocab(texts, instance)")
+        database.execute("INSERT INTO texts VALUES (?)", (text,))
+        return [term for (term,) in database.execute("SELECT term FROM found ORDER BY offset")]
+    finally:
+        database.close()
+
+
+def indexed_text(filename: str, metadata: Metadata) -> str:
+    """Returns a clip's stems, repeated by weight and truncated to MAX_BYTES."""
+    found: list[str] = []
+    for weight, column in zip(_WEIGHTS, text_columns(filename, metadata), strict=True):
+        found += stems(column) * weight
+    text = " ".join(found)
+    if len(text.encode()) <= MAX_BYTES:
+        return text
+    return text.encode()[:MAX_BYTES].decode("utf-8", "ignore").rpartition(" ")[0]
+
+
+def query_stems(query: str) -> str | None:
+    """Returns the distinct stems of a query, None if it has no words."""
+    match = fts_query(query)
+    found = stems(" ".join(_PHRASE.findall(match))) if match else []
+    return " ".join(dict.fromkeys(found)) or None

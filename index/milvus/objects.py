@@ -1,7 +1,6 @@
-"""Files beside a library in Milvus: uploaded audio and frame embeddings, in a shared folder or on what fsspec reaches.
+"""Object storage of a library in Milvus: uploaded audio and frames, in a shared folder or any fsspec file system.
 
-An object is written once, whole, under a name that no other has, and never changed; so many processes may write at
-once without asking each other. Knows no record and no Milvus.
+An object is written once, completely, under a unique name and never changed, so processes need no coordination.
 """
 
 from __future__ import annotations
@@ -14,35 +13,35 @@ import uuid
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from index.files import fsync_folder
 from index.records import LibraryError
-from index.sqlite.audio_files import fsync_folder
 
-FETCHED_BYTES = 10 << 30  # of remote objects kept on the local disk; the ones used longest ago go first
+FETCHED_BYTES = 10 << 30  # of remote objects cached on the local disk; the least recently used are removed first
 
-_PIECE = 1 << 20  # bytes copied at a time
+_CHUNK = 1 << 20  # bytes copied at a time
 
 
 class Objects(Protocol):
-    """A place for objects, named "kind/name". Raises OSError when the place fails."""
+    """Storage for objects named "kind/name". Raises OSError if the storage fails."""
 
     def put(self, name: str, content: bytes | BinaryIO) -> str:
-        """Writes an object, kept when this returns; the SHA-256 of what was written (hex). A file is read whole."""
+        """Writes an object durably and returns its SHA-256 in hex. A file object is read from its start."""
 
     def has(self, name: str) -> bool:
-        """Whether the object is there."""
+        """Whether the object exists."""
 
     def local(self, name: str) -> Path:
-        """A local file with the object's bytes, to be opened soon. Raises FileNotFoundError."""
+        """Returns a local file with the object's content; open it soon. Raises FileNotFoundError."""
 
     def remove(self, name: str) -> None:
-        """Forgets an object; nothing happens when it is not there."""
+        """Removes an object, if it exists."""
 
     def check(self) -> None:
-        """Raises LibraryError or OSError unless the place answers."""
+        """Raises LibraryError or OSError if the storage does not respond."""
 
 
 def open_objects(address: str, fetched: Path) -> Objects:
-    """The place at a folder's path or an fsspec address, which keeps what it fetches in the folder `fetched`."""
+    """Opens a folder's path or an fsspec address, whose objects are cached in the folder `fetched`."""
     if "://" not in address or address.startswith("file://"):
         return FolderObjects(Path(address.removeprefix("file://")))
     try:
@@ -57,7 +56,7 @@ def open_objects(address: str, fetched: Path) -> Objects:
 
 
 class FolderObjects:
-    """Objects in a folder that all processes see: `<root>/<kind>/ab/ab…`. Written aside, fsync, rename, fsync."""
+    """Objects in a folder that all processes share: `<root>/<kind>/ab/ab…`. Temporary file, fsync, rename, fsync."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -65,12 +64,12 @@ class FolderObjects:
         self._incoming.mkdir(parents=True, exist_ok=True)
 
     def _path(self, name: str) -> Path:
-        return self.root / _spread(name)
+        return self.root / _sharded(name)
 
     def put(self, name: str, content: bytes | BinaryIO) -> str:
-        path, aside = self._path(name), self._incoming / uuid.uuid4().hex
+        path, temporary = self._path(name), self._incoming / uuid.uuid4().hex
         try:
-            with aside.open("xb") as file:
+            with temporary.open("xb") as file:
                 sha256 = _copy(content, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -78,10 +77,10 @@ class FolderObjects:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 for folder in (self.root, path.parent.parent):
                     fsync_folder(folder)
-            os.replace(aside, path)
+            os.replace(temporary, path)
             fsync_folder(path.parent)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         return sha256
 
@@ -99,17 +98,17 @@ class FolderObjects:
 
     def check(self) -> None:
         if not self._incoming.is_dir():
-            raise LibraryError(f"the folder of audio files is gone: {self.root}")
+            raise LibraryError(f"the folder of audio files does not exist: {self.root}")
 
 
 class RemoteObjects:
-    """Objects on an fsspec file system; local copies are fetched when they are asked for, and kept a while."""
+    """Objects in an fsspec file system, fetched on demand into a local cache."""
 
     def __init__(self, system: Any, root: str, fetched: Path) -> None:
         self._system, self._root, self._fetched = system, root.rstrip("/"), fetched
 
     def _address(self, name: str) -> str:
-        return f"{self._root}/{_spread(name)}"
+        return f"{self._root}/{_sharded(name)}"
 
     def put(self, name: str, content: bytes | BinaryIO) -> str:
         address = self._address(name)
@@ -118,7 +117,7 @@ class RemoteObjects:
             with self._system.open(address, "wb") as file:
                 return _copy(content, file)
         except BaseException:
-            self.remove(name)  # some file systems keep what came before the failure
+            self.remove(name)  # some file systems keep partial files
             raise
 
     def has(self, name: str) -> bool:
@@ -131,17 +130,17 @@ class RemoteObjects:
             os.utime(path)
             return path
         self._fetched.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
-            with self._system.open(self._address(name), "rb") as remote, aside.open("xb") as file:
-                shutil.copyfileobj(remote, file, _PIECE)
-            os.replace(aside, path)
+            with self._system.open(self._address(name), "rb") as remote, temporary.open("xb") as file:
+                shutil.copyfileobj(remote, file, _CHUNK)
+            os.replace(temporary, path)
         finally:
-            aside.unlink(missing_ok=True)
-        self._make_room(path)
+            temporary.unlink(missing_ok=True)
+        self._evict(path)
         return path
 
-    def _make_room(self, newest: Path) -> None:
+    def _evict(self, newest: Path) -> None:
         files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in self._fetched.iterdir() if f.is_file())
         total = sum(size for _, size, _ in files)
         for _, size, file in files:
@@ -160,8 +159,8 @@ class RemoteObjects:
         self._system.exists(self._root)
 
 
-def _spread(name: str) -> str:
-    """ "audio/abc" → "audio/ab/abc": no folder gets too full."""
+def _sharded(name: str) -> str:
+    """ "audio/abc" → "audio/ab/abc", to limit the files per folder."""
     kind, _, rest = name.rpartition("/")
     return f"{kind}/{rest[:2]}/{rest}"
 
@@ -170,7 +169,7 @@ def _copy(content: bytes | BinaryIO, to: Any) -> str:
     digest = hashlib.sha256()
     source = io.BytesIO(content) if isinstance(content, bytes) else content
     source.seek(0)
-    while piece := source.read(_PIECE):
+    while piece := source.read(_CHUNK):
         digest.update(piece)
         to.write(piece)
     return digest.hexdigest()

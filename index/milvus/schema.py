@@ -1,8 +1,7 @@
-"""A clip as a row in Milvus, and the collection that such rows make.
+"""The schema of a library's collections in Milvus, and conversion between clips and rows.
 
-Knows the schema, and how a clip is written and read back; makes no call that changes a row. The checkpoint that made
-a collection is the default value of a field of its schema: it comes into being with the collection, in one step, and
-every row carries it.
+The checkpoint of a library is the default value of a field of its schema, so that it is created atomically with the
+collection and every row has it.
 """
 
 from __future__ import annotations
@@ -14,38 +13,37 @@ from typing import Any
 
 import numpy as np
 
-from index import new_clip as preparing
-from index.milvus.filters import MAX_BYTES, filterable, hexadecimal
-from index.milvus.words import body
+from index.milvus.filters import MAX_BYTES, filterable, hexadecimal, indexed_text
+from index.new_clip import encode_clip
 from index.records import Clip, InvalidMetadata, NewClip
 
 RECORD = ["record"]  # the fields that a Clip is read from
-SORTED_BY = {"created": "arrived", "filename": "name", "duration": "duration"}
+SORT_FIELDS = {"created": "arrived", "filename": "name", "duration": "duration"}
 
-_LONGEST_NAME = 4096  # bytes of a file's name
+_MAX_NAME = 4096  # bytes of a file name
 _HNSW = {"M": 16, "efConstruction": 200}
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A new clip, checked and encoded."""
+class NewRows:
+    """A new clip as the rows and objects that are written for it."""
 
     clip: Clip
     row: dict[str, Any]
     frames: bytes
-    segments: list[dict[str, Any]]  # rows of the collection of segments
+    segments: list[dict[str, Any]]  # rows of the segment collection
     audio: Any  # as in NewClip
 
 
-def prepare(new: NewClip, dim: int, arrived: int) -> Prepared:
-    """A new clip as a row that arrives at a time in microseconds since 1970.
+def to_rows(new: NewClip, dim: int, arrived: int) -> NewRows:
+    """Converts a new clip. `arrived`: microseconds since 1970.
 
-    Raises InvalidMetadata, also for metadata that is larger than Milvus' fields; ValueError for vectors of another
-    shape or length.
+    Raises InvalidMetadata, also for metadata that exceeds Milvus' limits, and ValueError for vectors of the wrong shape
+    or length.
     """
     created = datetime.fromtimestamp(arrived // 1_000_000, UTC).replace(microsecond=arrived % 1_000_000)
-    ready = preparing.prepare(new, dim, created)
-    clip, segments = ready.clip, ready.segments.decode()
+    encoded = encode_clip(new, dim, created)
+    clip, segments = encoded.clip, encoded.segments.decode()
     row = {
         "id": clip.id,
         "sha256": clip.sha256,
@@ -55,77 +53,77 @@ def prepare(new: NewClip, dim: int, arrived: int) -> Prepared:
         "duration": clip.duration,
         "sample_rate": float(clip.sample_rate),
         "channels": float(clip.channels),
-        "hop": ready.frame_hop,
+        "hop": encoded.frame_hop,
         "segments": len(segments),
-        "vector": ready.embedding.tolist(),
-        **describe(clip),
+        "vector": encoded.embedding.tolist(),
+        **metadata_fields(clip),
     }
-    if len(row["name"]) > 2 * _LONGEST_NAME:
-        raise InvalidMetadata(f"a file name in Milvus has at most {_LONGEST_NAME} bytes")
+    if len(row["name"]) > 2 * _MAX_NAME:
+        raise InvalidMetadata(f"file names in Milvus are limited to {_MAX_NAME} bytes")
     parts = zip(segment_ids(clip.id, len(segments)), segments.tolist(), strict=True)
-    stretches = [{"id": part, "clip": clip.id, "vector": vector} for part, vector in parts]
-    return Prepared(clip, row, ready.codes, stretches, new.audio)
+    segment_rows = [{"id": part, "clip": clip.id, "vector": vector} for part, vector in parts]
+    return NewRows(clip, row, encoded.codes, segment_rows, new.audio)
 
 
 def segment_ids(clip_id: str, count: int) -> list[str]:
-    """The ids of a clip's segments."""
+    """Returns the ids of a clip's segments."""
     return [f"{clip_id}{number:08x}" for number in range(count)]
 
 
-def describe(clip: Clip) -> dict[str, Any]:
-    """The fields of a row that its metadata decides. Raises InvalidMetadata when it is too large for them."""
+def metadata_fields(clip: Clip) -> dict[str, Any]:
+    """Returns the fields of a row that depend on its metadata. Raises InvalidMetadata if it exceeds their limits."""
     facts, spans = filterable(clip.metadata)
     values = [clip.id, clip.filename, clip.sha256, clip.duration, clip.sample_rate, clip.channels, clip.created]
     record = json.dumps([*values, clip.metadata], ensure_ascii=False)
     if len(record.encode()) > MAX_BYTES:
-        raise InvalidMetadata(f"a clip's record in Milvus has at most {MAX_BYTES} bytes, and this has more")
-    return {"record": record, "facts": facts, "spans": spans, "words": body(clip.filename, clip.metadata)}
+        raise InvalidMetadata(f"a clip's record exceeds the {MAX_BYTES} bytes that Milvus allows")
+    return {"record": record, "facts": facts, "spans": spans, "words": indexed_text(clip.filename, clip.metadata)}
 
 
 def read_clip(row: dict[str, Any]) -> Clip:
-    """The clip of a row that has the fields RECORD."""
+    """Returns the clip of a row that has the fields RECORD."""
     return Clip(*json.loads(row["record"]))
 
 
 def read_vector(row: dict[str, Any]) -> np.ndarray:
-    """The vector (D,) of a row that has it."""
+    """Returns the vector (D,) float32 of a row that has the field."""
     return np.array(row["vector"], dtype=np.float32)
 
 
 def audio_object(clip: Clip) -> str:
-    """The name of the object that is the clip's uploaded file. It is the clip's alone."""
+    """Returns the name of the object with the clip's uploaded file. No other clip shares it."""
     return f"audio/{clip.sha256}.{clip.id}"
 
 
 def frames_object(clip: Clip) -> str:
-    """The name of the object that has the clip's frame embeddings, as FrameCodes.to_bytes makes them."""
+    """Returns the name of the object with the clip's frames, FrameCodes.to_bytes."""
     return f"frames/{clip.sha256}.{clip.id}"
 
 
-# The collections
+# Collections
 
 
-def schema(client: Any, dim: int, checkpoint: str) -> Any:
-    """The schema of a library that belongs to a checkpoint."""
+def clip_schema(client: Any, dim: int, checkpoint: str) -> Any:
+    """Returns the schema of a checkpoint's clip collection."""
     from pymilvus import DataType, Function, FunctionType
 
-    made = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    made.add_field("id", DataType.VARCHAR, is_primary=True, max_length=32)
-    made.add_field("checkpoint", DataType.VARCHAR, max_length=4096, default_value=checkpoint)
-    made.add_field("sha256", DataType.VARCHAR, max_length=64)
-    made.add_field("arrived", DataType.INT64)  # microseconds since 1970
-    made.add_field("created", DataType.VARCHAR, max_length=64)
-    made.add_field("name", DataType.VARCHAR, max_length=2 * _LONGEST_NAME)
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=32)
+    schema.add_field("checkpoint", DataType.VARCHAR, max_length=4096, default_value=checkpoint)
+    schema.add_field("sha256", DataType.VARCHAR, max_length=64)
+    schema.add_field("arrived", DataType.INT64)  # microseconds since 1970
+    schema.add_field("created", DataType.VARCHAR, max_length=64)
+    schema.add_field("name", DataType.VARCHAR, max_length=2 * _MAX_NAME)
     for number in ("duration", "sample_rate", "channels", "hop"):
-        made.add_field(number, DataType.DOUBLE)
-    made.add_field("segments", DataType.INT64)  # how many there are in the other collection
-    made.add_field("record", DataType.VARCHAR, max_length=MAX_BYTES)
-    made.add_field("facts", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=4096, max_length=32)
-    made.add_field("spans", DataType.JSON)
-    made.add_field("words", DataType.VARCHAR, max_length=MAX_BYTES, enable_analyzer=True)
-    made.add_field("terms", DataType.SPARSE_FLOAT_VECTOR)
-    made.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-    made.add_function(
+        schema.add_field(number, DataType.DOUBLE)
+    schema.add_field("segments", DataType.INT64)  # number of rows in the segment collection
+    schema.add_field("record", DataType.VARCHAR, max_length=MAX_BYTES)
+    schema.add_field("facts", DataType.ARRAY, element_type=DataType.VARCHAR, max_capacity=4096, max_length=32)
+    schema.add_field("spans", DataType.JSON)
+    schema.add_field("words", DataType.VARCHAR, max_length=MAX_BYTES, enable_analyzer=True)
+    schema.add_field("terms", DataType.SPARSE_FLOAT_VECTOR)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+    schema.add_function(
         Function(
             name="count_terms",
             function_type=FunctionType.BM25,
@@ -133,22 +131,22 @@ def schema(client: Any, dim: int, checkpoint: str) -> Any:
             output_field_names=["terms"],
         )
     )
-    return made
+    return schema
 
 
 def segment_schema(client: Any, dim: int) -> Any:
-    """The schema of the segments of a library's clips (index.segments)."""
+    """Returns the schema of the segment collection (index.segments)."""
     from pymilvus import DataType
 
-    made = client.create_schema(auto_id=False, enable_dynamic_field=False)
-    made.add_field("id", DataType.VARCHAR, is_primary=True, max_length=40)
-    made.add_field("clip", DataType.VARCHAR, max_length=32)
-    made.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-    return made
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=40)
+    schema.add_field("clip", DataType.VARCHAR, max_length=32)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+    return schema
 
 
 def indexes(client: Any, kind: str, segments: bool = False) -> dict[str, Any]:
-    """The index of each field that has one; `kind` is the one of the vectors."""
+    """Returns the index parameters by field; `kind` is the index type of the vectors."""
     wanted: dict[str, dict[str, Any]] = {
         "vector": {"index_type": kind, "metric_type": "IP", "params": _HNSW if kind == "HNSW" else {}}
     }
@@ -157,7 +155,7 @@ def indexes(client: Any, kind: str, segments: bool = False) -> dict[str, Any]:
     else:
         wanted["terms"] = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "BM25", "params": {}}
         wanted["sha256"] = {"index_type": "INVERTED"}
-        if "lite" not in client.get_server_version():  # which has no index of arrays
+        if "lite" not in client.get_server_version():  # milvus-lite cannot index arrays
             wanted["facts"] = {"index_type": "INVERTED"}
     made = {}
     for field, options in wanted.items():
@@ -167,7 +165,7 @@ def indexes(client: Any, kind: str, segments: bool = False) -> dict[str, Any]:
 
 
 def stamp(description: dict[str, Any]) -> tuple[str, int] | None:
-    """(checkpoint, dim) of a collection that `describe_collection` describes; None when it is not a library."""
+    """Returns (checkpoint, dim) from the result of `describe_collection`; None if it is not a library."""
     fields = {field["name"]: field for field in description["fields"]}
     if not {"checkpoint", "record", "vector", "facts", "spans", "terms", "segments"} <= fields.keys():
         return None

@@ -1,7 +1,7 @@
-"""The uploaded files on disk, each named by the SHA-256 of its bytes: `<root>/ab/ab…`.
+"""The uploaded audio files, each named by the SHA-256 of its content: `<root>/ab/ab…`.
 
-Knows no record: which files ought to be there, it is told. A file appears under its name only whole and on the disk
-(written aside, fsync, rename, fsync of the folder). One process at a time may write; the catalog's lock sees to that.
+A file appears under its name only complete and on disk: written to a temporary name, fsync, rename, fsync of the
+folder. One process at a time may write, which the library's lock ensures.
 """
 
 from __future__ import annotations
@@ -15,27 +15,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from index.files import fsync_folder
+
 _INCOMING = ".incoming"
-_PIECE = 1 << 20  # bytes copied at a time
+_CHUNK = 1 << 20  # bytes copied at a time
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
-def fsync_folder(folder: Path) -> None:
-    """Makes names created, renamed or removed in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def path_in(root: Path, sha256: str) -> Path:
-    """Where the file with this hash is under `root`, or would be."""
+    """Returns the path of the file with this hash under `root`, whether or not it exists."""
     return root / sha256[:2] / sha256
 
 
 class AudioFiles:
-    """The folder of audio files; `root` is created when it is not there."""
+    """A folder of audio files; `root` is created if needed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -44,17 +37,16 @@ class AudioFiles:
         fsync_folder(root)
 
     def path(self, sha256: str) -> Path:
-        """Where the file with this hash is, or would be."""
+        """Returns the path of the file with this hash, whether or not it exists."""
         return path_in(self.root, sha256)
 
     def has(self, sha256: str) -> bool:
         return self.path(sha256).is_file()
 
     def stage(self, audio: bytes | BinaryIO, sha256: str) -> Path:
-        """Writes the bytes to a file of their own, on the disk when this returns, under no lasting name yet.
+        """Writes audio to a temporary file and fsyncs it; a file object is copied from its start.
 
-        A file is copied from its start, piece by piece. Raises ValueError when `sha256` is not theirs, OSError when
-        they cannot be written (then nothing is left).
+        Raises ValueError if the hash differs, OSError if it cannot be written. Neither leaves a file.
         """
         staged = self._incoming / uuid.uuid4().hex
         try:
@@ -63,11 +55,11 @@ class AudioFiles:
                     file.write(audio)
                 else:
                     audio.seek(0)
-                    shutil.copyfileobj(audio, file, _PIECE)
+                    shutil.copyfileobj(audio, file, _CHUNK)
                 file.flush()
                 file.seek(0)
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise ValueError(f"the audio's SHA-256 is not {sha256!r}")
+                    raise ValueError(f"the audio does not have the SHA-256 {sha256!r}")
                 os.fsync(file.fileno())
         except BaseException:
             staged.unlink(missing_ok=True)
@@ -75,16 +67,16 @@ class AudioFiles:
         return staged
 
     def stage_link(self, file: Path) -> Path:
-        """`stage` for a file that is whole, on the disk and never changed in its place: a link to it, no copy.
+        """Stages a hard link to a file that is complete, on disk and never modified.
 
-        Raises OSError where links will not do.
+        Raises OSError if the file system cannot link it.
         """
         staged = self._incoming / uuid.uuid4().hex
         os.link(file, staged)
         return staged
 
     def place(self, staged: dict[str, Path]) -> None:
-        """Gives staged files (hash → file) their names; they survive a power cut when this returns."""
+        """Renames staged files (hash → file) to their names; they survive a power cut when this returns."""
         folders = {self.path(sha256).parent for sha256 in staged}
         new_folders = [folder for folder in folders if not folder.is_dir()]
         for folder in new_folders:
@@ -97,33 +89,25 @@ class AudioFiles:
             fsync_folder(self.root)
 
     def remove(self, sha256: str) -> None:
-        """Forgets a file; nothing happens when it is not there."""
+        """Removes a file, if it exists."""
         self.path(sha256).unlink(missing_ok=True)
 
     def names(self) -> Iterator[str]:
-        """The hash of every file that is there."""
+        """Yields the hash of every file."""
         for folder in self.root.iterdir():
             if len(folder.name) == 2 and folder.is_dir():
                 with os.scandir(folder) as entries:
                     yield from (e.name for e in entries if _NAME.fullmatch(e.name) and e.name[:2] == folder.name)
 
     def clear_incoming(self) -> int:
-        """Removes what an interrupted `stage` left behind; how many files."""
+        """Removes the leftovers of interrupted `stage` calls and returns their number."""
         leftovers = list(self._incoming.iterdir())
         for file in leftovers:
             file.unlink()
         return len(leftovers)
 
-    def remove_unless(self, wanted: Callable[[str], bool]) -> tuple[list[str], set[str]]:
-        """Removes every file whose hash is not wanted: the hashes removed, and those that stay.
-
-        Only files that this class could have named are looked at; anything else in the folder is left alone.
-        """
-        removed, kept = [], set()
-        for sha256 in self.names():
-            if wanted(sha256):
-                kept.add(sha256)
-            else:
+    def remove_unless(self, wanted: Callable[[str], bool]) -> None:
+        """Removes every file whose hash is not wanted. Files whose names are not hashes are ignored."""
+        for sha256 in list(self.names()):
+            if not wanted(sha256):
                 self.remove(sha256)
-                removed.append(sha256)
-        return removed, kept

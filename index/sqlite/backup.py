@@ -1,11 +1,12 @@
-"""Copies of a library that may be open and changing meanwhile; index.sqlite.restore makes libraries of them.
+"""Backups of a library that may be open and changing, and restoring them.
 
-    <backups>/finelap-backups          this is a folder of backups
+    <backups>/finelap-backups          marks a folder of backups
               audio/ab/ab12…           every audio file of every snapshot, once
               snapshots/<UTC time>/    catalog.sqlite3, manifest.json
 
-A snapshot is the library as it stood at one moment between the start and the end of the backup. It appears under its
-name only whole; what an interrupted backup has copied is used by the next. Knows no model and no HTTP.
+A snapshot is the library's state at one moment between the start and the end of the backup. It appears under its name
+only when complete; the next backup reuses the files that an interrupted one copied. A restore checks every file and
+takes effect in one step, the rename of the database; until then opening the folder as a library is refused.
 """
 
 from __future__ import annotations
@@ -23,50 +24,51 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from index.files import fsync_folder, write_file
 from index.records import LibraryError
-from index.sqlite import store
-from index.sqlite.audio_files import AudioFiles, fsync_folder
-from index.sqlite.reader import AUDIO, CATALOG, LibraryReader, exclusive_lock
-from index.sqlite.store import storage_errors
+from index.sqlite import queries
+from index.sqlite.audio_files import AudioFiles, path_in
+from index.sqlite.reader import LibraryReader, exclusive_lock
+from index.sqlite.store import AUDIO_FOLDER, DATABASE_FILE, RESTORING_FILE, storage_errors
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+Progress = Callable[[str, int, int], None]  # (what is being processed, done, total)
 
-_MARK, SNAPSHOTS, _MANIFEST = "finelap-backups", "snapshots", "manifest.json"
+_MARKER, SNAPSHOTS, _MANIFEST = "finelap-backups", "snapshots", "manifest.json"
 _FORMAT = 1
 _NAME = "%Y%m%dT%H%M%S.%fZ"  # of a snapshot
 _PAGES = 4096  # of the database copied at a time
-_TOGETHER = 64  # audio files that get their names at once
-_PIECE = 1 << 20  # bytes
+_BATCH = 64  # audio files renamed at once
+_CHUNK = 1 << 20  # bytes
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One backup, as its manifest says."""
+    """The manifest of one backup."""
 
-    name: str  # UTC time of its start
-    checkpoint: str | None  # that made the vectors
+    name: str  # UTC time at the start
+    checkpoint: str | None  # of the vectors
     clips: int
     catalog_bytes: int
     catalog_sha256: str
-    missing: dict[str, str]  # SHA-256 of audio that the library itself did not have, or not whole: the reason
+    missing: dict[str, str]  # SHA-256 of audio missing or damaged in the library → reason
 
 
 @dataclass(frozen=True)
 class BackupResult:
-    """What a backup or a restore did."""
+    """The result of a backup or a restore."""
 
     snapshot: Snapshot
-    files: int  # audio files that were added
-    failed: dict[str, str]  # SHA-256 of audio files that could not be: the reason
+    files: int  # audio files added
+    failed: dict[str, str]  # SHA-256 of audio files that could not be added → reason
 
 
 def back_up(folder: Path, dest: Path, progress: Progress, copy: bool = False) -> BackupResult:
-    """Adds a snapshot of the library in `folder` to the backups in `dest`, which is made when it is not there.
+    """Adds a snapshot of the library in `folder` to the backups in `dest`, which is created if needed.
 
-    Audio files are linked where the file system allows it, unless `copy`; each is read once and compared to its name.
-    Raises LibraryError when there is no library, or `dest` is something else, LibraryInUse when another backup runs
-    there, StorageFull.
+    Audio files are hard-linked where the file system allows it, unless `copy`; each new one is checked against its
+    hash. Raises LibraryError if there is no library or `dest` is not a folder of backups, LibraryInUse if another
+    backup to `dest` is running, StorageFull.
     """
     with LibraryReader(folder) as library, storage_errors(dest):
         _open_backups(dest)
@@ -76,38 +78,31 @@ def back_up(folder: Path, dest: Path, progress: Progress, copy: bool = False) ->
 
 def _open_backups(dest: Path) -> None:
     dest.mkdir(parents=True, exist_ok=True)
-    mark, new = dest / _MARK, dest / (_MARK + ".new")
+    mark, new = dest / _MARKER, dest / (_MARKER + ".new")
     if not mark.is_file():
         if set(os.listdir(dest)) - {new.name}:
-            raise LibraryError(f"{dest} is not empty and not a folder of backups: choose another")
-        _write(new, f"format {_FORMAT}\n".encode())
+            raise LibraryError(f"{dest} is neither empty nor a folder of backups: choose another folder")
+        write_file(new, f"format {_FORMAT}\n".encode())
         os.replace(new, mark)
     (dest / SNAPSHOTS).mkdir(exist_ok=True)
     fsync_folder(dest)
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _next_name(now: datetime, folder: Path) -> str:
-    """A name for the time, behind those that are there, also when the clock was put back since."""
+    """Returns a name for the time that sorts after all existing names, even if the clock went backwards."""
     for path in folder.iterdir():
-        with contextlib.suppress(ValueError):  # what somebody else put there
+        with contextlib.suppress(ValueError):  # not a snapshot
             now = max(now, datetime.strptime(path.name, _NAME).replace(tzinfo=UTC) + timedelta(microseconds=1))
     return now.strftime(_NAME)
 
 
 class _Backup:
-    """One backup under way."""
+    """A backup in progress."""
 
     def __init__(self, library: LibraryReader, dest: Path, progress: Progress, copy: bool) -> None:
         self._library, self._dest = library, dest
         self._progress, self._copy = progress, copy
-        self._audio = AudioFiles(dest / AUDIO)
+        self._audio = AudioFiles(dest / AUDIO_FOLDER)
         self._name = _next_name(datetime.now(UTC), dest / SNAPSHOTS)
         self._new = dest / SNAPSHOTS / f".{self._name}"
         self._added: set[str] = set()
@@ -118,65 +113,64 @@ class _Backup:
         for leftover in (self._dest / SNAPSHOTS).glob(".*"):
             shutil.rmtree(leftover)
         self._new.mkdir()
-        # most audio comes before the snapshot: then little of what that names can be deleted before it is here too
-        self._take_audio([clip.sha256 for clip in self._library.clips()])
+        # Copy most audio before the database, so that little of it can be deleted from the library in between.
+        self._copy_audio([clip.sha256 for clip in self._library.clips()])
         while True:
-            checkpoint, names = self._copy_catalog()
-            gone = self._take_audio(names)
+            checkpoint, names = self._copy_database()
+            gone = self._copy_audio(names)
             lost = {sha256 for sha256 in gone if self._is_lost(sha256)}
             if lost == gone:
-                break  # else a clip was deleted since: the library as it stands now is another one
-        missing = {name: self._damaged.get(name, "it is missing in the library") for name in names if name in gone}
-        catalog = self._new / CATALOG
-        snapshot = Snapshot(
-            self._name, checkpoint, len(names), catalog.stat().st_size, sha256_of(catalog, self._progress), missing
-        )
+                break  # otherwise a clip was deleted meanwhile: copy the database again
+        missing = {name: self._damaged.get(name, "missing in the library") for name in names if name in gone}
+        database = self._new / DATABASE_FILE
+        sha256 = _sha256_of(database, self._progress)
+        snapshot = Snapshot(self._name, checkpoint, len(names), database.stat().st_size, sha256, missing)
         manifest = {"format": _FORMAT, **asdict(snapshot)}
-        _write(self._new / _MANIFEST, json.dumps(manifest, indent=2).encode())
+        write_file(self._new / _MANIFEST, json.dumps(manifest, indent=2).encode())
         fsync_folder(self._new)
         os.replace(self._new, self._dest / SNAPSHOTS / self._name)
         fsync_folder(self._dest / SNAPSHOTS)
         return BackupResult(snapshot, len(self._added), missing)
 
-    def _copy_catalog(self) -> tuple[str | None, list[str]]:
-        """The database as it is now, in one file that is on the disk: its checkpoint, and the audio that it names."""
-        path = self._new / CATALOG
+    def _copy_database(self) -> tuple[str | None, list[str]]:
+        """Copies the database to one file on disk. Returns its checkpoint and the hashes of its audio files."""
+        path = self._new / DATABASE_FILE
         path.unlink(missing_ok=True)
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             with self._library.view() as view:
-                store.stamp(view)  # from here on the view is of one moment, so the copy is never begun anew
+                queries.stamp(view)  # starts the transaction: a fixed view, so that the copy never restarts
                 view.backup(
                     copy, pages=_PAGES, progress=lambda _, left, total: self._progress("records", total - left, total)
                 )
-            copy.execute("PRAGMA journal_mode = DELETE")  # whole in one file
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log
             (fault,) = copy.execute("PRAGMA quick_check(1)").fetchone()
             if fault != "ok":
                 raise LibraryError(f"the library's database is damaged: {fault}")
-            stamp = store.stamp(copy)
-            names = [sha256 for sha256, _, _ in store.all_sha256(copy)]
+            stamp = queries.stamp(copy)
+            names = [sha256 for sha256, _, _ in queries.all_sha256(copy)]
         with path.open("rb") as file:
             os.fsync(file.fileno())
         return stamp[0] if stamp else None, names
 
-    def _take_audio(self, names: list[str]) -> set[str]:
-        """Brings audio files here, under their names and on the disk; those that could not be."""
-        batch = Batch(self._audio)
-        not_there: set[str] = set()
+    def _copy_audio(self, names: list[str]) -> set[str]:
+        """Links or copies audio files, durably. Returns the hashes of those that failed."""
+        batch = _RenameBatch(self._audio)
+        failed: set[str] = set()
         for number, sha256 in enumerate(names, start=1):
             if not self._audio.has(sha256):
                 try:
-                    self._take(sha256, batch)
+                    self._link_or_copy(sha256, batch)
                     self._added.add(sha256)
                 except FileNotFoundError:
-                    not_there.add(sha256)
+                    failed.add(sha256)
                 except ValueError:
-                    self._damaged[sha256] = "it is damaged in the library"
-                    not_there.add(sha256)
+                    self._damaged[sha256] = "damaged in the library"
+                    failed.add(sha256)
             self._progress("audio files", number, len(names))
         batch.flush()
-        return not_there
+        return failed
 
-    def _take(self, sha256: str, batch: Batch) -> None:
+    def _link_or_copy(self, sha256: str, batch: _RenameBatch) -> None:
         with self._library.audio_path(sha256).open("rb") as file:
             if not self._copy:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
@@ -187,45 +181,45 @@ class _Backup:
                 except OSError as error:
                     if error.errno not in _NO_LINKS:
                         raise
-                    self._copy = True  # no link will do
+                    self._copy = True  # the file system cannot link
             batch.add(sha256, self._audio.stage(file, sha256))
 
     def _is_lost(self, sha256: str) -> bool:
-        """Whether the library has the clip and not its audio, so that another try would not find it either."""
+        """Whether the library has the clip but not its audio, so that a retry would fail too."""
         if sha256 in self._damaged:
             return True
-        there = self._library.id_of(sha256)
-        # a clip that is there before and after this look, and whose file is not there, did not lose it by deletion
-        is_file = self._library.audio_path(sha256).is_file()
-        return there is not None and not is_file and self._library.id_of(sha256) == there
+        clip_id = self._library.id_of(sha256)
+        # If the clip exists before and after this check, its file was not removed by a delete.
+        exists = self._library.audio_path(sha256).is_file()
+        return clip_id is not None and not exists and self._library.id_of(sha256) == clip_id
 
 
-class Batch:
-    """Audio files that are given their names together, as each time the folders are forced to the disk."""
+class _RenameBatch:
+    """Renames staged audio files in batches, because each rename needs an fsync of its folder."""
 
     def __init__(self, audio: AudioFiles) -> None:
         self._audio = audio
         self._staged: dict[str, Path] = {}
 
     def add(self, sha256: str, staged: Path) -> None:
-        """A staged file."""
+        """Adds a staged file."""
         self._staged[sha256] = staged
-        if len(self._staged) >= _TOGETHER:
+        if len(self._staged) >= _BATCH:
             self.flush()
 
     def link(self, sha256: str, file: Path) -> None:
-        """A file that is whole and on the disk, and never changed in its place."""
+        """Adds a hard link to a file that is complete, on disk and never modified."""
         self.add(sha256, self._audio.stage_link(file))
 
     def flush(self) -> None:
-        """Every file has its name on the disk when this returns."""
+        """Renames all files, durably when this returns."""
         self._audio.place(self._staged)
         self._staged = {}
 
 
 def snapshots(source: Path) -> list[Snapshot]:
-    """The snapshots of a folder of backups, oldest first. Raises LibraryError when it is none."""
-    if not (source / _MARK).is_file():
+    """Returns the snapshots in a folder of backups, oldest first. Raises LibraryError if it is not one."""
+    if not (source / _MARKER).is_file():
         raise LibraryError(f"{source} is not a folder of backups")
     with storage_errors(source):
         names = sorted(p.name for p in (source / SNAPSHOTS).iterdir() if not p.name.startswith("."))
@@ -237,18 +231,111 @@ def _read_manifest(source: Path, name: str) -> Snapshot:
     try:
         manifest = json.loads(path.read_bytes())
         if manifest.pop("format") != _FORMAT:
-            raise LibraryError(f"{path} was written by a newer release: use that one")
+            raise LibraryError(f"{path} was written by a newer release: use that release")
         return Snapshot(**manifest)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise LibraryError(f"{path} is no manifest of a backup: {error}") from error
+        raise LibraryError(f"{path} is not the manifest of a backup: {error}") from error
 
 
-def sha256_of(path: Path, progress: Progress) -> str:
-    """The SHA-256 of a file, hex."""
+def restore(
+    source: Path, folder: Path, progress: Progress, snapshot: str | None = None, partial: bool = False
+) -> BackupResult:
+    """Restores a snapshot (by default the last) to `folder`, which must be empty or not exist.
+
+    Every file is checked against its checksum. The last step makes the folder a library; until then it cannot be opened
+    as one, and another restore continues the work. Audio that is missing or damaged, but was not so in the library, is
+    an error before that step unless `partial`. Raises LibraryError, LibraryInUse, StorageFull.
+    """
+    chosen = _choose(snapshots(source), snapshot, source)
+    with storage_errors(folder):
+        _check_restorable(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / "lock", f"{folder} is in use"):
+            _check_restorable(folder)
+            result = _restore(source, chosen, folder, progress)
+            if result.failed and not partial:
+                name, reason = next(iter(result.failed.items()))
+                raise LibraryError(
+                    f"the backup is incomplete: {len(result.failed)} audio files are missing or damaged ({name} is "
+                    f"{reason}); --partial restores the others"
+                )
+            os.replace(folder / RESTORING_FILE, folder / DATABASE_FILE)
+            fsync_folder(folder)
+            fsync_folder(folder.absolute().parent)
+    return result
+
+
+def _choose(found: list[Snapshot], name: str | None, source: Path) -> Snapshot:
+    if not found:
+        raise LibraryError(f"{source} has no complete backup")
+    for one in found:
+        if one.name == name:
+            return one
+    if name is not None:
+        raise LibraryError(f"{source} has no snapshot {name}; it has {', '.join(one.name for one in found)}")
+    return found[-1]
+
+
+def _check_restorable(folder: Path) -> None:
+    """Raises LibraryError unless the folder is empty or has an interrupted restore."""
+    names = set(os.listdir(folder)) if folder.exists() else set()
+    if RESTORING_FILE in names and DATABASE_FILE not in names:
+        return
+    if names - {"lock", "lost+found"}:
+        raise LibraryError(f"{folder} is not empty: restore to another folder, or move its files away")
+
+
+def _restore(source: Path, snapshot: Snapshot, folder: Path, progress: Progress) -> BackupResult:
+    """Restores everything but the database's name."""
+    restoring = folder / RESTORING_FILE
+    if not restoring.exists() or _sha256_of(restoring, progress) != snapshot.catalog_sha256:
+        _copy_file(source / SNAPSHOTS / snapshot.name / DATABASE_FILE, restoring, progress)
+        if _sha256_of(restoring, progress) != snapshot.catalog_sha256:
+            raise LibraryError(f"{DATABASE_FILE} of snapshot {snapshot.name} is damaged")
+    with closing(sqlite3.connect(f"{restoring.absolute().as_uri()}?immutable=1", uri=True)) as database:
+        names = [sha256 for sha256, _, _ in queries.all_sha256(database)]
+    audio, backups = AudioFiles(folder / AUDIO_FOLDER), source / AUDIO_FOLDER
+    audio.clear_incoming()
+    audio.remove_unless(set(names).__contains__)  # left by the interrupted restore of another snapshot
+    files, failed = _copy_audio(backups, audio, names, progress)
+    return BackupResult(snapshot, files, {name: failed[name] for name in failed if name not in snapshot.missing})
+
+
+def _copy_audio(source: Path, audio: AudioFiles, names: list[str], progress: Progress) -> tuple[int, dict[str, str]]:
+    batch = _RenameBatch(audio)
+    files, failed = 0, {}
+    for number, sha256 in enumerate(names, start=1):
+        if not audio.has(sha256):
+            try:
+                with path_in(source, sha256).open("rb") as file:
+                    batch.add(sha256, audio.stage(file, sha256))
+                files += 1
+            except FileNotFoundError:
+                failed[sha256] = "missing"
+            except ValueError:
+                failed[sha256] = "damaged"
+        progress("audio files", number, len(names))
+    batch.flush()
+    return files, failed
+
+
+def _copy_file(source: Path, target: Path, progress: Progress) -> None:
+    total, done = source.stat().st_size, 0
+    with source.open("rb") as file, target.open("wb") as copy:
+        while piece := file.read(_CHUNK):
+            copy.write(piece)
+            done += len(piece)
+            progress("records", done, total)
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+def _sha256_of(path: Path, progress: Progress) -> str:
+    """Returns the file's SHA-256 in hex and reports progress."""
     total, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         done = 0
-        while piece := file.read(_PIECE):
+        while piece := file.read(_CHUNK):
             digest.update(piece)
             done += len(piece)
             progress("checksum of records", done, total)

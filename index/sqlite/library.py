@@ -1,20 +1,19 @@
-"""The library of clips: the only public door to records, vectors and audio files, and to search over them.
+"""A library of clips in a local folder: records and vectors in SQLite, audio files, and search with FAISS.
 
-SQLite is the truth; the vector index in memory is a cache of it, filled at start. Knows no model, no audio format and
-no HTTP. Every method is synchronous and may be called from any thread: one writer at a time, any number of readers.
+SQLite is the source of truth; the vector index in memory is a cache of it, filled at start. All methods block and may
+be called from any thread: one writer at a time, any number of readers.
 
-The order of things is what keeps a crash harmless and a search consistent:
+The order of writes makes crashes harmless and searches consistent:
 
-- add: audio on the disk → row committed → searchable. A crash leaves at most an audio file that no row names.
-- delete: no longer searchable → row removed and committed → audio file removed. The same leftover at most.
-- So whatever FAISS finds has a committed row, and a search, which keeps changes of FAISS out while it looks up the
-  records, answers as the library stood at one moment between the search's start and its end.
+- add: audio file on disk → row committed → searchable. A crash leaves at most an audio file without a row.
+- delete: no longer searchable → row deleted and committed → audio file removed. A crash leaves the same.
+- Everything that FAISS finds therefore has a committed row. A search blocks changes of the index while it reads the
+  records, so its result is the library's state at one moment between the search's start and end.
 """
 
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import threading
@@ -27,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from index import text as words
+from index.files import fsync_folder, lock_file
 from index.filters import parse_filter
-from index.new_clip import Prepared, checked_vector, prepare
+from index.new_clip import EncodedClip, check_vector, encode_clip
 from index.quantization import FrameCodes
 from index.records import (
     AudioMissing,
@@ -41,45 +40,44 @@ from index.records import (
     InvalidCursor,
     InvalidMetadata,
     LibraryError,
-    LibraryInUse,
     NewClip,
     StorageFull,
     check_text,
     dump_metadata,
     merge_patch,
-    metadata_facts,
 )
 from index.segments import SegmentIndex
-from index.sqlite import store
-from index.sqlite.audio_files import AudioFiles, fsync_folder
-from index.sqlite.reader import UNFINISHED
-from index.sqlite.recovery import heal
+from index.sqlite import queries
+from index.sqlite.audio_files import AudioFiles
+from index.sqlite.queries import SqliteVectors
+from index.sqlite.recovery import recover
 from index.sqlite.reindex import remove_side, side_path, take_over
-from index.sqlite.reserve import Reserve
-from index.sqlite.store import Store, storage_errors
-from index.sqlite.stored import StoredVectors
+from index.sqlite.store import AUDIO_FOLDER, DATABASE_FILE, RESTORING_FILE, Store, storage_errors
+from index.text import fts_query
 from index.vectors.index import Limits, VectorIndex
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
+_RESERVE_BYTES = 1 << 20  # a delete writes some pages of 4 KiB; opening a library, a shared memory file of 32 KiB
+
 
 class SqliteLibrary:
-    """An open library. Make one with `SqliteLibrary.open`; `close` it, or use it as a context manager.
+    """An open library. Create one with `SqliteLibrary.open`; `close` it, or use it as a context manager.
 
-    `healed` says what opening it had to put right, one sentence each; empty after a clean stop.
+    `recovery_report` lists what opening it repaired or found missing; empty after a clean stop.
     """
 
-    healed: list[str]
+    recovery_report: list[str]
 
     def __init__(self, *, folder: Path, lock: int, database: Store, audio: AudioFiles, index: VectorIndex) -> None:
         self.folder = folder
-        self.healed = []
+        self.recovery_report = []
         self._lock: int | None = lock
         self._store = database
         self._audio = audio
         self._index = index
         self._segments = SegmentIndex(index.dim)
-        self._reserve = Reserve(folder / "reserve")
+        self._reserve = DiskReserve(folder / "reserve")
         self._writing = threading.Lock()
         self._broken: str | None = None
 
@@ -87,61 +85,62 @@ class SqliteLibrary:
     def open(
         cls, data_dir: Path, *, dim: int, checkpoint: str, limits: Limits | None = None, gpu: bool = False
     ) -> SqliteLibrary:
-        """Opens the library in `data_dir`, or begins one; migrates, heals and makes it searchable.
+        """Opens or creates the library in `data_dir`: migrates it, recovers from a crash and fills the search index.
 
-        `checkpoint` identifies the embedding space and `dim` its dimensions; an empty library adopts them, and one that
-        was embedded again for them (see index.sqlite.reindex) changes over. `limits`: when a search takes which way, if not as
-        measured. `gpu`: make a large library's search index on a GPU.
-        Raises CheckpointMismatch when a library with clips was made by another, LibraryInUse when it is open elsewhere,
-        GpuMissing, LibraryError when a newer release wrote it or it cannot be read, StorageFull.
+        `checkpoint` identifies the embedding space and `dim` its dimensions. An empty library adopts them, and a
+        library that was re-embedded for them (index.sqlite.reindex) switches to them. `limits` overrides the measured
+        limits of the vector index; `gpu` builds the index of a large library on a GPU.
+
+        Raises CheckpointMismatch if another checkpoint made the library's clips, LibraryInUse if it is open already,
+        GpuMissing, StorageFull, and LibraryError if it cannot be read or a newer release wrote it.
         """
         if dim < 1 or not checkpoint:
-            raise ValueError("a library needs a positive dim and the checkpoint's name")
+            raise ValueError("a library needs a positive dim and a checkpoint")
         folder = Path(data_dir)
         with storage_errors(folder):
             if not folder.is_dir():
                 folder.mkdir(parents=True)
                 fsync_folder(folder.parent)
-            lock = _lock_folder(folder)
+            lock = lock_file(folder / "lock", f"the library in {folder} is already open, in this process or another")
         try:
             try:
-                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
+                library = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
             except StorageFull:
-                if not Reserve(folder / "reserve").release():
+                if not DiskReserve(folder / "reserve").release():
                     raise
-                catalog = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
+                library = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
         except BaseException:
             os.close(lock)
             raise
-        if not catalog._reserve.restore():
-            catalog.healed.append("the disk is full: delete clips or make room")
-        return catalog
+        if not library._reserve.allocate():
+            library.recovery_report.append("the disk is full: delete clips or free space")
+        return library
 
     @classmethod
     def _open_locked(
         cls, folder: Path, lock: int, dim: int, checkpoint: str, limits: Limits | None, gpu: bool
     ) -> SqliteLibrary:
         with storage_errors(folder):
-            audio = AudioFiles(folder / "audio")
-            _refuse_lost_database(folder / "catalog.sqlite3", audio)
-            database = Store(folder / "catalog.sqlite3")
+            audio = AudioFiles(folder / AUDIO_FOLDER)
+            _check_database_exists(folder, audio)
+            database = Store(folder / DATABASE_FILE)
         try:
             with storage_errors(folder):
                 fsync_folder(folder)
-                _adopt(database, folder, checkpoint, dim)
-                stored = StoredVectors(database, dim)
+                _match_checkpoint(database, folder, checkpoint, dim)
+                stored = SqliteVectors(database, dim)
                 index = VectorIndex(dim, stored, stamp=checkpoint, folder=folder / "index", limits=limits, gpu=gpu)
-                catalog = cls(folder=folder, lock=lock, database=database, audio=audio, index=index)
-                catalog.healed = heal(database, audio)
-                catalog._fill_segments()
-                catalog.healed += index.fill()  # last: it may go on in the background
-            return catalog
+                library = cls(folder=folder, lock=lock, database=database, audio=audio, index=index)
+                library.recovery_report = recover(database, audio)
+                library._fill_segments()
+                library.recovery_report += index.fill()  # last: it may start a background build
+            return library
         except BaseException:
             database.close()
             raise
 
     def close(self) -> None:
-        """Ends the library's use; a change that is being made is finished first. Closing twice is fine."""
+        """Closes the library after the change in progress, if any. Idempotent."""
         with self._writing:
             if self._lock is None:
                 return
@@ -158,73 +157,63 @@ class SqliteLibrary:
 
     def _fill_segments(self) -> None:
         with self._store.read() as view:
-            for rows, vectors in store.all_segments(view, self._index.dim):
+            for rows, vectors in queries.all_segments(view, self._index.dim):
                 self._segments.add(rows, vectors)
 
     # Changes
 
     def add(self, new: NewClip) -> tuple[Clip, bool]:
-        """Adds a clip: (clip, True), or (the clip that is there, False) when its audio already is.
+        """Adds a clip: returns (clip, True), or (existing clip, False) if its audio is in the library already.
 
-        When this returns the clip survives a crash and is found by search. Raises InvalidMetadata, StorageFull,
-        LibraryError (nothing is kept then), ValueError for vectors of another shape or length.
+        When this returns, the clip survives a crash and searches find it. Raises InvalidMetadata, StorageFull,
+        LibraryError (nothing is stored then), ValueError for vectors of the wrong shape or length.
         """
         return self.add_many([new])[0]
 
     def add_many(self, new: Sequence[NewClip]) -> list[tuple[Clip, bool]]:
-        """`add` for several clips at once, all or none of them; one result for each, in order."""
-        prepared = [prepare(clip, self._index.dim, datetime.now(UTC)) for clip in new]
+        """`add` for several clips, all or none of them; one result each, in order."""
+        encoded = [encode_clip(clip, self._index.dim, datetime.now(UTC)) for clip in new]
         staged: dict[str, Path] = {}
         try:
             with storage_errors(self.folder):
-                self._stage(new, staged)  # before the writer's turn: it is the slow part, and several may do it at once
+                self._stage(new, staged)  # outside the lock: it is the slow part, and several callers may stage at once
                 with self._writing:
-                    self._stage(new, staged)  # of what was deleted since
-                    return self._commit(prepared, staged)
+                    self._stage(new, staged)  # what was deleted in the meantime
+                    return self._commit(encoded, staged)
         finally:
             for file in staged.values():
                 file.unlink(missing_ok=True)
 
     def _stage(self, new: Sequence[NewClip], staged: dict[str, Path]) -> None:
-        """Puts on the disk what audio of `new` neither the library nor `staged` (hash → file) has, into `staged`."""
+        """Writes audio that neither the library nor `staged` (hash → file) has to disk, and adds it to `staged`."""
         for clip in new:
             if clip.sha256 not in staged and not (self.find(clip.sha256) and self._audio.has(clip.sha256)):
                 staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
 
-    def _commit(self, prepared: list[Prepared], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
-        """The writer's part of `add_many`: names for the audio, one transaction, FAISS."""
+    def _commit(self, encoded: list[EncodedClip], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
+        """Renames the staged audio, inserts the clips in one transaction and adds them to the indexes."""
         results: list[tuple[Clip, bool]] = []
-        added: dict[int, Prepared] = {}
+        added: dict[int, EncodedClip] = {}
         placed: list[str] = []
         try:
             with self._store.write() as change:
-                known = {item.clip.sha256 for item in prepared if store.by_sha256(change, item.clip.sha256)}
+                known = {item.clip.sha256 for item in encoded if queries.by_sha256(change, item.clip.sha256)}
                 missing = {s: file for s, file in staged.items() if not self._audio.has(s)}
-                placed = [sha256 for sha256 in missing if sha256 not in known]  # ours to take back
+                placed = [sha256 for sha256 in missing if sha256 not in known]  # to be removed if the transaction fails
                 self._audio.place(missing)
-                for item in prepared:
-                    found = store.by_sha256(change, item.clip.sha256)
+                for item in encoded:
+                    found = queries.by_sha256(change, item.clip.sha256)
                     if found:
                         results.append((found[1], False))
                         continue
-                    row = store.insert(
-                        change,
-                        item.clip,
-                        item.metadata,
-                        metadata_facts(item.clip.metadata),
-                        item.embedding.astype("<f4").tobytes(),
-                        item.frame_hop,
-                        item.codes,
-                        item.segments.to_bytes(),
-                    )
-                    added[row] = item
+                    added[queries.insert(change, item)] = item
                     results.append((item.clip, True))
         except BaseException:
             for sha256 in placed:
                 self._audio.remove(sha256)
             raise
         if added:
-            with self._index_change("a clip that was added"):
+            with self._index_change("an added clip"):
                 parts = [item.segments.decode() for item in added.values()]
                 self._segments.add(np.repeat(list(added), [len(part) for part in parts]), np.concatenate(parts))
                 self._index.add(
@@ -233,210 +222,229 @@ class SqliteLibrary:
         return results
 
     def delete(self, clip_id: str) -> None:
-        """Removes a clip with all that belongs to it, for good when this returns. Raises ClipNotFound."""
+        """Deletes a clip and everything that belongs to it, durably when this returns. Raises ClipNotFound."""
         with self._writing:
             row, clip, vector = self._row_and_vector(clip_id)
             with self._store.read() as view:
-                segments = FrameCodes.from_bytes(store.segments(view, row), self._index.dim).decode()
+                segments = FrameCodes.from_bytes(queries.segments(view, row), self._index.dim).decode()
             self._index.remove(np.array([row]))
             self._segments.remove(row)
             try:
                 self._delete_row(row)
             except BaseException:
-                with self._index_change("a clip that could not be deleted"):
+                with self._index_change("a clip whose deletion failed"):
                     self._segments.add(np.full(len(segments), row), segments)
                     self._index.add(np.array([row]), vector[None])
                 raise
-            with suppress(OSError):  # the clip is gone; its file then goes with the next start
+            with suppress(OSError):  # recovery removes the file at the next start
                 self._audio.remove(clip.sha256)
-            self._reserve.restore()
+            self._reserve.allocate()
 
     def _delete_row(self, row: int) -> None:
-        """Removes a clip's records, with the room that was kept back for it when the disk is full."""
+        """Deletes a clip's rows; on a full disk, with the space that the reserve frees."""
         try:
             with self._store.write() as change:
-                store.delete(change, row)
+                queries.delete(change, row)
         except StorageFull:
             if not self._reserve.release():
                 raise
             with self._store.write() as change:
-                store.delete(change, row)
+                queries.delete(change, row)
 
     def _row_and_vector(self, clip_id: str) -> tuple[int, Clip, np.ndarray]:
         with self._store.read() as view:
-            row, clip = _found(store.by_id(view, clip_id), clip_id)
-            return row, clip, store.vector(view, row)
+            row, clip = _found(queries.by_id(view, clip_id), clip_id)
+            return row, clip, queries.vector(view, row)
 
     @contextmanager
     def _index_change(self, what: str) -> Iterator[None]:
-        """A change of FAISS after the database has its own: failing here leaves the two apart until a restart."""
+        """Guards a change of the index after its commit: after a failure, the two differ until a restart."""
         try:
             yield
         except BaseException as error:
-            self._broken = f"the search index lost {what} and needs a restart: {error}"
+            self._broken = f"the search index lost {what}; restart the service: {error}"
             raise LibraryError(self._broken) from error
 
     def update_metadata(self, clip_id: str, changes: dict[str, Any]) -> Clip:
-        """Applies a JSON merge patch (RFC 7396: null removes a key) to a clip's metadata; the clip as it is then.
+        """Applies a JSON merge patch (RFC 7396: null removes a key) to a clip's metadata and returns the changed clip.
 
-        Raises ClipNotFound, InvalidMetadata when `changes` is not a JSON object, StorageFull.
+        Raises ClipNotFound, InvalidMetadata if `changes` is not a JSON object, StorageFull.
         """
         if not isinstance(changes, dict):
             raise InvalidMetadata(f"a metadata patch must be a JSON object, not {type(changes).__name__}")
         with self._writing, self._store.write() as change:
-            row, clip = _found(store.by_id(change, clip_id), clip_id)
+            row, clip = _found(queries.by_id(change, clip_id), clip_id)
             text = dump_metadata(merge_patch(clip.metadata, changes))
             changed = replace(clip, metadata=json.loads(text))
-            store.replace_metadata(change, row, changed, text, metadata_facts(changed.metadata))
+            queries.replace_metadata(change, row, changed, text)
             return changed
 
-    # Questions
+    # Reads
 
     def __len__(self) -> int:
-        """How many clips can be found."""
+        """Returns the number of clips."""
         return len(self._index)
 
     def get(self, clip_id: str) -> Clip:
-        """The clip with this id. Raises ClipNotFound."""
+        """Returns the clip with this id. Raises ClipNotFound."""
         with self._store.read() as view:
-            return _found(store.by_id(view, clip_id), clip_id)[1]
+            return _found(queries.by_id(view, clip_id), clip_id)[1]
 
     def find(self, sha256: str) -> Clip | None:
-        """The clip whose uploaded file has this SHA-256 (hex), if there is one."""
+        """Returns the clip whose uploaded file has this SHA-256 (hex), or None."""
         with self._store.read() as view:
-            found = store.by_sha256(view, sha256)
+            found = queries.by_sha256(view, sha256)
             return found[1] if found else None
 
     def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The k clips most similar to `vector` (D,), best first; fewer when fewer pass the filter.
+        """Returns the k clips most similar to `vector` (D,), best first; fewer if fewer pass the filter.
 
-        Similarity is the inner product, and the filter is applied before the best are taken; what it may ask is in
-        index.filters. Every clip that passes is compared while the library is small or few pass; of a large one those
-        that their codes make likely, see index/vectors/index.py. Raises InvalidFilter; ValueError for another shape, no
-        numbers, or k < 1.
+        Similarity is the inner product. The filter (index.filters) applies before ranking. The search is exact while
+        the library is small or few clips pass, otherwise approximate: see index/vectors/index.py. Raises
+        InvalidFilter, and ValueError for a vector of the wrong shape or not finite, or k < 1.
         """
         _check_count(k, "k")
-        query = checked_vector(vector, self._index.dim, "query", unit=False)
+        query = check_vector(vector, self._index.dim, "query", unit=False)
         conditions = parse_filter(filter)
         with self._index.reading(), self._store.read() as view:
-            only = store.rows_passing(view, conditions) if conditions else None
+            only = queries.rows_passing(view, conditions) if conditions else None
             rows, similarities = self._index.search(query, k, only)
-            clips = store.by_rows(view, rows)
+            clips = queries.by_rows(view, rows)
         return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
 
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The k clips of which some stretch (index.segments) is most similar to `vector` (D,), best first.
+        """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 
-        The hits' similarity is that of the stretch. Filter and errors as in `search`.
+        A hit's similarity is that of its segment. Filter and errors as in `search`.
         """
         _check_count(k, "k")
-        query = checked_vector(vector, self._index.dim, "query", unit=False)
+        query = check_vector(vector, self._index.dim, "query", unit=False)
         conditions = parse_filter(filter)
         with self._segments.reading(), self._store.read() as view:
-            only = store.rows_passing(view, conditions) if conditions else None
+            only = queries.rows_passing(view, conditions) if conditions else None
             rows, similarities = self._segments.search(query, k, only)
-            clips = store.by_rows(view, rows)
+            clips = queries.by_rows(view, rows)
         return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """The k clips whose file name, tags or other metadata have words of `query`, best first by BM25.
+        """Returns the k clips whose file name, tags or other metadata contain words of `query`, best first by BM25.
 
-        The hits' similarity is theirs to `vector` (D,), as in `search`; it has no part in the order. A query without
-        any word finds nothing. Raises as `search` does.
+        A hit's similarity is that of its clip to `vector` (D,) and does not affect the order. A query without words
+        returns nothing. Errors as in `search`.
         """
         _check_count(k, "k")
-        wanted = checked_vector(vector, self._index.dim, "query", unit=False)
-        conditions, match = parse_filter(filter), words.match(query)
+        wanted = check_vector(vector, self._index.dim, "query", unit=False)
+        conditions, match = parse_filter(filter), fts_query(query)
         if match is None:
             return []
         with self._store.read() as view:
-            found = store.rows_matching(view, match, k, conditions)
+            found = queries.rows_matching(view, match, k, conditions)
             rows = np.array([row for row, _ in found], dtype=np.int64)
-            clips, vectors = store.by_rows(view, rows), store.vectors(view, rows)
+            clips, vectors = queries.by_rows(view, rows), queries.vectors(view, rows)
         return [Hit(clips[row], float(vectors[row] @ wanted)) for row, _ in found]
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
-        """The clip's embedding (D,) float32, unit length. Raises ClipNotFound."""
+        """Returns the clip's embedding (D,) float32, unit length. Raises ClipNotFound."""
         return self._row_and_vector(clip_id)[2]
 
     def frames(self, clip_id: str) -> tuple[np.ndarray, float]:
-        """The clip's frame embeddings (T, D) float32, as precise as index/quantization.py says, and their hop in seconds."""
+        """Returns the decoded frame embeddings (T, D) float32 and their hop in seconds. Raises ClipNotFound."""
         codes, hop = self.frame_codes(clip_id)
         return codes.decode(), hop
 
     def frame_codes(self, clip_id: str) -> tuple[FrameCodes, float]:
-        """`frames`, not decoded yet: for long clips, a stretch at a time. Raises ClipNotFound."""
+        """Returns the quantised frames and their hop in seconds; decode long clips in parts. Raises ClipNotFound."""
         with self._store.read() as view:
-            row, _ = _found(store.by_id(view, clip_id), clip_id)
-            codes, hop = store.frame_codes(view, row)
+            row, _ = _found(queries.by_id(view, clip_id), clip_id)
+            codes, hop = queries.frame_codes(view, row)
         return FrameCodes.from_bytes(codes, self._index.dim), hop
 
     def frame_codes_of(self, clip_ids: Sequence[str]) -> dict[str, tuple[FrameCodes, float]]:
-        """`frame_codes` of several clips, by id, of those that are there."""
+        """Returns `frame_codes` of the existing clips, by id."""
         with self._store.read() as view:
-            found = store.frame_codes_of(view, clip_ids)
+            found = queries.frame_codes_of(view, clip_ids)
         return {clip_id: (FrameCodes.from_bytes(codes, self._index.dim), hop) for clip_id, codes, hop in found}
 
     def audio_path(self, clip_id: str) -> Path:
-        """Where the uploaded file is, to be opened soon: a delete removes it. Raises ClipNotFound, AudioMissing."""
+        """Returns the uploaded file's path, which a delete removes. Raises ClipNotFound, AudioMissing."""
         path = self._audio.path(self.get(clip_id).sha256)
         if not path.is_file():
             raise AudioMissing(clip_id)
         return path
 
     def check(self) -> None:
-        """Raises LibraryError unless the database answers, is the one that was opened, and the index searches."""
+        """Raises LibraryError if the database does not respond, was replaced, or the index cannot search."""
         self._store.check()
         if self._broken:
             raise LibraryError(self._broken)
         self._index.check()
 
     def list(self, limit: int, cursor: str | None = None, filter: Filter | None = None, sort: str = "-created") -> Page:
-        """A page of clips and the cursor of the next page (None on the last).
+        """Returns a page of clips and the cursor of the next page (None on the last).
 
-        `sort`: created, filename or duration, with a minus for the reverse; a cursor goes with the sort that it came
-        from. Following the cursors meets every clip that passes and stays exactly once, whatever comes and goes
-        meanwhile; newest first, clips added after the first page are not among them. Raises InvalidCursor,
-        InvalidFilter; ValueError for a limit below 1 and an unknown sort.
+        `sort`: created, filename or duration, with a leading minus for descending order; a cursor is valid for its own
+        sort only. Following the cursors returns every clip that passes and is not deleted exactly once, whatever is
+        added or deleted meanwhile; sorted by -created, clips added after the first page are not included. Raises
+        InvalidCursor, InvalidFilter, and ValueError for a limit below 1 or an unknown sort.
         """
         _check_count(limit, "limit")
         by, descending = sort.removeprefix("-"), sort.startswith("-")
         after = None if cursor is None else _read_cursor(cursor, sort)
         conditions = parse_filter(filter)
         with self._store.read() as view:
-            found = store.page(view, limit + 1, conditions, by=by, descending=descending, after=after)
+            found = queries.page(view, limit + 1, conditions, by=by, descending=descending, after=after)
         page = found[:limit]
         return [clip for _, clip in page], _make_cursor(*page[-1], sort) if len(found) > limit else None
 
 
-def _lock_folder(folder: Path) -> int:
-    """Takes the folder for this catalog until the descriptor is closed, by us or by the system when we die."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise LibraryInUse(f"the library in {folder} is already open, in this process or another") from None
-    return descriptor
+class DiskReserve:
+    """A file that reserves disk space, so that a library on a full disk can still be opened and clips deleted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def allocate(self) -> bool:
+        """Creates the file unless it exists. Returns False if there is no space for it."""
+        if self._path.exists():
+            return True
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
+            finally:
+                os.close(descriptor)
+        except OSError:  # only a convenience: the caller's own writes report what is wrong with the disk
+            self._path.unlink(missing_ok=True)
+            return False
+        return True
+
+    def release(self) -> bool:
+        """Removes the file. Returns False if it does not exist."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
 
 
-def _refuse_lost_database(path: Path, audio: AudioFiles) -> None:
-    """The database is made before the first audio file: files without it are a library that lost it, not leftovers."""
-    if not path.exists() and (path.parent / UNFINISHED).exists():
-        raise LibraryError(f"{path.parent} was not restored to the end: run finelap restore again")
+def _check_database_exists(folder: Path, audio: AudioFiles) -> None:
+    """Raises LibraryError for audio files without a database, which is created first and so must have been lost."""
+    path = folder / DATABASE_FILE
+    if not path.exists() and (folder / RESTORING_FILE).exists():
+        raise LibraryError(f"the restore to {folder} is incomplete: run finelap restore again")
     if (not path.exists() or not path.stat().st_size) and any(True for _ in audio.names()):
         raise LibraryError(
-            f"{audio.root} has audio files and {path.name} is not there or empty: put the database back, or move the "
+            f"{audio.root} has audio files, but {path.name} is missing or empty: put the database back, or move the "
             "files away"
         )
 
 
-def _adopt(database: Store, folder: Path, checkpoint: str, dim: int) -> None:
-    """Makes the checkpoint the library's own when it has no clips or all were embedded again, or checks that it is."""
+def _match_checkpoint(database: Store, folder: Path, checkpoint: str, dim: int) -> None:
+    """Makes an empty or fully re-embedded library adopt the checkpoint, or raises CheckpointMismatch."""
     with database.read() as view:
-        found, clips = store.stamp(view), store.count(view)
+        found, clips = queries.stamp(view), queries.count(view)
     if found == (checkpoint, dim):
-        remove_side(folder, checkpoint)  # left by a crash right after it was taken over
+        remove_side(folder, checkpoint)  # left by a crash right after the takeover
         return
     if found and clips:
         missing = take_over(database, folder, checkpoint, dim) if side_path(folder, checkpoint).is_file() else None
@@ -446,7 +454,7 @@ def _adopt(database: Store, folder: Path, checkpoint: str, dim: int) -> None:
             library=found[0], library_dim=found[1], opened_with=checkpoint, dim=dim, clips=clips, missing=missing
         )
     with database.write() as change:
-        store.set_stamp(change, checkpoint, dim)
+        queries.set_stamp(change, checkpoint, dim)
 
 
 def _found(found: tuple[int, Clip] | None, clip_id: str) -> tuple[int, Clip]:
@@ -466,11 +474,11 @@ def _make_cursor(row: int, clip: Clip, sort: str) -> str:
 
 
 def _read_cursor(cursor: str, sort: str) -> tuple[object, int]:
-    """(value, row) of the clip that the cursor stands on."""
-    refused = InvalidCursor(f"not a cursor of this library, sorted by {sort}: {cursor[:200]!r}")
+    """Returns the (sort value, row) of the last clip of the cursor's page."""
+    refused = InvalidCursor(f"invalid cursor for sort={sort}: {cursor[:200]!r}")
     try:
         text = base64.b64decode(cursor.encode() + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-        its_sort, value, row = json.loads(text, parse_constant=_no_number)
+        its_sort, value, row = json.loads(text, parse_constant=_reject_constant)
         check_text(str(value), "a cursor")
     except (ValueError, TypeError, RecursionError, InvalidMetadata) as error:
         raise refused from error
@@ -482,5 +490,5 @@ def _read_cursor(cursor: str, sort: str) -> tuple[object, int]:
     return value, row
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not valid JSON")

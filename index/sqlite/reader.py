@@ -1,12 +1,10 @@
-"""Reading a library that another process may have open: its stamp, its clips, where their audio is.
+"""Read-only access to a library that another process may have open, without locking or migrating it.
 
-Knows the database's tables and the audio folder; changes neither, takes no lock and migrates nothing. Every question
-is a short transaction of its own, so that the process that writes is never kept waiting.
+Each call is a short read transaction of its own, so that it never blocks the writing process.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -14,18 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from index.records import LibraryError, LibraryInUse
-from index.sqlite import store
+from index.files import lock_file
+from index.records import LibraryError
+from index.sqlite import queries
 from index.sqlite.audio_files import path_in
-from index.sqlite.store import APPLICATION_ID, MIGRATIONS, storage_errors
-
-CATALOG, AUDIO = "catalog.sqlite3", "audio"  # in a library's folder
-UNFINISHED = "restoring.sqlite3"  # there while a restore is not finished; becomes the catalog
+from index.sqlite.store import APPLICATION_ID, AUDIO_FOLDER, DATABASE_FILE, MIGRATIONS, storage_errors
 
 
 @dataclass(frozen=True)
 class ClipFile:
-    """What is needed of a clip to find its audio and to name it."""
+    """A clip's id and what identifies its audio file."""
 
     id: str
     sha256: str
@@ -33,12 +29,12 @@ class ClipFile:
 
 
 class LibraryReader:
-    """A library seen from outside. Close it, or use it as a context manager."""
+    """A read-only library. Close it, or use it as a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises LibraryError when there is no library in the folder, or one that a newer release wrote."""
+        """Raises LibraryError if the folder has no library, or one that a newer release wrote."""
         self.folder = folder
-        path = folder / CATALOG
+        path = folder / DATABASE_FILE
         if not path.is_file():
             raise LibraryError(f"there is no library in {folder}")
         with storage_errors(folder):
@@ -52,19 +48,19 @@ class LibraryReader:
 
     def _check(self) -> None:
         if self._pragma("application_id") != APPLICATION_ID:
-            raise LibraryError(f"{self.folder / CATALOG} is not a FineLAP library")
+            raise LibraryError(f"{self.folder / DATABASE_FILE} is not a FineLAP library")
         version = self._pragma("user_version")
         if version > len(MIGRATIONS):
-            raise LibraryError(f"the library in {self.folder} was written by a newer release: use that one")
+            raise LibraryError(f"the library in {self.folder} was written by a newer release: use that release")
         if version == 0:
-            raise LibraryError(f"there is no library in {self.folder}: it is only being made")
+            raise LibraryError(f"the library in {self.folder} is still being created")
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
 
     @contextmanager
     def view(self) -> Iterator[sqlite3.Connection]:
-        """The library as it is when the first statement runs; later commits do not show."""
+        """A read transaction: a view of the library from when its first statement runs."""
         with storage_errors(self.folder):
             self._connection.execute("BEGIN")
             try:
@@ -73,33 +69,33 @@ class LibraryReader:
                 self._connection.execute("COMMIT")
 
     def stamp(self) -> tuple[str, int] | None:
-        """(checkpoint, dim) that made the vectors; None in a library that has not been used."""
+        """Returns the (checkpoint, dim) of the vectors; None in an unused library."""
         with self.view() as view:
-            return store.stamp(view)
+            return queries.stamp(view)
 
     def clips(self) -> list[ClipFile]:
-        """Every clip, in order of arrival."""
+        """Returns all clips, oldest first."""
         with self.view() as view:
             found = view.execute("SELECT id, sha256, filename FROM clips ORDER BY row")
             return [ClipFile(*columns) for columns in found]
 
     def id_of(self, sha256: str) -> str | None:
-        """The id of the clip with this audio."""
+        """Returns the id of the clip with this audio, or None."""
         with self.view() as view:
-            found = store.by_sha256(view, sha256)
+            found = queries.by_sha256(view, sha256)
             return found[1].id if found else None
 
     def changes(self) -> int:
-        """A number that is another one after another process has changed the library."""
+        """Returns a number that differs whenever another process has changed the library."""
         with storage_errors(self.folder):
             return self._pragma("data_version")
 
     def audio_path(self, sha256: str) -> Path:
-        """Where the audio is, unless it was deleted."""
-        return path_in(self.folder / AUDIO, sha256)
+        """Returns the path of the audio file, unless it was deleted."""
+        return path_in(self.folder / AUDIO_FOLDER, sha256)
 
     def close(self) -> None:
-        """Ends the reading."""
+        """Closes the connection."""
         self._connection.close()
 
     def __enter__(self) -> LibraryReader:
@@ -110,18 +106,11 @@ class LibraryReader:
 
 
 @contextmanager
-def exclusive_lock(path: Path, otherwise: str) -> Iterator[None]:
-    """Keeps others that hold the same file out, until the block ends or the process does.
-
-    Raises LibraryInUse with the message `otherwise` when somebody else holds it.
-    """
+def exclusive_lock(path: Path, message: str) -> Iterator[None]:
+    """Holds a lock file for the block. Raises LibraryInUse with `message` if it is locked already."""
     with storage_errors(path.parent):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = lock_file(path, message)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LibraryInUse(otherwise) from None
         yield
     finally:
         os.close(descriptor)

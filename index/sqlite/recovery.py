@@ -1,48 +1,43 @@
-"""What opening a library puts right after a crash, and what it can only report.
-
-Knows the database and the audio folder; changes nothing but files that the library itself wrote and no record names.
-"""
+"""Recovery after a crash: removes leftover audio files and reports missing ones when a library is opened."""
 
 from __future__ import annotations
 
-from index.sqlite import store
+from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
 from index.sqlite.store import Store
 
-_LEFTOVERS = 100  # audio files without a record that an interrupted change can leave, and more
-_NAMED = 100  # how many clips without audio are reported by name
+_MAX_LEFTOVERS = 100  # audio files without a record; more than interrupted changes can leave
+_MAX_REPORTED = 100  # clips without audio that are reported by name
 
 
-def heal(database: Store, audio: AudioFiles) -> list[str]:
-    """Removes leftovers of interrupted changes; one sentence for each thing done or found, none after a clean stop.
+def recover(database: Store, audio: AudioFiles) -> list[str]:
+    """Removes leftovers of interrupted changes. Returns a message for each repair or finding; none after a clean stop.
 
-    Records whose audio is gone are kept: they can still be found, their metadata is somebody's work, and adding the
-    file again restores the audio.
+    Records without audio are kept: searches still find them, their metadata may be valuable, and adding the file again
+    restores the audio. Only files that the library itself wrote are removed.
     """
     report = []
     leftovers = audio.clear_incoming()
     if leftovers:
         report.append(f"removed {_files(leftovers)} of interrupted uploads")
     with database.read() as view:
-        named = {sha256: (clip_id, filename) for sha256, clip_id, filename in store.all_sha256(view)}
-        vectors = store.count_vectors(view)
+        named = {sha256: (clip_id, filename) for sha256, clip_id, filename in queries.all_sha256(view)}
+        vectors = queries.count_vectors(view)
     there = set(audio.names())
-    unnamed = there - set(named)
-    if len(unnamed) > _LEFTOVERS:  # no crash leaves so many
-        report.append(
-            f"{len(unnamed)} audio files have no record and are kept: was the database replaced by an older one?"
-        )
-    elif unnamed:
-        for sha256 in unnamed:
+    orphans = there - set(named)
+    if len(orphans) > _MAX_LEFTOVERS:
+        report.append(f"kept {len(orphans)} audio files without a record: was the database replaced by an older one?")
+    elif orphans:
+        for sha256 in orphans:
             audio.remove(sha256)
-        report.append(f"removed {_files(len(unnamed))} that no record names")
+        report.append(f"removed {_files(len(orphans))} without a record")
     missing = [clip for sha256, clip in named.items() if sha256 not in there]
-    for clip_id, filename in missing[:_NAMED]:
+    for clip_id, filename in missing[:_MAX_REPORTED]:
         report.append(f"the audio of clip {clip_id} ({filename}) is missing; add the file again to restore it")
-    if len(missing) > _NAMED:
-        report.append(f"the audio of {len(missing) - _NAMED} more clips is missing")
+    if len(missing) > _MAX_REPORTED:
+        report.append(f"the audio of {len(missing) - _MAX_REPORTED} more clips is missing")
     if vectors != len(named):
-        report.append(f"{len(named) - vectors} clips have no vector and cannot be found by search")
+        report.append(f"{len(named) - vectors} clips have no vector, so searches do not find them")
     return report
 
 

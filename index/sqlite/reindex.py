@@ -1,12 +1,10 @@
-"""A library's vectors made once more by another checkpoint: kept beside it first, then taken over at one stroke.
+"""Re-embedding a library with another checkpoint: a side database first, then a takeover in one transaction.
 
-Knows the side database (`reindex-….sqlite3`, one a checkpoint: vector, frames and segments of each audio file) and how
-a library is changed over to it. Knows no model: `finelap reindex` fills the side database from stored audio, in its own
-process, while the library serves and changes; opening the library with the new checkpoint takes it over.
-
-The order of things: everything is in the side database → one transaction gives every clip its new vectors and the
-library its new stamp → the side database is removed. A crash leaves the old library with the side database, or
-the new one with a side database that the next opening removes.
+`finelap reindex` fills the side database (`reindex-….sqlite3`, one per checkpoint: vector, frames and segments of each
+audio file) from the stored audio, in its own process, while the library is in use. Opening the library with the new
+checkpoint takes it over: one transaction gives every clip its new vectors and the library its new checkpoint, then the
+side database is removed. A crash leaves the old library with the side database, or the new library with a side database
+that the next opening removes.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ import numpy as np
 from index.quantization import FrameCodes
 from index.records import LibraryError
 from index.segments import cut_segments
-from index.sqlite import store
-from index.sqlite.store import Store, storage_errors
+from index.sqlite import queries
+from index.sqlite.store import MIGRATIONS, Store, storage_errors
 
 _log = logging.getLogger(__name__)
 
@@ -37,19 +35,19 @@ CREATE TABLE IF NOT EXISTS made (  -- one row
     only INTEGER PRIMARY KEY CHECK (only = 1),
     checkpoint TEXT NOT NULL,
     dim INTEGER NOT NULL,
-    format INTEGER NOT NULL      -- of the library that all this is made for
+    format INTEGER NOT NULL      -- of the library
 ) STRICT;
 CREATE TABLE IF NOT EXISTS embedded (
-    number INTEGER PRIMARY KEY,  -- in the order of the library's clips, nearly, so that a takeover reads straight on
+    number INTEGER PRIMARY KEY,  -- roughly in the order of the library's clips, so that a takeover reads sequentially
     sha256 TEXT NOT NULL UNIQUE, -- of the audio file
-    embedding BLOB NOT NULL,     -- as the library's tables have them
+    embedding BLOB NOT NULL,     -- as in the library's tables
     hop REAL NOT NULL,
     codes BLOB NOT NULL,
     segments BLOB NOT NULL
 ) STRICT;
 COMMIT;
 """
-# table of the library, its columns, those of `embedded`: what depends on the checkpoint
+# What depends on the checkpoint: a table of the library, its columns, and those of `embedded`
 _TABLES = (
     ("vectors", "embedding", "embedding"),
     ("frames", "hop, codes", "hop, codes"),
@@ -58,18 +56,19 @@ _TABLES = (
 
 
 def side_path(folder: Path, checkpoint: str) -> Path:
-    """Where the side database of this checkpoint's stamp is, or would be."""
+    """Returns the path of the checkpoint's side database, whether or not it exists."""
     return folder / f"reindex-{hashlib.sha256(checkpoint.encode()).hexdigest()[:16]}.sqlite3"
 
 
 class SideDatabase:
-    """What one checkpoint made of a library's audio so far. One process writes it; close it, or use it as a context.
+    """The embeddings of a library's audio by one checkpoint. Close it, or use it as a context manager.
 
-    A clip is kept when `add` returns, whatever becomes of the process; a power cut may take the last ones.
+    One process writes it. A clip survives a crash of the process when `add` returns; a power cut may lose the last
+    ones.
     """
 
     def __init__(self, folder: Path, checkpoint: str, dim: int) -> None:
-        """Opens it, or begins it. Raises LibraryError when the file is something else, StorageFull."""
+        """Opens or creates it. Raises LibraryError if the file is something else, StorageFull."""
         self.path, self.dim = side_path(folder, checkpoint), dim
         with storage_errors(folder):
             self._connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -83,19 +82,19 @@ class SideDatabase:
     def _prepare(self, checkpoint: str) -> None:
         tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
-            raise LibraryError(f"{self.path} was not made by finelap reindex: move it away")
+            raise LibraryError(f"{self.path} was not created by finelap reindex: move it away")
         self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = NORMAL")  # what a power cut takes is made again
+        self._connection.execute("PRAGMA synchronous = NORMAL")  # what a power cut loses is embedded again
         self._connection.executescript(_SCHEMA)
-        wanted = (checkpoint, self.dim, len(store.MIGRATIONS))
+        wanted = (checkpoint, self.dim, len(MIGRATIONS))
         self._connection.execute("INSERT OR IGNORE INTO made VALUES (1, ?, ?, ?)", wanted)
         if self._connection.execute("SELECT checkpoint, dim, format FROM made").fetchone() != wanted:
-            raise LibraryError(f"{self.path} is of another checkpoint or another release: remove it")
+            raise LibraryError(f"{self.path} belongs to another checkpoint or release: remove it")
 
     def add(self, sha256: str, embedding: np.ndarray, frames: FrameCodes, hop: float) -> None:
-        """Keeps what an audio file became: embedding (D,) of unit length, frames, their hop in seconds.
+        """Stores an audio file's embedding (D,) of unit length, its frames and their hop in seconds.
 
-        Raises ValueError for another shape or length, StorageFull.
+        Raises ValueError for a wrong shape or length, StorageFull.
         """
         vector = np.asarray(embedding, dtype=np.float32)
         if vector.shape != (self.dim,) or not abs(float(np.linalg.norm(vector)) - 1) <= _UNIT_TOLERANCE:
@@ -111,7 +110,7 @@ class SideDatabase:
         self.known.add(sha256)
 
     def close(self) -> None:
-        """Ends the writing; what was added is on the disk."""
+        """Fsyncs and closes the database."""
         with storage_errors(self.path.parent):
             try:
                 self._connection.execute("PRAGMA synchronous = FULL")
@@ -127,22 +126,22 @@ class SideDatabase:
 
 
 def remove_side(folder: Path, checkpoint: str) -> bool:
-    """Removes the side database of this checkpoint; False when there is none."""
+    """Removes the checkpoint's side database. Returns False if there is none."""
     path = side_path(folder, checkpoint)
     found = path.is_file()
     with storage_errors(folder):
-        # the log last: a database without its log could still be read, a log without its database is nothing
+        # The log last: a log without its database is harmless, a database without its log is not.
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
     return found
 
 
 def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
-    """Gives every clip the vectors that the side database has, and the library their stamp.
+    """Replaces every clip's vectors by those of the side database, and the library's checkpoint, in one transaction.
 
-    How many clips the side database lacks: unless that is 0, nothing was changed. One transaction; the side database is
-    removed after it. Raises LibraryError when that is something else, StorageFull when the library cannot hold both for
-    the moment.
+    Returns the number of clips that the side database lacks; unless it is 0, nothing was changed. The side database
+    is removed afterwards. Raises LibraryError if it belongs to another checkpoint, StorageFull if there is no space
+    for both.
     """
     path, began = side_path(folder, checkpoint), time.monotonic()
     with database.attached(path, "side"):
@@ -150,30 +149,30 @@ def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
             missing = _missing(change, path, checkpoint, dim)
             if missing:
                 return missing
-            _log.info("taking over the vectors that finelap reindex made of %d clips", store.count(change))
+            _log.info("taking over the embeddings of %d clips from finelap reindex", queries.count(change))
             for table, columns, made in _TABLES:
                 change.execute(f"DELETE FROM {table}")
                 change.execute(
                     f"INSERT INTO {table} (row, {columns}) SELECT row, {made} FROM clips "
                     "CROSS JOIN side.embedded USING (sha256) ORDER BY row"
                 )
-            store.set_stamp(change, checkpoint, dim)
+            queries.set_stamp(change, checkpoint, dim)
         database.shrink_log()
     remove_side(folder, checkpoint)
-    _log.info("took them over in %.1f s", time.monotonic() - began)
+    _log.info("took over the embeddings in %.1f s", time.monotonic() - began)
     return 0
 
 
 def _missing(connection: sqlite3.Connection, path: Path, checkpoint: str, dim: int) -> int:
-    """How many clips the attached side database has not."""
+    """Returns the number of clips that the attached side database lacks."""
     try:
         made = connection.execute("SELECT checkpoint, dim, format FROM side.made").fetchone()
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR:  # anything but "no such table"
             raise
         made = None
-    if made != (checkpoint, dim, len(store.MIGRATIONS)):
-        raise LibraryError(f"{path} is not of this checkpoint and release: remove it, and run finelap reindex again")
+    if made != (checkpoint, dim, len(MIGRATIONS)):
+        raise LibraryError(f"{path} belongs to another checkpoint or release: remove it and run finelap reindex again")
     return int(
         connection.execute(
             "SELECT count(*) FROM clips WHERE sha256 NOT IN (SELECT sha256 FROM side.embedded)"

@@ -1,7 +1,4 @@
-"""The slow, obvious search: a dictionary and a NumPy product. What every faster path is tested equal to.
-
-Knows no file, no FAISS and no threads; nothing in the service uses it.
-"""
+"""The slow, obvious reference that tests compare every faster search with: a dictionary and a NumPy product."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import numpy as np
 
 
 def matches(metadata: dict[str, Any], filter: dict[str, Any] | None, record: dict[str, Any] | None = None) -> bool:
-    """Whether a clip passes a valid filter; see index.filters. `record`: the fields of its record, which win."""
+    """Whether a clip passes a valid filter (index.filters). `record`: its record fields, which precede metadata."""
     for key, wanted in (filter or {}).items():
         record = record or {}
         have = record[key] if key in record else metadata.get(key.removeprefix("metadata."))
@@ -45,7 +42,7 @@ def _same(a: object, b: object) -> bool:
 
 @dataclass
 class ExactLibrary:
-    """Clips in memory: id → unit vector (D,) and metadata, in order of arrival."""
+    """Clips in memory, in insertion order: unit vectors (D,) and metadata by id."""
 
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -59,10 +56,10 @@ class ExactLibrary:
         del self.metadata[clip_id]
 
     def passing(self, filter: dict[str, Any] | None = None) -> list[str]:
-        """Ids that pass, newest first."""
+        """Returns the ids of clips that pass, newest first."""
         return [clip_id for clip_id in reversed(self.vectors) if matches(self.metadata[clip_id], filter)]
 
     def search(self, query: np.ndarray, k: int, filter: dict[str, Any] | None = None) -> list[tuple[str, float]]:
-        """The k clips that pass with the largest inner product with `query` (D,): (id, similarity), best first."""
+        """Returns (id, similarity) of the k passing clips most similar to `query` (D,), best first."""
         scored = [(clip_id, float(self.vectors[clip_id] @ query)) for clip_id in self.passing(filter)]
         return sorted(scored, key=lambda pair: -pair[1])[:k]

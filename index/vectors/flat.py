@@ -1,7 +1,4 @@
-"""Exact nearest clips in memory: FAISS flat inner product, safe to change while it is searched.
-
-A cache of vectors by row number. Knows no clip, no metadata and no disk; the catalog fills it from the database.
-"""
+"""Exact vector search in memory: a FAISS flat inner-product index that can change while it is searched."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import numpy as np
 
 
 class ReadWriteLock:
-    """Many readers or one writer; a waiting writer goes before readers that come after it. Not re-entrant."""
+    """Many readers or one writer; a waiting writer precedes readers that arrive later. Not re-entrant."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -54,14 +51,14 @@ class ReadWriteLock:
 
 
 class FaissIndex:
-    """Vectors (D,) by row number, and the rows with the largest inner product.
+    """Vectors (D,) by row number with search by inner product.
 
-    `search` must run inside `reading()`, so that a caller can keep what it looks up beside the search (its records)
-    consistent with it; `add` and `remove` wait for such readers and take the lock themselves.
+    Call `search` inside `reading()`, so that what the caller looks up together with the search (its records) is
+    consistent with it. `add` and `remove` take the lock themselves and wait for such readers.
     """
 
     def __init__(self, dim: int) -> None:
-        import faiss  # here: importing it takes a while, and most commands never search
+        import faiss  # slow to import, and most commands do not search
 
         self.dim = dim
         self._faiss: Any = faiss
@@ -74,31 +71,31 @@ class FaissIndex:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While inside, nothing is added or removed."""
+        """Blocks additions and removals for the block."""
         with self._lock.read():
             yield
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Rows (N,) int64 that are not there yet, with vectors (N, D) float32."""
+        """Adds rows (N,) int64 that are not in the index yet, with vectors (N, D) float32."""
         with self._lock.write():
             self._index.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), np.asarray(rows, dtype=np.int64))
 
     def remove(self, rows: np.ndarray) -> int:
-        """Forgets rows (N,) int64; how many of them were there."""
+        """Removes rows (N,) int64 and returns how many of them were in the index."""
         with self._lock.write():
             return int(self._index.remove_ids(np.asarray(rows, dtype=np.int64)))
 
     def search(self, vector: np.ndarray, k: int, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best k rows for `vector` (D,): rows (≤ k,) int64 and similarities (≤ k,) float32, best first.
+        """Returns the best k rows for `vector` (D,): rows (≤ k,) int64 and similarities (≤ k,) float32, best first.
 
-        With `only` (M,) int64, the best k among those rows: the others are left out before ranking, not after.
-        Equal similarities come in row order. Call inside `reading()`.
+        `only` (M,) int64 restricts the search to those rows before ranking. Equal similarities are in row order.
+        Call inside `reading()`.
         """
         k = min(k, int(self._index.ntotal))
         if k == 0 or (only is not None and not len(only)):
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        # One thread per query: OpenMP threads that spin for each other cost more than they save, and the setting
-        # belongs to the calling thread, so it is made here.
+        # One thread per query: OpenMP threads that spin for each other cost more than they save. The setting belongs
+        # to the calling thread.
         self._faiss.omp_set_num_threads(1)
         parameters = None
         if only is not None:

@@ -1,16 +1,15 @@
-"""The search index that a library has: exact in memory while it is small, short codes and exact comparison when large.
+"""Vector search for a library: exact in memory while it is small, compressed codes with exact re-ranking when large.
 
-Three states, and a thread that leads from one to the next while the old one serves:
+The index is in one of three states, and a background thread builds the next one while the current one serves:
 
-- flat: all vectors in memory (index/vectors/flat.py), compared one by one.
-- codes: about D / 4 bytes a vector in memory (index/vectors/ivf_rabitq.py) name candidates; their vectors are read from the
-  database and compared exactly. So a similarity is always exact, and what can be missed is a clip whose code was not
-  among the candidates.
-- stored: nothing in memory yet, every search reads all vectors from the database: exact and slow, for as long as it
-  takes to make codes after a start without a snapshot.
+- flat: all vectors are in memory (index/vectors/flat.py) and every search compares all of them.
+- codes: codes of about D / 4 bytes a vector are in memory (index/vectors/ivf_rabitq.py) and select candidates, whose
+  vectors are read from the database and compared exactly. Similarities are always exact; a clip is missed only if its
+  code is not among the candidates.
+- stored: nothing is in memory yet and every search reads all vectors from the database. Exact but slow; lasts until
+  codes are built after a start without a snapshot.
 
-Which rows can be found is one set, `_there`, whatever the state; codes of rows that are gone stay until the codes are
-made anew. Knows no clip, no metadata and no SQL.
+`_live` holds the rows that searches may return, in every state. Codes of removed rows stay until the next build.
 """
 
 from __future__ import annotations
@@ -22,65 +21,92 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from index.sqlite.stored import PAGE, Stored
 from index.vectors import snapshot
 from index.vectors.flat import FaissIndex, ReadWriteLock
-from index.vectors.ivf_rabitq import FEWEST, Codes, Stopped, best, check_gpu, sample_size
+from index.vectors.ivf_rabitq import (
+    MIN_VECTORS,
+    BuildCancelled,
+    Codes,
+    HelperThread,
+    check_gpu,
+    sample_size,
+    top_k,
+    usable_cores,
+)
 from index.vectors.row_set import RowSet
 from index.vectors.snapshot import Snapshot, SnapshotRefused
-from index.vectors.spare_core import SpareCore, usable_cores
+
+PAGE_SIZE = 4096  # vectors read from the database at a time
 
 _log = logging.getLogger(__name__)
 
-_FLAT_BYTES = 100_000_000  # of vectors that a core compares with a query in about 10 ms
-_FIRST = 40  # candidates, beside twice the wanted ones, that are compared whatever is known of them
-_LAST = 256  # rows that a swap may add while searches wait
-_RETRY_S = 60.0  # after making an index failed
+_FLAT_BYTES = 100_000_000  # of vectors that one core compares with a query in about 10 ms
+_FIRST_CANDIDATES = 40  # compared unconditionally, in addition to 2 k
+_MAX_SWAP_ROWS = 256  # rows that a swap may add while searches wait
+_RETRY_S = 60.0  # after a failed build
+
+
+class StoredVectors(Protocol):
+    """Committed vectors (D,) by row. A row's vector never changes and row numbers are never reused."""
+
+    def count(self) -> int:
+        """Returns the number of rows."""
+
+    def keys(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all rows (N,) int64, ascending, and for each a number (N,) uint64 that identifies its clip."""
+
+    def vectors(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns those of the rows (N,) that exist: rows (M,) int64 in any order and vectors (M, D) float32."""
+
+    def pages(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields everything in row order: rows (N,) int64 and vectors (N, D) float32."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When which way of searching is taken."""
+    """Thresholds between the search strategies."""
 
-    flat_rows: int  # up to so many vectors are all kept in memory
-    exact_rows: int = 2000  # up to so many that pass a filter are all compared exactly
-    spare: int = 300  # candidates beside twice the wanted ones
-    doubt: float = 4.0  # standard deviations that a candidate's estimate is trusted to be off by at most
-    drift: float = 0.2  # codes are made anew when such a share of the rows came or went since
+    flat_rows: int  # up to this many vectors are all held in memory
+    exact_rows: int = 2000  # up to this many rows that pass a filter are all compared exactly
+    spare: int = 300  # candidates in addition to 2 k
+    doubt: float = 4.0  # standard deviations by which a candidate's estimate may be off
+    drift: float = 0.2  # share of rows added or removed that triggers a new build
 
     def __post_init__(self) -> None:
-        if self.flat_rows < FEWEST:
-            raise ValueError(f"flat_rows must be at least {FEWEST}, not {self.flat_rows}")
+        if self.flat_rows < MIN_VECTORS:
+            raise ValueError(f"flat_rows must be at least {MIN_VECTORS}, not {self.flat_rows}")
 
     @classmethod
     def of(cls, dim: int) -> Limits:
-        """As measured (docs/benchmarks.md): flat as long as a search takes about 10 ms."""
-        return cls(flat_rows=max(FEWEST, _FLAT_BYTES // (4 * dim)))
+        """Returns the measured limits: flat as long as a search takes about 10 ms."""
+        return cls(flat_rows=max(MIN_VECTORS, _FLAT_BYTES // (4 * dim)))
 
 
 class VectorIndex:
-    """Vectors (D,) by row, and the rows with the largest inner product; filled by `fill`, ended by `close`.
+    """Vectors (D,) by row with search by inner product. Call `fill` once before use, and `close`.
 
-    `search` must run inside `reading()`, as in FaissIndex. A row that is added must be committed in `stored`, one that
-    is removed must still be there, and a row's vector never changes: what is not in memory is read from there.
+    Call `search` inside `reading()`, as with FaissIndex. Rows must be committed in `stored` before `add` and be
+    there still when `remove` is called, because vectors that are not in memory are read from there.
     """
 
     def __init__(
         self,
         dim: int,
-        stored: Stored,
+        stored: StoredVectors,
         *,
         stamp: str = "",
         folder: Path | None = None,
         limits: Limits | None = None,
         gpu: bool = False,
     ) -> None:
-        """folder: where snapshots are kept, of vectors that the checkpoint `stamp` made; None keeps none.
+        """Creates an empty index.
 
-        gpu: group vectors on a GPU; searches stay on the CPU. Raises GpuMissing when FAISS has none.
+        stamp: the checkpoint that made the vectors. folder: where snapshots are written; None writes none.
+        gpu: cluster vectors on a GPU; searches stay on the CPU. Raises GpuMissing if FAISS has no GPU.
         """
         if gpu:
             check_gpu()
@@ -91,118 +117,119 @@ class VectorIndex:
         self._folder = folder
         self._gpu = gpu
         self._lock = ReadWriteLock()
-        self._helper = SpareCore()
-        self._there = RowSet()
+        self._helper = HelperThread()
+        self._live = RowSet()
         self._flat: FaissIndex | None = FaissIndex(dim)
         self._codes: Codes | None = None
         self._builder: threading.Thread | None = None
         self._closing = False
-        self._not_before = 0.0
-        self._saved: tuple[int, int] | None = None  # rows with codes and rows to be found, at the last snapshot
+        self._retry_at = 0.0
+        self._saved: tuple[int, int] | None = None  # coded rows and live rows at the last snapshot
 
     def __len__(self) -> int:
         with self._lock.read():
-            return len(self._there)
+            return len(self._live)
 
     @property
     def state(self) -> str:
-        """flat, codes or stored."""
+        """The current state: flat, codes or stored."""
         return "flat" if self._flat is not None else "codes" if self._codes is not None else "stored"
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While inside, nothing is added, removed or exchanged."""
+        """Blocks additions, removals and swaps for the block."""
         with self._lock.read():
             yield
 
     def fill(self) -> list[str]:
-        """Takes in what is stored, once, before anything else; a sentence about a snapshot that had to be refused."""
+        """Loads the stored vectors. Returns a message if a snapshot had to be refused, else an empty list."""
         with self._lock.write():
             if self._stored.count() <= self.limits.flat_rows:
                 assert self._flat is not None
                 for rows, vectors in self._stored.pages():
                     self._flat.add(rows, vectors)
-                    self._there.add(rows)
+                    self._live.add(rows)
                 return []
             self._flat = None
             rows, keys = self._stored.keys()
-            self._there = RowSet(rows)
+            self._live = RowSet(rows)
             report = []
             try:
                 self._codes = self._from_snapshot(rows, keys)
             except SnapshotRefused as reason:
-                report = [f"the search index is made anew: {reason}"]
+                report = [f"rebuilding the search index: {reason}"]
             self._build_if_needed()
             return report
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Rows (N,) int64 that are not there yet, with vectors (N, D) float32."""
+        """Adds rows (N,) int64 that are not in the index yet, with vectors (N, D) float32."""
         rows = np.asarray(rows, dtype=np.int64)
         with self._lock.write():
             if self._flat is not None:
                 self._flat.add(rows, vectors)
             elif self._codes is not None:
                 self._codes.add(rows, vectors)
-            self._there.add(rows)
+            self._live.add(rows)
             self._build_if_needed()
 
     def remove(self, rows: np.ndarray) -> int:
-        """Forgets rows (N,) int64; how many of them were there."""
+        """Removes rows (N,) int64 and returns how many of them were in the index."""
         rows = np.asarray(rows, dtype=np.int64)
         with self._lock.write():
             if self._flat is not None:
                 self._flat.remove(rows)
-            removed = self._there.remove(rows)
+            removed = self._live.remove(rows)
             self._build_if_needed()
             return removed
 
     def search(self, vector: np.ndarray, k: int, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best k rows for `vector` (D,): rows (≤ k,) int64 and similarities (≤ k,) float32, best first.
+        """Returns the best k rows for `vector` (D,): rows (≤ k,) int64 and similarities (≤ k,) float32, best first.
 
-        With `only` (M,) int64, the best k among those rows, left out before ranking. Similarities are inner products
-        of whole vectors. In the state codes a row can be missed, unless `only` leaves at most `limits.exact_rows`.
-        Equal similarities come in row order. Call inside `reading()`.
+        `only` (M,) int64 restricts the search to those rows before ranking. Similarities are inner products of full
+        vectors; equal ones are in row order. In the state codes a row can be missed, unless `only` has at most
+        `limits.exact_rows` rows. Call inside `reading()`.
         """
         if self._flat is not None:
             with self._flat.reading():
                 return self._flat.search(vector, k, only)
         vector = np.ascontiguousarray(vector, dtype=np.float32)
-        allowed = self._there
+        allowed = self._live
         if only is not None:
-            allowed = self._there.among(only)
+            allowed = self._live.among(only)
             only = allowed.rows()
         k = min(k, len(allowed))
         if k == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         count = self.limits.spare + 2 * k
         if only is not None and len(only) <= max(self.limits.exact_rows, count):
-            return best(vector, k, self._vectors(only))
+            return top_k(vector, k, self._vectors(only))
         if self._codes is None or len(allowed) <= count:
-            return best(vector, k, self._all(allowed))
-        return self._compared(vector, k, *self._codes.candidates(vector, count, allowed, self._helper))
+            return top_k(vector, k, self._all(allowed))
+        return self._rerank(vector, k, *self._codes.candidates(vector, count, allowed, self._helper))
 
-    def _compared(
+    def _rerank(
         self, vector: np.ndarray, k: int, rows: np.ndarray, estimates: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best k of the candidates by whole vectors, of which no more are read than can matter.
+        """Returns the best k candidates by their full vectors, reading only those that can make the top k.
 
-        How far estimates are off shows on the first; what is too far behind the best k of them is left unread.
+        The error of the estimates is measured on the first candidates; candidates whose estimate is too far below
+        the k-th best similarity are not read.
         """
-        first = _FIRST + 2 * k
-        found, similarities = best(vector, len(rows), self._vectors(rows[:first]))
+        first = _FIRST_CANDIDATES + 2 * k
+        found, similarities = top_k(vector, len(rows), self._vectors(rows[:first]))
         if len(found) < k or len(rows) <= first:
             return found[:k], similarities[:k]
         order = np.argsort(rows[:first])
         known = order[np.searchsorted(rows[:first], found, sorter=order)]
-        off = similarities - estimates[known]
-        hopeful = estimates[first:] + off.mean() + self.limits.doubt * off.std() >= similarities[k - 1]
-        more, their = best(vector, k, self._vectors(rows[first:][hopeful]))
+        errors = similarities - estimates[known]
+        bound = estimates[first:] + errors.mean() + self.limits.doubt * errors.std()
+        more, their = top_k(vector, k, self._vectors(rows[first:][bound >= similarities[k - 1]]))
         rows, similarities = np.concatenate([found, more]), np.concatenate([similarities, their])
         order = np.lexsort((rows, -similarities))[:k]
         return rows[order], similarities[order]
 
     def check(self) -> None:
-        """Raises what a search would raise; does not read the whole library for it."""
+        """Raises what a search would raise, without reading the whole library."""
         with self.reading():
             if self.state == "stored":
                 self._stored.vectors(np.zeros(1, np.int64))
@@ -210,22 +237,22 @@ class VectorIndex:
                 self.search(np.zeros(self.dim, np.float32), 1)
 
     def close(self) -> None:
-        """Stops what runs in the background and keeps a snapshot for the next start. Closing twice is fine."""
+        """Stops the background build and writes a snapshot for the next start. Idempotent."""
         with self._lock.write():
             self._closing = True
             builder = self._builder
         if builder is not None:
             builder.join()
-        with self._lock.write():  # after the searches that still run
+        with self._lock.write():  # waits for running searches
             codes, self._codes = self._codes, None
         self._helper.close()
         if codes is not None and self._has_drifted(codes, 0.01):
             self._save(codes)
 
     def wait(self) -> None:
-        """Returns when nothing is made in the background any more."""
+        """Blocks until no background build is running."""
         while True:
-            with self._lock.read():  # under it whoever is there has been started
+            with self._lock.read():  # a builder is registered and started under the write lock
                 builder = self._builder
             if builder is None:
                 return
@@ -234,115 +261,115 @@ class VectorIndex:
     # Vectors from the database
 
     def _vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for first in range(0, len(rows), PAGE):
-            yield self._stored.vectors(rows[first : first + PAGE])
+        for first in range(0, len(rows), PAGE_SIZE):
+            yield self._stored.vectors(rows[first : first + PAGE_SIZE])
 
     def _all(self, allowed: RowSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows of the database that may be found: not those being added or deleted at this moment."""
+        """Yields the stored rows that are in `allowed`: not those being added or deleted at this moment."""
         for rows, vectors in self._stored.pages():
             mask = allowed.has(rows)
             yield rows[mask], vectors[mask]
 
-    # Making an index in the background
+    # Background builds
 
-    def _wanted(self) -> str | None:
-        """The state that an index should be made for, None when what is there will do."""
-        count = len(self._there)
+    def _wanted_build(self) -> str | None:
+        """Returns the state to build for, or None if the current index is good enough."""
+        count = len(self._live)
         if self._flat is not None:
             return "codes" if count > self.limits.flat_rows else None
-        if count <= self.limits.flat_rows // 2:  # half: not to and fro around the limit
+        if count <= self.limits.flat_rows // 2:  # half, so that the index does not alternate around the limit
             return "flat"
         if self._codes is None:
             return "codes"
-        grown = len(self._codes) - self._codes.learnt_from
+        grown = len(self._codes) - self._codes.trained_for
         gone = len(self._codes) - count
         return "codes" if max(grown, gone) > self.limits.drift * len(self._codes) else None
 
     def _build_if_needed(self) -> None:
-        """Call with the lock for writing."""
-        if self._builder is not None or self._closing or time.monotonic() < self._not_before:
+        """Starts a build if one is needed and none runs. Call with the write lock held."""
+        if self._builder is not None or self._closing or time.monotonic() < self._retry_at:
             return
-        if wanted := self._wanted():
-            self._builder = threading.Thread(target=self._build, args=(wanted,), name="index-builder", daemon=True)
+        if target := self._wanted_build():
+            self._builder = threading.Thread(target=self._build, args=(target,), name="index-builder", daemon=True)
             self._builder.start()
 
-    def _build(self, wanted: str) -> None:
+    def _build(self, target: str) -> None:
         try:
-            _leave_a_core()
-            if wanted == "flat":
-                self._make_flat()
+            _leave_one_core_free()
+            if target == "flat":
+                self._build_flat()
             else:
-                self._make_codes()
-        except Stopped:
+                self._build_codes()
+        except BuildCancelled:
             pass
         except Exception:
-            _log.exception("the search index could not be made anew; the old one serves on")
-            self._not_before = time.monotonic() + _RETRY_S
+            _log.exception("building the search index failed; the current one stays in use")
+            self._retry_at = time.monotonic() + _RETRY_S
         finally:
             with self._lock.write():
                 self._builder = None
                 self._build_if_needed()
 
-    def _go_on(self) -> bool:
+    def _is_open(self) -> bool:
         return not self._closing
 
-    def _make_codes(self) -> None:
+    def _build_codes(self) -> None:
         began = time.monotonic()
         with self._lock.read():
-            rows = self._there.rows()
+            rows = self._live.rows()
         total = len(rows)
-        if total < FEWEST:
+        if total < MIN_VECTORS:
             return
-        _log.info("making the search index of %d vectors", total)
+        _log.info("building the search index of %d vectors", total)
         chosen = np.random.default_rng(0).choice(rows, sample_size(total), replace=False)
         sample = np.concatenate([vectors for _, vectors in self._vectors(np.sort(chosen))])
-        codes = Codes.learn(sample, total, self._go_on, self._gpu)
+        codes = Codes.train(sample, total, self._is_open, self._gpu)
         del sample
         for found, vectors in self._stored.pages():
-            if not self._go_on():
-                raise Stopped
+            if not self._is_open():
+                raise BuildCancelled
             codes.add(found, vectors)
         self._save(codes)
-        self._exchange(codes.rows, codes.add, None, codes)
-        _log.info("made the search index of %d vectors in %.1f s", total, time.monotonic() - began)
+        self._swap_in(codes.rows, codes.add, None, codes)
+        _log.info("built the search index of %d vectors in %.1f s", total, time.monotonic() - began)
 
-    def _make_flat(self) -> None:
+    def _build_flat(self) -> None:
         flat, rows = FaissIndex(self.dim), RowSet()
 
         def add(found: np.ndarray, vectors: np.ndarray) -> None:
             flat.add(found, vectors)
             rows.add(found)
 
-        self._exchange(rows, add, flat, None)
+        self._swap_in(rows, add, flat, None)
         if self._folder is not None:
             snapshot.remove(self._folder)
             self._saved = None
 
-    def _exchange(
+    def _swap_in(
         self, rows: RowSet, add: Callable[[np.ndarray, np.ndarray], None], flat: FaissIndex | None, codes: Codes | None
     ) -> None:
-        """Adds what came since to the new index, which has `rows`, and puts it in the place of the old one.
+        """Replaces the current index by a new one that has `rows`, after adding what it lacks.
 
-        Most of it is added while searches go on, and the last few while they wait.
+        Most rows are added while searches run; the last few are added while they wait.
         """
         before = None
         while True:
             with self._lock.read():
-                missing = self._there.minus(rows)
-            if len(missing) <= _LAST or (before is not None and len(missing) >= before):
+                missing = self._live.minus(rows)
+            if len(missing) <= _MAX_SWAP_ROWS or (before is not None and len(missing) >= before):
                 break
             before = len(missing)
             for found, vectors in self._vectors(missing):
-                if not self._go_on():
-                    raise Stopped
+                if not self._is_open():
+                    raise BuildCancelled
                 add(found, vectors)
         with self._lock.write():
-            for found, vectors in self._vectors(self._there.minus(rows)):
+            for found, vectors in self._vectors(self._live.minus(rows)):
                 add(found, vectors)
-            self._there.remove(self._there.minus(rows))  # clips without a vector, which healing has reported
-            # the new one comes before the old one goes: `state` is asked without the lock
+            self._live.remove(self._live.minus(rows))  # clips without a vector, which recovery has reported
+            # Set the new index before clearing the old one: `state` is read without the lock.
             if flat is not None:
-                flat.remove(rows.minus(self._there))
+                flat.remove(rows.minus(self._live))
                 self._flat, self._codes = flat, None
             else:
                 self._codes, self._flat = codes, None
@@ -350,9 +377,9 @@ class VectorIndex:
     # Snapshots
 
     def _from_snapshot(self, rows: np.ndarray, keys: np.ndarray) -> Codes | None:
-        """The codes on the disk, with what came since; None when there are none. Raises SnapshotRefused.
+        """Loads the codes from the snapshot and adds missing rows; None without a snapshot. Raises SnapshotRefused.
 
-        rows, keys: the library's, as Stored.keys has them.
+        rows, keys: as returned by StoredVectors.keys.
         """
         if self._folder is None:
             return None
@@ -361,27 +388,27 @@ class VectorIndex:
             return None
         _, ours, theirs = np.intersect1d(rows, found.rows, assume_unique=True, return_indices=True)
         if not np.array_equal(keys[ours], found.keys[theirs]):
-            raise SnapshotRefused("it was made of another library's clips")
-        missing = self._there.minus(found.codes.rows)
+            raise SnapshotRefused("the snapshot belongs to another library's clips")
+        missing = self._live.minus(found.codes.rows)
         gone = len(found.rows) - len(ours)
         if max(len(missing), gone) > self.limits.drift * max(len(found.rows), 1):
-            raise SnapshotRefused(f"{len(missing)} clips came and {gone} went since it was made")
+            raise SnapshotRefused(f"{len(missing)} clips were added and {gone} deleted since the snapshot was made")
         for some, vectors in self._vectors(missing):
             found.codes.add(some, vectors)
-        self._there.remove(self._there.minus(found.codes.rows))
+        self._live.remove(self._live.minus(found.codes.rows))
         self._saved = (len(found.rows), len(found.rows) - gone)
         return found.codes
 
     def _has_drifted(self, codes: Codes, share: float) -> bool:
-        """Whether so much came or went since the last snapshot."""
+        """Whether more than this share of the rows was added or removed since the last snapshot."""
         if self._saved is None:
             return True
-        coded, there = self._saved
-        came, went = len(codes) - coded, len(codes) - len(self._there) - (coded - there)
-        return max(came, went) > share * len(codes)
+        coded, live = self._saved
+        added, removed = len(codes) - coded, len(codes) - len(self._live) - (coded - live)
+        return max(added, removed) > share * len(codes)
 
     def _save(self, codes: Codes) -> None:
-        """Keeps a snapshot; that it cannot be written is no more than a slower start."""
+        """Writes a snapshot. If that fails, only the next start is slower."""
         if self._folder is None:
             return
         all_rows, all_keys = self._stored.keys()
@@ -392,12 +419,12 @@ class VectorIndex:
         try:
             snapshot.write(self._folder, Snapshot(codes, rows, keys), self._stamp)
             self._saved = (len(rows), len(ours))
-        except (OSError, RuntimeError) as error:  # RuntimeError: FAISS' own
-            _log.warning("no snapshot of the search index was kept: %s", error)
+        except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError
+            _log.warning("could not write a snapshot of the search index: %s", error)
 
 
-def _leave_a_core() -> None:
-    """Making an index takes all cores but one, if there are several; the setting belongs to the calling thread."""
+def _leave_one_core_free() -> None:
+    """Limits FAISS to all cores but one in this thread; the OpenMP setting belongs to the calling thread."""
     import faiss
 
     faiss.omp_set_num_threads(max(1, usable_cores() - 1))

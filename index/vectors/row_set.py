@@ -1,6 +1,6 @@
-"""A set of rows as a bitmap: one byte for each row number up to the highest, and eight to a byte for FAISS.
+"""A set of row numbers as a bitmap: one byte a row, or one bit a row for FAISS.
 
-Row numbers grow and are never given twice, so the bitmap stays dense. Knows no vector and no lock.
+Row numbers grow and are never reused, so the bitmap stays dense. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class RowSet:
-    """Rows (non-negative int64); everything takes and gives them as arrays."""
+    """A set of non-negative int64 row numbers. All methods take and return arrays."""
 
     def __init__(self, rows: np.ndarray | None = None) -> None:
         self._mask = np.zeros(0, dtype=bool)
@@ -22,7 +22,7 @@ class RowSet:
         return self._count
 
     def add(self, rows: np.ndarray) -> None:
-        """Puts rows (N,) in; those that are there stay."""
+        """Adds rows (N,); rows that are in the set already are ignored."""
         if not len(rows):
             return
         highest = int(rows.max())
@@ -36,7 +36,7 @@ class RowSet:
         self._packed = None
 
     def remove(self, rows: np.ndarray) -> int:
-        """Takes rows (N,) out; how many of them were in."""
+        """Removes rows (N,) and returns how many of them were in the set."""
         gone = _distinct(rows[self.has(rows)])
         self._mask[gone] = False
         self._count -= len(gone)
@@ -44,19 +44,19 @@ class RowSet:
         return len(gone)
 
     def has(self, rows: np.ndarray) -> np.ndarray:
-        """For rows (N,): which are in, (N,) bool."""
+        """Returns which of the rows (N,) are in the set: bool (N,)."""
         inside = rows < len(self._mask)
         found = np.zeros(len(rows), dtype=bool)
         found[inside] = self._mask[rows[inside]]
         return found
 
     def minus(self, other: RowSet) -> np.ndarray:
-        """Rows (N,) int64 that are here and not in `other`, ascending."""
+        """Returns the rows (N,) int64 that are not in `other`, ascending."""
         rows = self.rows()
         return rows[~other.has(rows)]
 
     def among(self, rows: np.ndarray) -> RowSet:
-        """Those of the rows (N,) that are here, as a set of their own."""
+        """Returns the intersection with rows (N,) as a new set."""
         found = RowSet()
         found._mask = np.zeros(len(self._mask), dtype=bool)
         found._mask[rows[self.has(rows)]] = True
@@ -64,11 +64,11 @@ class RowSet:
         return found
 
     def rows(self) -> np.ndarray:
-        """All of them (N,) int64, ascending."""
+        """Returns all rows (N,) int64, ascending."""
         return np.flatnonzero(self._mask)
 
     def packed(self) -> np.ndarray:
-        """The bitmap as FAISS reads it: uint8, lowest row in the lowest bit. Not to be changed."""
+        """Returns the bitmap for FAISS: uint8, lowest row in the lowest bit. Do not modify it."""
         packed = self._packed
         if packed is None:
             packed = self._packed = np.packbits(self._mask, bitorder="little")
@@ -76,6 +76,6 @@ class RowSet:
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:
-    """Rows (N,) without repetitions, ascending. np.unique of many integers takes ten times as long as sorting them."""
+    """Returns the distinct rows, ascending. For many integers np.unique takes ten times as long as np.sort."""
     rows = np.sort(rows)
     return rows[np.diff(rows, prepend=-1) != 0]

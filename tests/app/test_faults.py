@@ -25,7 +25,7 @@ import pytest
 from fastapi import FastAPI
 
 from index.records import LibraryDamaged, LibraryError, LibraryUnavailable, NewClip
-from index.sqlite import backup, restore, store
+from index.sqlite import backup, store
 from index.sqlite import library as catalog
 from index.sqlite.library import SqliteLibrary
 
@@ -168,9 +168,9 @@ def test_a_database_that_is_damaged_before_it_is_opened(tmp_path: Path, damage: 
     assert damage == "empty" or isinstance(error.value, LibraryDamaged)
     assert "restore" in str(error.value) or "put the database back" in str(error.value)
     assert len(list((data / "audio").glob("??/*"))) == 30  # nothing was tidied away
-    restore.restore(copies, tmp_path / "again", lambda *_: None)
+    backup.restore(copies, tmp_path / "again", lambda *_: None)
     with SqliteLibrary.open(tmp_path / "again", dim=8, checkpoint="c") as library:
-        assert {clip.id for clip in library.list(100)[0]} == before and not library.healed
+        assert {clip.id for clip in library.list(100)[0]} == before and not library.recovery_report
 
 
 def new_clip(seed: int) -> NewClip:
@@ -330,7 +330,7 @@ def test_a_database_that_is_older_than_its_audio(tmp_path: Path) -> None:
     newest = (data / "catalog.sqlite3").read_bytes()
     (data / "catalog.sqlite3").write_bytes(aside.read_bytes())
     with SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
-        assert len(library) == 1 and "149 audio files" in " ".join(library.healed)
+        assert len(library) == 1 and "149 audio files" in " ".join(library.recovery_report)
     (data / "catalog.sqlite3").write_bytes(newest)
     with SqliteLibrary.open(data, dim=8, checkpoint="c") as library:
-        assert len(library) == 150 and not library.healed
+        assert len(library) == 150 and not library.recovery_report

@@ -41,14 +41,14 @@ from app.errors import RequestError
 from app.server import security
 from app.settings import Settings
 from index import filters
-from index import text as words
+from index.milvus import collection as milvus_collection
 from index.milvus import filters as milvus_filters
-from index.milvus import pages as milvus_pages
-from index.milvus import url as milvus_url
+from index.milvus.client import parse_milvus_url
 from index.quantization import FrameCodes
 from index.records import InvalidCursor, InvalidFilter, LibraryError, dump_metadata, metadata_facts
-from index.sqlite import backup, store
-from index.sqlite import library as catalog
+from index.sqlite import backup, queries, store
+from index.sqlite import library as sqlite_library
+from index.text import fts_query, text_columns
 from index.vectors import snapshot
 
 Target = Callable[[bytes], None]
@@ -203,16 +203,16 @@ def filters_of_clips(data: bytes) -> None:
     said = milvus_filters.expression(conditions)
     assert re.fullmatch(r"[\w\s(),.\"<>=\[\]+-]*", said, re.ASCII), said
     if conditions:
-        store.rows_passing(library(), conditions)
+        queries.rows_passing(library(), conditions)
 
 
 @target
 def queries_in_words(data: bytes) -> None:
-    match = words.match(text_of(data))
+    match = fts_query(text_of(data))
     if match is not None:
         match.encode("utf-8", "surrogatepass")
         if not re.search("[\ud800-\udfff]", match):
-            store.rows_matching(library(), match, 5, [])
+            queries.rows_matching(library(), match, 5, [])
 
 
 @functools.cache
@@ -226,8 +226,8 @@ def library() -> sqlite3.Connection:
             "VALUES (?, ?, 'Dog_01.wav', 1, 16000, 1, '2026', ?)",
             (str(number), str(number), json.dumps(about)),
         )
-        store._insert_facts(connection, number + 1, metadata_facts(about))
-        store._insert_words(connection, number + 1, "Dog_01.wav", about)
+        queries._insert_facts(connection, number + 1, metadata_facts(about))
+        queries._insert_words(connection, number + 1, "Dog_01.wav", about)
     return connection
 
 
@@ -238,15 +238,15 @@ def cursors(data: bytes) -> None:
     for cursor in (text_of(data), inside):
         for sort in _SORTS:
             try:
-                after = catalog._read_cursor(cursor, sort)
-                store.page(library(), 2, [], by=sort.removeprefix("-"), descending=sort[0] == "-", after=after)
+                after = sqlite_library._read_cursor(cursor, sort)
+                queries.page(library(), 2, [], by=sort.removeprefix("-"), descending=sort[0] == "-", after=after)
             except InvalidCursor:
                 pass
             try:
-                position = milvus_pages.read_cursor(cursor, sort)
+                position = milvus_collection.read_cursor(cursor, sort)
             except InvalidCursor:
                 continue
-            said = milvus_pages._beyond("name", position, True)
+            said = milvus_collection._beyond("name", position, True)
             assert re.fullmatch(r"[\w\s()\"<>=.+-]*", said, re.ASCII), said
 
 
@@ -259,7 +259,7 @@ def metadata_to_keep(data: bytes) -> None:
         return
     for fact in metadata_facts(about):
         hash(fact)
-    columns = words.columns("a.wav", about)
+    columns = text_columns("a.wav", about)
     assert json.loads(text) == about or text.count("e") and len(columns) == 3
 
 
@@ -271,7 +271,7 @@ def milvus_addresses(data: bytes) -> None:
     secret = "s3cr3t-pass"
     for url in (text_of(data), f"milvus://user:{secret}@{text_of(data)}"):
         try:
-            found = milvus_url.parse_milvus_url(url)
+            found = parse_milvus_url(url)
         except ValueError as error:
             assert secret not in str(error)
             continue

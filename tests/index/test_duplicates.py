@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index import duplicates
-from index.duplicates import near_duplicates, same_frames, same_outline
+from index.duplicates import frame_similarity, near_duplicates, peak_correlation
 from index.quantization import encode_frames
 
 DIM = 24
@@ -30,7 +30,7 @@ def slowly(vectors: np.ndarray, durations: np.ndarray, frames: list[np.ndarray])
             near = abs(durations[a] - durations[b]) <= duplicates.TOLERANCE + duplicates.TOLERANCE_SHARE * longer
             if not near or vectors[a] @ vectors[b] < duplicates.SIMILARITY:
                 continue
-            if same_frames(frames[a], frames[b]) >= duplicates.AGREEMENT:
+            if frame_similarity(frames[a], frames[b]) >= duplicates.FRAME_SIMILARITY:
                 both = next(g for g in groups if a in g) | next(g for g in groups if b in g)
                 groups = [g for g in groups if not g & both] + [both]
     return sorted(sorted(group) for group in groups if len(group) > 1)
@@ -85,9 +85,9 @@ def test_frames_decide_where_clip_vectors_agree() -> None:
 def test_codes_are_as_good_as_frames_and_a_shift_is_found() -> None:
     rng = np.random.default_rng(3)
     frames = unit(rng.standard_normal((30, DIM)))
-    assert same_frames(encode_frames(frames[1:]), encode_frames(frames)) > 0.999
-    assert same_frames(frames[:-2], frames[2:]) > 0.999
-    assert same_frames(frames[:-3], frames[3:]) < 0.5
+    assert frame_similarity(encode_frames(frames[1:]), encode_frames(frames)) > 0.999
+    assert frame_similarity(frames[:-2], frames[2:]) > 0.999
+    assert frame_similarity(frames[:-3], frames[3:]) < 0.5
 
 
 def outline(loudness: np.ndarray) -> np.ndarray:
@@ -107,18 +107,18 @@ def test_outlines_decide_where_the_model_hears_no_difference() -> None:
 
 def test_outlines_are_compared_whatever_gain_and_shift() -> None:
     loudness = np.random.default_rng(6).uniform(0.01, 1, 200)
-    assert same_outline(outline(loudness), outline(loudness)) == pytest.approx(1)
-    assert same_outline(outline(loudness[15:]), outline(loudness / 4)) == pytest.approx(1, abs=1e-5)
-    assert same_outline(outline(loudness[16:]), outline(loudness)) < 0.5
-    assert same_outline(outline(np.ones(100)), outline(np.full(90, 0.2))) == 1
-    assert same_outline(outline(np.ones(200)), outline(loudness)) == 0
-    assert same_outline(outline(np.zeros(20)), outline(np.zeros(20))) == 1
-    assert same_outline(np.empty((2, 0)), outline(loudness)) == -1
+    assert peak_correlation(outline(loudness), outline(loudness)) == pytest.approx(1)
+    assert peak_correlation(outline(loudness[15:]), outline(loudness / 4)) == pytest.approx(1, abs=1e-5)
+    assert peak_correlation(outline(loudness[16:]), outline(loudness)) < 0.5
+    assert peak_correlation(outline(np.ones(100)), outline(np.full(90, 0.2))) == 1
+    assert peak_correlation(outline(np.ones(200)), outline(loudness)) == 0
+    assert peak_correlation(outline(np.zeros(20)), outline(np.zeros(20))) == 1
+    assert peak_correlation(np.empty((2, 0)), outline(loudness)) == -1
 
 
 def test_a_single_frame_that_fits_is_no_agreement() -> None:
     frames = unit(np.eye(DIM)[:4])
-    assert same_frames(frames[:3], np.concatenate([frames[3:], frames[3:], frames[:1]])) < 0.9
+    assert frame_similarity(frames[:3], np.concatenate([frames[3:], frames[3:], frames[:1]])) < 0.9
 
 
 def test_durations_bound_what_is_the_same() -> None:

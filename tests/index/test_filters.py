@@ -79,8 +79,8 @@ def test_the_reference_filter_and_the_database_agree(
 ) -> None:
     record = {"filename": "sound.wav", "duration": 1.5, "sample_rate": 44_100, "channels": 2}
     assert matches(metadata, filter, record) is passes
-    catalog = open_library()
+    library = open_library()
     new = new_clip(1, metadata, **record)
-    catalog.add(new)
-    assert len(catalog.list(5, None, filter)[0]) == passes
-    assert len(catalog.search(new.embedding, 5, filter)) == passes
+    library.add(new)
+    assert len(library.list(5, None, filter)[0]) == passes
+    assert len(library.search(new.embedding, 5, filter)) == passes

@@ -11,8 +11,8 @@ import pytest
 
 from index import LibraryError, NewClip, SqliteLibrary
 from index.quantization import FrameCodes, encode_frames
-from index.segments import ALIKE, LONGEST, SECONDS_EACH, SPARE, SegmentIndex, cut_segments
-from index.sqlite import store
+from index.segments import MAX_SECONDS, MIN_ALLOWED, SECONDS_PER_SEGMENT, THRESHOLDS, SegmentIndex, cut_segments
+from index.sqlite import queries
 
 DIM = 16
 HOP = 0.16
@@ -28,7 +28,7 @@ def wandering(rng: np.random.Generator, count: int, step: float) -> np.ndarray:
     return unit(walk)
 
 
-def slowly(frames: np.ndarray, alike: float, longest: int = round(LONGEST / HOP)) -> np.ndarray:
+def slowly(frames: np.ndarray, alike: float, longest: int = round(MAX_SECONDS / HOP)) -> np.ndarray:
     """Segments (S, D) for one level: frames put into lists, one after another."""
     lists: list[list[np.ndarray]] = [[frames[0]]]
     for frame in frames[1:]:
@@ -44,8 +44,8 @@ def slowly(frames: np.ndarray, alike: float, longest: int = round(LONGEST / HOP)
 @pytest.mark.parametrize("count", [1, 2, 61, 62, 63, 5000])
 def test_segments_are_those_of_the_tightest_level_that_is_allowed(count: int, step: float) -> None:
     codes = encode_frames(wandering(np.random.default_rng(count), count, step))
-    allowed = max(SPARE + count * HOP / SECONDS_EACH, count / round(LONGEST / HOP) + 1)
-    tries = [slowly(codes.decode(), level) for level in ALIKE]
+    allowed = max(MIN_ALLOWED + count * HOP / SECONDS_PER_SEGMENT, count / round(MAX_SECONDS / HOP) + 1)
+    tries = [slowly(codes.decode(), level) for level in THRESHOLDS]
     tries.append(slowly(codes.decode(), -2, -(-count // int(allowed))))
     expected = next(segments for segments in tries if len(segments) <= allowed)
     found = cut_segments(codes, HOP).decode()
@@ -61,7 +61,7 @@ def test_a_knock_has_a_segment_of_its_own_and_silence_one_for_each_ten_seconds()
     frames[10_000:10_003] = knock
     found = cut_segments(encode_frames(frames), HOP).decode()
     assert (found @ knock).max() > 0.999
-    assert len(found) <= 3600 / (LONGEST - HOP) + 3
+    assert len(found) <= 3600 / (MAX_SECONDS - HOP) + 3
 
 
 def test_frames_of_no_length_are_taken() -> None:
@@ -124,91 +124,91 @@ def test_nothing_to_find() -> None:
         assert len(index.search(np.ones(DIM, np.float32), 3, np.array([], np.int64))[0]) == 0
 
 
-def segments_on_disk(catalog: SqliteLibrary) -> dict[str, np.ndarray]:
-    with catalog._store.read() as view:
+def segments_on_disk(library: SqliteLibrary) -> dict[str, np.ndarray]:
+    with library._store.read() as view:
         return {
             clip_id: FrameCodes.from_bytes(codes, DIM).decode()
             for clip_id, codes in view.execute("SELECT id, codes FROM segments JOIN clips USING (row)")
         }
 
 
-def check_agreement(catalog: SqliteLibrary) -> None:
+def check_agreement(library: SqliteLibrary) -> None:
     """Every clip has on the disk the segments of its frames, and the index has these and no others."""
-    clips, _ = catalog.list(1000)
-    there = segments_on_disk(catalog)
+    clips, _ = library.list(1000)
+    there = segments_on_disk(library)
     assert set(there) == {clip.id for clip in clips}
-    assert len(catalog._segments) == sum(map(len, there.values()))
+    assert len(library._segments) == sum(map(len, there.values()))
     for clip in clips:
-        codes, hop = catalog.frame_codes(clip.id)
+        codes, hop = library.frame_codes(clip.id)
         np.testing.assert_array_equal(there[clip.id], cut_segments(codes, hop).decode())
         for segment in there[clip.id][:5]:
-            [hit] = catalog.search_segments(segment, 1)
+            [hit] = library.search_segments(segment, 1)
             assert hit.similarity == pytest.approx(1, abs=1e-3)
             assert hit.clip == clip
 
 
 def test_segments_come_stay_and_go_with_their_clip(
-    catalog: SqliteLibrary, open_library: Callable[..., SqliteLibrary], new_clip: Callable[..., NewClip]
+    library: SqliteLibrary, open_library: Callable[..., SqliteLibrary], new_clip: Callable[..., NewClip]
 ) -> None:
-    clips = [clip for clip, _ in catalog.add_many([new_clip(seed, {"seed": seed}) for seed in range(12)])]
-    check_agreement(catalog)
-    catalog.add(new_clip(3))  # there already
-    catalog.delete(clips[4].id)
-    catalog.update_metadata(clips[5].id, {"seed": 100})
-    check_agreement(catalog)
-    for hit in catalog.search_segments(np.ones(DIM), 50, {"seed": {"gte": 8}}):
+    clips = [clip for clip, _ in library.add_many([new_clip(seed, {"seed": seed}) for seed in range(12)])]
+    check_agreement(library)
+    library.add(new_clip(3))  # there already
+    library.delete(clips[4].id)
+    library.update_metadata(clips[5].id, {"seed": 100})
+    check_agreement(library)
+    for hit in library.search_segments(np.ones(DIM), 50, {"seed": {"gte": 8}}):
         assert hit.clip.metadata["seed"] >= 8
-    assert len(catalog.search_segments(np.ones(DIM), 50, {"seed": {"gte": 8}})) == 5
-    assert catalog.search_segments(np.ones(DIM), 50, {"seed": 4}) == []
-    assert len(catalog.search_segments(np.ones(DIM), 3)) == 3
+    assert len(library.search_segments(np.ones(DIM), 50, {"seed": {"gte": 8}})) == 5
+    assert library.search_segments(np.ones(DIM), 50, {"seed": 4}) == []
+    assert len(library.search_segments(np.ones(DIM), 3)) == 3
     again = open_library()
     check_agreement(again)
     assert len(again) == 11
 
 
 def test_the_best_stretch_decides_and_questions_are_checked(
-    catalog: SqliteLibrary, new_clip: Callable[..., NewClip]
+    library: SqliteLibrary, new_clip: Callable[..., NewClip]
 ) -> None:
     rng = np.random.default_rng(8)
     for seed in range(30):
-        catalog.add(new_clip(seed, frames=wandering(rng, 200, 0.1)))
+        library.add(new_clip(seed, frames=wandering(rng, 200, 0.1)))
     query = unit(rng.standard_normal(DIM))
-    expected = sorted(((clip, (s @ query).max()) for clip, s in segments_on_disk(catalog).items()), key=lambda p: -p[1])
-    hits = catalog.search_segments(query, 10)
+    expected = sorted(((clip, (s @ query).max()) for clip, s in segments_on_disk(library).items()), key=lambda p: -p[1])
+    hits = library.search_segments(query, 10)
     assert [hit.clip.id for hit in hits] == [clip for clip, _ in expected[:10]]
     np.testing.assert_allclose([hit.similarity for hit in hits], [s for _, s in expected[:10]], atol=1e-3)
     with pytest.raises(ValueError, match="k must"):
-        catalog.search_segments(query, 0)
+        library.search_segments(query, 0)
     with pytest.raises(ValueError, match="query"):
-        catalog.search_segments(query[:3], 1)
+        library.search_segments(query[:3], 1)
     with pytest.raises(LibraryError, match="filter"):
-        catalog.search_segments(query, 1, {"a": None})
+        library.search_segments(query, 1, {"a": None})
 
 
 def test_a_delete_that_fails_leaves_the_segments(
-    catalog: SqliteLibrary, new_clip: Callable[..., NewClip], monkeypatch: pytest.MonkeyPatch
+    library: SqliteLibrary, new_clip: Callable[..., NewClip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clips = [catalog.add(new_clip(seed))[0] for seed in range(4)]
+    clips = [library.add(new_clip(seed))[0] for seed in range(4)]
 
     def fail(*_: Any) -> None:
         raise LibraryError("the disk is gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, "delete", fail)
+        broken.setattr(queries, "delete", fail)
         with pytest.raises(LibraryError, match="gone"):
-            catalog.delete(clips[1].id)
-    check_agreement(catalog)
+            library.delete(clips[1].id)
+    check_agreement(library)
 
 
 def test_an_older_library_gets_its_segments_once(
-    catalog: SqliteLibrary, open_library: Callable[..., SqliteLibrary], new_clip: Callable[..., NewClip]
+    library: SqliteLibrary, open_library: Callable[..., SqliteLibrary], new_clip: Callable[..., NewClip]
 ) -> None:
     rng = np.random.default_rng(5)
     for seed in range(20):
-        catalog.add(new_clip(seed, frames=wandering(rng, 5 * seed + 1, 0.1), frame_hop=0.1 + seed / 100))
-    expected = segments_on_disk(catalog)
-    catalog.close()
-    old = sqlite3.connect(catalog.folder / "catalog.sqlite3")
+        library.add(new_clip(seed, frames=wandering(rng, 5 * seed + 1, 0.1), frame_hop=0.1 + seed / 100))
+    expected = segments_on_disk(library)
+    library.close()
+    old = sqlite3.connect(library.folder / "catalog.sqlite3")
     old.executescript("DROP TABLE segments; PRAGMA user_version = 2;")
     old.close()
     migrated = open_library()
@@ -219,15 +219,15 @@ def test_an_older_library_gets_its_segments_once(
 
 
 def test_a_knock_in_an_hour_is_found_before_clips_that_are_alike_as_a_whole(
-    catalog: SqliteLibrary, new_clip: Callable[..., NewClip]
+    library: SqliteLibrary, new_clip: Callable[..., NewClip]
 ) -> None:
     rng = np.random.default_rng(6)
     knock = unit(rng.standard_normal(DIM))
     for seed in range(50):  # a little like it from end to end
         like = unit(knock + 1.5 * unit(rng.standard_normal(DIM)))
-        catalog.add(new_clip(seed, embedding=like, frames=unit(like + 0.05 * rng.standard_normal((60, DIM)))))
+        library.add(new_clip(seed, embedding=like, frames=unit(like + 0.05 * rng.standard_normal((60, DIM)))))
     hour = wandering(rng, 22_500, 0.02)
     hour[15_000:15_004] = knock
-    there, _ = catalog.add(new_clip(50, frames=hour, embedding=unit(hour.mean(axis=0)), duration=3600.0))
-    assert catalog.search_segments(knock, 1)[0].clip == there
-    assert there.id not in {hit.clip.id for hit in catalog.search(knock, 20)}
+    there, _ = library.add(new_clip(50, frames=hour, embedding=unit(hour.mean(axis=0)), duration=3600.0))
+    assert library.search_segments(knock, 1)[0].clip == there
+    assert there.id not in {hit.clip.id for hit in library.search(knock, 20)}

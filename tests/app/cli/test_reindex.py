@@ -323,7 +323,7 @@ async def test_backup_and_restore(
     assert main(["restore", str(tmp_path / "b"), "--data-dir", str(new)]) == 0
     assert f"{new}: 6 clips, as of 2" in capsys.readouterr().out
     with SqliteLibrary.open(new, dim=fake_model.dim, checkpoint=fake_model.stamp) as catalog:
-        assert catalog.list(10)[0] == clips and catalog.healed == []
+        assert catalog.list(10)[0] == clips and catalog.recovery_report == []
     assert main(["backup", str(tmp_path / "c"), "--data-dir", str(library)]) == 1
     assert "it is missing in the library" in capsys.readouterr().err
     assert main(["restore", str(tmp_path / "nowhere"), "--data-dir", str(tmp_path / "x")]) == 1

@@ -36,7 +36,7 @@ def _vector(choice: tuple[int, float, float]) -> np.ndarray:
 
 
 class Library(RuleBasedStateMachine):
-    """A catalog on disk beside the reference in memory."""
+    """A library on disk beside the reference in memory."""
 
     ids = Bundle("ids")
     gone = Bundle("gone")
@@ -46,7 +46,7 @@ class Library(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.exact = ExactLibrary()
         self.hashes: dict[str, str] = {}
-        self.catalog = self._open()
+        self.library = self._open()
 
     def _open(self) -> SqliteLibrary:
         return SqliteLibrary.open(self.folder, dim=DIM, checkpoint="stateful")
@@ -58,7 +58,7 @@ class Library(RuleBasedStateMachine):
     @rule(target=ids, items=st.lists(st.tuples(VECTORS, METADATA, st.binary(max_size=2)), min_size=1, max_size=3))
     def add(self, items: list[tuple]) -> Any:
         news = [self._new(_vector(vector), metadata, audio) for vector, metadata, audio in items]
-        results = self.catalog.add_many(news)
+        results = self.library.add_many(news)
         for new, (clip, created) in zip(news, results, strict=True):
             known = [clip_id for clip_id, sha256 in self.hashes.items() if sha256 == new.sha256]
             assert created == (not known)
@@ -72,14 +72,14 @@ class Library(RuleBasedStateMachine):
     @rule(target=gone, clip_id=consumes(ids))
     def delete(self, clip_id: str) -> str:
         if clip_id in self.hashes:
-            self.catalog.delete(clip_id)
+            self.library.delete(clip_id)
             self.exact.delete(clip_id)
             del self.hashes[clip_id]
         return clip_id
 
     @rule(clip_id=gone)
     def what_is_gone_is_gone(self, clip_id: str) -> None:
-        for ask in (self.catalog.get, self.catalog.delete, self.catalog.audio_path):
+        for ask in (self.library.get, self.library.delete, self.library.audio_path):
             with pytest.raises(ClipNotFound):
                 ask(clip_id)
 
@@ -87,13 +87,13 @@ class Library(RuleBasedStateMachine):
     def update(self, clip_id: str, changes: dict[str, Any]) -> None:
         if clip_id in self.hashes:
             self.exact.metadata[clip_id] = merge_patch(self.exact.metadata[clip_id], changes)
-            assert self.catalog.update_metadata(clip_id, changes).metadata == self.exact.metadata[clip_id]
+            assert self.library.update_metadata(clip_id, changes).metadata == self.exact.metadata[clip_id]
 
     @rule(vector=VECTORS, k=st.integers(1, 8), filter=FILTERS)
     def search(self, vector: tuple, k: int, filter: dict[str, Any] | None) -> None:
         query = _vector(vector)
         expected = self.exact.search(query, k, filter)
-        hits = self.catalog.search(query, k, filter)
+        hits = self.library.search(query, k, filter)
         # Ties may come in another order, so each hit is held to its own vector, and the list to the best similarities.
         assert [hit.similarity for hit in hits] == pytest.approx([s for _, s in expected], abs=1e-5)
         assert len({hit.clip.id for hit in hits}) == len(hits)
@@ -102,41 +102,41 @@ class Library(RuleBasedStateMachine):
             assert hit.clip.id in allowed
             assert hit.similarity == pytest.approx(float(self.exact.vectors[hit.clip.id] @ query), abs=1e-5)
             assert hit.clip.metadata == self.exact.metadata[hit.clip.id]
-        stretches = self.catalog.search_segments(query, k, filter)  # each clip is one frame, its own vector
+        stretches = self.library.search_segments(query, k, filter)  # each clip is one frame, its own vector
         assert [hit.similarity for hit in stretches] == pytest.approx([s for _, s in expected], abs=0.01)
         assert {hit.clip.id for hit in stretches} <= allowed
 
     @rule(limit=st.integers(1, 4), filter=FILTERS)
     def list_all(self, limit: int, filter: dict[str, Any] | None) -> None:
         seen: list[str] = []
-        page, cursor = self.catalog.list(limit, None, filter)
+        page, cursor = self.library.list(limit, None, filter)
         while True:
             assert len(page) <= limit
             seen += [clip.id for clip in page]
             if cursor is None:
                 break
-            page, cursor = self.catalog.list(limit, cursor, filter)
+            page, cursor = self.library.list(limit, cursor, filter)
         assert seen == self.exact.passing(filter)
 
     @rule()
     def reopen(self) -> None:
-        self.catalog.close()
-        self.catalog = self._open()
-        assert self.catalog.healed == []
+        self.library.close()
+        self.library = self._open()
+        assert self.library.recovery_report == []
 
     @invariant()
     def agree(self) -> None:
         if not hasattr(self, "catalog"):
             return
-        assert len(self.catalog) == len(self.exact.vectors)
+        assert len(self.library) == len(self.exact.vectors)
         files = {path.name for path in (self.folder / "audio").rglob("*") if path.is_file()}
         assert files == set(self.hashes.values())
         for clip_id, vector in self.exact.vectors.items():
-            np.testing.assert_array_equal(self.catalog.clip_vector(clip_id), vector)
+            np.testing.assert_array_equal(self.library.clip_vector(clip_id), vector)
 
     def teardown(self) -> None:
         if hasattr(self, "catalog"):
-            self.catalog.close()
+            self.library.close()
             shutil.rmtree(self.folder)
 
 

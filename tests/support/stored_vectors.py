@@ -1,4 +1,4 @@
-"""Stored vectors in a dictionary, for tests of the search index without a database."""
+"""Vectors in a dictionary, to test the vector index without a database."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 
-class StoredFake:
-    """`index.sqlite.stored.Stored`, with `commit` and `delete` as the catalog's transactions do them."""
+class FakeStoredVectors:
+    """Implements index.vectors.index.StoredVectors; `commit` and `delete` act as the library's transactions."""
 
     def __init__(self, dim: int, page: int = 64) -> None:
         self.dim, self.page = dim, page

@@ -16,13 +16,11 @@ import numpy as np
 import pytest
 
 from index import GpuMissing
-from index.vectors import ivf_rabitq as approximate
-from index.vectors import snapshot
+from index.vectors import ivf_rabitq, snapshot
 from index.vectors.index import Limits, VectorIndex
-from index.vectors.ivf_rabitq import Codes, Stopped, groups_for, sample_size
+from index.vectors.ivf_rabitq import BuildCancelled, Codes, HelperThread, cluster_count, sample_size, usable_cores
 from index.vectors.row_set import RowSet
-from index.vectors.spare_core import SpareCore, usable_cores
-from tests.index.stored_fake import StoredFake
+from tests.support.stored_vectors import FakeStoredVectors
 
 DIM = 24
 SMALL = Limits(flat_rows=200, exact_rows=30, spare=60)
@@ -38,16 +36,16 @@ def clustered(count: int, seed: int = 0, dim: int = DIM) -> np.ndarray:
 
 
 class Library:
-    """An index with its stored vectors, changed in the order in which the catalog does it."""
+    """An index with its stored vectors, changed in the order in which the library does it."""
 
     def __init__(
         self,
         folder: Path | None = None,
         limits: Limits = SMALL,
-        stored: StoredFake | None = None,
+        stored: FakeStoredVectors | None = None,
         gpu: bool = False,
     ) -> None:
-        self.stored = stored or StoredFake(DIM)
+        self.stored = stored or FakeStoredVectors(DIM)
         self.index = VectorIndex(DIM, self.stored, stamp="a", folder=folder, limits=limits, gpu=gpu)
         self.report = self.index.fill()
 
@@ -131,7 +129,7 @@ def test_candidates_that_can_still_be_among_the_best_are_compared_and_no_others(
         exact = library.exact(query, 5)
         behind += not set(exact) <= set(rows[order[:50]].tolist())
         library.stored.reads = 0
-        found, similarities = library.index._compared(query, 5, rows[order], estimates[order])
+        found, similarities = library.index._rerank(query, 5, rows[order], estimates[order])
         assert found.tolist() == exact
         np.testing.assert_allclose(similarities, [library.stored.by_row[row] @ query for row in exact], atol=1e-5)
         assert library.stored.reads < len(rows)
@@ -189,11 +187,11 @@ def test_nothing_is_missing_while_an_index_is_made(
     make: Callable[..., Library], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opened without a snapshot, it answers exactly from what is stored, changes included, until there are codes."""
-    stored = StoredFake(DIM)
+    stored = FakeStoredVectors(DIM)
     stored.commit(np.arange(600), clustered(600))
     go = threading.Event()
-    learn = Codes.learn
-    monkeypatch.setattr(Codes, "learn", lambda *a, **k: (go.wait(20), learn(*a, **k))[1])
+    learn = Codes.train
+    monkeypatch.setattr(Codes, "train", lambda *a, **k: (go.wait(20), learn(*a, **k))[1])
     library = make(stored=stored)
     assert library.index.state == "stored" and len(library.index) == 600
     library.add(np.arange(600, 640), clustered(40, 5))
@@ -213,13 +211,13 @@ def test_nothing_is_missing_while_an_index_is_made(
 
 
 def test_closing_calls_the_making_off(make: Callable[..., Library]) -> None:
-    stored = StoredFake(DIM)
+    stored = FakeStoredVectors(DIM)
     stored.commit(np.arange(600), clustered(600))
     library = make(stored=stored)
     library.index.close()
     assert library.index._builder is None
-    with pytest.raises(Stopped):
-        Codes.learn(clustered(100), 100, lambda: False)
+    with pytest.raises(BuildCancelled):
+        Codes.train(clustered(100), 100, lambda: False)
 
 
 def test_what_cannot_be_made_leaves_the_old_one_serving(
@@ -228,7 +226,7 @@ def test_what_cannot_be_made_leaves_the_old_one_serving(
     def fails(*_: object, **__: object) -> None:
         raise MemoryError("no room for codes")
 
-    monkeypatch.setattr(Codes, "learn", fails)
+    monkeypatch.setattr(Codes, "train", fails)
     library = make()
     library.add(np.arange(300), clustered(300))
     library.index.wait()
@@ -436,15 +434,15 @@ def test_rows_as_a_set() -> None:
 
 
 def test_groups_and_samples() -> None:
-    assert groups_for(1_000_000, 10**6) == 2048 and sample_size(1_000_000) == 65_536
-    assert [groups_for(n, n) for n in (1, 32, 1000, 30_000)] == [1, 8, 64, 256]
+    assert cluster_count(1_000_000, 10**6) == 2048 and sample_size(1_000_000) == 65_536
+    assert [cluster_count(n, n) for n in (1, 32, 1000, 30_000)] == [1, 8, 64, 256]
     assert sample_size(100) == 100
 
 
 @pytest.mark.parametrize("dim", [1, 3, 6, 384])
 def test_any_dim(dim: int) -> None:
     vectors = clustered(600, dim=dim)
-    codes = Codes.learn(vectors, 600)
+    codes = Codes.train(vectors, 600)
     codes.add(np.arange(600), vectors)
     query = clustered(1, 5, dim)[0]
     found, _ = codes.candidates(query, 100, codes.rows)
@@ -464,12 +462,12 @@ def test_wide_groups_are_read_before_narrow_ones_that_are_as_near() -> None:
     of = np.arange(400) % 2
     vectors = np.eye(2, 64)[of] + np.array([0.02, 0.2])[of, None] * rng.standard_normal((400, 64))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    codes = Codes.learn(vectors, 2)  # 2.8 √2: two groups
+    codes = Codes.train(vectors, 2)  # 2.8 √2: two groups
     codes.add(np.arange(400), vectors)
     assert codes._sizes.tolist() == [200, 200] and (codes.reach > 0).all()
     for sign in (1, -1):
         query = np.eye(1, 64, 7, dtype=np.float32)[0] * sign  # at right angles to both centres
-        _, nearness, order = codes._likely(query)
+        _, nearness, order = codes._rank_clusters(query)
         assert np.ptp(nearness) < 0.1 < np.ptp(codes.reach)
         nearest = int((vectors @ query).argmax())
         assert of[nearest] == 1 and order[0] == codes.reach.argmax()
@@ -477,9 +475,9 @@ def test_wide_groups_are_read_before_narrow_ones_that_are_as_near() -> None:
 
 def test_two_threads_find_what_one_finds() -> None:
     vectors = clustered(30_000)
-    codes = Codes.learn(vectors[:5000], 30_000)
+    codes = Codes.train(vectors[:5000], 30_000)
     codes.add(np.arange(30_000), vectors)
-    helper = SpareCore(2)
+    helper = HelperThread(2)
     some = RowSet(np.arange(0, 30_000, 10))
     for query in clustered(10, 3):
         for allowed in (codes.rows, some):
@@ -490,7 +488,7 @@ def test_two_threads_find_what_one_finds() -> None:
 
 
 def test_a_helper_takes_its_share_and_is_not_waited_for() -> None:
-    helper = SpareCore(2)
+    helper = HelperThread(2)
     together = threading.Barrier(2)
     assert helper.run([lambda: together.wait(20) >= 0] * 2) == [True, True]  # at the same time
     busy, go = threading.Event(), threading.Event()
@@ -505,17 +503,17 @@ def test_a_helper_takes_its_share_and_is_not_waited_for() -> None:
         helper.run([lambda: 1 // 0] * 3)
     assert helper.run([lambda: 3, lambda: 4]) == [3, 4]
     helper.close()
-    assert helper.run([threading.get_ident] * 2) == [mine] * 2 and not helper.helps
-    assert SpareCore(1).run([threading.get_ident] * 2) == [mine] * 2
+    assert helper.run([threading.get_ident] * 2) == [mine] * 2 and not helper.available
+    assert HelperThread(1).run([threading.get_ident] * 2) == [mine] * 2
 
 
 def test_without_a_second_core_work_is_not_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(approximate, "_WORTH_SHARING", 0)
-    codes = Codes.learn(clustered(1000), 1000)
+    monkeypatch.setattr(ivf_rabitq, "_WORTH_SHARING", 0)
+    codes = Codes.train(clustered(1000), 1000)
     codes.add(np.arange(1000), clustered(1000))
     counts: list[int] = []
     for cores in (1, 2):
-        helper = SpareCore(cores)
+        helper = HelperThread(cores)
         monkeypatch.setattr(helper, "run", lambda parts: counts.append(len(parts)) or [part() for part in parts])
         codes.candidates(clustered(1, 3)[0], 10, codes.rows, helper)
         helper.close()
@@ -524,15 +522,15 @@ def test_without_a_second_core_work_is_not_cut_into_parts(monkeypatch: pytest.Mo
 
 def test_work_goes_on_where_no_thread_can_be_started_any_more() -> None:
     """As while the interpreter ends, and in a process that was forked and has not the helper's thread."""
-    helper = SpareCore(2)
+    helper = HelperThread(2)
     mine = threading.get_ident()
     assert helper._pool is not None
     helper._pool.shutdown()
     assert helper.run([threading.get_ident] * 3) == [mine] * 3
     code = """
 import os
-from index.vectors.spare_core import SpareCore
-helper = SpareCore(2)
+from index.vectors.ivf_rabitq import HelperThread
+helper = HelperThread(2)
 helper.run([lambda: 1] * 2)  # its thread has begun
 child = os.fork()
 if child == 0:
@@ -572,11 +570,11 @@ def test_a_set_of_rows_is_a_set() -> None:
 def test_a_gpu_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     with pytest.raises(GpuMissing, match="without GPUs: install faiss-gpu"):
-        VectorIndex(DIM, StoredFake(DIM), gpu=True)
+        VectorIndex(DIM, FakeStoredVectors(DIM), gpu=True)
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
     with pytest.raises(GpuMissing, match="sees none"):
-        VectorIndex(DIM, StoredFake(DIM), gpu=True)
+        VectorIndex(DIM, FakeStoredVectors(DIM), gpu=True)
 
 
 @pytest.mark.parametrize("gpu", [True, False])

@@ -22,7 +22,7 @@ from index.quantization import encode_frames
 from index.sqlite.reader import LibraryReader
 from index.sqlite.reindex import SideDatabase, side_path
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 OLD, NEW, NEW_DIM = "checkpoint-a", "checkpoint-b", 24
 ROUNDS = 12
 
@@ -43,11 +43,11 @@ def embed_again(folder: Path, clips: list[Clip]) -> None:
 
 
 @pytest.fixture
-def filled(catalog: SqliteLibrary, new_clip: Callable[..., NewClip]) -> tuple[SqliteLibrary, list[Clip]]:
+def filled(library: SqliteLibrary, new_clip: Callable[..., NewClip]) -> tuple[SqliteLibrary, list[Clip]]:
     """A library of nine clips of ten, so that its rows have a gap."""
-    clips = [clip for clip, _ in catalog.add_many([new_clip(seed, {"seed": seed}) for seed in range(10)])]
-    catalog.delete(clips.pop(3).id)
-    return catalog, clips
+    clips = [clip for clip, _ in library.add_many([new_clip(seed, {"seed": seed}) for seed in range(10)])]
+    library.delete(clips.pop(3).id)
+    return library, clips
 
 
 def test_everything_but_the_vectors_stays(
@@ -56,11 +56,11 @@ def test_everything_but_the_vectors_stays(
     new_clip: Callable[..., NewClip],
     tmp_path: Path,
 ) -> None:
-    catalog, clips = filled
-    embed_again(catalog.folder, clips)
-    assert catalog.search(new_clip(5).embedding, 1)[0].clip == clips[4]  # seed 3 is gone: the old one serves meanwhile
+    library, clips = filled
+    embed_again(library.folder, clips)
+    assert library.search(new_clip(5).embedding, 1)[0].clip == clips[4]  # seed 3 is gone: the old one serves meanwhile
     changed = open_library(dim=NEW_DIM, checkpoint=NEW)
-    assert not list(changed.folder.glob("reindex-*")) and changed.healed == []
+    assert not list(changed.folder.glob("reindex-*")) and changed.recovery_report == []
     assert sorted(changed.list(100)[0], key=lambda c: c.created) == sorted(clips, key=lambda c: c.created)
     assert [hit.clip.filename for hit in changed.search_words("sound 7", again(clips[0].sha256)[0], 1)] == [
         "sound 7.wav"
@@ -84,8 +84,8 @@ def test_answers_are_those_of_a_library_made_anew(
     new_clip: Callable[..., NewClip],
     tmp_path: Path,
 ) -> None:
-    catalog, clips = filled
-    embed_again(catalog.folder, clips)
+    library, clips = filled
+    embed_again(library.folder, clips)
     changed = open_library(dim=NEW_DIM, checkpoint=NEW)
     with SqliteLibrary.open(tmp_path / "anew", dim=NEW_DIM, checkpoint=NEW) as anew:
         for clip in clips:
@@ -106,10 +106,10 @@ def test_a_clip_that_is_not_there_yet_keeps_the_old_library(
     open_library: Callable[..., SqliteLibrary],
     new_clip: Callable[..., NewClip],
 ) -> None:
-    catalog, clips = filled
-    embed_again(catalog.folder, clips)
-    late = [catalog.add(new_clip(seed))[0] for seed in (20, 21)]
-    catalog.delete(late[0].id)
+    library, clips = filled
+    embed_again(library.folder, clips)
+    late = [library.add(new_clip(seed))[0] for seed in (20, 21)]
+    library.delete(late[0].id)
     with pytest.raises(CheckpointMismatch, match="not embedded 1 of them again yet") as caught:
         open_library(dim=NEW_DIM, checkpoint=NEW)
     assert caught.value.missing == 1
@@ -122,12 +122,12 @@ def test_a_clip_that_is_not_there_yet_keeps_the_old_library(
 def test_a_library_of_another_checkpoint_has_no_part_in_it(
     filled: tuple[SqliteLibrary, list[Clip]], open_library: Callable[..., SqliteLibrary]
 ) -> None:
-    catalog, clips = filled
-    embed_again(catalog.folder, clips)
+    library, clips = filled
+    embed_again(library.folder, clips)
     with pytest.raises(CheckpointMismatch, match="finelap reindex") as caught:
         open_library(dim=NEW_DIM, checkpoint="checkpoint-c")
     assert caught.value.missing is None
-    os.rename(side_path(catalog.folder, NEW), side_path(catalog.folder, "checkpoint-c"))
+    os.rename(side_path(library.folder, NEW), side_path(library.folder, "checkpoint-c"))
     with pytest.raises(LibraryError, match="remove it"):
         open_library(dim=NEW_DIM, checkpoint="checkpoint-c")
     open_library()
@@ -164,9 +164,9 @@ def test_what_a_side_database_refuses(tmp_path: Path) -> None:
 def test_one_that_still_follows_is_not_in_the_way(
     filled: tuple[SqliteLibrary, list[Clip]], open_library: Callable[..., SqliteLibrary]
 ) -> None:
-    catalog, clips = filled
-    embed_again(catalog.folder, clips)
-    with LibraryReader(catalog.folder) as reader, SideDatabase(catalog.folder, NEW, NEW_DIM) as follower:
+    library, clips = filled
+    embed_again(library.folder, clips)
+    with LibraryReader(library.folder) as reader, SideDatabase(library.folder, NEW, NEW_DIM) as follower:
         assert len(follower.known) == len(clips)
         changed = open_library(dim=NEW_DIM, checkpoint=NEW)
         assert reader.stamp() == (NEW, NEW_DIM)
@@ -189,8 +189,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_no_room_for_both(small_disk: Path, new_clip: Callable[..., NewClip]) -> None:
     folder, filler = small_disk / "library", small_disk / "filler"
     track = np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32)
-    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as catalog:
-        clips = [clip for clip, _ in catalog.add_many([new_clip(seed, frames=track) for seed in range(120)])]
+    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as library:
+        clips = [clip for clip, _ in library.add_many([new_clip(seed, frames=track) for seed in range(120)])]
     track = np.random.default_rng(0).standard_normal((500, NEW_DIM)).astype(np.float32)
     with SideDatabase(folder, NEW, NEW_DIM) as side:
         for clip in clips:
@@ -199,12 +199,12 @@ def test_no_room_for_both(small_disk: Path, new_clip: Callable[..., NewClip]) ->
     filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 300_000))
     with pytest.raises(StorageFull):
         SqliteLibrary.open(folder, dim=NEW_DIM, checkpoint=NEW)
-    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as catalog:
-        assert catalog.search(new_clip(7).embedding, 1)[0].clip == clips[7]
+    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as library:
+        assert library.search(new_clip(7).embedding, 1)[0].clip == clips[7]
     filler.unlink()
-    with SqliteLibrary.open(folder, dim=NEW_DIM, checkpoint=NEW) as catalog:
-        assert len(catalog) == len(clips)
-        assert catalog.search(again(clips[7].sha256)[0], 1)[0].clip == clips[7]
+    with SqliteLibrary.open(folder, dim=NEW_DIM, checkpoint=NEW) as library:
+        assert len(library) == len(clips)
+        assert library.search(again(clips[7].sha256)[0], 1)[0].clip == clips[7]
 
 
 CHANGE_OVER = """
@@ -223,14 +223,14 @@ def test_killed_while_it_changes_over(tmp_path: Path, new_clip: Callable[..., Ne
     def direction(sha256: str, dim: int) -> np.ndarray:
         return np.eye(dim, dtype=np.float32)[int(sha256[:8], 16) % dim]
 
-    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as catalog:
+    with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as library:
         new = [new_clip(seed) for seed in range(150)]
         new = [replace(c, embedding=direction(c.sha256, 16), frames=[direction(c.sha256, 16)] * 200) for c in new]
-        clips = [clip for clip, _ in catalog.add_many(new)]
+        clips = [clip for clip, _ in library.add_many(new)]
     choose, killed, took = random.Random(3), 0, 0.0
-    library = OLD
+    current = OLD
     for turn in range(ROUNDS):
-        other = NEW if library == OLD else OLD
+        other = NEW if current == OLD else OLD
         with SideDatabase(folder, other, dims[other]) as side:
             for clip in clips:
                 vector = direction(clip.sha256, dims[other])
@@ -256,11 +256,11 @@ def test_killed_while_it_changes_over(tmp_path: Path, new_clip: Callable[..., Ne
             stamp = reader.stamp()
         assert stamp in ((OLD, 16), (NEW, NEW_DIM))
         assert stamp == (other, dims[other]) or side_path(folder, other).is_file()  # it can be taken over later
-        library = stamp[0]
-        with SqliteLibrary.open(folder, dim=stamp[1], checkpoint=library) as catalog:
-            assert catalog.healed == [] and len(catalog) == len(clips)
+        current = stamp[0]
+        with SqliteLibrary.open(folder, dim=stamp[1], checkpoint=current) as library:
+            assert library.recovery_report == [] and len(library) == len(clips)
             for clip in clips:
                 vector = direction(clip.sha256, stamp[1])
-                np.testing.assert_array_equal(catalog.clip_vector(clip.id), vector)
-                np.testing.assert_allclose(catalog.frames(clip.id)[0], np.tile(vector, (200, 1)), atol=1e-6)
+                np.testing.assert_array_equal(library.clip_vector(clip.id), vector)
+                np.testing.assert_allclose(library.frames(clip.id)[0], np.tile(vector, (200, 1)), atol=1e-6)
     assert killed > 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -11,23 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from index import SqliteLibrary
+from tests.support.crash_writer import clip_of
 
 ROUNDS = int(os.environ.get("FINELAP_CRASH_ROUNDS", "8"))  # kills
-WRITER = Path(__file__).with_name("crash_writer.py")
-REPO = Path(__file__).parents[2]
-
-
-def _writer_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("crash_writer", WRITER)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+REPO = Path(__file__).parents[3]
+WRITER = REPO / "tests/support/crash_writer.py"
 
 
 def _run_and_kill(folder: Path, start: int, changes: int, delay: float) -> list[list]:
@@ -51,7 +42,6 @@ def _run_and_kill(folder: Path, start: int, changes: int, delay: float) -> list[
 
 
 def test_kill_at_random_moments(tmp_path: Path) -> None:
-    clip_of = _writer_module().clip_of
     choose = random.Random(7)
     versions: dict[int, int] = {}  # of every clip that must be there
     for turn in range(ROUNDS):
@@ -75,10 +65,10 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
                 else:
                     del versions[seed]
 
-        with SqliteLibrary.open(tmp_path / "library", dim=32, checkpoint="crash") as catalog:
-            clips, _ = catalog.list(100_000)
+        with SqliteLibrary.open(tmp_path / "library", dim=32, checkpoint="crash") as library:
+            clips, _ = library.list(100_000)
             there = {clip.metadata["seed"]: clip for clip in clips}
-            assert len(there) == len(clips) == len(catalog)
+            assert len(there) == len(clips) == len(library)
             may_add = {seed for verb, seeds in begun if verb == "add" for seed in seeds}
             may_go = {seed for verb, seeds in begun if verb == "delete" for seed in seeds}
             may_change = {seed for verb, seeds in begun if verb == "update" for seed in seeds}
@@ -87,20 +77,20 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
             for verb, seeds in begun:
                 if verb == "add":
                     assert len(set(seeds) & set(there)) in (0, len(seeds))  # a batch whole or not at all
-            everything = {hit.clip.id for hit in catalog.search(np.ones(32, np.float32), 100_000)}
+            everything = {hit.clip.id for hit in library.search(np.ones(32, np.float32), 100_000)}
             assert everything == {clip.id for clip in clips}
-            by_stretch = {hit.clip.id for hit in catalog.search_segments(np.ones(32, np.float32), 100_000)}
+            by_stretch = {hit.clip.id for hit in library.search_segments(np.ones(32, np.float32), 100_000)}
             assert by_stretch == everything
             for seed, clip in there.items():
                 new = clip_of(seed, batch=0)
                 version = versions.get(seed, 0)
                 assert clip.metadata["version"] in ((version, version + 1) if seed in may_change else (version,))
-                assert catalog.audio_path(clip.id).read_bytes() == new.audio
-                np.testing.assert_array_equal(catalog.clip_vector(clip.id), new.embedding)
-                assert catalog.frames(clip.id)[0].shape == new.frames.shape
-                [stretch] = catalog.search_segments(new.frames[0], 1, {"seed": seed})
+                assert library.audio_path(clip.id).read_bytes() == new.audio
+                np.testing.assert_array_equal(library.clip_vector(clip.id), new.embedding)
+                assert library.frames(clip.id)[0].shape == new.frames.shape
+                [stretch] = library.search_segments(new.frames[0], 1, {"seed": seed})
                 assert stretch.clip == clip and stretch.similarity > 0.4
-                [hit] = catalog.search(new.embedding, 1, {"seed": seed})
+                [hit] = library.search(new.embedding, 1, {"seed": seed})
                 assert hit.clip == clip and abs(hit.similarity - 1) < 1e-5
             names = {path.name for path in (tmp_path / "library" / "audio").rglob("*") if path.is_file()}
             assert names == {clip.sha256 for clip in clips}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from index.vectors.index import Limits, VectorIndex
-from tests.index.stored_fake import StoredFake
+from tests.support.stored_vectors import FakeStoredVectors
 
 DIM = 8
 LIMITS = Limits(flat_rows=60, exact_rows=10, spare=20)
@@ -25,7 +25,7 @@ class Index(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.stored = StoredFake(DIM, page=16)
+        self.stored = FakeStoredVectors(DIM, page=16)
         self.next_row = 1
         self._open()
 

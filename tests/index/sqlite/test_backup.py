@@ -16,11 +16,10 @@ import pytest
 
 from index import Clip, LibraryError, LibraryInUse, NewClip, SqliteLibrary
 from index.sqlite import backup
-from index.sqlite.backup import back_up, snapshots
+from index.sqlite.backup import back_up, restore, snapshots
 from index.sqlite.reader import exclusive_lock
-from index.sqlite.restore import restore
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 ROUNDS = 7
 Opener = Callable[..., SqliteLibrary]
 
@@ -30,24 +29,24 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def clips_of(folder: Path) -> list[Clip]:
-    with SqliteLibrary.open(folder, dim=16, checkpoint="checkpoint-a") as catalog:
-        assert catalog.healed == []
-        clips, _ = catalog.list(10_000)
+    with SqliteLibrary.open(folder, dim=16, checkpoint="checkpoint-a") as library:
+        assert library.recovery_report == []
+        clips, _ = library.list(10_000)
         for clip in clips:
-            assert catalog.audio_path(clip.id).is_file()
-            assert catalog.search(catalog.clip_vector(clip.id), 1)[0].clip == clip
+            assert library.audio_path(clip.id).is_file()
+            assert library.search(library.clip_vector(clip.id), 1)[0].clip == clip
         return clips
 
 
 @pytest.fixture
-def filled(catalog: SqliteLibrary, new_clip: Callable[..., NewClip]) -> SqliteLibrary:
+def filled(library: SqliteLibrary, new_clip: Callable[..., NewClip]) -> SqliteLibrary:
     """A library with thirty clips, open as in a service."""
-    catalog.add_many([new_clip(seed, {"seed": seed}) for seed in range(30)])
-    return catalog
+    library.add_many([new_clip(seed, {"seed": seed}) for seed in range(30)])
+    return library
 
 
-def file_of(catalog: SqliteLibrary, number: int) -> Path:
-    return catalog.audio_path(catalog.list(100)[0][number].id)
+def file_of(library: SqliteLibrary, number: int) -> Path:
+    return library.audio_path(library.list(100)[0][number].id)
 
 
 @pytest.mark.parametrize("copy", [False, True])
@@ -155,8 +154,8 @@ def test_audio_that_the_library_lost(filled: SqliteLibrary, tmp_path: Path) -> N
     }.items()
     restored = restore(tmp_path / "b", tmp_path / "new", quiet)
     assert restored.failed == {}  # the library is as whole as it was
-    with SqliteLibrary.open(tmp_path / "new", dim=16, checkpoint="checkpoint-a") as catalog:
-        assert len(catalog) == 30 and len([line for line in catalog.healed if "missing" in line]) == 2
+    with SqliteLibrary.open(tmp_path / "new", dim=16, checkpoint="checkpoint-a") as library:
+        assert len(library) == 30 and len([line for line in library.recovery_report if "missing" in line]) == 2
 
 
 def test_a_damaged_backup_is_not_taken_for_whole(filled: SqliteLibrary, tmp_path: Path) -> None:
@@ -222,8 +221,7 @@ def test_a_database_that_is_damaged_is_not_kept(filled: SqliteLibrary, tmp_path:
 RUN = """
 import os, signal, sys
 from pathlib import Path
-from index.sqlite.backup import back_up
-from index.sqlite.restore import restore
+from index.sqlite.backup import back_up, restore
 
 steps, last = 0, int(sys.argv[4])
 
@@ -252,21 +250,21 @@ def run_until(verb: str, source: Path, target: Path, step: int = 0) -> int:
     return 0 if done.stdout == b"x" else int(done.stdout)
 
 
-def test_killed_at_random_moments(catalog: SqliteLibrary, new_clip: Callable[..., NewClip], tmp_path: Path) -> None:
-    catalog.add_many([new_clip(seed) for seed in range(12)])
-    expected = catalog.list(1000)[0]
-    steps = run_until("backup", catalog.folder, tmp_path / "whole-b")
+def test_killed_at_random_moments(library: SqliteLibrary, new_clip: Callable[..., NewClip], tmp_path: Path) -> None:
+    library.add_many([new_clip(seed) for seed in range(12)])
+    expected = library.list(1000)[0]
+    steps = run_until("backup", library.folder, tmp_path / "whole-b")
     assert steps > 50
     choose, seen = random.Random(5), 0
     moments = sorted(choose.sample(range(1, steps), ROUNDS)) + [steps - 2, steps - 1]
     for step in moments:
-        run_until("backup", catalog.folder, tmp_path / "b", step)
+        run_until("backup", library.folder, tmp_path / "b", step)
         if (tmp_path / "b/finelap-backups").exists():
             for snapshot in snapshots(tmp_path / "b")[seen:]:  # what is there under its name is whole
                 restore(tmp_path / "b", tmp_path / snapshot.name, quiet, snapshot.name)
                 assert clips_of(tmp_path / snapshot.name) == expected
                 seen += 1
-    back_up(catalog.folder, tmp_path / "b", quiet)
+    back_up(library.folder, tmp_path / "b", quiet)
     assert not list((tmp_path / "b").glob("*/.2*")) and not list((tmp_path / "b/audio/.incoming").iterdir())
     assert len(list((tmp_path / "b/audio").glob("??/*"))) == len(expected)
 

@@ -44,7 +44,7 @@ def say(*line: object) -> None:
     os.write(1, (json.dumps(line) + "\n").encode())  # one write, so that a kill cuts no line that was begun by another
 
 
-def work(catalog: SqliteLibrary, first_seed: int) -> None:
+def work(library: SqliteLibrary, first_seed: int) -> None:
     """Adds (one, or several at once), updates and deletes, in a random order."""
     choose = random.Random(first_seed)
     seed, mine = first_seed, {}
@@ -54,22 +54,22 @@ def work(catalog: SqliteLibrary, first_seed: int) -> None:
             seeds = list(range(seed, seed + (1 if verb == "add" else 4)))
             seed += len(seeds)
             say("begin", "add", seeds)
-            results = catalog.add_many([clip_of(number, batch=seeds[0]) for number in seeds])
+            results = library.add_many([clip_of(number, batch=seeds[0]) for number in seeds])
             mine |= {number: clip.id for number, (clip, _) in zip(seeds, results, strict=True)}
             say("done", "add", seeds)
         else:
             number = choose.choice(list(mine))
             say("begin", verb, [number])
             if verb == "update":
-                catalog.update_metadata(mine[number], {"version": catalog.get(mine[number]).metadata["version"] + 1})
+                library.update_metadata(mine[number], {"version": library.get(mine[number]).metadata["version"] + 1})
             else:
-                catalog.delete(mine.pop(number))
+                library.delete(mine.pop(number))
             say("done", verb, [number])
 
 
 if __name__ == "__main__":
     library = SqliteLibrary.open(Path(sys.argv[1]), dim=DIM, checkpoint="crash")
-    say("open", library.healed)
+    say("open", library.recovery_report)
     start = int(sys.argv[2])
     for offset in (0, 100_000):
         threading.Thread(target=work, args=(library, start + offset)).start()

@@ -26,7 +26,7 @@ from index import Hit, SqliteLibrary
 from index.quantization import encode_frames
 from index.segments import cut_segments
 from index.vectors.index import Limits
-from tests.index.conftest import make_clip
+from tests.support.clips import make_clip
 
 SECONDS = float(os.environ.get("FINELAP_CONCURRENCY_SECONDS", "0"))  # about; for longer runs by hand
 CLIPS = 80
@@ -78,12 +78,12 @@ class Answer:
 
 
 class Library(RuleBasedStateMachine):
-    """A catalog, the states that it goes through, and answers that have not been looked at yet."""
+    """A library, the states that it goes through, and answers that have not been looked at yet."""
 
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.catalog = SqliteLibrary.open(self.folder, dim=16, checkpoint="stateful", limits=LIMITS)
+        self.library = SqliteLibrary.open(self.folder, dim=16, checkpoint="stateful", limits=LIMITS)
         self.states: list[State] = [{}]  # after each change that was asked for
         self.begun = self.done = 0  # changes, counted by the thread that makes them
         self.ids: dict[int, str] = {}
@@ -104,7 +104,7 @@ class Library(RuleBasedStateMachine):
                 question = self.questions[turn % len(self.questions)]
                 only = None if question.kind is None else {"kind": question.kind}
                 since = self.done
-                hits = getattr(self.catalog, question.way)(QUERIES[question.query], question.k, only)
+                hits = getattr(self.library, question.way)(QUERIES[question.query], question.k, only)
                 answers.append(Answer(question, hits, since, self.begun))
                 turn += 1
         return answers
@@ -124,7 +124,7 @@ class Library(RuleBasedStateMachine):
         absent = [seed for seed in (*range(first, CLIPS), *range(first)) if seed not in state][:count]
 
         def work() -> None:
-            for seed, (clip, new) in zip(absent, self.catalog.add_many([NEWS[seed] for seed in absent]), strict=True):
+            for seed, (clip, new) in zip(absent, self.library.add_many([NEWS[seed] for seed in absent]), strict=True):
                 assert new
                 self.ids[seed] = clip.id
 
@@ -138,7 +138,7 @@ class Library(RuleBasedStateMachine):
             state = dict(self.states[-1])
             seed = sorted(state)[choice % len(state)]
             del state[seed]
-            self._change(state, lambda seed=seed: self.catalog.delete(self.ids.pop(seed)))  # type: ignore[misc]
+            self._change(state, lambda seed=seed: self.library.delete(self.ids.pop(seed)))  # type: ignore[misc]
 
     @precondition(lambda self: self.states[-1])
     @rule(first=st.integers(0, CLIPS - 1), count=st.sampled_from([1, 5, 30]))
@@ -148,7 +148,7 @@ class Library(RuleBasedStateMachine):
             kind = "still" if self.states[-1][seed] == "moving" else "moving"
 
             def work(seed: int = seed, kind: str = kind) -> None:
-                self.catalog.update_metadata(self.ids[seed], {"kind": kind})
+                self.library.update_metadata(self.ids[seed], {"kind": kind})
 
             self._change(self.states[-1] | {seed: kind}, work)
 
@@ -169,7 +169,7 @@ class Library(RuleBasedStateMachine):
         for answer in [answer for asker in self.asking for answer in asker.result()]:
             states = self.states[answer.since : answer.until + 1]
             assert any(answer.question.is_answered(answer.hits, state) for state in states), (answer, states)
-        kept = {clip.metadata["seed"]: clip.metadata["kind"] for clip in self.catalog.list(CLIPS)[0]}
+        kept = {clip.metadata["seed"]: clip.metadata["kind"] for clip in self.library.list(CLIPS)[0]}
         assert kept == self.states[-1]
         self._start_asking()
 
@@ -182,7 +182,7 @@ class Library(RuleBasedStateMachine):
             self.enough.set()
             self.askers.shutdown()
             self.changer.shutdown()
-            self.catalog.close()
+            self.library.close()
             shutil.rmtree(self.folder)
 
 

@@ -1,6 +1,6 @@
-"""Makes a library as a release of before made it, for tests/index/test_upgrades.py.
+"""Makes a library as a release of before made it, for tests/index/sqlite/test_upgrades.py.
 
-    python tests/index/libraries/make.py COMMIT …     # writes tests/index/libraries/COMMIT.tar.xz
+    python tests/index/sqlite/libraries/make.py COMMIT …     # writes tests/index/sqlite/libraries/COMMIT.tar.xz
 
 Checks each commit out into a temporary folder and runs this file there, with that commit's `index`.
 """
@@ -47,9 +47,11 @@ def audio(number: int) -> bytes:
 
 def fill(folder: Path) -> None:
     """The library: clips added, one deleted, one changed."""
-    from index import NewClip, SqliteLibrary
+    import index
+    from index import NewClip
 
-    library = SqliteLibrary.open(folder, dim=DIM, checkpoint=CHECKPOINT)
+    library_class = index.Catalog if hasattr(index, "Catalog") else index.SqliteLibrary  # the name in older releases
+    library = library_class.open(folder, dim=DIM, checkpoint=CHECKPOINT)
     ids = {}
     for number in range(CLIPS):
         embedding, frames = vectors(number)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from index.records import CheckpointMismatch
-from index.sqlite import backup, restore
+from index.sqlite import backup
 from index.sqlite.library import SqliteLibrary
 from index.sqlite.store import MIGRATIONS
 
@@ -110,7 +110,7 @@ def test_every_format_is_among_them(tmp_path: Path) -> None:
 def test_it_opens_and_answers(old: Path, tmp_path: Path) -> None:
     ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
     with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
-        assert not library.healed
+        assert not library.recovery_report
         check(library, ids)
         check_searches(library, tmp_path / "fresh")
         library.delete(ids[0])
@@ -118,14 +118,14 @@ def test_it_opens_and_answers(old: Path, tmp_path: Path) -> None:
         assert library.get(ids[1]).metadata == metadata(1) | {"new": 1}
     assert version(old) == len(MIGRATIONS)
     with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
-        assert len(library) == len(THERE) - 1 and not library.healed
+        assert len(library) == len(THERE) - 1 and not library.recovery_report
 
 
 def test_it_is_backed_up_and_restored(old: Path, tmp_path: Path) -> None:
     ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
     with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT):
         backup.back_up(old, tmp_path / "copies", lambda *_: None)
-    restore.restore(tmp_path / "copies", tmp_path / "again", lambda *_: None)
+    backup.restore(tmp_path / "copies", tmp_path / "again", lambda *_: None)
     with SqliteLibrary.open(tmp_path / "again", dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
         check(library, ids)
         check_searches(library, tmp_path / "fresh")

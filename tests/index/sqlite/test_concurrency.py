@@ -35,7 +35,7 @@ def test_searches_while_clips_come_and_go(
     problems: list[BaseException] = []
     stop = threading.Event()
 
-    with SqliteLibrary.open(tmp_path, dim=16, checkpoint="a", limits=limits) as catalog:
+    with SqliteLibrary.open(tmp_path, dim=16, checkpoint="a", limits=limits) as library:
 
         def change(mine: list[NewClip]) -> None:
             ids: dict[str, str] = {}
@@ -45,17 +45,17 @@ def test_searches_while_clips_come_and_go(
                 turn += 1
                 began = time.monotonic()
                 if new.sha256 in ids:
-                    catalog.delete(ids.pop(new.sha256))
+                    library.delete(ids.pop(new.sha256))
                     log.append((began, time.monotonic(), "delete", new.sha256))
                 else:
-                    ids[new.sha256] = catalog.add(new)[0].id
+                    ids[new.sha256] = library.add(new)[0].id
                     log.append((began, time.monotonic(), "add", new.sha256))
 
         def ask(seed: int) -> None:
             query = new_clip(1000 + seed).embedding
             while not stop.is_set():
                 began = time.monotonic()
-                hits = getattr(catalog, way)(query, 100, filter)
+                hits = getattr(library, way)(query, 100, filter)
                 searches.append((began, time.monotonic(), query, hits))
 
         def guarded(work: Callable[..., None], *arguments: object) -> None:

@@ -89,10 +89,10 @@ class Changer(threading.Thread):
     """Adds, updates and deletes its own clips: mostly adds while the tide rises, then mostly deletes."""
 
     def __init__(
-        self, catalog: SqliteLibrary, news: dict[int, NewClip], tide: Tide, stop: threading.Event, seed: int
+        self, library: SqliteLibrary, news: dict[int, NewClip], tide: Tide, stop: threading.Event, seed: int
     ) -> None:
         super().__init__(daemon=True)
-        self.catalog, self.news, self.stop, self.tide = catalog, news, stop, tide
+        self.library, self.news, self.stop, self.tide = library, news, stop, tide
         tide.changers.append(self)
         self.ids: dict[int, str] = {}
         self.choose = np.random.default_rng(seed)
@@ -112,16 +112,16 @@ class Changer(threading.Thread):
                 elif self.choose.random() < (0.5 if rising else 0.2):
                     number = int(self.choose.choice(list(ids)))
                     kind = "still" if self.histories[number].after[-1] == "moving" else "moving"
-                    update = partial(self.catalog.update_metadata, ids[number], {"kind": kind})
+                    update = partial(self.library.update_metadata, ids[number], {"kind": kind})
                     self.change(number, "update", kind, update)
                 else:
                     number = int(self.choose.choice(list(ids)))
-                    self.change(number, "delete", None, partial(self.catalog.delete, ids.pop(number)))
+                    self.change(number, "delete", None, partial(self.library.delete, ids.pop(number)))
         except BaseException as error:
             self.problem = error
 
     def add(self, number: int) -> None:
-        clip, new = self.catalog.add(self.news[number])
+        clip, new = self.library.add(self.news[number])
         assert new
         self.ids[number] = clip.id
 
@@ -137,9 +137,9 @@ class Changer(threading.Thread):
 class Asker(threading.Thread):
     """Asks in every way in turn and writes the answers down."""
 
-    def __init__(self, catalog: SqliteLibrary, queries: np.ndarray, stop: threading.Event, seed: int) -> None:
+    def __init__(self, library: SqliteLibrary, queries: np.ndarray, stop: threading.Event, seed: int) -> None:
         super().__init__(daemon=True)
-        self.catalog, self.queries, self.stop = catalog, queries, stop
+        self.library, self.queries, self.stop = library, queries, stop
         self.choose = np.random.default_rng(seed)
         self.answers: list[Answer] = []
         self.kinds: set[str] = set()  # of these
@@ -156,13 +156,13 @@ class Asker(threading.Thread):
     def ask(self, way: str) -> None:
         query, filtered = int(self.choose.integers(len(self.queries))), bool(self.choose.integers(2))
         vector, only = self.queries[query], ONLY if filtered else None
-        index = self.catalog._index
+        index = self.library._index
         flat = index._flat
         began = time.monotonic()
         if way == "search_words":
-            hits = self.catalog.search_words("sound", vector, CLIPS, only)
+            hits = self.library.search_words("sound", vector, CLIPS, only)
         else:
-            hits = getattr(self.catalog, way)(vector, K, only)
+            hits = getattr(self.library, way)(vector, K, only)
         ended = time.monotonic()
         # one flat index before and after: a flat one that was left does not come back
         exact = way != "search" or (flat is not None and index._flat is flat)
@@ -177,9 +177,9 @@ class Asker(threading.Thread):
 class Watcher(threading.Thread):
     """Notes the states that the vector index goes through, and how often codes were made."""
 
-    def __init__(self, catalog: SqliteLibrary, stop: threading.Event) -> None:
+    def __init__(self, library: SqliteLibrary, stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self.index, self.stop = catalog._index, stop
+        self.index, self.stop = library._index, stop
         self.states = [self.index.state]
         self.codes: list[object] = []
 
@@ -202,11 +202,11 @@ def test_every_answer_is_the_librarys_at_one_moment(tmp_path: Path, new_clip: Ca
     news = {seed: new_clip(seed, {"seed": seed, "kind": "moving"}) for seed in range(CLIPS)}
     queries = np.stack([new_clip(5000 + n).embedding for n in range(20)])
     stop = threading.Event()
-    with SqliteLibrary.open(tmp_path / "library", dim=16, checkpoint="a", limits=LIMITS) as catalog:
+    with SqliteLibrary.open(tmp_path / "library", dim=16, checkpoint="a", limits=LIMITS) as library:
         tide = Tide()
-        changers = [Changer(catalog, {n: news[n] for n in range(i, CLIPS, 2)}, tide, stop, i) for i in range(2)]
-        askers = [Asker(catalog, queries, stop, 10 + i) for i in range(2)]
-        watcher = Watcher(catalog, stop)
+        changers = [Changer(library, {n: news[n] for n in range(i, CLIPS, 2)}, tide, stop, i) for i in range(2)]
+        askers = [Asker(library, queries, stop, 10 + i) for i in range(2)]
+        watcher = Watcher(library, stop)
         threads: list[threading.Thread] = [*changers, *askers, watcher]
         for thread in threads:
             thread.start()
@@ -222,7 +222,7 @@ def test_every_answer_is_the_librarys_at_one_moment(tmp_path: Path, new_clip: Ca
         for problem in [*(changer.problem for changer in changers), *(asker.problem for asker in askers)]:
             if problem is not None:
                 raise problem
-        kept = {clip.metadata["seed"]: clip.metadata["kind"] for clip in catalog.list(CLIPS)[0]}
+        kept = {clip.metadata["seed"]: clip.metadata["kind"] for clip in library.list(CLIPS)[0]}
     histories = {number: history for changer in changers for number, history in changer.histories.items()}
     assert kept == {n: history.after[-1] for n, history in histories.items() if history.after and history.after[-1]}
     assert watcher.enough, (watcher.states, len(watcher.codes))

@@ -29,14 +29,13 @@ from index import (
     LibraryUnavailable,
     NewClip,
 )
-from index.milvus import library as milvus_catalog
+from index.milvus import library as milvus_library
 from index.milvus import objects as objects_module
-from index.milvus.claims import Claims, Clock
-from index.milvus.library import MilvusLibrary
+from index.milvus.client import parse_milvus_url
+from index.milvus.collection import page, read_cursor, write_cursor
+from index.milvus.filters import indexed_text, query_stems, stems
+from index.milvus.library import KeyLocks, MilvusLibrary, MonotonicClock
 from index.milvus.objects import FolderObjects, RemoteObjects, open_objects
-from index.milvus.pages import page, read_cursor, write_cursor
-from index.milvus.url import parse_milvus_url
-from index.milvus.words import body, terms, wanted
 
 DIM = 16
 Make = Callable[..., NewClip]
@@ -74,7 +73,7 @@ def test_another_process_sees_them_too(milvus_url: Url, tmp_path: Path, new_clip
     library = open_it(url, tmp_path)
     clip, _ = library.add(new_clip(1))
     program = (
-        "import sys; from pathlib import Path; from index.milvus.library import MilvusLibrary\n"
+        "import sys; from pathlib import Path; from index.milvus.library import KeyLocks, MilvusLibrary, MonotonicClock\n"
         "there = MilvusLibrary.open(sys.argv[1], Path(sys.argv[2]), dim=16, checkpoint='checkpoint-a')\n"
         "[clip] = there.list(5)[0]\n"
         "there.update_metadata(clip.id, {'seen': clip.filename})\n"
@@ -182,7 +181,7 @@ def test_a_collection_of_somebody_else_is_refused(milvus_url: Url, tmp_path: Pat
 def test_filters_that_many_pass_and_segments_that_nobody_owns(
     milvus_url: Url, tmp_path: Path, new_clip: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(milvus_catalog, "_FEW", 3)
+    monkeypatch.setattr(milvus_library, "_MAX_LISTED", 3)
     library = open_it(milvus_url(), tmp_path)
     library.add_many([new_clip(i, {"n": i}) for i in range(30)])
     [lost] = [row["id"] for row in library._rows.query("", ["id"], 1)]
@@ -354,22 +353,26 @@ def test_pages_are_right_whichever_rows_the_store_answers_with(
 
 
 def test_words_are_cut_and_stemmed_as_in_sqlite() -> None:
-    assert terms("Barking DOGS, café-au-lait 7") == ["bark", "dog", "cafe", "au", "lait", "7"]
-    assert body("DogBark_01.wav", {"tags": ["dog"], "x": {"y": "Cars pass"}}).split() == (
+    assert stems("Barking DOGS, café-au-lait 7") == ["bark", "dog", "cafe", "au", "lait", "7"]
+    assert indexed_text("DogBark_01.wav", {"tags": ["dog"], "x": {"y": "Cars pass"}}).split() == (
         ["dog", "bark", "01", "wav"] * 2 + ["dog"] * 3 + ["car", "pass"]
     )
-    assert wanted("the barking") == "bark" and wanted("barks OR dogs") == "bark dog" and wanted("??") is None
-    long = body("x", {"text": "wörter " * 20_000})
+    assert (
+        query_stems("the barking") == "bark"
+        and query_stems("barks OR dogs") == "bark dog"
+        and query_stems("??") is None
+    )
+    long = indexed_text("x", {"text": "wörter " * 20_000})
     assert 60_000 < len(long.encode()) <= 65_535 and set(long.split()) == {"x", "worter"}
 
 
 def test_claims_take_turns() -> None:
-    claims, inside, most = Claims(), set(), []
+    locks, inside, most = KeyLocks(), set(), []
     counter = itertools.count()
 
     def work(names: tuple[str, ...]) -> None:
         for _ in range(50):
-            with claims.hold(names):
+            with locks.hold(names):
                 assert not inside & set(names)
                 inside.update(names)
                 most.append(len(inside))
@@ -382,7 +385,7 @@ def test_claims_take_turns() -> None:
 
 
 def test_a_clock_never_tells_the_same_time_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
+    clock = MonotonicClock()
     with ThreadPoolExecutor(4) as pool:
         told = list(pool.map(lambda _: clock.now(), range(5000)))
     assert len(set(told)) == 5000

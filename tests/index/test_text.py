@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from index import NewClip, SqliteLibrary
 from index.sqlite.store import MIGRATIONS, Store
-from index.text import TOKENIZER, columns, cut, match
+from index.text import TOKENIZER, fts_query, split_words, text_columns
 
 Make = Callable[..., NewClip]
 
@@ -30,12 +30,12 @@ Make = Callable[..., NewClip]
     ],
 )
 def test_names_are_cut_where_words_meet(text: str, words: str) -> None:
-    assert cut(text).split() == words.split()
+    assert split_words(text).split() == words.split()
 
 
 @pytest.fixture
 def library(open_library: Callable[..., SqliteLibrary], new_clip: Make) -> SqliteLibrary:
-    catalog = open_library()
+    library = open_library()
     for seed, (name, metadata) in enumerate(
         [
             ("DogBarking_01.wav", {}),
@@ -46,12 +46,12 @@ def library(open_library: Callable[..., SqliteLibrary], new_clip: Make) -> Sqlit
             ("hum 50Hz.wav", {"tags": "electric"}),
         ]
     ):
-        catalog.add(new_clip(seed, metadata, filename=name))
-    return catalog
+        library.add(new_clip(seed, metadata, filename=name))
+    return library
 
 
-def names(catalog: SqliteLibrary, query: str, k: int = 10, **options: object) -> list[str]:
-    return [hit.clip.filename for hit in catalog.search_words(query, np.ones(16), k, **options)]  # type: ignore[arg-type]
+def names(library: SqliteLibrary, query: str, k: int = 10, **options: object) -> list[str]:
+    return [hit.clip.filename for hit in library.search_words(query, np.ones(16), k, **options)]  # type: ignore[arg-type]
 
 
 def test_words_find_names_tags_and_descriptions(library: SqliteLibrary) -> None:
@@ -95,8 +95,8 @@ def test_a_library_from_before_has_its_words_after_opening(tmp_path: Path, new_c
         )
         old.execute("INSERT INTO vectors VALUES (4, ?)", (np.eye(16, dtype="<f4")[0].tobytes(),))
     old.close()
-    with SqliteLibrary.open(tmp_path, dim=16, checkpoint="checkpoint-a") as catalog:
-        assert names(catalog, "bells") == names(catalog, "church") == ["OldBell.wav"]
+    with SqliteLibrary.open(tmp_path, dim=16, checkpoint="checkpoint-a") as library:
+        assert names(library, "bells") == names(library, "church") == ["OldBell.wav"]
 
 
 @given(st.text(max_size=60))
@@ -104,8 +104,10 @@ def test_any_text_is_a_query_that_fts5_reads(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
     database = sqlite3.connect(":memory:")
     database.execute(f"CREATE VIRTUAL TABLE words USING fts5(name, tags, others, tokenize = '{TOKENIZER}')")
-    database.execute("INSERT INTO words VALUES (?, ?, ?)", columns(text, {"tags": [text], "x": {"y": [text, 3, None]}}))
-    query = match(text)
+    database.execute(
+        "INSERT INTO words VALUES (?, ?, ?)", text_columns(text, {"tags": [text], "x": {"y": [text, 3, None]}})
+    )
+    query = fts_query(text)
     if query is not None:
         found = database.execute("SELECT count(*) FROM words WHERE words MATCH ?", (query,)).fetchone()[0]
         assert found in (0, 1)

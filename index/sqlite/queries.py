@@ -1,0 +1,332 @@
+"""SQL statements of the library. Each function takes the connection of a transaction that its caller holds."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from index.filters import Condition
+from index.new_clip import EncodedClip
+from index.quantization import FrameCodes
+from index.records import Clip, Fact, metadata_facts
+from index.sqlite.store import Store
+from index.text import text_columns
+from index.vectors.index import PAGE_SIZE
+
+_CLIP = "id, filename, sha256, duration, sample_rate, channels, created, metadata"  # in Clip's order
+
+
+def stamp(connection: sqlite3.Connection) -> tuple[str, int] | None:
+    """Returns the (checkpoint, dim) of the vectors; None in an unused library."""
+    found = connection.execute("SELECT checkpoint, dim FROM library").fetchone()
+    return (found[0], found[1]) if found else None
+
+
+def set_stamp(connection: sqlite3.Connection, checkpoint: str, dim: int) -> None:
+    connection.execute("INSERT OR REPLACE INTO library (only, checkpoint, dim) VALUES (1, ?, ?)", (checkpoint, dim))
+
+
+def count(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM clips").fetchone()[0])
+
+
+def count_vectors(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
+
+
+def insert(connection: sqlite3.Connection, new: EncodedClip) -> int:
+    """Inserts a clip with its vectors and returns its row."""
+    clip = new.clip
+    [(row,)] = connection.execute(
+        "INSERT INTO clips (id, sha256, filename, duration, sample_rate, channels, created, metadata) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING row",
+        (
+            clip.id,
+            clip.sha256,
+            clip.filename,
+            clip.duration,
+            clip.sample_rate,
+            clip.channels,
+            clip.created,
+            new.metadata,
+        ),
+    ).fetchall()
+    embedding = new.embedding.astype("<f4").tobytes()
+    connection.execute("INSERT INTO vectors (row, embedding) VALUES (?, ?)", (row, embedding))
+    connection.execute("INSERT INTO frames (row, hop, codes) VALUES (?, ?, ?)", (row, new.frame_hop, new.codes))
+    connection.execute("INSERT INTO segments (row, codes) VALUES (?, ?)", (row, new.segments.to_bytes()))
+    _insert_facts(connection, row, metadata_facts(clip.metadata))
+    _insert_words(connection, row, clip.filename, clip.metadata)
+    return int(row)
+
+
+def _insert_words(connection: sqlite3.Connection, row: int, filename: str, metadata: dict) -> None:
+    connection.execute(
+        "INSERT INTO words (rowid, name, tags, others) VALUES (?, ?, ?, ?)", (row, *text_columns(filename, metadata))
+    )
+
+
+def _insert_facts(connection: sqlite3.Connection, row: int, facts: Iterator[Fact]) -> None:
+    connection.executemany(  # OR IGNORE: a list may hold a value twice
+        "INSERT OR IGNORE INTO facts (key, kind, value, row) VALUES (?, ?, ?, ?)", ((*fact, row) for fact in facts)
+    )
+
+
+def replace_metadata(connection: sqlite3.Connection, row: int, clip: Clip, metadata: str) -> None:
+    """Replaces the metadata of the row's clip by that of `clip`, whose JSON is `metadata`."""
+    connection.execute("UPDATE clips SET metadata = ? WHERE row = ?", (metadata, row))
+    connection.execute("DELETE FROM facts WHERE row = ?", (row,))
+    _insert_facts(connection, row, metadata_facts(clip.metadata))
+    connection.execute("DELETE FROM words WHERE rowid = ?", (row,))
+    _insert_words(connection, row, clip.filename, clip.metadata)
+
+
+def delete(connection: sqlite3.Connection, row: int) -> None:
+    connection.execute("DELETE FROM words WHERE rowid = ?", (row,))  # cascades do not reach virtual tables
+    connection.execute("DELETE FROM clips WHERE row = ?", (row,))  # cascades to the other tables
+
+
+def by_id(connection: sqlite3.Connection, clip_id: str) -> tuple[int, Clip] | None:
+    """Returns (row, clip)."""
+    return _one(connection, "id", clip_id) if clip_id.isascii() else None
+
+
+def by_sha256(connection: sqlite3.Connection, sha256: str) -> tuple[int, Clip] | None:
+    """Returns (row, clip)."""
+    return _one(connection, "sha256", sha256)
+
+
+def _one(connection: sqlite3.Connection, column: str, value: str) -> tuple[int, Clip] | None:
+    found = connection.execute(f"SELECT row, {_CLIP} FROM clips WHERE {column} = ?", (value,)).fetchone()
+    return (found[0], _clip(found[1:])) if found else None
+
+
+def _clip(columns: Sequence) -> Clip:
+    clip_id, filename, sha256, duration, sample_rate, channels, created, metadata = columns
+    return Clip(clip_id, filename, sha256, duration, sample_rate, channels, created, json.loads(metadata))
+
+
+def by_rows(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, Clip]:
+    """Returns the existing clips by row."""
+    found = connection.execute(  # one JSON parameter: SQLite limits the number of plain ones
+        f"SELECT row, {_CLIP} FROM clips WHERE row IN (SELECT value FROM json_each(?))",
+        (json.dumps(rows.tolist()),),
+    )
+    return {columns[0]: _clip(columns[1:]) for columns in found}
+
+
+def _passing(conditions: list[Condition]) -> tuple[str, list[object]]:
+    """Returns a query for the rows that pass all conditions (at least one), with its parameters."""
+    queries: list[str] = []
+    parameters: list[object] = []
+    for condition in conditions:
+        query, values = _passing_one(condition)
+        queries.append(f"SELECT row FROM ({query})")
+        parameters += values
+    return " INTERSECT ".join(queries), parameters
+
+
+def _passing_one(condition: Condition) -> tuple[str, list[object]]:
+    """Uses one subquery for each kind of value, because the index of facts is on (key, kind, value)."""
+    if condition.bounds:
+        column = condition.key if condition.field else "value"
+        within = " AND ".join(f"{column} {operator} ?" for operator, _ in condition.bounds)
+        bounds: list[object] = [value for _, value in condition.bounds]
+        if condition.field:
+            return f"SELECT row FROM clips WHERE {within}", bounds
+        return f"SELECT row FROM facts WHERE key = ? AND kind = ? AND {within}", [
+            condition.key,
+            condition.kind,
+            *bounds,
+        ]
+    if condition.field:
+        marks = ", ".join("?" * len(condition.facts))
+        return f"SELECT row FROM clips WHERE {condition.key} IN ({marks})", [value for _, _, value in condition.facts]
+    by_kind: dict[str, list[object]] = {}
+    for _, kind, value in condition.facts:
+        by_kind.setdefault(kind, []).append(value)
+    any_of, parameters = [], []
+    for kind, values in by_kind.items():
+        marks = ", ".join("?" * len(values))
+        any_of.append(f"SELECT row FROM facts WHERE key = ? AND kind = ? AND value IN ({marks})")
+        parameters += [condition.key, kind, *values]
+    return " UNION ".join(any_of), parameters
+
+
+def rows_passing(connection: sqlite3.Connection, conditions: list[Condition]) -> np.ndarray:
+    """Returns the rows (M,) int64 of the clips that pass all conditions (at least one)."""
+    query, parameters = _passing(conditions)
+    return np.fromiter((row for (row,) in connection.execute(query, parameters)), dtype=np.int64)
+
+
+def rows_matching(
+    connection: sqlite3.Connection, match: str, k: int, conditions: list[Condition]
+) -> list[tuple[int, float]]:
+    """Returns the best k (row, relevance) for an FTS5 query among clips that pass; BM25, larger is better.
+
+    Words in the name weigh 2, words in tags 3, other words 1.
+    """
+    where = ""
+    parameters: list[object] = []
+    if conditions:
+        query, parameters = _passing(conditions)
+        where = f" AND rowid IN ({query})"
+    found = connection.execute(
+        f"SELECT rowid, bm25(words, 2, 3, 1) AS relevance FROM words WHERE words MATCH ?{where} "
+        "ORDER BY relevance, rowid LIMIT ?",
+        [match, *parameters, k],
+    )
+    return [(int(row), -float(relevance)) for row, relevance in found]
+
+
+SORTS = ("created", "filename", "duration")
+
+
+def page(
+    connection: sqlite3.Connection,
+    limit: int,
+    conditions: list[Condition],
+    *,
+    by: str = "created",
+    descending: bool = True,
+    after: tuple[object, int] | None = None,
+) -> list[tuple[int, Clip]]:
+    """Returns up to `limit` (row, clip) that pass, ordered by one of SORTS and then by row.
+
+    `after`: the (sort value, row) of the previous page's last clip. For "created" the sort value is the row.
+    """
+    if by not in SORTS:
+        raise ValueError(f"clips are sorted by {', '.join(SORTS)}, not by {by!r}")
+    column = "row" if by == "created" else by
+    order, beyond = ("DESC", "<") if descending else ("ASC", ">")
+    where: list[str] = ["TRUE"]
+    parameters: list[object] = []
+    if after is not None:
+        where.append(f"({column}, row) {beyond} (?, ?)")
+        parameters += after
+    if conditions:
+        query, values = _passing(conditions)
+        where.append(f"row IN ({query})")
+        parameters += values
+    found = connection.execute(
+        f"SELECT row, {_CLIP} FROM clips WHERE {' AND '.join(where)} ORDER BY {column} {order}, row {order} LIMIT ?",
+        [*parameters, limit],
+    )
+    return [(columns[0], _clip(columns[1:])) for columns in found]
+
+
+def vector(connection: sqlite3.Connection, row: int) -> np.ndarray:
+    """Returns the clip's vector (D,) float32."""
+    blob = connection.execute("SELECT embedding FROM vectors WHERE row = ?", (row,)).fetchone()[0]
+    return np.frombuffer(blob, dtype="<f4").astype(np.float32)
+
+
+def vectors(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, np.ndarray]:
+    """Returns the existing vectors (D,) float32 by row."""
+    found = connection.execute(
+        "SELECT row, embedding FROM vectors WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows.tolist()),)
+    )
+    return {row: np.frombuffer(blob, dtype="<f4").astype(np.float32) for row, blob in found}
+
+
+def segments(connection: sqlite3.Connection, row: int) -> bytes:
+    """Returns the clip's segments as FrameCodes.to_bytes."""
+    return bytes(connection.execute("SELECT codes FROM segments WHERE row = ?", (row,)).fetchone()[0])
+
+
+def all_segments(
+    connection: sqlite3.Connection, dim: int, batch: int = 1024
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields batches in row order: for each segment its clip's row, (N,) int64, and its vector, (N, D) float32."""
+    found = connection.execute("SELECT row, codes FROM segments ORDER BY row")
+    while chunk := found.fetchmany(batch):
+        parts = [FrameCodes.from_bytes(codes, dim).decode() for _, codes in chunk]
+        yield np.repeat([row for row, _ in chunk], [len(part) for part in parts]), np.concatenate(parts)
+
+
+def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:
+    """Returns (frames as FrameCodes.to_bytes, hop in seconds)."""
+    codes, hop = connection.execute("SELECT codes, hop FROM frames WHERE row = ?", (row,)).fetchone()
+    return codes, hop
+
+
+def frame_codes_of(connection: sqlite3.Connection, clip_ids: Sequence[str]) -> list[tuple[str, bytes, float]]:
+    """Returns (id, frames as FrameCodes.to_bytes, hop in seconds) of the existing clips."""
+    return connection.execute(
+        "SELECT id, codes, hop FROM clips JOIN frames USING (row) WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(clip_ids)),),
+    ).fetchall()
+
+
+def vectors_of(connection: sqlite3.Connection, rows: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the existing rows (M,) int64, ascending, and their vectors (M, D) float32."""
+    found = connection.execute(
+        "SELECT row, embedding FROM vectors WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
+        (json.dumps(rows.tolist()),),
+    )
+    return _stacked(found.fetchall(), dim)
+
+
+def vectors_after(connection: sqlite3.Connection, row: int, limit: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first `limit` rows above `row`: rows (N,) int64, ascending, and vectors (N, D) float32."""
+    found = connection.execute("SELECT row, embedding FROM vectors WHERE row > ? ORDER BY row LIMIT ?", (row, limit))
+    return _stacked(found.fetchall(), dim)
+
+
+def _stacked(found: list[tuple[int, bytes]], dim: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.array([row for row, _ in found], dtype=np.int64)
+    return rows, np.frombuffer(b"".join(blob for _, blob in found), dtype="<f4").reshape(len(found), dim)
+
+
+def row_keys(connection: sqlite3.Connection) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all rows (N,) int64, ascending, and 64 bits of each clip's id (N,) uint64."""
+    rows: list[np.ndarray] = []
+    keys: list[np.ndarray] = []
+    found = connection.execute("SELECT row, id FROM clips ORDER BY row")
+    while chunk := found.fetchmany(65536):
+        rows.append(np.array([row for row, _ in chunk], dtype=np.int64))
+        text = np.array([clip_id for _, clip_id in chunk], dtype="S16")
+        keys.append(np.bitwise_xor.reduce(text.view("<u8").reshape(-1, 2) * np.array([1, 3], np.uint64), axis=1))
+    empty = np.empty(0, np.int64)
+    return np.concatenate([empty, *rows]), np.concatenate([empty.astype(np.uint64), *keys])
+
+
+def all_sha256(connection: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """Yields (sha256, id, filename) of every clip."""
+    yield from connection.execute("SELECT sha256, id, filename FROM clips")
+
+
+class SqliteVectors:
+    """Implements index.vectors.index.StoredVectors.
+
+    Each call is a read transaction of its own, so that reading a million vectors does not pin the write-ahead log.
+    """
+
+    def __init__(self, database: Store, dim: int) -> None:
+        self._database = database
+        self._dim = dim
+
+    def count(self) -> int:
+        with self._database.read() as view:
+            return count(view)
+
+    def keys(self) -> tuple[np.ndarray, np.ndarray]:
+        with self._database.read() as view:
+            return row_keys(view)
+
+    def vectors(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with self._database.read() as view:
+            return vectors_of(view, rows, self._dim)
+
+    def pages(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        last = -1
+        while True:
+            with self._database.read() as view:
+                rows, vectors = vectors_after(view, last, PAGE_SIZE, self._dim)
+            if not len(rows):
+                return
+            yield rows, vectors
+            last = int(rows[-1])

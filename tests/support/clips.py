@@ -1,0 +1,36 @@
+"""Clips for tests of libraries: small, random, the same in every run."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from index import NewClip
+
+DIM = 16
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    """The rows at unit length, float32."""
+    return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def make_clip(seed: int, metadata: dict[str, Any] | None = None, dim: int = DIM, **changes: Any) -> NewClip:
+    """The clip that belongs to this seed."""
+    rng = np.random.default_rng(seed)
+    audio = changes.pop("audio", b"audio of %d " % seed + rng.bytes(200))
+    fields = {
+        "filename": f"sound {seed}.wav",
+        "sha256": hashlib.sha256(audio).hexdigest(),
+        "duration": 0.5 + seed % 7,
+        "sample_rate": 44_100,
+        "channels": 2,
+        "metadata": {} if metadata is None else metadata,
+        "embedding": unit(rng.standard_normal(dim)),
+        "frames": unit(rng.standard_normal((1 + seed % 5, dim))),
+        "frame_hop": 0.16,
+        "audio": audio,
+    }
+    return NewClip(**(fields | changes))
