@@ -39,7 +39,7 @@ from app.settings import Settings
 from benchmarks.index.exclusion import KINDS
 from index import Clip, FrameCodes, SqliteLibrary, cut_segments, encode_frames
 from index.new_clip import EncodedClip
-from index.sqlite import queries
+from index.sqlite.queries import insert
 from index.sqlite.store import Store
 from model import FineLAP
 from model.config import SAMPLE_RATE
@@ -309,7 +309,7 @@ def fill(path: Path, model: FineLAP, patterns: list[Recording], count: int) -> N
                 name = f"{number:032x}"
                 clip = Clip(name, f"{name}.wav", name * 2, pattern.duration, 16_000, 1, "2026-01-01T00:00:00Z", {})
                 segments = encode_frames(_unit(parts[chosen] + move))
-                queries.insert(change, EncodedClip(clip, "{}", vector, codes.to_bytes(), model.frame_hop, segments))
+                insert(change, EncodedClip(clip, "{}", vector, codes.to_bytes(), model.frame_hop, segments))
     database.close()
 
 

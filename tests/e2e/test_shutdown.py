@@ -372,7 +372,7 @@ def test_sigterm_while_the_search_index_is_made(start: Callable[..., Service], t
     database.close()
 
     service = start()
-    service.wait_for_logged(f"making the search index of {count} vectors")
+    service.wait_for_logged(f"building the search index of {count} vectors")
     service.stop()
     assert not (tmp_path / "data" / "index" / "manifest.json").exists()  # it was in the middle of it
 

@@ -364,7 +364,7 @@ def test_leftovers_of_a_crash_are_removed_and_nothing_else(open_library: Open, n
     library = open_library()
     assert library.recovery_report == [
         "removed 1 audio file of interrupted uploads",
-        "removed 1 audio file that no record names",
+        "removed 1 audio file without a record",
     ]
     assert _files(library.folder) == sorted([new_clip(1).sha256, *(path.name for path in theirs)])
     assert open_library().recovery_report == []

@@ -110,7 +110,7 @@ def test_a_clip_that_is_not_there_yet_keeps_the_old_library(
     embed_again(library.folder, clips)
     late = [library.add(new_clip(seed))[0] for seed in (20, 21)]
     library.delete(late[0].id)
-    with pytest.raises(CheckpointMismatch, match="not embedded 1 of them again yet") as caught:
+    with pytest.raises(CheckpointMismatch, match="remaining 1") as caught:
         open_library(dim=NEW_DIM, checkpoint=NEW)
     assert caught.value.missing == 1
     old = open_library()
@@ -157,7 +157,7 @@ def test_what_a_side_database_refuses(tmp_path: Path) -> None:
     with sqlite3.connect(side_path(tmp_path, OLD)) as other:
         other.execute("CREATE TABLE somebodys (work)")
     other.close()
-    with pytest.raises(LibraryError, match="not made by finelap reindex"):
+    with pytest.raises(LibraryError, match="not created by finelap reindex"):
         SideDatabase(tmp_path, OLD, 16)
 
 

@@ -290,12 +290,12 @@ def _many_more(library: Library) -> None:
         (lambda folder, library: (folder / "manifest.json").write_text("{"), "manifest"),
         (lambda folder, library: (folder / "manifest.json").write_text("[1]"), "manifest"),
         (lambda folder, library: (folder / "manifest.json").write_text("{}"), "manifest"),
-        (lambda folder, library: _change(folder, format=1), "format is 1"),
+        (lambda folder, library: _change(folder, format=1), "format 1"),
         (lambda folder, library: _change(folder, checkpoint="b"), "another checkpoint"),
         (lambda folder, library: _change(folder, dim=DIM * 2), "another checkpoint"),
         (lambda folder, library: _change(folder, count=3), "rows"),
         (lambda folder, library: _other_clips(library), "another library"),
-        (lambda folder, library: _many_more(library), "500 clips came"),
+        (lambda folder, library: _many_more(library), "500 clips were added"),
     ],
 )
 def test_a_snapshot_that_does_not_agree_is_made_anew(
@@ -569,11 +569,11 @@ def test_a_set_of_rows_is_a_set() -> None:
 
 def test_a_gpu_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
-    with pytest.raises(GpuMissing, match="without GPUs: install faiss-gpu"):
+    with pytest.raises(GpuMissing, match="without GPU support: install faiss-gpu"):
         VectorIndex(DIM, FakeStoredVectors(DIM), gpu=True)
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
-    with pytest.raises(GpuMissing, match="sees none"):
+    with pytest.raises(GpuMissing, match="finds no GPU"):
         VectorIndex(DIM, FakeStoredVectors(DIM), gpu=True)
 
 
