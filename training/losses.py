@@ -45,7 +45,7 @@ def clip_sigmoid_loss(
 def infonce_loss(clips: Tensor, texts: Tensor, temp: Tensor, chunk: int | None = None) -> Tensor:
     """Symmetric cross-entropy over the batch, (B, D) each: the mean of clip→caption and caption→clip."""
     _check(clips, texts)
-    return _infonce_share(clips, texts, clips, texts, temp, 0, chunk) / 2
+    return _infonce_share((clips, texts), (clips, texts), temp, 0, chunk) / 2
 
 
 def frame_sigmoid_loss(
@@ -87,7 +87,7 @@ def gathered_infonce_loss(clips: Tensor, texts: Tensor, temp: Tensor, chunk: int
     """`infonce_loss` over the clips and captions of all ranks, (b, D) of this rank each."""
     _check(clips, texts)
     first, everyone = _offset(len(clips), clips.device)
-    share = _infonce_share(clips, texts, _gather(clips), _gather(texts), temp, first, chunk)
+    share = _infonce_share((clips, texts), (_gather(clips), _gather(texts)), temp, first, chunk)
     return _sum_over_ranks(share * len(clips) / everyone / 2)
 
 
@@ -120,9 +120,13 @@ def _sigmoid_rows(clips: Tensor, texts: Tensor, temp: Tensor, bias: Tensor, firs
 
 
 def _infonce_share(
-    clips: Tensor, texts: Tensor, all_clips: Tensor, all_texts: Tensor, temp: Tensor, first: int, chunk: int | None
+    own: tuple[Tensor, Tensor], everyone: tuple[Tensor, Tensor], temp: Tensor, first: int, chunk: int | None
 ) -> Tensor:
-    """Cross-entropy of clips (b, D) among all captions, and of captions among all clips: the sum of the two means."""
+    """Cross-entropy of this rank's clips among all captions, and of its captions among all clips: the sum of two means.
+
+    `own` are this rank's clips and captions (b, D), `everyone` those of all ranks (B, D), where they start at `first`.
+    """
+    (clips, texts), (all_clips, all_texts) = own, everyone
 
     def share(rows: slice, queries: Tensor, keys: Tensor, temp: Tensor) -> Tensor:
         target = torch.arange(first + rows.start, first + rows.stop, device=queries.device)

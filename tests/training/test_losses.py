@@ -1,4 +1,4 @@
-"""The losses give the published numbers, and their extensions reduce to them."""
+"""The losses reproduce published values, and their extensions reduce to the plain losses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def golden(shared_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("row", "bias"), [(0, -10.0), (1, -1.0)])
-def test_sigmoid_losses_are_the_published_ones(golden: dict[str, torch.Tensor], row: int, bias: float) -> None:
+def test_sigmoid_losses_match_published_values(golden: dict[str, torch.Tensor], row: int, bias: float) -> None:
     temp, b = torch.tensor(0.1), torch.tensor(bias)
     clip = clip_sigmoid_loss(golden["loss_inputs_a"], golden["loss_inputs_t"], temp, b)
     assert float(clip) == pytest.approx(float(golden["loss_clip_sigmoid"][row]), rel=1e-5)
@@ -39,7 +39,7 @@ def test_sigmoid_losses_are_the_published_ones(golden: dict[str, torch.Tensor], 
     assert float(frame) == pytest.approx(float(golden["loss_frame_sigmoid"][row]), rel=1e-5)
 
 
-def test_infonce_is_the_published_one(golden: dict[str, torch.Tensor]) -> None:
+def test_infonce_matches_published_values(golden: dict[str, torch.Tensor]) -> None:
     loss = infonce_loss(golden["loss_inputs_a"], golden["loss_inputs_t"], torch.tensor(0.1))
     assert float(loss) == pytest.approx(float(golden["loss_infonce"][0]), rel=1e-5)
 
@@ -59,19 +59,19 @@ def test_clip_loss_equals_a_loop_over_pairs() -> None:
     assert float(clip_sigmoid_loss(clips, texts, temp, bias, same)) == pytest.approx(total / 5, rel=1e-4)
 
 
-def test_invalid_phrases_do_not_count() -> None:
+def test_invalid_phrases_are_ignored() -> None:
     torch.manual_seed(0)
     frames, phrases = torch.randn(2, 4, 8), torch.randn(2, 3, 8)
     labels = (torch.rand(2, 3, 4) > 0.5).float()
     temp, bias = torch.tensor(1.0), torch.tensor(0.0)
     valid = torch.tensor([[True, True, False], [True, False, False]])
-    kept = frame_sigmoid_loss(frames, phrases, labels, temp, bias, valid)
+    masked = frame_sigmoid_loss(frames, phrases, labels, temp, bias, valid)
     phrases[~valid] = 100.0
-    assert torch.equal(kept, frame_sigmoid_loss(frames, phrases, labels, temp, bias, valid))
-    assert not torch.allclose(kept, frame_sigmoid_loss(frames, phrases, labels, temp, bias))
+    assert torch.equal(masked, frame_sigmoid_loss(frames, phrases, labels, temp, bias, valid))
+    assert not torch.allclose(masked, frame_sigmoid_loss(frames, phrases, labels, temp, bias))
 
 
-def test_a_batch_in_which_nothing_is_valid_has_no_frame_loss() -> None:
+def test_frame_loss_is_zero_without_valid_phrases() -> None:
     frames, phrases = torch.randn(2, 4, 8, requires_grad=True), torch.randn(2, 3, 8)
     none = torch.zeros(2, 3, dtype=torch.bool)
     for loss in (frame_sigmoid_loss, gathered_frame_sigmoid_loss):
@@ -90,7 +90,7 @@ def gradients_of(loss: Callable[..., torch.Tensor], count: int, **options: objec
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 100])
-def test_chunked_losses_are_the_whole_ones(chunk: int) -> None:
+def test_chunked_losses_equal_whole_losses(chunk: int) -> None:
     same = torch.rand(11, 11, generator=torch.Generator().manual_seed(0)) > 0.8
     for loss, count, options in (
         (clip_sigmoid_loss, 4, {}),
@@ -101,7 +101,7 @@ def test_chunked_losses_are_the_whole_ones(chunk: int) -> None:
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_in_one_process_the_gathered_losses_are_the_plain_ones() -> None:
+def test_gathered_losses_equal_plain_losses_in_one_process() -> None:
     groups = torch.arange(11) % 4
     pairs = {"same": groups[:, None] == groups}
     torch.testing.assert_close(gradients_of(gathered_clip_sigmoid_loss, 4), gradients_of(clip_sigmoid_loss, 4))
@@ -110,7 +110,7 @@ def test_in_one_process_the_gathered_losses_are_the_plain_ones() -> None:
     torch.testing.assert_close(gradients_of(gathered_infonce_loss, 3), gradients_of(infonce_loss, 3))
 
 
-def test_what_is_not_in_pairs_is_refused() -> None:
+def test_different_numbers_of_clips_and_captions_are_errors() -> None:
     temp, bias = torch.tensor(0.1), torch.tensor(-10.0)
     with pytest.raises(ValueError, match="must have the same shape"):
         clip_sigmoid_loss(torch.ones(4, 8), torch.ones(3, 8), temp, bias)
@@ -121,8 +121,8 @@ def test_what_is_not_in_pairs_is_refused() -> None:
 BATCH = 8192
 
 
-def grown() -> float:
-    """How many MB this process grows, at most, while the chunked losses of a batch of 8,192 go forth and back."""
+def peak_growth() -> float:
+    """The peak growth of this process, in MB, over forward and backward of the chunked losses at batch 8,192."""
     torch.set_num_threads(1)
     clips, texts = (torch.nn.functional.normalize(torch.randn(BATCH, 16), dim=-1).requires_grad_() for _ in range(2))
     temp, bias = torch.tensor(0.1, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
@@ -133,13 +133,13 @@ def grown() -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def test_memory_of_a_batch_of_8192_stays_far_below_one_matrix_of_its_pairs(repo_dir: Path) -> None:
-    # A process of its own: the high-water mark of this one has other tests in it.
+def test_memory_at_batch_8192_stays_far_below_the_matrix_of_pairs(repo_dir: Path) -> None:
+    # In a separate process, as the high-water mark of this one includes other tests.
     command, environment = [sys.executable, __file__], os.environ | {"PYTHONPATH": str(repo_dir)}
     found = float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-    one_matrix = BATCH * BATCH * 4 / 2**20  # 256 MB; the plain loss keeps several
+    one_matrix = BATCH * BATCH * 4 / 2**20  # 256 MB; the plain loss allocates several
     assert found < one_matrix / 4, f"{found:.0f} MB"
 
 
 if __name__ == "__main__":
-    print(grown())
+    print(peak_growth())

@@ -206,9 +206,9 @@ def test_the_mel_of_a_batch_equals_the_models() -> None:
         padded = torch.stack(
             [torch.nn.functional.pad(w[:n], (0, 40_960 - n)) for w, n in zip(batch.waveforms, lengths, strict=True)]
         )
-        mel, heard = batch_mel(model, padded, lengths, 16)
+        mel, valid = batch_mel(model, padded, lengths, 16)
         torch.testing.assert_close(mel, model.mel(waves, 256), rtol=1e-4, atol=1e-4)
-        assert heard.tolist() == ([1, 123, 254] if snip else [2, 125, 256])
+        assert valid.tolist() == ([1, 123, 254] if snip else [2, 125, 256])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
