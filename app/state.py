@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from app.audio.errors import REASONS
 from app.decoding.pool import DecoderPool
 from app.errors import NotReady
-from app.inference.batcher import Batcher, CallReport, Closed, Device
+from app.inference.batcher import Batcher, BatchLimits, CallReport, Closed, Device
 from app.inference.engine import Engine
 from app.observability.metrics import Metrics
 from app.observability.tracing import Tracing
@@ -103,8 +103,7 @@ class AppState:
         self._additions = Batcher(
             library.add_many,
             device=Device("add"),
-            max_cost=_ADDITION_BATCH,
-            max_queue=_ADDITION_QUEUE,
+            limits=BatchLimits(_ADDITION_BATCH, _ADDITION_QUEUE),
             name="addition",
         )
         self._additions.start()

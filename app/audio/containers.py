@@ -1,7 +1,4 @@
-"""What the first bytes of a sound file say: its media type, and whether its container is whole.
-
-Reads headers only; decodes nothing.
-"""
+"""Detects the media type of an audio file and whether its container is complete, from headers only."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ import io
 import re
 from typing import BinaryIO, Literal
 
-_UNKNOWN_SIZE = 0x7FFF_0000  # writers that cannot seek back put something this large where the size belongs
-_MAX_CHUNKS = 10_000  # of a RIFF or AIFF file before its sound; more are made to keep a reader busy
-_TAIL = 1 << 16  # bytes, about an Ogg page
+_UNKNOWN_SIZE = 0x7FFF_0000  # writers that cannot seek back declare at least this size
+_MAX_CHUNKS = 10_000  # before the audio of a RIFF or AIFF file; more indicate an attack
+_TAIL = 1 << 16  # bytes; about one Ogg page
 
-_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # WMA's container
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # the container of WMA
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_ASF_HEADER = 1 << 16  # bytes in which its properties are, near the start
+_ASF_HEADER = 1 << 16  # bytes at the start that include the properties
 
 _SHOULD_BE = re.compile(r": (\d+) \(should be (\d+)\)")
 
@@ -33,7 +30,7 @@ _MAGIC = (  # (offset, bytes, media type)
 
 
 def media_type(head: bytes) -> str:
-    """Media type of a sound file by its first 16 bytes, `application/octet-stream` if they say nothing."""
+    """The media type of an audio file from its first 16 bytes; `application/octet-stream` if unknown."""
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return "audio/wav"
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
@@ -47,10 +44,10 @@ def media_type(head: bytes) -> str:
 
 
 def missing_bytes(sound: bytes | BinaryIO) -> str | None:
-    """Says what is missing from a WAV, AIFF, AVI, WMA or Ogg file that breaks off; None if it is whole.
+    """Describes what is missing from a truncated WAV, AIFF, AVI, WMA or Ogg file; None if it is complete.
 
-    Decoders play such files up to the break without a word; of other formats they know it themselves, and None is all
-    that is said here. Takes the bytes, or a seekable file, of which it reads headers only.
+    Decoders don't report truncation of these formats. They do for other formats, for which this returns None. `sound`
+    is the file's bytes or a seekable file.
     """
     file = io.BytesIO(sound) if isinstance(sound, bytes) else sound
     length = file.seek(0, io.SEEK_END)
@@ -60,19 +57,19 @@ def missing_bytes(sound: bytes | BinaryIO) -> str | None:
     if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
         return _missing_chunk(file, length, b"SSND", "big")
     if head[:4] == b"RIFF" and head[8:] == b"AVI " and length - 8 < int.from_bytes(head[4:8], "little"):
-        return f"its header promises {int.from_bytes(head[4:8], 'little')} bytes and {length - 8} are there"
-    if head == _ASF[:12] and (promised := _asf_length(file)) > length:
-        return f"its header promises {promised} bytes and {length} are there"
+        return f"its header declares {int.from_bytes(head[4:8], 'little')} bytes, but it has {length - 8}"
+    if head == _ASF[:12] and (declared := _asf_length(file)) > length:
+        return f"its header declares {declared} bytes, but it has {length}"
     if head[:4] == b"OggS" and length < _page_end(file, _last_page(file, length)):
-        return "its last Ogg page is incomplete"  # a missing end-of-stream mark is common and says nothing
+        return "its last Ogg page is incomplete"  # a missing end-of-stream mark is common and no sign of truncation
     return None
 
 
 def missing_by_log(log: str) -> str | None:
-    """Says what is missing by libsndfile's notes on a file's header; None if it noted nothing of the kind."""
-    for declared, there in _SHOULD_BE.findall(log):
-        if int(there) < int(declared) < _UNKNOWN_SIZE:
-            return f"its header promises {declared} bytes and {there} are there"
+    """Describes what is missing according to libsndfile's log; None if it reports no truncation."""
+    for declared, actual in _SHOULD_BE.findall(log):
+        if int(actual) < int(declared) < _UNKNOWN_SIZE:
+            return f"its header declares {declared} bytes, but it has {actual}"
     return "it ends within a block" if "truncated file" in log else None
 
 
@@ -84,16 +81,16 @@ def _missing_chunk(file: BinaryIO, length: int, wanted: bytes, order: Literal["l
             return None
         size = int.from_bytes(header[4:], order)
         if header[:4] == wanted:
-            there = length - at - 8
-            if there < size < _UNKNOWN_SIZE:
-                return f"its header promises {size} bytes of sound and {there} are there"
+            actual = length - at - 8
+            if actual < size < _UNKNOWN_SIZE:
+                return f"its header declares {size} bytes of audio, but it has {actual}"
             return None
         at += 8 + size + size % 2
     return None
 
 
 def _asf_length(file: BinaryIO) -> int:
-    """The file's length by its own header; 0 where that is not known, as in a broadcast."""
+    """The file length in the ASF header; 0 if unknown, as in a broadcast."""
     header = _bytes_at(file, 0, _ASF_HEADER)
     at = header.find(_ASF_PROPERTIES)
     if at < 0 or len(header) < at + 92 or header[at + 88] & 1:
@@ -102,7 +99,7 @@ def _asf_length(file: BinaryIO) -> int:
 
 
 def _last_page(file: BinaryIO, length: int) -> int:
-    """Where the last Ogg page begins, in a file that begins with one."""
+    """The offset of the last Ogg page in a file that starts with one."""
     end = length
     while end > 0:
         start = max(0, end - _TAIL)
@@ -114,7 +111,7 @@ def _last_page(file: BinaryIO, length: int) -> int:
 
 
 def _page_end(file: BinaryIO, start: int) -> int:
-    """Where an Ogg page ends; past everything if its header is incomplete."""
+    """The end of an Ogg page; past the end of the file if its header is incomplete."""
     header = _bytes_at(file, start, 27 + 255)
     if len(header) < 27:
         return start + 27

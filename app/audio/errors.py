@@ -1,12 +1,12 @@
-"""What can be wrong with a sound file, as exceptions naming the file and the reason. Knows no HTTP and no decoder."""
+"""Errors of audio files, as exceptions with the file name and the reason."""
 
 from __future__ import annotations
 
-MIN_DURATION = 0.05  # seconds; less holds hardly more than one 25 ms spectrum
+MIN_DURATION = 0.05  # seconds; a shorter clip hardly exceeds one 25 ms analysis window
 
 
 class MediaError(Exception):
-    """A file that cannot be used. The message names the file and the reason."""
+    """A file that cannot be used. The message gives the file name and the reason."""
 
     reason = "media"
 
@@ -16,21 +16,21 @@ class MediaError(Exception):
 
 
 class EmptyAudio(MediaError):
-    """No bytes, or no samples."""
+    """The file has no bytes or no samples."""
 
     reason = "empty"
 
 
 class NotAudio(MediaError):
-    """Nothing here can decode it."""
+    """No decoder supports the file."""
 
     reason = "not_audio"
 
 
 class TruncatedAudio(MediaError):
-    """The file breaks off, or only a part of it can be decoded.
+    """The file is truncated, or only a part of it can be decoded.
 
-    read: seconds that could be read before the break; None if that is not known.
+    read: seconds that could be decoded; None if unknown.
     """
 
     reason = "truncated"
@@ -41,25 +41,25 @@ class TruncatedAudio(MediaError):
 
 
 class TooShort(MediaError):
-    """Fewer samples than can be embedded."""
+    """The audio is too short to be embedded."""
 
     reason = "too_short"
 
 
 class TooLong(MediaError):
-    """Longer than the limit."""
+    """The audio exceeds the duration limit."""
 
     reason = "too_long"
 
 
 class InvalidSamples(MediaError):
-    """Samples that are no sound: NaN, infinite or absurdly large; or a sample rate out of range."""
+    """Samples are NaN, infinite or far out of range, or the sample rate is out of range."""
 
     reason = "invalid_samples"
 
 
 class DecoderFailed(MediaError):
-    """The decoder itself crashed, ran out of memory, took too long or hung on this file."""
+    """The decoder crashed, ran out of memory, timed out or hung on this file."""
 
     reason = "decoder"
 

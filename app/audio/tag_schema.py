@@ -1,7 +1,4 @@
-"""The names under which a clip keeps what its file says about itself, and the rules its values obey.
-
-Formats call the same thing by many names; here each has one, a kind and a limit. Knows no format and no file.
-"""
+"""The metadata fields of a clip: their names, the aliases used by file formats, and the rules for their values."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ from collections.abc import Iterable, Mapping
 
 Value = str | int | float | list[str]
 
-MAX_TEXT = 1_000  # characters of a value
-MAX_LONG = 4_000  # of those that are prose
-MAX_ITEMS = 64  # entries of a list, of MAX_ITEM characters each
+MAX_TEXT = 1_000  # characters per value
+MAX_LONG = 4_000  # characters of descriptions, comments and the like
+MAX_ITEMS = 64  # items in a list, of MAX_ITEM characters each
 MAX_ITEM = 100
-MAX_TOTAL = 16_000  # characters of all values of a file together
+MAX_TOTAL = 16_000  # characters of all values of a file
 
 _LONG = ("description", "comment", "note", "coding_history")
 _LISTS = ("tags", "tracks")
 
-# name: what the formats call it, beside the name itself; compared without case, spaces and marks
+# name: its aliases in file formats; compared without case, spaces and punctuation
 _ALIASES = {
     "title": "tracktitle inam songtitle",
     "artist": "author auth iart trackartist",
@@ -74,25 +71,26 @@ _ALIASES = {
 NAMES = tuple(_ALIASES)
 
 
-def _plain(name: str) -> str:
+def _normalise(name: str) -> str:
     return "".join(c for c in name.casefold() if c.isalnum())
 
 
-_NAME_OF = {_plain(alias): name for name, aliases in _ALIASES.items() for alias in (name, *aliases.split())}
+_CANONICAL = {_normalise(alias): name for name, aliases in _ALIASES.items() for alias in (name, *aliases.split())}
 _DATE = re.compile(r"(\d{4})(?:[-/:._ ](\d{1,2})(?:[-/:._ ](\d{1,2}))?)?(?!\d)")
 _TIME = re.compile(r"(\d{2})[-:._ ](\d{2})[-:._ ](\d{2})")
 _SEPARATORS = re.compile(r"[;,\n\x00]")
 
 
-def name_of(called: str) -> str | None:
-    """The name for what a format calls so; None for what is not kept."""
-    return _NAME_OF.get(_plain(called[:100]))
+def canonical_name(alias: str) -> str | None:
+    """Returns the field that a format calls `alias`; None for fields that are not stored."""
+    return _CANONICAL.get(_normalise(alias[:100]))
 
 
 def read_text(raw: bytes) -> str:
-    """Text of unknown encoding, up to its first NUL.
+    """Decodes text of unknown encoding, up to its first NUL.
 
-    UTF-8 or UTF-16 with a mark; UTF-16 without one, told by its zeros; UTF-8; else Windows' Latin, which hides nothing.
+    Tried in this order: UTF-8 or UTF-16 with a byte order mark, UTF-16 without one (recognised by its zero bytes),
+    UTF-8, and Windows-1252, which decodes almost any bytes.
     """
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = raw[: len(raw) // 2 * 2].decode("utf-16", "replace")
@@ -108,7 +106,7 @@ def read_text(raw: bytes) -> str:
 
 
 def _unmarked_utf16(raw: bytes) -> str | None:
-    """By the first characters: one of each two bytes is zero, the other is not, as in most of Latin."""
+    """Recognises Latin text by its first characters: one of every two bytes is zero, the other is not."""
     head = raw[:8]
     if len(head) < 4 or len(head) % 2:
         return None
@@ -120,32 +118,33 @@ def _unmarked_utf16(raw: bytes) -> str | None:
 
 
 class Tags:
-    """What is known of a file so far. The first that says something is believed."""
+    """Collects the tags of a file. The first value of a field wins."""
 
     def __init__(self) -> None:
         self.values: dict[str, Value] = {}
         self._room = MAX_TOTAL
 
-    def put(self, called: str, value: object) -> None:
-        """Keeps a value under its name, if the name is one that is kept and the value makes sense for it."""
-        name = name_of(called)
+    def put(self, alias: str, value: object) -> None:
+        """Stores a value under its canonical name, if the field is known and the value valid."""
+        name = canonical_name(alias)
         if name is None or name in self.values:
             return
-        kept = _value(name, value)
-        if kept is None or kept == "" or kept == []:
+        clean = _validate(name, value)
+        if clean is None or clean == "" or clean == []:
             return
-        size = len(name) + (sum(map(len, kept)) if isinstance(kept, list) else len(str(kept)))
+        size = len(name) + (sum(map(len, clean)) if isinstance(clean, list) else len(str(clean)))
         if size <= self._room:
             self._room -= size
-            self.values[name] = kept
+            self.values[name] = clean
 
     def put_all(self, values: Iterable[tuple[str, object]]) -> None:
-        for called, value in values:
-            self.put(called, value)
+        """Stores (alias, value) pairs."""
+        for alias, value in values:
+            self.put(alias, value)
 
 
 def checked(values: object) -> dict[str, Value]:
-    """Of what another process says that a file said, only what obeys the rules."""
+    """Validates tags from an untrusted process; invalid ones are dropped."""
     tags = Tags()
     if isinstance(values, Mapping):
         for name in NAMES:
@@ -154,7 +153,7 @@ def checked(values: object) -> dict[str, Value]:
     return tags.values
 
 
-def _value(name: str, value: object) -> Value | None:
+def _validate(name: str, value: object) -> Value | None:
     if name in _LISTS:
         parts = value if isinstance(value, list) else _SEPARATORS.split(_clean(value, MAX_LONG))
         items = [_clean(part, MAX_ITEM) for part in parts[: 4 * MAX_ITEMS]]
@@ -180,7 +179,7 @@ def _value(name: str, value: object) -> Value | None:
 
 
 def _clean(value: object, limit: int) -> str:
-    """A value as text in one Unicode form, without control characters, no longer than `limit`."""
+    """The value as NFC text without control characters, of at most `limit` characters."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return ""
     text = unicodedata.normalize("NFC", str(value)[: 2 * limit].replace("\r\n", "\n").replace("\r", "\n"))
@@ -189,7 +188,7 @@ def _clean(value: object, limit: int) -> str:
 
 
 def _date(text: str) -> str | None:
-    """YYYY, YYYY-MM or YYYY-MM-DD, as far as it makes sense."""
+    """YYYY, YYYY-MM or YYYY-MM-DD, up to the last valid part."""
     if len(text) == 8 and text.isascii() and text.isdigit():
         text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
     found = _DATE.match(text)

@@ -1,9 +1,8 @@
-"""What a sound file says about itself, under one set of names whatever its format (app.audio.tag_schema, docs/library.md).
+"""Reads the metadata in an audio file, under one set of names for all formats (app.audio.tag_schema).
 
-WAV and AIFF chunks are read by app.audio.wav_chunks, all other tags by FFmpeg: ID3, Vorbis comments, MP4, ASF, Matroska. Files
-are hostile: what cannot be read is left out, nothing is raised, pictures are not looked at, and bytes, names and
-characters are bounded. FFmpeg is C code all the same: call this where sound is decoded too, in the isolated worker.
-Blocking; knows no HTTP and no library.
+WAV and AIFF chunks are read by app.audio.wav_chunks, other tags by FFmpeg: ID3, Vorbis comments, MP4, ASF, Matroska.
+Files are untrusted: unreadable tags are skipped, nothing is raised, pictures are ignored, and bytes, names and
+characters are bounded. FFmpeg is native code, so call this in the isolated worker.
 """
 
 from __future__ import annotations
@@ -16,38 +15,38 @@ from app.audio import ucs
 from app.audio.tag_schema import Tags, Value, read_text
 from app.audio.wav_chunks import chunk_order, read_chunks
 
-MAX_READ = 16 << 20  # bytes that FFmpeg may read; beyond, a file seems to end
+MAX_READ = 16 << 20  # bytes that FFmpeg may read; the file appears to end there
 _PROBE = {"probesize": "65536", "analyzeduration": "0", "usetoc": "0"}  # headers are enough
 
 
 def read_tags(file: BinaryIO) -> dict[str, Value]:
-    """The tags in a seekable sound file, JSON-ready; empty if there are none. Moves its position. Never raises."""
+    """Returns the tags in a seekable audio file, ready for JSON. Moves its position. Never raises."""
     tags = Tags()
     try:
         file.seek(0)
         order = chunk_order(file.read(12))
         by_ffmpeg = True
         if order is not None:
-            told, by_ffmpeg = read_chunks(file, order)
-            tags.put_all(told)
+            fields, by_ffmpeg = read_chunks(file, order)
+            tags.put_all(fields)
         if by_ffmpeg:
-            tags.put_all(_by_ffmpeg(file))
-    except Exception:  # whatever a file makes a reader do, what was read before stays
+            tags.put_all(_read_with_ffmpeg(file))
+    except Exception:  # keep what was read before the error
         pass
     _complete(tags)
     return tags.values
 
 
 def describe(file: BinaryIO, filename: str) -> dict[str, Any]:
-    """What a sound file and its name say: the name, where it follows UCS, before the tags within. Never raises."""
-    return joined(read_tags(file), filename, {})
+    """Returns the metadata of an audio file: of its name, if it follows UCS, before its tags. Never raises."""
+    return merge_metadata(read_tags(file), filename, {})
 
 
-def joined(embedded: dict[str, Value], filename: str, given: dict[str, Any]) -> dict[str, Any]:
-    """A clip's metadata: what its owner gave, key by key; else what its name says by UCS; else the tags in the file.
+def merge_metadata(embedded: dict[str, Value], filename: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Merges a clip's metadata key by key: `given` by the caller, then the UCS file name, then the tags in the file.
 
-    A given key stays as it is, null too. A name's category takes all of the file's categories with it: they are one
-    statement.
+    A given key is kept even if it is null. A category in the name replaces all categories in the file, since they
+    belong together.
     """
     named = ucs.parse(filename)
     if named is None:
@@ -57,7 +56,7 @@ def joined(embedded: dict[str, Value], filename: str, given: dict[str, Any]) -> 
 
 
 def _complete(tags: Tags) -> None:
-    """The category of a CatID that stands alone."""
+    """Adds the category of a CatID without one."""
     category = ucs.categories().get(str(tags.values.get("cat_id", "")))
     if category is not None:
         tags.put("category", category.category)
@@ -65,7 +64,7 @@ def _complete(tags: Tags) -> None:
 
 
 class _Bounded(io.RawIOBase):
-    """A file that ends after MAX_READ bytes were read of it, wherever."""
+    """A file that ends once MAX_READ bytes have been read, at any position."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._left = file, MAX_READ
@@ -88,22 +87,22 @@ class _Bounded(io.RawIOBase):
         return piece
 
 
-def _by_ffmpeg(file: BinaryIO) -> Iterator[tuple[str, object]]:
-    """(name as FFmpeg has it, value): of the file, then of its first track of sound, where Ogg has its comments."""
-    import av.container  # here, as DEMUXERS: the server joins tags that workers read, and loads no decoder
+def _read_with_ffmpeg(file: BinaryIO) -> Iterator[tuple[str, object]]:
+    """(FFmpeg's name, value): of the file, then of its first audio track, which has the comments of Ogg files."""
+    import av.container  # here, like DEMUXERS: the server merges metadata without loading the decoders
 
     from app.audio.decode import DEMUXERS
 
     file.seek(0)
     options = {"format_whitelist": DEMUXERS, "protocol_whitelist": "none", **_PROBE}
-    # bytes that are no UTF-8 come through as they are: ID3v1 and INFO do not say what they are written in
+    # keep bytes that are not UTF-8: ID3v1 and INFO don't declare an encoding
     with av.open(_Bounded(file), metadata_errors="surrogateescape", options=options) as container:
         assert isinstance(container, av.container.InputContainer)
-        yield from _told(container.metadata)
+        yield from _decode_values(container.metadata)
         if container.streams.audio:
-            yield from _told(container.streams.audio[0].metadata)
+            yield from _decode_values(container.streams.audio[0].metadata)
 
 
-def _told(metadata: dict[str, str]) -> Iterator[tuple[str, object]]:
+def _decode_values(metadata: dict[str, str]) -> Iterator[tuple[str, object]]:
     for name, value in metadata.items():
         yield name, read_text(value.encode("utf-8", "surrogateescape"))

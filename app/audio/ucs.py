@@ -1,9 +1,8 @@
-"""File names after the Universal Category System (UCS), as most commercial sound libraries have them.
+"""Parses file names that follow the Universal Category System (UCS), as most commercial sound libraries do.
 
     CatID(-UserCategory)_(VendorCategory-)FXName_CreatorID_SourceID(_UserData).wav
 
-The names of the categories are those of the UCS list 8.2.1 (its source and licence stand in data/ucs-8.2.1.tsv). Knows
-names only, no files.
+Categories are those of the UCS list 8.2.1; data/ucs-8.2.1.tsv names its source and licence.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from importlib import resources
 from pathlib import PurePosixPath, PureWindowsPath
 
 LIST = "ucs-8.2.1.tsv"
-_LONGEST = 1_000  # characters of a name worth reading
-_PLACEHOLDER = "none"  # what the convention writes where there is nothing to say
+_MAX_NAME = 1_000  # characters of a name that are parsed
+_PLACEHOLDER = "none"  # the convention's placeholder for an empty block
 
 
 @dataclass(frozen=True)
 class Category:
-    """An entry of the list: "DOORWood" is DOORS, WOOD. `synonyms` are lower-case words that people use for it."""
+    """A category of the list: "DOORWood" is DOORS, WOOD. `synonyms` are in lower case."""
 
     cat_id: str
     category: str
@@ -30,9 +29,9 @@ class Category:
 
 @dataclass(frozen=True)
 class UcsName:
-    """What a file name says. Blocks that are not there, or say NONE, are empty.
+    """The blocks of a file name. Missing blocks and those with NONE are empty.
 
-    creator and source are abbreviations of their owners' choice; user_data is free.
+    creator and source are abbreviations chosen by their owners; user_data is free text.
     """
 
     category: Category
@@ -44,7 +43,7 @@ class UcsName:
     user_data: str = ""
 
     def tags(self) -> dict[str, str]:
-        """As metadata; see docs/library.md. Only what is there."""
+        """The blocks as metadata, without empty ones; see docs/guide/library.md."""
         values = {
             "category": self.category.category,
             "subcategory": self.category.subcategory,
@@ -61,32 +60,31 @@ class UcsName:
 
 @functools.cache
 def categories() -> dict[str, Category]:
-    """The whole list, by CatID."""
+    """The list of categories by CatID."""
     text = (resources.files("app") / "data" / LIST).read_text(encoding="utf-8")
     rows = (line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
     return {row[0]: Category(row[0], row[1], row[2], tuple(row[3].split(",")) if row[3] else ()) for row in rows}
 
 
 def parse(filename: str) -> UcsName | None:
-    """What a file name says by the convention; None for any other name.
+    """Parses a file name; None if it does not follow the convention.
 
-    Folders and the ending are left away. The first block must be a CatID of the list, in its own case, and another
-    block must follow. CatIDs all in capitals (RAIN, TEST, MIX) are ordinary words too: with those all four blocks must
-    be there.
+    Folders and the extension are ignored. The first block must be a CatID of the list, case-sensitive, and another
+    block must follow. Since CatIDs in capitals (RAIN, TEST, MIX) are ordinary words too, they require all four blocks.
     """
-    blocks = _stem(filename[-_LONGEST:]).split("_", 4)
+    blocks = _stem(filename[-_MAX_NAME:]).split("_", 4)
     head, dash, user_category = blocks[0].partition("-")
     category = categories().get(head)
     if category is None or len(blocks) < 2 or not blocks[1].strip() or (dash and not user_category.strip()):
         return None
     if head.isupper() and (len(blocks) < 4 or not all(block.strip() for block in blocks[:4])):
         return None
-    texts = [_said(block) for block in blocks[1:]]
+    texts = [_block_text(block) for block in blocks[1:]]
     texts += [""] * (4 - len(texts))
     vendor, dash, rest = texts[0].partition("-")
     return UcsName(
         category=category,
-        user_category=_said(user_category),
+        user_category=_block_text(user_category),
         vendor_category=vendor.strip() if dash and rest.strip() else "",
         fx_name=texts[0],
         creator=texts[1],
@@ -95,13 +93,13 @@ def parse(filename: str) -> UcsName | None:
     )
 
 
-def _said(block: str) -> str:
+def _block_text(block: str) -> str:
     text = block.strip()
     return "" if text.lower() == _PLACEHOLDER else text
 
 
 def _stem(filename: str) -> str:
-    """The name without folders, of either system's, and without what looks like a file's ending."""
+    """The name without folders (POSIX or Windows) and without a file extension."""
     name = PurePosixPath(PureWindowsPath(filename).name).name
     stem, dot, ending = name.rpartition(".")
     return stem if dot and ending.isalnum() and len(ending) <= 5 and not ending.isdigit() else name

@@ -1,7 +1,12 @@
-"""The chunks of WAV (RIFF, RF64, BW64) and AIFF files that say something about the sound, read without the sound.
+"""Reads metadata chunks of WAV (RIFF, RF64, BW64) and AIFF files without reading the audio.
 
-Bounds: chunks looked at, bytes of each, bytes in all. A chunk that lies about its size gives what is there. Knows bext
-(EBU Tech 3285), RIFF's INFO list, AIFF's text chunks; iXML is read by app.audio.wav_chunks, ID3 by who can.
+Supports bext (EBU Tech 3285), iXML, RIFF's INFO list and AIFF's text chunks. The number of chunks, the bytes of each
+and the total are bounded; a chunk with a wrong size yields what is there.
+
+iXML is the XML that field recorders and library tools write into WAV files. The reader supports the fields of the iXML
+specification (project, scene, take, tape, note, tracks, copies of BWF fields), the ASWG extension, and the USER block
+as Soundminer, BaseHead and Reaper's UCS tools write it (CatID, FXName, Keywords, …). Invalid XML is read up to the
+first error, and reading stops at a document type, so there are no entities to expand.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from xml.parsers import expat
 from app.audio.tag_schema import read_text
 
 MAX_CHUNKS = 1_000
-MAX_CHUNK = 1 << 18  # bytes read of one chunk
+MAX_CHUNK = 1 << 18  # bytes read per chunk
 MAX_BYTES = 1 << 20  # bytes read of all chunks
 
 _AIFF_TEXT = {b"NAME": "title", b"AUTH": "artist", b"ANNO": "comment", b"(c) ": "copyright"}
@@ -27,11 +32,18 @@ _BEXT_TEXT = (
     ("time", 330, 8),
 )
 _BEXT_HISTORY = 602  # bytes before the coding history
-_UNKNOWN = 0xFFFF_FFFF  # a size that stands elsewhere: in RF64, in its ds64 chunk
+_UNKNOWN_SIZE = 0xFFFF_FFFF  # the size is elsewhere: in RF64, in the ds64 chunk
+
+_MAX_DEPTH = 8  # nested elements; iXML needs five
+_MAX_ELEMENTS = 5_000
+_MAX_TEXT = 8_192  # characters per element
+_TOP_LEVEL = ("PROJECT", "SCENE", "TAKE", "TAPE", "NOTE")
+# by precedence: what people entered for a library, then what a recorder wrote
+_BLOCKS = ("USER", "ASWG", "", "BEXT")
 
 
 def chunk_order(head: bytes) -> Literal["little", "big"] | None:
-    """The byte order of a file of chunks, by its first 12 bytes; None for any other file."""
+    """The byte order of a chunk file, from its first 12 bytes; None for any other file."""
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return "little"
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
@@ -40,8 +52,8 @@ def chunk_order(head: bytes) -> Literal["little", "big"] | None:
 
 
 def read_chunks(file: BinaryIO, order: Literal["little", "big"]) -> tuple[list[tuple[str, object]], bool]:
-    """(what is told, as (name, value) in the order of belief: iXML, bext, INFO or AIFF's own), whether there is an ID3
-    chunk. Raises OSError."""
+    """Returns (fields, has_id3): (name, value) in order of precedence (iXML, bext, INFO or AIFF's own), and whether
+    there is an ID3 chunk. Raises OSError."""
     ixml: list[tuple[str, object]] = []
     bext: list[tuple[str, object]] = []
     own: list[tuple[str, object]] = []
@@ -67,40 +79,40 @@ def read_chunks(file: BinaryIO, order: Literal["little", "big"]) -> tuple[list[t
 
 
 def read_bext(content: bytes) -> list[tuple[str, object]]:
-    """The fields of a bext chunk, as (name, value). A chunk that is cut off gives the fields before."""
-    told: list[tuple[str, object]] = [
+    """The fields of a bext chunk as (name, value). A truncated chunk yields the fields before the end."""
+    fields: list[tuple[str, object]] = [
         (name, read_text(content[at : at + size])) for name, at, size in _BEXT_TEXT if len(content) > at
     ]
     if len(content) >= 346:
-        told.append(("time_reference", int.from_bytes(content[338:346], "little")))
+        fields.append(("time_reference", int.from_bytes(content[338:346], "little")))
     if len(content) >= 412 and int.from_bytes(content[346:348], "little") >= 1:
         basic = content[348:412]
-        told.append(("umid", (basic if any(basic[32:]) else basic[:32]).hex()))
+        fields.append(("umid", (basic if any(basic[32:]) else basic[:32]).hex()))
     if len(content) > _BEXT_HISTORY:
-        told.append(("coding_history", read_text(content[_BEXT_HISTORY:])))
-    return told
+        fields.append(("coding_history", read_text(content[_BEXT_HISTORY:])))
+    return fields
 
 
 def read_info(content: bytes) -> list[tuple[str, object]]:
-    """The entries of a LIST chunk of kind INFO, as (name as RIFF has it, value)."""
-    told: list[tuple[str, object]] = []
+    """The entries of an INFO list as (name, value), most under RIFF's name."""
+    fields: list[tuple[str, object]] = []
     at = 4
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(content):
             break
-        name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
-        called = "source" if name == b"ISRC" else "description" if name == b"ISBJ" else name.decode("latin-1")
-        told.append((called, read_text(content[at + 8 : at + 8 + size])))
+        code, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        name = "source" if code == b"ISRC" else "description" if code == b"ISBJ" else code.decode("latin-1")
+        fields.append((name, read_text(content[at + 8 : at + 8 + size])))
         at += 8 + size + size % 2
-    return told
+    return fields
 
 
 def _walk(file: BinaryIO, order: Literal["little", "big"]) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, where its content begins, bytes it says it has) of each chunk in turn."""
+    """(kind, offset of the content, declared size within the file) of each chunk."""
     end = file.seek(0, io.SEEK_END)
     at, long_size = 12, 0
     for _ in range(MAX_CHUNKS):
-        if at > end:  # also beyond what can be sought: RF64 has sizes of 64 bits
+        if at > end:  # possibly beyond what can be sought: RF64 has 64-bit sizes
             return
         file.seek(at)
         header = file.read(8)
@@ -109,31 +121,39 @@ def _walk(file: BinaryIO, order: Literal["little", "big"]) -> Iterator[tuple[byt
         kind, size = header[:4], int.from_bytes(header[4:], order)
         if kind == b"ds64":
             long_size = int.from_bytes(file.read(16)[8:], "little")
-        if kind == b"data" and size == _UNKNOWN and long_size:
+        if kind == b"data" and size == _UNKNOWN_SIZE and long_size:
             size = long_size
         at += 8
         yield kind, at, min(size, end - at)
         at += size + size % 2
 
 
-# iXML
+def read_ixml(raw: bytes) -> list[tuple[str, object]]:
+    """The fields of an iXML chunk as (name, text) by precedence, up to the first error. Never raises."""
+    reader = _IxmlReader()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = reader.start
+    parser.EndElementHandler = reader.end
+    parser.CharacterDataHandler = reader.data
+    parser.StartDoctypeDeclHandler = reader.stop
+    with contextlib.suppress(_StopReading, expat.ExpatError):
+        parser.Parse(read_text(raw).lstrip(), True)  # decoded first, because the declared encoding is often wrong
+    fields: list[tuple[str, object]] = [field for block in _BLOCKS for field in reader.fields[block] if field[1]]
+    if reader.tracks:
+        fields.append(("tracks", reader.tracks))
+    return fields
 
 
-_DEPTH = 8  # elements within each other; iXML needs five
-_ELEMENTS = 5_000
-_TEXT = 8_192  # characters of one element
-_TOP = ("PROJECT", "SCENE", "TAKE", "TAPE", "NOTE")
-# who is believed first: what people filled in for a library, then what a recorder wrote
-_ORDER = ("USER", "ASWG", "", "BEXT")
+class _StopReading(Exception):
+    """The rest of the document is ignored."""
 
 
-class _Enough(Exception):
-    """Nothing behind this is read."""
+class _IxmlReader:
+    """Handlers for expat."""
 
-
-class _Reader:
     def __init__(self) -> None:
-        self.fields: dict[str, list[tuple[str, str]]] = {block: [] for block in _ORDER}
+        self.fields: dict[str, list[tuple[str, str]]] = {block: [] for block in _BLOCKS}
         self.tracks: list[str] = []
         self._path: list[str] = []
         self._text: list[str] = []
@@ -141,21 +161,21 @@ class _Reader:
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         self._elements += 1
-        if len(self._path) >= _DEPTH or self._elements > _ELEMENTS:
-            raise _Enough
+        if len(self._path) >= _MAX_DEPTH or self._elements > _MAX_ELEMENTS:
+            raise _StopReading
         self._path.append(name)
         self._text.clear()
         self._length = 0
 
     def data(self, text: str) -> None:
-        if self._length < _TEXT:
-            self._text.append(text[: _TEXT - self._length])
+        if self._length < _MAX_TEXT:
+            self._text.append(text[: _MAX_TEXT - self._length])
             self._length += len(text)
 
     def end(self, name: str) -> None:
         text = "".join(self._text).strip()
-        match [part.upper() for part in self._path[1:]]:  # the first is BWFXML, by whatever name
-            case [field] if field in _TOP:
+        match [part.upper() for part in self._path[1:]]:  # below the root, BWFXML
+            case [field] if field in _TOP_LEVEL:
                 self.fields[""].append((field, text))
             case [block, field] if block in self.fields:
                 self.fields[block].append((field, text))
@@ -165,22 +185,5 @@ class _Reader:
         self._text.clear()
         self._length = 0
 
-    def refuse(self, *_: object) -> None:
-        raise _Enough
-
-
-def read_ixml(raw: bytes) -> list[tuple[str, object]]:
-    """(name as iXML has it, text), in the order of belief; what stands before the first fault. Never raises."""
-    reader = _Reader()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler = reader.start
-    parser.EndElementHandler = reader.end
-    parser.CharacterDataHandler = reader.data
-    parser.StartDoctypeDeclHandler = reader.refuse
-    with contextlib.suppress(_Enough, expat.ExpatError):
-        parser.Parse(read_text(raw).lstrip(), True)  # as text: what encoding it claims does not matter
-    found: list[tuple[str, object]] = [field for block in _ORDER for field in reader.fields[block] if field[1]]
-    if reader.tracks:
-        found.append(("tracks", reader.tracks))
-    return found
+    def stop(self, *_: object) -> None:
+        raise _StopReading

@@ -63,7 +63,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         sys.setswitchinterval(_SWITCH_INTERVAL)
         from app.api.system import version
         from app.main import build_app
-        from app.observability.logs import configure_logging, log_what_nobody_caught
+        from app.observability.logs import configure_logging, log_uncaught_exceptions
         from app.server.http_protocol import HttpProtocol
 
         try:
@@ -71,7 +71,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         except TracingError as error:
             raise ServeError(str(error)) from error
         configure_logging(settings, ids=tracing.ids)
-        log_what_nobody_caught()
+        log_uncaught_exceptions()
         for name in _NOISY_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         app = build_app(settings, tracing=tracing)

@@ -1,9 +1,8 @@
-"""What a decoding process may still ask of the system once it works: to read what it was given, and to answer.
+"""Restricts a decoding worker to the system calls it needs: reading its input and writing its output.
 
-Everything it needs is loaded and its socket is open, so Linux is told to refuse the rest, for good: no network, no
-program, no other process, no file opened, made, changed or removed. As an ordinary user, by seccomp (a filter that the
-kernel runs at each system call) through the C library; x86-64 and AArch64. Elsewhere nothing is refused, and `confine`
-says so. Knows no decoder.
+A seccomp filter, run by the kernel at each system call, blocks the rest for good: network, programs, other processes,
+and opening, creating, changing or removing files. It needs no privileges and supports Linux on x86-64 and AArch64;
+elsewhere `confine` returns the reason why nothing is restricted.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ _ALLOW, _ERRNO = 0x7FFF_0000, 0x0005_0000
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06  # BPF: load a word, jump if equal, jump if bits, return
 _NUMBER, _ARCH, _FIRST_LOW = 0, 4, 16  # offsets in struct seccomp_data
 _CLONE_THREAD = 0x10000
-_X32 = 0x4000_0000  # x86-64 has a second table of calls, which nothing here uses
+_X32 = 0x4000_0000  # marks calls of the x32 ABI, which is unused
 
-# call: its numbers on x86-64 and AArch64; None where there is no such call
+# call: its numbers on x86-64 and AArch64; None if the call does not exist
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
     # the network, and sockets of any kind
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
@@ -47,19 +46,19 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "finit_module": (313, 273), "kexec_load": (246, 104), "memfd_create": (319, 279), "shmget": (29, 194),
     "inotify_init1": (294, 26), "fanotify_init": (300, 262), "mq_open": (240, 180),
 }  # fmt: skip
-# glibc asks for these first and takes an older call where there are none
+# reported as missing, so that glibc falls back to older calls
 _UNKNOWN: dict[str, tuple[int, int]] = {"openat2": (437, 437), "clone3": (435, 435)}
 _CLONE, _TGKILL, _PRLIMIT = (56, 220), (234, 131), (302, 261)
-_ARCHES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}  # column above, the kernel's name
+_ARCHES = {"x86_64": (0, 0xC000_003E), "aarch64": (1, 0xC000_00B7)}  # column above, AUDIT_ARCH constant
 
 
 def confine() -> str | None:
-    """Refuses this process the rest of the system from now on. Why it cannot, in a sentence; None if it is done.
+    """Restricts this process for good. Returns None, or the reason why that is not possible.
 
-    Refused calls fail with EPERM, as they do for lack of rights. Call it last: no module can be imported any more.
+    Blocked calls fail with EPERM. Call it last: afterwards no module can be imported.
     """
     if sys.platform != "linux" or platform.machine() not in _ARCHES:
-        return f"{sys.platform} on {platform.machine()} has no filter for system calls that is known here"
+        return f"no system call filter is available for {sys.platform} on {platform.machine()}"
     libc = ctypes.CDLL(None, use_errno=True)
     code = _filter(*_ARCHES[platform.machine()])
     instructions = ctypes.create_string_buffer(code, len(code))
@@ -69,12 +68,12 @@ def confine() -> str | None:
         (_PR_SET_SECCOMP, _MODE_FILTER, ctypes.create_string_buffer(program, len(program)), 0, 0),
     ):
         if libc.prctl(*call) != 0:
-            return f"the system does not take a filter for system calls: {os.strerror(ctypes.get_errno())}"
+            return f"the system rejected the system call filter: {os.strerror(ctypes.get_errno())}"
     return None
 
 
 def _filter(column: int, arch: int) -> bytes:
-    """The BPF program, eight bytes an instruction."""
+    """The BPF program, eight bytes per instruction."""
     refuse, unknown = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
     program = [
         _step(_LOAD, _ARCH),
@@ -89,7 +88,7 @@ def _filter(column: int, arch: int) -> bytes:
             program += [_step(_EQUAL, number, 0, 1), _step(_RETURN, refuse)]
     for known in _UNKNOWN.values():
         program += [_step(_EQUAL, known[column], 0, 1), _step(_RETURN, unknown)]
-    # threads yes, processes no
+    # allow threads, block processes
     program += [
         _step(_EQUAL, _CLONE[column], 0, 3),
         _step(_LOAD, _FIRST_LOW),
@@ -97,12 +96,12 @@ def _filter(column: int, arch: int) -> bytes:
         _step(_RETURN, refuse),
         _step(_LOAD, _NUMBER),
     ]
-    # only to itself: signals, as abort() sends one, and limits
-    for number, itself in ((_TGKILL[column], os.getpid()), (_PRLIMIT[column], 0)):
+    # signals (for abort()) and limits only for itself
+    for number, own in ((_TGKILL[column], os.getpid()), (_PRLIMIT[column], 0)):
         program += [
             _step(_EQUAL, number, 0, 4),
             _step(_LOAD, _FIRST_LOW),
-            _step(_EQUAL, itself, 1, 0),
+            _step(_EQUAL, own, 1, 0),
             _step(_RETURN, refuse),
             _step(_LOAD, _NUMBER),
         ]
@@ -110,5 +109,5 @@ def _filter(column: int, arch: int) -> bytes:
 
 
 def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
-    """An instruction; `yes` and `no`: how many to pass over."""
+    """One instruction; `yes` and `no`: instructions to skip after a comparison."""
     return struct.pack("HBBI", code, yes, no, value)

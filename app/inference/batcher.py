@@ -89,6 +89,34 @@ class CallReport:
         self.waited += began - since
 
 
+@dataclass(frozen=True)
+class BatchLimits:
+    """Limits of a lane's batches and queue.
+
+    max_cost: cost of one batch; an item that exceeds it gets a batch of its own.
+    max_queue: callers that may wait with their first item. Half as many further items of accepted callers may wait as
+        well, so that a few long callers cannot fill the queue.
+    max_wait: seconds, from the end of the previous batch, that a batch waits at most for as much cost as the previous
+        one had. Callers that submit again as soon as they get a result thus stay together; others see no delay.
+    max_seconds: duration of a batch, estimated from previous batches. It bounds how long the other lanes wait, so a
+        slow device gets smaller batches.
+    """
+
+    max_cost: float
+    max_queue: int
+    max_wait: float = 0.0
+    max_seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class BatchObservers:
+    """batch: called with the report of every batch. call: called, in the caller's context, with the report of every
+    caller that got results."""
+
+    batch: Callable[[BatchReport], None] = lambda _: None
+    call: Callable[[CallReport], None] = lambda _: None
+
+
 class Device:
     """One or more threads, used in turns, first come, first served.
 
@@ -196,15 +224,6 @@ class Batcher(Generic[T, R]):
 
     run: list of items → list of as many results, in order; called on the device's threads.
     cost: cost of an item (1 by default).
-    max_cost: cost limit of one batch; an item that exceeds it gets a batch of its own.
-    max_seconds: duration limit of a batch, estimated from previous batches. It bounds how long the other lanes wait, so
-        a slow device gets smaller batches.
-    max_queue: callers that may wait with their first item. Half as many further items of accepted callers may wait as
-        well, so that a few long callers cannot fill the queue.
-    max_wait: seconds, from the end of the previous batch, that a batch waits at most for as much cost as the previous
-        one had. Callers that submit again as soon as they get a result thus stay together; others see no delay.
-    observe: called with the report of every batch.
-    observe_call: called with the report of every caller that got results, in the caller's context.
     """
 
     def __init__(
@@ -212,21 +231,17 @@ class Batcher(Generic[T, R]):
         run: Callable[[list[T]], Sequence[R]],
         *,
         device: Device,
-        max_cost: float,
-        max_queue: int,
-        max_wait: float = 0.0,
-        max_seconds: float = math.inf,
+        limits: BatchLimits,
         cost: Callable[[T], float] = lambda _: 1,
-        observe: Callable[[BatchReport], None] = lambda _: None,
-        observe_call: Callable[[CallReport], None] = lambda _: None,
+        observers: BatchObservers | None = None,
         name: str = "request",
     ) -> None:
         self.name = name
-        self._run, self._cost, self._observe, self._observe_call = run, cost, observe, observe_call
+        self._run, self._cost, self._limits = run, cost, limits
+        self._observers = observers or BatchObservers()
         self._device = device
-        self._max_cost, self._max_wait, self._max_seconds = max_cost, max_wait, max_seconds
-        self._first_permits = Permits(max_queue)
-        self._further_permits = Permits(max(1, max_queue // 2))
+        self._first_permits = Permits(limits.max_queue)
+        self._further_permits = Permits(max(1, limits.max_queue // 2))
         self._lock = threading.Lock()  # guards what the device's threads use as well:
         self._queue: FairQueue[_Entry[T, R]] = FairQueue(lambda entry: entry.queued)
         self._waiting_cost = 0.0
@@ -290,8 +305,8 @@ class Batcher(Generic[T, R]):
         """Yields results in order while items still arrive; at most `in_flight` items are queued, running or unread.
 
         Only the first item can be rejected: an accepted caller gets permits for the others as they become free, so
-        there may be more items than the queue holds. Raises what `submit` and `items` raise. Close the generator when leaving
-        it early, so that its items are dropped.
+        there may be more items than the queue holds. Raises what `submit` and `items` raise. Close the generator when
+        leaving it early, so that its items are dropped.
         """
         entries: asyncio.Queue[_Entry[T, R] | None] = asyncio.Queue()
         slots = asyncio.Semaphore(in_flight)
@@ -393,7 +408,7 @@ class Batcher(Generic[T, R]):
             if not self._callers:
                 self._idle.set()
             if report.items:
-                self._observe_call(report)
+                self._observers.call(report)
 
     def _retry_after(self) -> int:
         return min(60, max(1, math.ceil(self._waiting_cost * self._pace / self._device.threads)))
@@ -402,7 +417,7 @@ class Batcher(Generic[T, R]):
         cost, ended = 0.0, -math.inf  # of the last batch
         while True:
             await self._arrival.wait()
-            await self._linger(cost, ended + self._max_wait)
+            await self._linger(cost, ended + self._limits.max_wait)
             async with self._device.turn():
                 batch = self._take()
                 if not batch:  # the callers have gone, or another worker took their items
@@ -429,8 +444,8 @@ class Batcher(Generic[T, R]):
     def _budget(self) -> float:
         """The current cost limit of a batch."""
         if not self._pace:
-            return self._max_cost
-        return min(self._max_cost, self._max_seconds / self._pace)
+            return self._limits.max_cost
+        return min(self._limits.max_cost, self._limits.max_seconds / self._pace)
 
     def _take(self) -> list[_Entry[T, R]]:
         """Takes the next batch out of the queue; empty if all callers have gone."""
@@ -489,7 +504,9 @@ class Batcher(Generic[T, R]):
             pace = (ended - began) / cost
             self._pace = pace if not self._pace else 0.8 * self._pace + 0.2 * pace
         try:
-            self._observe(BatchReport(len(batch), cost, [began - entry.since for entry in batch], ended - began))
+            self._observers.batch(
+                BatchReport(len(batch), cost, [began - entry.since for entry in batch], ended - began)
+            )
         except Exception:
             log.exception("the observer of the %s lane raised an exception", self.name)
         if isinstance(outcome, BaseException):

@@ -1,6 +1,6 @@
-"""The model behind its two lanes: audio windows and texts, batched over all callers.
+"""The model behind two lanes, audio windows and texts, batched over all callers.
 
-Knows nothing of files, requests or the library. Audio is mono float32 at 16 kHz; embeddings have unit length.
+Audio is mono float32 at 16 kHz; embeddings have unit length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from app.inference.batcher import Batcher, BatchReport, CallReport, Device, Urgency
+from app.inference.batcher import Batcher, BatchLimits, BatchObservers, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
 from model.config import SAMPLE_RATE, FineLAPConfig
 from model.windows import frame_count, window_samples
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 _TEXT_BATCH = 64  # texts
 _TEXT_CACHE = 4096  # embeddings
-_READY_FOR = 1.0  # seconds that a passed check counts
+_CHECK_TTL = 1.0  # seconds for which a passed check is valid
 _PROBE_SAMPLES = 8_000  # half a second
-_BATCH_SECONDS = 0.25  # that a batch may take: how long a search waits at most for the audio before it
+_BATCH_SECONDS = 0.25  # maximum duration of a batch, and so of a search's wait for an audio batch
 
 WindowEmbedding = tuple[np.ndarray, np.ndarray]  # clip (D,), frames (T, D)
 
 
 class Model(Protocol):
-    """What the engine needs of FineLAP."""
+    """The part of FineLAP that the engine uses."""
 
     @property
     def config(self) -> FineLAPConfig: ...
@@ -60,10 +60,10 @@ class Model(Protocol):
 
 
 def load_model(settings: Settings) -> FineLAP:
-    """The settings' checkpoint on their device. Raises CheckpointError.
+    """Loads the configured checkpoint on the configured device. Raises CheckpointError.
 
-    The device `auto` is a GPU where there is one. The dtype `auto` is bfloat16 on a GPU; elsewhere float32, or bfloat16
-    where model.bfloat16 finds that it is faster and gives the same embeddings.
+    The device `auto` is a GPU if there is one. The dtype `auto` is bfloat16 on a GPU, elsewhere float32, or bfloat16 if
+    model.bfloat16 finds that it is faster and yields the same embeddings.
     """
     import torch
 
@@ -81,19 +81,19 @@ def load_model(settings: Settings) -> FineLAP:
 
 
 class NotFinite(Exception):
-    """The model gave NaN or infinite numbers."""
+    """The model returned NaN or infinite values."""
 
 
 class Engine:
-    """Embeds audio and texts for many callers at once. `start` it before use, `close` it after."""
+    """Embeds audio and texts for concurrent callers. Call `start` before use and `close` after."""
 
     def __init__(
         self, model: Model, *, max_batch_windows: int = 16, max_queue_windows: int = 512, max_wait: float = 0.005
     ) -> None:
-        """`max_wait` in seconds; see Batcher. The text lane's queue has as many places as the audio lane's.
+        """`max_wait` in seconds, see Batcher. The queue limit applies to each lane.
 
-        `max_batch_windows` are under way at once: in one batch, or in several where FineLAP.side_by_side says so. Texts
-        then have a thread of their own too; else both lanes take turns on one.
+        At most `max_batch_windows` run at once: in one batch, or in several concurrent ones if FineLAP.side_by_side
+        says so. Texts then have a thread of their own; otherwise both lanes take turns on one.
         """
         from model.threads import as_here
 
@@ -101,11 +101,11 @@ class Engine:
         self._model = model
         self.windows = model.config.windows
         self._max_batch_windows = max_batch_windows
-        self._in_flight = 2 * max_batch_windows  # of one recording: the next batch is there when one ends
+        self._in_flight = 2 * max_batch_windows  # of one recording, so that the next batch is ready when one ends
         self._device = Device("audio", side_by_side, prepare)
         self._text_device = self._device if side_by_side == 1 else Device("text", prepare=prepare)
-        self._texts_known: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._checked_at = -_READY_FOR
+        self._text_cache: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._checked_at = -_CHECK_TTL
         self._checking = asyncio.Lock()
         self.on_batch: Callable[[str, BatchReport], None] = lambda lane, report: None
         self.on_call: Callable[[str, CallReport], None] = lambda lane, report: None
@@ -113,23 +113,17 @@ class Engine:
             self._encode_windows,
             device=self._device,
             cost=self._cost,
-            max_cost=math.ceil(max_batch_windows / side_by_side),
-            max_seconds=_BATCH_SECONDS * side_by_side,
-            max_queue=max_queue_windows,
-            max_wait=max_wait,
-            observe=lambda report: self.on_batch("audio", report),
-            observe_call=lambda report: self.on_call("audio", report),
+            limits=BatchLimits(
+                math.ceil(max_batch_windows / side_by_side), max_queue_windows, max_wait, _BATCH_SECONDS * side_by_side
+            ),
+            observers=self._observers("audio"),
             name="audio",
         )
         self.text_lane: Batcher[str, np.ndarray] = Batcher(
             self._encode_texts,
             device=self._text_device,
-            max_cost=_TEXT_BATCH,
-            max_seconds=_BATCH_SECONDS,
-            max_queue=max_queue_windows,
-            max_wait=max_wait,
-            observe=lambda report: self.on_batch("text", report),
-            observe_call=lambda report: self.on_call("text", report),
+            limits=BatchLimits(_TEXT_BATCH, max_queue_windows, max_wait, _BATCH_SECONDS),
+            observers=self._observers("text"),
             name="text",
         )
         self.name, self.stamp = model.name, model.stamp
@@ -137,13 +131,13 @@ class Engine:
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
 
     async def start(self) -> None:
-        """Warms up every shape of input, then opens the lanes. What the model raises here is not caught."""
+        """Warms the model up, then starts the lanes. Raises what the model raises."""
         await self._device.call(self._warm_up)
         self.audio_lane.start()
         self.text_lane.start()
 
     async def close(self, grace: float = 10.0) -> None:
-        """Refuses new work, lets present work finish for `grace` seconds, and answers the rest with Closed."""
+        """Rejects new work, lets current work finish for `grace` seconds, then fails the rest with Closed."""
         await asyncio.gather(self.audio_lane.close(grace), self.text_lane.close(grace))
         self._device.close()
         self._text_device.close()
@@ -153,30 +147,30 @@ class Engine:
     ) -> AsyncGenerator[WindowEmbedding, None]:
         """One recording's windows (n,) float32 → for each, in order, its clip (D,) and frames (T, D).
 
-        Only so many windows are in flight that memory stays bounded. Close the generator to cancel those still queued.
-        Raises QueueFull, Closed, NotFinite, and what `windows` raises.
+        The number of windows in flight is bounded. Close the generator to cancel those still queued. Raises QueueFull,
+        Closed, NotFinite, and what `windows` raises.
         """
         return self.audio_lane.stream(windows, self._in_flight, urgency)
 
     async def embed_texts(self, texts: Sequence[str], *, urgency: Urgency = Urgency.INTERACTIVE) -> np.ndarray:
-        """Texts → (B, D) float32. Texts met before cost nothing. Raises QueueFull, Closed, NotFinite."""
-        found = {text: self._texts_known[text] for text in texts if text in self._texts_known}
+        """Texts → (B, D) float32. Recent texts are cached. Raises QueueFull, Closed, NotFinite."""
+        found = {text: self._text_cache[text] for text in texts if text in self._text_cache}
         unknown = [text for text in dict.fromkeys(texts) if text not in found]
         vectors = await self.text_lane.map(unknown, 2 * _TEXT_BATCH, urgency)
         found.update(zip(unknown, vectors, strict=True))
         for text in found:
-            self._texts_known[text] = found[text]
-            self._texts_known.move_to_end(text)
-        while len(self._texts_known) > _TEXT_CACHE:
-            self._texts_known.popitem(last=False)
+            self._text_cache[text] = found[text]
+            self._text_cache.move_to_end(text)
+        while len(self._text_cache) > _TEXT_CACHE:
+            self._text_cache.popitem(last=False)
         return np.stack([found[text] for text in texts]) if texts else np.empty((0, self.dim), np.float32)
 
     async def count_tokens(self, texts: Sequence[str]) -> int:
-        """How many tokens the model reads of these texts, in all; words, if it came without a tokenizer."""
+        """The total number of tokens of the texts; of words, if the model has no tokenizer."""
         tokenise = getattr(self._model, "tokenise", None)
         if tokenise is None:
             return sum(len(text.split()) for text in texts)
-        # on the device's thread: a tokenizer is not for two threads at once
+        # on the device's thread, because the tokenizer is not thread-safe
         _, mask = await self._device.call(tokenise, texts)
         return int(mask.sum())
 
@@ -185,11 +179,11 @@ class Engine:
         return np.asarray(self._model.clip_score(clips, texts), dtype=np.float32)
 
     def frame_score(self, frames: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Frames (T, D), texts (B, D) → scores (B, T). Worth a thread for long recordings."""
+        """Frames (T, D), texts (B, D) → scores (B, T). Use a thread for long recordings."""
         return np.asarray(self._model.frame_score(frames, texts), dtype=np.float32)
 
     def label_probabilities(self, clip: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Clip (D,), texts (B, D) → which of the texts it is (B,): a softmax over similarity / temp."""
+        """Clip (D,), texts (B, D) → probabilities (B,): the softmax of similarity / temp."""
         logits = (texts @ clip).astype(np.float64) / float(self._model.temp_global)
         weights = np.exp(logits - logits.max())
         return np.asarray(weights / weights.sum())
@@ -201,16 +195,16 @@ class Engine:
         return self.clip_score(column, np.ones((1, 1), dtype=np.float32))[:, 0]
 
     def refuse_if_full(self) -> None:
-        """Raises QueueFull or Closed if audio that came now would be refused: before it is read and decoded."""
+        """Raises QueueFull or Closed if new audio would be rejected; for checks before decoding."""
         self.audio_lane.refuse_if_full()
 
     async def check(self) -> None:
-        """A real forward pass through both lanes; raises what went wrong. A passed check counts for a second.
+        """Runs a forward pass through both lanes and raises its error. A passed check is valid for a second.
 
-        The probe goes to the front of the queue, so a busy service is still a ready one.
+        The probe goes to the front of the queue, so that a busy service is still ready.
         """
         async with self._checking:
-            if time.monotonic() - self._checked_at < _READY_FOR:
+            if time.monotonic() - self._checked_at < _CHECK_TTL:
                 return
             noise = np.random.default_rng(0).standard_normal(_PROBE_SAMPLES).astype(np.float32) * 0.1
             await asyncio.gather(
@@ -224,23 +218,27 @@ class Engine:
 
         return int(torch.cuda.memory_allocated() if kind == "allocated" else torch.cuda.memory_reserved())
 
+    def _observers(self, lane: str) -> BatchObservers:
+        # looked up at each call, because the state sets on_batch and on_call later
+        return BatchObservers(lambda report: self.on_batch(lane, report), lambda report: self.on_call(lane, report))
+
     def _encode_windows(self, windows: list[np.ndarray]) -> list[WindowEmbedding]:
         with _memory_errors():
             encoded = [(np.asarray(clip), np.asarray(frames)) for clip, frames in self._model.encode_windows(windows)]
         for clip, frames in encoded:
             if not (np.isfinite(clip).all() and np.isfinite(frames).all()):
-                raise NotFinite("the model gave numbers that are not finite for this audio")
+                raise NotFinite("the model returned values that are not finite for this audio")
         return encoded
 
     def _encode_texts(self, texts: list[str]) -> list[np.ndarray]:
         with _memory_errors():
             vectors = np.asarray(self._model.encode_text(texts), dtype=np.float32)
         if not np.isfinite(vectors).all():
-            raise NotFinite("the model gave numbers that are not finite for this text")
-        return [vector.copy() for vector in vectors]  # a copy does not keep the whole batch alive in the cache
+            raise NotFinite("the model returned values that are not finite for this text")
+        return [vector.copy() for vector in vectors]  # a view would keep the whole batch in memory
 
     def _cost(self, samples: np.ndarray) -> float:
-        """What a window costs beside a whole one: the network's work goes with the padded length."""
+        """The cost of a window relative to a full one: the work is proportional to the padded length."""
         windows = self.windows
         needed = frame_count(len(samples), windows)
         return (
@@ -248,7 +246,7 @@ class Engine:
         )
 
     def _warm_up(self) -> None:
-        """Every padded length once, alone and, where kernels are chosen by the size of the batch, in a full one."""
+        """Runs every padded length once, and on a GPU, whose kernels depend on the batch size, also in a full batch."""
         whole = window_samples(self.windows)
         sizes = (1, self._max_batch_windows) if self.device.startswith("cuda") else (1,)
         for frames in (*self.windows.buckets, self.windows.frames):
@@ -260,7 +258,7 @@ class Engine:
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """What PyTorch says when memory runs out, as MemoryError; on a GPU what it had set aside is given back."""
+    """Turns PyTorch's out-of-memory errors into MemoryError; on a GPU, also frees its cache."""
     try:
         yield
     except Exception as error:
@@ -268,11 +266,11 @@ def _memory_errors() -> Iterator[None]:
             raise
         if "torch" in sys.modules and (cuda := sys.modules["torch"].cuda).is_initialized():
             cuda.empty_cache()
-        raise MemoryError("The model needs more memory for this than there is now.") from error
+        raise MemoryError("There is not enough memory to run the model on this input.") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()  # PyTorch has a class of its own for GPUs only
+    message = str(error).lower()  # PyTorch has an exception class only for GPUs
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+        isinstance(error, RuntimeError) and ("out of memory" in message or "can't allocate memory" in message)
     )

@@ -1,8 +1,7 @@
-"""Log lines: one an event, to stderr, each with its request's id; as text, or one JSON object a line.
+"""Logging to stderr: one line per event with its request id, as text or JSON.
 
-Everything that has something to say comes out here in the same form: the application, uvicorn, asyncio, Python's
-warnings, and exceptions that nobody caught, in threads too. Knows no route. What callers send is not logged: no query,
-no body, no header, so that neither keys nor searches end up in a file.
+The application, uvicorn, asyncio, Python's warnings and uncaught exceptions share one format. Queries, bodies and
+headers are not logged, so that neither keys nor searches end up in a file.
 """
 
 from __future__ import annotations
@@ -28,42 +27,44 @@ Ids = Callable[[], Mapping[str, str]]
 
 
 def configure_logging(settings: Settings, level: int = logging.INFO, ids: Ids = dict) -> None:
-    """Sets up the process's logging. `ids`: more fields that say what a line belongs to, asked for at every line."""
+    """Configures logging for the process. `ids`: called for each line; returns further ids, such as the trace id."""
     handler = logging.StreamHandler()
-    handler.addFilter(_Marks(ids))
+    handler.addFilter(_IdFilter(ids))
     if settings.log_format == "json":
         handler.setFormatter(_JsonFormatter())
     else:
-        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)s %(name)s [%(marks)s] %(message)s"))
+        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)s %(name)s [%(id_text)s] %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
 
 
-def log_what_nobody_caught() -> None:
-    """Exceptions that end the process or a thread, or that could not be raised, become log lines too."""
-    sys.excepthook = _ended
-    threading.excepthook = lambda gone: _thread_ended(gone.exc_type, gone.exc_value, gone.exc_traceback, gone.thread)
-    sys.unraisablehook = lambda lost: log.error(
-        "%s: %r", lost.err_msg or "an exception that could not be raised", lost.object, exc_info=lost.exc_value
+def log_uncaught_exceptions() -> None:
+    """Logs exceptions that end the process or a thread, or that cannot be raised."""
+    sys.excepthook = _log_process_error
+    threading.excepthook = lambda args: _log_thread_error(
+        args.exc_type, args.exc_value, args.exc_traceback, args.thread
+    )
+    sys.unraisablehook = lambda args: log.error(
+        "%s: %r", args.err_msg or "exception ignored", args.object, exc_info=args.exc_value
     )
 
 
-def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _log_process_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
-    log.critical("the process ends with an error nobody expected", exc_info=(kind, error, trace))
+    log.critical("the process ended with an uncaught exception", exc_info=(kind, error, trace))
 
 
-def _thread_ended(
+def _log_thread_error(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None, thread: threading.Thread | None
 ) -> None:
     name = thread.name if thread is not None else "?"
-    log.error("the thread %s ended with an error", name, exc_info=(kind, error or kind(), trace))
+    log.error("thread %s ended with an uncaught exception", name, exc_info=(kind, error or kind(), trace))
 
 
-class _Marks(logging.Filter):
-    """Gives every record the request's id and what `ids` says."""
+class _IdFilter(logging.Filter):
+    """Adds the request id and the result of `ids` to every record."""
 
     def __init__(self, ids: Ids) -> None:
         super().__init__()
@@ -72,21 +73,21 @@ class _Marks(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         request_id, ids = errors.request_id.get(), self._ids()
         record.request_id, record.ids = request_id, ids
-        record.marks = " ".join([request_id, *(f"{name}={value}" for name, value in ids.items())])
+        record.id_text = " ".join([request_id, *(f"{name}={value}" for name, value in ids.items())])
         return True
 
 
 class _TextFormatter(logging.Formatter):
-    """A line an event: control characters inside a message, which may come from outside, are written as \\n, \\x1b."""
+    """One line per event: control characters in messages, which may be user input, are escaped as \\n or \\x1b."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return _shown(super().formatMessage(record))
+        return _escape(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return "\n".join(map(_shown, super().formatException(ei).split("\n")))
+        return "\n".join(map(_escape, super().formatException(ei).split("\n")))
 
 
-def _shown(text: str) -> str:
+def _escape(text: str) -> str:
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -103,5 +104,5 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
-        # what JSON leaves as it is and some readers of lines take for the end of one, or terminals for a command
+        # JSON keeps these characters, but line readers may take them for line ends and terminals for commands
         return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(line, ensure_ascii=False))

@@ -1,7 +1,4 @@
-"""The service's Prometheus metrics, in a registry of their own for each app.
-
-Knows names, labels and buckets; the values come from whoever does the work.
-"""
+"""The service's Prometheus metrics, in one registry per app."""
 
 from __future__ import annotations
 
@@ -33,49 +30,51 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "finelap_request_duration_seconds",
-            "From the request's first byte to the answer's last.",
+            "Time from the first byte of the request to the last byte of the response.",
             ["endpoint"],
             buckets=_SLOW,
             registry=registry,
         )
         self._stage_seconds = Histogram(
             "finelap_stage_duration_seconds",
-            "Time in a stage of the work.",
+            "Time spent in a processing stage.",
             ["stage"],
             buckets=_FAST,
             registry=registry,
         )
-        self._queue_depth = Gauge("finelap_queue_depth", "Items that wait in a lane.", ["lane"], registry=registry)
+        self._queue_depth = Gauge("finelap_queue_depth", "Items queued in a lane.", ["lane"], registry=registry)
         self._batch_size = Histogram(
             "finelap_batch_size",
-            "Items in one batch.",
+            "Items per batch.",
             ["lane"],
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=registry,
         )
-        self.audio_seconds = Counter("finelap_audio_seconds", "Seconds of audio decoded.", registry=registry)
+        self.audio_seconds = Counter("finelap_audio_seconds", "Total seconds of decoded audio.", registry=registry)
         self.decode_failures = Counter(
-            "finelap_decode_failures", "Files that could not be used.", ["reason"], registry=registry
+            "finelap_decode_failures", "Files that could not be decoded, by reason.", ["reason"], registry=registry
         )
         self.rejected = Counter(
-            "finelap_rejected", "Requests refused to protect the service.", ["reason"], registry=registry
+            "finelap_rejected", "Requests rejected to protect the service, by reason.", ["reason"], registry=registry
         )
         self._clips = Gauge("finelap_index_clips", "Clips in the library.", registry=registry)
         self._search_seconds = Histogram(
-            "finelap_index_search_duration_seconds", "Vector searches in the library.", buckets=_FAST, registry=registry
+            "finelap_index_search_duration_seconds", "Duration of vector searches.", buckets=_FAST, registry=registry
         )
         self.model_info = Gauge(
-            "finelap_model_info", "The model in use; always 1.", ["checkpoint", "device", "dtype"], registry=registry
+            "finelap_model_info", "The loaded model; always 1.", ["checkpoint", "device", "dtype"], registry=registry
         )
-        self._gpu_memory = Gauge("finelap_gpu_memory_bytes", "GPU memory of this process.", ["kind"], registry=registry)
+        self._gpu_memory = Gauge(
+            "finelap_gpu_memory_bytes", "GPU memory of this process, by kind.", ["kind"], registry=registry
+        )
         self.ready = Gauge(
-            "finelap_ready", "1 while a forward pass and the library work, as /health/ready says.", registry=registry
+            "finelap_ready", "1 while /health/ready succeeds: the model and the library work.", registry=registry
         )
         self._disk_free = Gauge(
-            "finelap_disk_free_bytes", "Room left where the library is, for this process.", registry=registry
+            "finelap_disk_free_bytes", "Free space on the library's file system, for this process.", registry=registry
         )
-        self._disk_size = Gauge("finelap_disk_size_bytes", "Size of the file system of the library.", registry=registry)
-        ProcessCollector(registry=registry)  # process_*: memory, processor time, descriptors, start
+        self._disk_size = Gauge("finelap_disk_size_bytes", "Size of the library's file system.", registry=registry)
+        ProcessCollector(registry=registry)  # process_*: memory, CPU time, file descriptors, start time
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for lane in LANES:
@@ -88,7 +87,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def stage(self, stage: str) -> Iterator[None]:
-        """Measures what happens inside as one stage."""
+        """Measures the duration of the context as a stage."""
         began = time.perf_counter()
         try:
             yield
@@ -97,47 +96,47 @@ class Metrics:
 
     @contextlib.contextmanager
     def vector_search(self) -> Iterator[None]:
-        """Measures what happens inside as a search in the library."""
+        """Measures the duration of the context as a vector search."""
         with self._search_seconds.time():
             yield
 
     def observe_batch(self, lane: str, report: BatchReport) -> None:
-        """Takes a batcher's report."""
+        """Records a batch report."""
         self._batch_size.labels(lane).observe(report.size)
         self.observe_stage("infer", report.seconds)
         for waited in report.waited:
             self.observe_stage("queue", waited)
 
     def watch_lane(self, lane: str, depth: Callable[[], int]) -> None:
-        """Reads a lane's depth whenever the metrics are asked for."""
+        """Reports a lane's queue depth at each scrape."""
         self._queue_depth.labels(lane).set_function(depth)
 
     def watch_clips(self, count: Callable[[], float]) -> None:
-        """Reads the number of clips whenever the metrics are asked for."""
+        """Reports the number of clips at each scrape."""
         self._clips.set_function(count)
 
     def watch_disk(self, folder: Path) -> None:
-        """Reads the room on the file system of a folder whenever the metrics are asked for."""
-        self._disk_free.set_function(lambda: _room(folder, "free"))
-        self._disk_size.set_function(lambda: _room(folder, "total"))
+        """Reports free space and size of a folder's file system at each scrape."""
+        self._disk_free.set_function(lambda: _disk_space(folder, "free"))
+        self._disk_size.set_function(lambda: _disk_space(folder, "total"))
 
     def expect(self, counter: Counter, labels: Iterable[str]) -> None:
-        """Begins a counter's series at 0, so that the first event counts as an increase."""
+        """Initialises a counter's series with 0, so that the first event counts as an increase."""
         for label in labels:
             counter.labels(label)
 
     def watch_gpu(self, memory: Callable[[str], int], kinds: tuple[str, ...]) -> None:
-        """Reads GPU memory by kind whenever the metrics are asked for."""
+        """Reports GPU memory by kind at each scrape."""
         for kind in kinds:
             self._gpu_memory.labels(kind).set_function(functools.partial(memory, kind))
 
     def render(self) -> bytes:
-        """The text exposition."""
+        """Renders the Prometheus text format."""
         return generate_latest(self.registry)
 
 
-def _room(folder: Path, what: str) -> float:
-    """Bytes `free` for this process, or in `total`; unknown where the folder is not there."""
+def _disk_space(folder: Path, what: str) -> float:
+    """Bytes `free` for this process, or in `total`; NaN if the folder does not exist."""
     try:
         return float(getattr(shutil.disk_usage(folder), what))
     except OSError:

@@ -229,17 +229,22 @@ class EventReporter:
 
 def plot(result: DetectionResult, peaks: np.ndarray, request: DetectionRequest) -> bytes:
     """The result as a PNG, with the recording's waveform peaks (2, n)."""
-    from app.export.plot import detection_png  # importing Matplotlib takes a second, and most services never plot
+    from app.export.plot import (
+        DetectionPlot,
+        detection_png,
+    )  # importing Matplotlib takes a second, and most services never plot
 
     return detection_png(
-        peaks,
-        result.duration,
-        result.frame_hop,
-        result.phrases,
-        result.scores,
-        result.events,
-        result.filename,
-        [settings.threshold for settings in request.settings],
+        DetectionPlot(
+            result.filename,
+            result.duration,
+            peaks,
+            result.phrases,
+            result.scores,
+            result.frame_hop,
+            result.events,
+            [settings.threshold for settings in request.settings],
+        )
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-from app.audio.tags import joined
+from app.audio.tags import merge_metadata
 from app.inference.batcher import Urgency
 from app.services.audio_source import AudioFile, open_file
 from app.state import AppState
@@ -57,7 +57,7 @@ async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -
     """Adds one file: (clip, True), or (the existing clip, False).
 
     An existing file is neither decoded nor embedded again, and keeps its metadata. The given metadata is completed
-    with what the file name and the file's own tags contain (app.audio.tags.joined). Raises what decoding, embedding
+    with what the file name and the file's own tags contain (app.audio.tags.merge_metadata). Raises what decoding, embedding
     and adding raise.
     """
     audio = file.binary
@@ -75,7 +75,7 @@ async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -
         duration=stream.duration,
         sample_rate=stream.sample_rate,
         channels=stream.channels,
-        metadata=joined(stream.tags, file.filename, metadata),
+        metadata=merge_metadata(stream.tags, file.filename, metadata),
         embedding=stream.embedding,
         frames=frames,
         frame_hop=stream.frame_hop,

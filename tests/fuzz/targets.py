@@ -114,7 +114,7 @@ def ucs_names(data: bytes) -> None:
     found = ucs.parse(name)
     if found is not None:
         assert all(isinstance(value, str) and value for value in found.tags().values())
-    tags.joined({"category": "x"}, name, {"given": None})
+    tags.merge_metadata({"category": "x"}, name, {"given": None})
 
 
 @target

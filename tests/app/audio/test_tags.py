@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from app.audio import tag_schema as tag_names
 from app.audio import wav_chunks as chunks
 from app.audio.tag_schema import checked, read_text
-from app.audio.tags import MAX_READ, describe, joined, read_tags
+from app.audio.tags import MAX_READ, describe, merge_metadata, read_tags
 from app.audio.wav_chunks import read_ixml
 
 RATE = 48_000
@@ -470,7 +470,7 @@ def test_owner_before_name_before_file() -> None:
     assert (described["category"], described["subcategory"], described["fx_name"]) == ("GUNS", "AUTOMATIC", "Uzi Burst")
     assert (described["source"], described["creator"], described["project"]) == ("DORY", "TN", "Dory")
     given_by_owner: dict[str, Any] = {"category": ["mine"], "project": None, "rating": 5}
-    kept = joined(read_tags(data), "GUNAuto_Uzi Burst_TN_DORY.wav", given_by_owner)
+    kept = merge_metadata(read_tags(data), "GUNAuto_Uzi Burst_TN_DORY.wav", given_by_owner)
     assert {name: kept[name] for name in given_by_owner} == given_by_owner
     assert kept["fx_name"] == "Uzi Burst" and kept["scene"] == "12A"
     assert given_by_owner == {"category": ["mine"], "project": None, "rating": 5}

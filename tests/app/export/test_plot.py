@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 
 from app.audio.peaks import waveform_peaks
-from app.export.plot import detection_png
+from app.export.plot import DetectionPlot, detection_png
 from model.detection import Event
 
 HOP = 0.16
@@ -45,7 +45,16 @@ def picture(
             scores[row, int(event.onset / HOP) : int(np.ceil(event.offset / HOP))] = 0.9
     samples = np.sin(np.arange(max(1, int(duration * 16_000)), dtype=np.float32) ** 2)
     png = detection_png(
-        waveform_peaks(samples), duration, HOP, phrases, scores, events, title, thresholds or [0.5] * len(phrases)
+        DetectionPlot(
+            title,
+            duration,
+            waveform_peaks(samples),
+            phrases,
+            scores,
+            HOP,
+            events,
+            thresholds or [0.5] * len(phrases),
+        )
     )
     assert png.startswith(b"\x89PNG")
     return imread(io.BytesIO(png))[..., :3]
@@ -132,9 +141,9 @@ def test_threads_draw_the_same_picture() -> None:
 
 def test_mismatched_input_is_refused() -> None:
     with pytest.raises(ValueError, match="2 phrases"):
-        detection_png(np.zeros((2, 10)), 1.0, HOP, ["a", "b"], np.zeros((1, 5)), [[]], "a.wav", [0.5])
+        detection_png(DetectionPlot("a.wav", 1.0, np.zeros((2, 10)), ["a", "b"], np.zeros((1, 5)), HOP, [[]], [0.5]))
     with pytest.raises(ValueError, match="2 thresholds"):
-        detection_png(np.zeros((2, 10)), 1.0, HOP, ["a"], np.zeros((1, 5)), [[]], "a.wav", [0.5, 0.6])
+        detection_png(DetectionPlot("a.wav", 1.0, np.zeros((2, 10)), ["a"], np.zeros((1, 5)), HOP, [[]], [0.5, 0.6]))
 
 
 def test_global_matplotlib_state_is_not_used(repo_dir: Path) -> None:

@@ -15,7 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.inference.batcher import Batcher, BatchReport, CallReport, Closed, Device, QueueFull, Urgency
+from app.inference.batcher import (
+    Batcher,
+    BatchLimits,
+    BatchObservers,
+    BatchReport,
+    CallReport,
+    Closed,
+    Device,
+    QueueFull,
+    Urgency,
+)
 from tests.support.waiting import until
 
 
@@ -47,7 +57,13 @@ class Doubler:
 @asynccontextmanager
 async def running(run: Any, threads: int = 1, **options: Any) -> AsyncIterator[Batcher[Any, Any]]:
     device = Device(threads=threads)
-    batcher: Batcher[Any, Any] = Batcher(run, device=device, **{"max_cost": 4, "max_queue": 100, **options})
+    observed = [name for name in ("observe_batch", "observe_call") if name in options]
+    observers = {name.removeprefix("observe_"): options.pop(name) for name in observed}
+    cost = options.pop("cost", lambda _: 1)
+    limits = BatchLimits(**{"max_cost": 4, "max_queue": 100, **options})
+    batcher: Batcher[Any, Any] = Batcher(
+        run, device=device, limits=limits, cost=cost, observers=BatchObservers(**observers)
+    )
     batcher.start()
     try:
         yield batcher
@@ -254,7 +270,7 @@ async def test_an_observer_that_raises_does_no_harm() -> None:
     def observe(report: BatchReport) -> None:
         raise RuntimeError("no")
 
-    async with running(Doubler(4), observe=observe) as batcher:
+    async with running(Doubler(4), observe_batch=observe) as batcher:
         assert await batcher.submit(1) == 2
 
 
@@ -265,7 +281,7 @@ async def test_reports_tell_sizes_and_times() -> None:
         time.sleep(0.02)
         return items
 
-    async with running(run, observe=reports.append) as batcher:
+    async with running(run, observe_batch=reports.append) as batcher:
         began = time.perf_counter()
         await batcher.map([1, 2, 3], in_flight=3)
         took = time.perf_counter() - began
@@ -344,7 +360,7 @@ async def test_closing_resolves_every_future_even_if_the_computation_hangs() -> 
 
 
 async def test_a_batcher_that_was_never_started_refuses() -> None:
-    batcher: Batcher[int, int] = Batcher(Doubler(1), device=Device(), max_cost=1, max_queue=1)
+    batcher: Batcher[int, int] = Batcher(Doubler(1), device=Device(), limits=BatchLimits(1, 1))
     with pytest.raises(Closed):
         await batcher.submit(1)
 
@@ -379,8 +395,8 @@ async def test_two_lanes_take_turns_on_one_thread() -> None:
 
         return run
 
-    long: Batcher[int, int] = Batcher(lane("long"), device=device, max_cost=1, max_queue=100)
-    short: Batcher[int, int] = Batcher(lane("short"), device=device, max_cost=1, max_queue=100)
+    long: Batcher[int, int] = Batcher(lane("long"), device=device, limits=BatchLimits(1, 100))
+    short: Batcher[int, int] = Batcher(lane("short"), device=device, limits=BatchLimits(1, 100))
     long.start()
     short.start()
     work = [asyncio.create_task(long.map(range(6), in_flight=6))]
@@ -437,7 +453,7 @@ async def test_a_slow_device_gets_smaller_batches() -> None:
         sizes.append(len(items))
         return items
 
-    async with running(run, max_cost=64, max_queue=1000, max_seconds=0.08, observe=reports.append) as batcher:
+    async with running(run, max_cost=64, max_queue=1000, max_seconds=0.08, observe_batch=reports.append) as batcher:
         await batcher.map(range(200), in_flight=200)
     later = [report.size for report in reports[2:-1]]
     assert reports[0].size == 64 and later and max(later) <= 8
