@@ -1,10 +1,10 @@
-"""Fuzzes the parsers of `targets.py`, guided by what of their code an input reaches.
+"""Fuzzes the parsers in `targets.py`, guided by code coverage.
 
     python tests/fuzz/run.py [--seconds 60] [TARGET …]
 
-One process a target. Inputs that reach something new are kept in `build/fuzz/TARGET`, beside those of
-`tests/fuzz/corpus/TARGET`; one that breaks a target ends it and is written there as `crash-…`. Move such an input to
-the corpus with a name that says what it is: `test_fuzz.py` then tries it for ever. Needs `pip install atheris`.
+Each target runs in its own process. Inputs that reach new code are stored in `build/fuzz/TARGET`, in addition to those
+in `tests/fuzz/corpus/TARGET`; an input that breaks a target ends the process and is stored there as `crash-…`. Move it
+to the corpus under a descriptive name, so that `test_fuzz.py` covers it from then on. Requires `pip install atheris`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is fuzzed: each parser of ours as a function of bytes that raises only when something is wrong with the parser.
+"""Fuzz targets: every parser as a function of bytes that raises only if the parser has a bug.
 
-A target feeds the bytes to the parser in the shape that it takes, lets the errors pass that the parser promises, and
-checks what comes out against what the rest of the service relies on. `tests/fuzz/run.py` drives them by coverage,
-`test_fuzz.py` with the kept corpora and with made-up bytes.
+A target passes the bytes to the parser in the form it takes, ignores the errors the parser documents, and checks the
+result against what the rest of the service relies on. `tests/fuzz/run.py` drives the targets by coverage, `test_fuzz.py`
+with the stored corpora and random bytes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def target(function: Target) -> Target:
 
 
 def text_of(data: bytes) -> str:
-    """Any text, lone surrogates too, as JSON and file systems can give them."""
+    """Any text, including lone surrogates, which JSON and file systems can contain."""
     return data.decode("utf-8", "surrogateescape" if len(data) % 2 else "replace")
 
 
@@ -74,7 +74,7 @@ def folder() -> Path:
     return made
 
 
-# What files say
+# Files
 
 
 @target
@@ -86,7 +86,7 @@ def check_tags(told: dict[str, Any]) -> None:
     assert checked(told) == told
     dump_metadata(told)
     sizes = (len(name) + (sum(map(len, v)) if isinstance(v, list) else len(str(v))) for name, v in told.items())
-    assert sum(sizes) <= MAX_TOTAL + 1000  # a category that belongs to a CatID comes on top
+    assert sum(sizes) <= MAX_TOTAL + 1000  # plus the category of a CatID
 
 
 @target
@@ -126,7 +126,7 @@ def container_heads(data: bytes) -> None:
     containers.missing_by_log(text_of(data))
 
 
-# What callers send
+# Requests
 
 
 @target
@@ -195,7 +195,7 @@ def data_uris(data: bytes) -> None:
 
 @target
 def filters_of_clips(data: bytes) -> None:
-    """A filter that is taken is one that both stores understand."""
+    """An accepted filter is supported by both stores."""
     try:
         conditions = filters.parse_filter(requests.parse_json(data, "the filter"))
     except (RequestError, InvalidFilter):
@@ -233,7 +233,7 @@ def library() -> sqlite3.Connection:
 
 @target
 def cursors(data: bytes) -> None:
-    """Both as a caller would write one, and in the form that it has inside."""
+    """As a caller writes it, and in its internal form."""
     inside = base64.urlsafe_b64encode(data).decode().rstrip("=")
     for cursor in (text_of(data), inside):
         for sort in _SORTS:
@@ -263,7 +263,7 @@ def metadata_to_keep(data: bytes) -> None:
     assert json.loads(text) == about or text.count("e") and len(columns) == 3
 
 
-# What is configured, and what lies on the disk
+# Configuration and stored files
 
 
 @target
@@ -323,12 +323,12 @@ def frame_codes(data: bytes) -> None:
     assert frames.to_bytes() == data and frames.decode().shape == (len(frames), 8)
 
 
-# What the other end of a connection says
+# Messages from peers
 
 
 @target
 def worker_messages(data: bytes) -> None:
-    """A decoder that is no longer itself."""
+    """A compromised decoder."""
 
     async def listen() -> None:
         ours, theirs = socket.socketpair()
@@ -353,7 +353,7 @@ def worker_messages(data: bytes) -> None:
 
 @target
 def detection_lines(data: bytes) -> None:
-    """A server that is none of ours."""
+    """Another kind of server."""
     messages = DetectionMessages("http://x")
     try:
         for at in range(0, len(data), 97):

@@ -1,4 +1,4 @@
-"""Media types and missing bytes, by content."""
+"""Media types and truncation, detected from content."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from app.audio.containers import media_type, missing_bytes
         ("CAF", "audio/x-caf"),
     ],
 )
-def test_media_type_is_read_from_the_content(sounds: SimpleNamespace, kind: str, expected: str) -> None:
+def test_media_type_is_detected_from_content(sounds: SimpleNamespace, kind: str, expected: str) -> None:
     data = sounds.encode(sounds.tone(440, 0.5), kind)
     assert media_type(data[:16]) == expected
     assert missing_bytes(data) is None
 
 
-def test_media_type_of_anything_else() -> None:
+def test_media_type_of_other_content() -> None:
     assert media_type(b"") == media_type(b"hello") == "application/octet-stream"
 
 
 @given(st.binary(max_size=200))
-def test_headers_of_any_bytes_can_be_looked_at(data: bytes) -> None:
+def test_arbitrary_headers_do_not_raise(data: bytes) -> None:
     for start in (b"", b"RIFF\0\0\0\0WAVE", b"FORM\0\0\0\0AIFF", b"OggS"):
         media_type((start + data)[:16])
         missing_bytes(start + data)

@@ -1,4 +1,4 @@
-"""Decoding: formats, exactness, and every fault with its name."""
+"""Decoding: formats, exactness and the error for each kind of fault."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     ("kind", "subtype"),
     [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "PCM_U8"), ("AIFF", "PCM_24"), ("FLAC", "PCM_16"), ("AU", "PCM_16")],
 )
-def test_lossless_files_give_their_samples(sounds: SimpleNamespace, kind: str, subtype: str) -> None:
+def test_lossless_files_decode_exactly(sounds: SimpleNamespace, kind: str, subtype: str) -> None:
     samples = sounds.tone(440, 1.5)
     decoded = decode(sounds.encode(samples, kind, subtype=subtype), "a")
     assert (decoded.duration, decoded.sample_rate, decoded.channels) == (1.5, 16_000, 1)
@@ -48,7 +48,7 @@ def test_lossless_files_give_their_samples(sounds: SimpleNamespace, kind: str, s
 
 
 @pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)])
-def test_lossy_files_by_libsndfile(sounds: SimpleNamespace, kind: str, subtype: str | None) -> None:
+def test_lossy_files_decode_with_libsndfile(sounds: SimpleNamespace, kind: str, subtype: str | None) -> None:
     samples = sounds.tone(440, 2, 48_000)
     decoded = decode(sounds.encode(samples, kind, 48_000, subtype), "a")
     assert decoded.duration == pytest.approx(2, abs=0.001)
@@ -68,7 +68,7 @@ def test_lossy_files_by_libsndfile(sounds: SimpleNamespace, kind: str, subtype: 
         ("adts", "aac"),
     ],
 )
-def test_the_rest_by_ffmpeg(sounds: SimpleNamespace, container: str, codec: str) -> None:
+def test_other_formats_decode_with_ffmpeg(sounds: SimpleNamespace, container: str, codec: str) -> None:
     decoded = decode(encode_av(sounds.tone(440, 2, 48_000), 48_000, container, codec), "a")
     assert decoded.channels == 2 and decoded.sample_rate == 48_000
     assert decoded.duration == pytest.approx(2, abs=0.15)  # encoders add priming and padding
@@ -77,7 +77,7 @@ def test_the_rest_by_ffmpeg(sounds: SimpleNamespace, container: str, codec: str)
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000])
-def test_resampling_keeps_length_and_sound(sounds: SimpleNamespace, rate: int) -> None:
+def test_resampling_preserves_length_and_content(sounds: SimpleNamespace, rate: int) -> None:
     decoded = decode(sounds.encode(sounds.tone(440, 3.3, rate), rate=rate, subtype="FLOAT"), "a")
     assert decoded.sample_rate == rate and decoded.duration == int(3.3 * rate) / rate
     assert abs(len(decoded.samples) - 3.3 * 16_000) <= 1
@@ -95,14 +95,14 @@ def test_channels_are_averaged(sounds: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("kind", "subtype"), [("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS")]
 )
-def test_reading_in_blocks_changes_nothing(sounds: SimpleNamespace, kind: str, subtype: str | None) -> None:
+def test_block_size_does_not_change_the_result(sounds: SimpleNamespace, kind: str, subtype: str | None) -> None:
     stereo = np.stack([sounds.tone(440, 8), sounds.tone(1000, 8)], 1)  # several blocks
     data = sounds.encode(stereo, kind, subtype=subtype)
     whole, _ = soundfile.read(io.BytesIO(data), dtype="float32")
     np.testing.assert_allclose(decode(data, "a").samples, whole.mean(axis=1), atol=1e-6)
 
 
-def test_an_empty_file() -> None:
+def test_empty_file() -> None:
     with pytest.raises(EmptyAudio, match="leer.wav: the file is empty"):
         decode(b"", "leer.wav")
 
@@ -119,7 +119,7 @@ def test_an_empty_file() -> None:
         bytes(np.random.default_rng(3).integers(0, 256, 20_000, dtype=np.uint8)),
     ],
 )
-def test_what_is_not_audio(data: bytes) -> None:
+def test_files_that_are_not_audio(data: bytes) -> None:
     with pytest.raises((NotAudio, EmptyAudio, TruncatedAudio), match="letter.wav: "):
         decode(data, "letter.wav")
     if data[:4] in (b"This", b"PK\x03\x04", b"%PDF"):
@@ -135,7 +135,7 @@ def test_what_is_not_audio(data: bytes) -> None:
         b"ffconcat version 1.0\nfile '{}'\n",
     ],
 )
-def test_playlists_open_nothing_else(sounds: SimpleNamespace, playlist: bytes, tmp_path: object) -> None:
+def test_playlists_do_not_open_other_files(sounds: SimpleNamespace, playlist: bytes, tmp_path: object) -> None:
     target = f"{tmp_path}/secret.wav"
     with open(target, "wb") as file:
         file.write(sounds.wav())
@@ -148,7 +148,7 @@ def test_playlists_open_nothing_else(sounds: SimpleNamespace, playlist: bytes, t
     [("FLAC", "PCM_16"), ("MP3", None), *((k, "PCM_16") for k in ("WAV", "AIFF", "AU", "W64", "RF64", "VOC"))],
 )
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.9])
-def test_truncated_files_say_how_much_was_read(
+def test_truncated_files_report_seconds_read(
     sounds: SimpleNamespace, kind: str, subtype: str | None, part: float
 ) -> None:
     noise = np.random.default_rng(0).standard_normal(5 * 44_100).astype(np.float32) * 0.1
@@ -160,28 +160,28 @@ def test_truncated_files_say_how_much_was_read(
 @pytest.mark.parametrize(
     ("container", "codec"), [("mp4", "aac"), ("webm", "libopus"), ("avi", "pcm_s16le"), ("asf", "wmav2")]
 )
-def test_truncated_containers_are_an_error_too(sounds: SimpleNamespace, container: str, codec: str) -> None:
+def test_truncated_containers_are_rejected(sounds: SimpleNamespace, container: str, codec: str) -> None:
     data = encode_av(sounds.tone(440, 5, 48_000), 48_000, container, codec)
     with pytest.raises(MediaError):
         decode(data[: len(data) // 2], "half")
 
 
-def test_a_truncated_ogg(sounds: SimpleNamespace) -> None:
+def test_truncated_ogg(sounds: SimpleNamespace) -> None:
     data = sounds.encode(sounds.tone(440, 5, 44_100), "OGG", 44_100, "VORBIS")
     with pytest.raises(TruncatedAudio, match="truncated"):
         decode(data[: len(data) // 2], "half.ogg")
 
 
-def test_a_wav_written_to_a_pipe_is_whole(sounds: SimpleNamespace) -> None:
+def test_wav_written_to_a_pipe_is_complete(sounds: SimpleNamespace) -> None:
     data = bytearray(sounds.encode(sounds.tone(440, 1), subtype="PCM_16"))
     at = data.index(b"data") + 4
-    data[at : at + 4] = struct.pack("<I", 0xFFFF_FFFF)  # the writer could not go back to put the size
+    data[at : at + 4] = struct.pack("<I", 0xFFFF_FFFF)  # the writer could not seek back to set the size
     assert decode(bytes(data), "pipe.wav").duration == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(("container", "codec"), [("webm", "libopus"), ("mp4", "aac"), ("avi", "pcm_s16le")])
 @pytest.mark.parametrize("seed", range(12))
-def test_damaged_files_give_sound_or_a_media_error(
+def test_damaged_files_decode_or_raise_media_error(
     sounds: SimpleNamespace, container: str, codec: str, seed: int
 ) -> None:
     data = np.frombuffer(encode_av(sounds.tone(440, 1, 48_000), 48_000, container, codec), np.uint8).copy()
@@ -205,36 +205,36 @@ def test_too_short(sounds: SimpleNamespace, seconds: float) -> None:
         decode(sounds.encode(sounds.tone(440, seconds + 1e-9)), "tick.wav")
 
 
-def test_short_sounds_are_sounds(sounds: SimpleNamespace) -> None:
+def test_short_audio_is_accepted(sounds: SimpleNamespace) -> None:
     assert decode(sounds.encode(sounds.tone(440, 0.105)), "tick.wav").duration == pytest.approx(0.105)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_samples_that_are_no_sound(sounds: SimpleNamespace, value: float) -> None:
+def test_invalid_samples(sounds: SimpleNamespace, value: float) -> None:
     samples = sounds.tone(440, 1)
     samples[8_000] = value
     with pytest.raises(InvalidSamples, match="samples"):
         decode(sounds.encode(samples, subtype="FLOAT"), "nan.wav")
 
 
-def test_a_channel_of_nan_is_seen_before_channels_are_averaged(sounds: SimpleNamespace) -> None:
+def test_nan_in_one_channel_is_detected_before_mixing(sounds: SimpleNamespace) -> None:
     samples = np.stack([sounds.tone(440, 1), np.full(16_000, np.nan, np.float32)], 1)
     with pytest.raises(InvalidSamples):
         decode(sounds.encode(samples, subtype="FLOAT"), "nan.wav")
 
 
-def test_too_long_by_its_header(sounds: SimpleNamespace) -> None:
+def test_too_long_according_to_header(sounds: SimpleNamespace) -> None:
     with pytest.raises(TooLong, match="limit of 2 s"):
         decode(sounds.encode(sounds.tone(440, 3)), "long.wav", max_duration=2)
 
 
 def test_too_long_while_decoding(sounds: SimpleNamespace) -> None:
-    data = encode_av(sounds.tone(440, 5, 48_000), 48_000, "adts", "aac")  # a format that does not say its length
+    data = encode_av(sounds.tone(440, 5, 48_000), 48_000, "adts", "aac")  # a format without a declared length
     with pytest.raises(TooLong):
         decode(data, "long.aac", max_duration=2)
 
 
-def test_a_day_of_silence_in_a_small_file(sounds: SimpleNamespace) -> None:
+def test_small_file_with_a_day_of_silence(sounds: SimpleNamespace) -> None:
     data = bytearray(sounds.encode(np.zeros(8_000, np.float32), "FLAC", 8_000))
     total = 24 * 3600 * 8_000
     data[21] = data[21] & 0xF0 | total >> 32  # the 36 bits of STREAMINFO's total samples
@@ -245,7 +245,7 @@ def test_a_day_of_silence_in_a_small_file(sounds: SimpleNamespace) -> None:
         decode(bytes(data), "night.flac", max_duration=1e6)
 
 
-def test_an_absurd_sample_rate(sounds: SimpleNamespace) -> None:
+def test_invalid_sample_rate(sounds: SimpleNamespace) -> None:
     with pytest.raises(InvalidSamples, match="sample rate of 10 Hz"):
         decode(sounds.encode(sounds.tone(440, 1), rate=10), "slow.wav")
 
@@ -255,7 +255,7 @@ def test_many_channels(sounds: SimpleNamespace) -> None:
     assert decoded.channels == 8 and len(decoded.samples) == 16_000
 
 
-def test_a_stream_gives_blocks_of_a_second(sounds: SimpleNamespace) -> None:
+def test_stream_yields_blocks_of_a_second(sounds: SimpleNamespace) -> None:
     data = sounds.encode(np.stack([sounds.tone(440, 3.3, 44_100)] * 2, 1), "FLAC", 44_100)
     with open_stream(io.BytesIO(data), "a", 10) as stream:
         assert (stream.sample_rate, stream.channels) == (44_100, 2)
@@ -284,7 +284,7 @@ def test_memory_does_not_grow_with_length(sounds: SimpleNamespace, tmp_path: Pat
     assert peak(60) < 1.3 * peak(10) + 200_000  # 60 s are 3.8 MB
 
 
-def test_the_seconds_that_could_be_read(sounds: SimpleNamespace) -> None:
+def test_seconds_read_are_in_the_error(sounds: SimpleNamespace) -> None:
     data = sounds.encode(sounds.tone(440, 4), subtype="PCM_16")
     with pytest.raises(TruncatedAudio) as truncated:
         decode(data[: 44 + 64_000], "a")
@@ -299,12 +299,12 @@ def test_the_seconds_that_could_be_read(sounds: SimpleNamespace) -> None:
     assert broken.value.read is not None and 1.5 < broken.value.read < 2.6
 
 
-def test_what_a_failed_decoder_is_called() -> None:
+def test_decoder_failure_slug() -> None:
     described = describe(DecoderFailed("a.wav", "the decoder crashed."))
     assert (described["status"], described["type"]) == (415, "urn:finelap:problem:decoder-failed")
 
 
-def test_silence_of_a_day_by_its_header_and_by_decoding() -> None:
+def test_day_of_silence_exceeds_the_limit_by_header_and_by_decoding() -> None:
     night = io.BytesIO(hostile.silent_flac(86_400, 8_000))
     with pytest.raises(TooLong, match="limit of 14400 s"), open_stream(night, "night.flac"):
         pass  # nothing was decoded
@@ -312,12 +312,12 @@ def test_silence_of_a_day_by_its_header_and_by_decoding() -> None:
         decode(hostile.silent_flac(86_400, 8_000, declared=0), "night.flac", 600)
 
 
-def test_a_flac_that_does_not_say_its_length() -> None:
+def test_flac_without_declared_length() -> None:
     decoded = decode(hostile.silent_flac(20, 8_000, declared=0), "piped.flac")
     assert decoded.duration == 3 * 65_535 / 8_000 and not decoded.samples.any()
 
 
-def test_a_film_that_says_to_be_too_long_is_not_decoded(sounds: SimpleNamespace) -> None:
+def test_video_with_excessive_declared_duration_is_not_decoded(sounds: SimpleNamespace) -> None:
     data = encode_av(sounds.tone(440, 5, 48_000), 48_000, "mp4", "aac")
     with open_stream(io.BytesIO(data), "a", 10), pytest.raises(TooLong), open_stream(io.BytesIO(data), "a", 2):
         pass

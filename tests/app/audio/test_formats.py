@@ -1,4 +1,4 @@
-"""One demo sound in every common format: the model hears the same in all of them."""
+"""A demo sound in every common format has the same embedding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.config import SAMPLE_RATE
 from model.finelap import FineLAP
 from tests.support import hostile
 
-LOSSLESS, LOSSY = 0.9999, 0.98  # the least cosine to the WAV's clip embedding
+LOSSLESS, LOSSY = 0.9999, 0.98  # minimum cosine similarity to the WAV's clip embedding
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def sound(repo_dir: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def embed(repo_dir: Path) -> Callable[[bytes], np.ndarray]:
-    """A file's clip embedding."""
+    """Returns a file's clip embedding."""
     model = FineLAP.from_pretrained(repo_dir / "checkpoints" / "finelap-small")
     return lambda data: model.encode_audio([decode(data, "a").samples], SAMPLE_RATE)[0].clip.numpy()
 
@@ -51,7 +51,7 @@ def reference(sound: np.ndarray, embed: Callable[[bytes], np.ndarray]) -> np.nda
         ("MP3", None, LOSSY),
     ],
 )
-def test_formats_of_libsndfile(
+def test_libsndfile_formats(
     sound: np.ndarray,
     embed: Callable[[bytes], np.ndarray],
     reference: np.ndarray,
@@ -77,7 +77,7 @@ def test_formats_of_libsndfile(
         ("asf", "wmav2", LOSSY),
     ],
 )
-def test_formats_of_ffmpeg(
+def test_ffmpeg_formats(
     sound: np.ndarray,
     embed: Callable[[bytes], np.ndarray],
     reference: np.ndarray,
@@ -89,7 +89,7 @@ def test_formats_of_ffmpeg(
     assert embed(hostile.encode_av(sound, 48_000, container, codec)) @ reference >= bound
 
 
-def test_the_sound_of_a_film(sound: np.ndarray, embed: Callable[[bytes], np.ndarray], reference: np.ndarray) -> None:
+def test_audio_track_of_a_video(sound: np.ndarray, embed: Callable[[bytes], np.ndarray], reference: np.ndarray) -> None:
     _need("mpeg4")
     out = io.BytesIO()
     with av.open(out, "w", format="mp4") as film:

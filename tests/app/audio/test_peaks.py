@@ -1,4 +1,4 @@
-"""The outline of a waveform: equal to the obvious one for every way of cutting, and no peak lost on the way down."""
+"""Waveform peaks match a simple reference for every block size, and reducing them loses no peak."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def slow_levels(samples: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(0, 1_000), st.lists(st.integers(0, 1_000), max_size=6), st.integers(0, 2**32 - 1))
-def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], seed: int) -> None:
+def test_result_does_not_depend_on_block_size(length: int, cuts: list[int], seed: int) -> None:
     samples = np.random.default_rng(seed).normal(0, 0.3, length).astype(np.float32)
     whole = WaveformPeaks()
     for piece in np.split(samples, sorted(cuts)):
         whole.push(piece)
-        whole.levels()  # may be looked at in between
+        whole.levels()  # may be read in between
     np.testing.assert_array_equal(whole.levels(), slow_levels(samples))
     assert whole.levels().dtype == np.float32
 
@@ -42,12 +42,12 @@ def test_columns_share_the_time(steps: int, columns: int, seed: int) -> None:
         assert (reduced[0].min(), reduced[1].max()) == (levels[0].min(), levels[1].max())
 
 
-def test_silence_without_samples() -> None:
+def test_no_samples_are_silence() -> None:
     assert WaveformPeaks().levels().shape == (2, 0)
     np.testing.assert_array_equal(reduce_peaks(WaveformPeaks().levels(), 4), np.zeros((2, 4)))
 
 
-def test_holds_a_hundredth_of_the_audio() -> None:
+def test_memory_is_a_hundredth_of_the_audio() -> None:
     outline = WaveformPeaks()
     for _ in range(60):
         outline.push(np.ones(16_000, dtype=np.float32))
@@ -55,11 +55,11 @@ def test_holds_a_hundredth_of_the_audio() -> None:
 
 
 @pytest.mark.parametrize(("shape", "columns"), [((3, 5), 2), ((5,), 2), ((2, 5), 0)])
-def test_other_shapes_are_refused(shape: tuple[int, ...], columns: int) -> None:
+def test_other_shapes_are_rejected(shape: tuple[int, ...], columns: int) -> None:
     with pytest.raises(ValueError, match="peaks must be"):
         reduce_peaks(np.zeros(shape), columns)
 
 
-def test_stereo_is_refused() -> None:
+def test_stereo_is_rejected() -> None:
     with pytest.raises(ValueError, match="mono"):
         waveform_peaks(np.zeros((2, 100)))

@@ -1,4 +1,4 @@
-"""The spectrogram for drawing: equal to the obvious one for every way of cutting, and true to what it is drawn of."""
+"""The display spectrogram matches a simple reference for every block size and shows tones and clicks correctly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model.config import SAMPLE_RATE
 
 
 def slow_levels(samples: np.ndarray, step: int) -> np.ndarray:
-    """Column by column, frame by frame, in double precision; decibels before rounding, (c, BANDS)."""
+    """The reference: column by column, frame by frame, in double precision; decibels before rounding, (c, BANDS)."""
     filters = mel_filters(BANDS, 20.0).numpy().astype(np.float64)
     taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
     columns = []
@@ -41,7 +41,7 @@ def whole_spectrum(samples: np.ndarray, step: int) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 4_000), st.sampled_from([1, 3, 10, 130]), st.integers(0, 2**32 - 1))
-def test_it_is_the_slow_one(length: int, step: int, seed: int) -> None:
+def test_matches_the_reference_implementation(length: int, step: int, seed: int) -> None:
     samples = np.random.default_rng(seed).normal(0, 0.3, length).astype(np.float32)
     given, wanted = whole_spectrum(samples, step), 2 * (slow_levels(samples, step) + 127.5)
     assert given.shape == wanted.shape and given.dtype == np.uint8
@@ -51,7 +51,7 @@ def test_it_is_the_slow_one(length: int, step: int, seed: int) -> None:
 @given(
     st.integers(0, 60_000), st.lists(st.integers(0, 60_000), max_size=8), st.integers(1, 40), st.integers(0, 2**32 - 1)
 )
-def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], step: int, seed: int) -> None:
+def test_result_does_not_depend_on_block_size(length: int, cuts: list[int], step: int, seed: int) -> None:
     samples = np.random.default_rng(seed).normal(0, 0.3, length).astype(np.float32)
     spectrum = StreamingSpectrogram(step)
     pieces = [spectrum.push(piece) for piece in np.split(samples, sorted(cuts))]
@@ -59,7 +59,7 @@ def test_every_way_of_cutting_gives_the_same(length: int, cuts: list[int], step:
 
 
 @pytest.mark.parametrize("hertz", [100.0, 1_000.0, 6_000.0])
-def test_a_full_tone_is_full_scale_where_it_sounds(hertz: float) -> None:
+def test_full_scale_tone_has_the_maximum_level(hertz: float) -> None:
     second = np.sin(2 * np.pi * hertz * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
     levels = whole_spectrum(
         np.concatenate([np.zeros(SAMPLE_RATE, np.float32), second, np.zeros(SAMPLE_RATE, np.float32)]), 10
@@ -68,11 +68,11 @@ def test_a_full_tone_is_full_scale_where_it_sounds(hertz: float) -> None:
     frequencies = np.array(WaveformPreview(0.1).header()["frequencies"])
     inside = levels[11:19]
     assert abs(frequencies[inside[0].argmax()] - hertz) < 0.08 * hertz + 20
-    assert inside.max() / 2 - 127.5 > -3.5  # dB; between two bands each has its share
+    assert inside.max() / 2 - 127.5 > -3.5  # dB; a tone between two bands is shared by both
     assert levels[:9].max() == 0 and levels[21:].max() == 0
 
 
-def test_a_click_stays_in_a_column_of_seconds() -> None:
+def test_click_stays_visible_in_a_column_of_seconds() -> None:
     samples = np.zeros(10 * SAMPLE_RATE, np.float32)
     samples[5 * SAMPLE_RATE + 300] = 1.0
     assert whole_spectrum(samples, 200).max(axis=1).argmax() == 2
@@ -80,18 +80,18 @@ def test_a_click_stays_in_a_column_of_seconds() -> None:
 
 
 @pytest.mark.parametrize("samples", [np.zeros((2, 10)), np.zeros(())])
-def test_what_is_not_mono_is_refused(samples: np.ndarray) -> None:
+def test_samples_that_are_not_mono_are_rejected(samples: np.ndarray) -> None:
     with pytest.raises(ValueError, match="mono"):
         StreamingSpectrogram(1).push(samples)
 
 
-def test_a_column_needs_a_frame() -> None:
+def test_column_needs_at_least_one_frame() -> None:
     with pytest.raises(ValueError, match="a frame at least"):
         StreamingSpectrogram(0)
 
 
 def unpacked(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Peaks (c, 2) as floats and levels (c, BANDS) of lines that follow one another."""
+    """Decodes consecutive lines to peaks (c, 2) as floats and levels (c, BANDS)."""
     at, peaks, levels = 0, [np.empty((0, 2))], [np.empty((0, BANDS), np.uint8)]
     for line in lines:
         assert line["type"] == "outline" and line["first"] == at
@@ -102,7 +102,7 @@ def unpacked(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("asked", "step"), [(0.1, 10), (0.014, 1), (0.001, 1), (2.0, 200)])
-def test_lines_have_outline_and_spectrum_on_one_grid(asked: float, step: int) -> None:
+def test_lines_have_peaks_and_spectrogram_on_one_grid(asked: float, step: int) -> None:
     samples = np.clip(np.random.default_rng(0).normal(0, 0.5, 12_345), -1.2, 1.2).astype(np.float32)
     sketch, lines = WaveformPreview(asked), []
     assert sketch.header()["step"] == step / 100 and len(sketch.header()["frequencies"]) == BANDS
@@ -121,7 +121,7 @@ def test_lines_have_outline_and_spectrum_on_one_grid(asked: float, step: int) ->
         np.testing.assert_allclose(peaks[column], wanted, atol=2e-5)
 
 
-def test_of_an_hour_little_is_held_and_little_sent() -> None:
+def test_memory_and_output_are_bounded() -> None:
     sketch, sent, held = WaveformPreview(0.1), 0, 0
     minute = np.random.default_rng(0).normal(0, 0.1, 60 * SAMPLE_RATE).astype(np.float32)
     for _ in range(5):

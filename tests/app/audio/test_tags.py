@@ -1,4 +1,4 @@
-"""What files say about themselves: files made by encoders and by hand, in every format, whole and mangled."""
+"""Tags of files in every format, written by encoders and by hand, valid and damaged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def chunk(kind: bytes, content: bytes, order: str = "<") -> bytes:
 
 
 def wav(*extra: bytes, before: bool = False) -> bytes:
-    """A WAV file with further chunks, behind its sound or before."""
+    """A WAV file with additional chunks before or after the audio."""
     buffer = io.BytesIO()
     soundfile.write(buffer, TONE, RATE, format="WAV", subtype="PCM_16")
     plain = buffer.getvalue()
@@ -125,13 +125,13 @@ def tags_of(data: bytes) -> dict[str, Any]:
         ("wav", "pcm_s16le"),
     ],
 )
-def test_what_an_encoder_wrote_is_read(container: str, codec: str) -> None:
+def test_tags_written_by_an_encoder(container: str, codec: str) -> None:
     found = tags_of(encoded(container, codec, {**SAID, "encoder": "x"}))
     assert {name: found.get(name) for name in SAID} == SAID
     assert set(found) <= set(SAID)
 
 
-def test_vorbis_comments_as_libsndfile_writes_them() -> None:
+def test_vorbis_comments_written_by_libsndfile() -> None:
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", RATE, 1, format="OGG", subtype="VORBIS") as file:
         file.title, file.artist, file.comment = "Größe", "Ada", "slow"
@@ -144,7 +144,7 @@ def test_asf_tags() -> None:
     assert found["title"] == "Größe" and found["artist"] == "A. Näme"
 
 
-def test_names_that_library_tools_give_in_id3_and_vorbis() -> None:
+def test_library_tool_names_in_id3_and_vorbis() -> None:
     for container, codec in (("mp3", "libmp3lame"), ("flac", "flac")):
         said = {"TBPM": "120", "CatID": "DOORWood", "KEYWORDS": "creak; hinge ;creak", "FXName": "Slow"}
         assert tags_of(encoded(container, codec, said)) == {
@@ -182,11 +182,11 @@ def test_bext(before: bool) -> None:
     }
 
 
-def test_an_empty_bext_says_nothing() -> None:
+def test_empty_bext_yields_nothing() -> None:
     assert tags_of(wav(bext())) == {}
 
 
-def test_ixml_as_recorders_and_library_tools_write_it() -> None:
+def test_ixml_of_recorders_and_library_tools() -> None:
     assert tags_of(wav(chunk(b"iXML", IXML.encode() + bytes(100)))) == {
         "project": "Dory",
         "scene": "12A",
@@ -218,7 +218,7 @@ def test_ixml_in_any_encoding(encoding: str) -> None:
     assert ("SCENE", "Höhle") in read_ixml("<BWFXML><SCENE>Höhle</SCENE></BWFXML>".encode(encoding))
 
 
-def test_broken_ixml_gives_what_stands_before() -> None:
+def test_invalid_ixml_yields_fields_before_the_error() -> None:
     assert read_ixml(b"<BWFXML><SCENE>1</SCENE><TAKE>2</TAKE><NOTE>pl") == [("SCENE", "1"), ("TAKE", "2")]
     assert read_ixml(b"<BWFXML><SCENE>1</SCENE><TAKE>2</SCENE>") == [("SCENE", "1")]
     assert read_ixml(b"no XML at all") == [] == read_ixml(b"")
@@ -232,7 +232,7 @@ def test_entities_are_not_expanded() -> None:
         assert tags_of(wav(chunk(b"iXML", text.encode()))) == {}
 
 
-def test_deep_and_endless_xml_is_left_alone() -> None:
+def test_deep_and_endless_xml_is_ignored() -> None:
     deep = b"<BWFXML><SCENE>1</SCENE>" + b"<a>" * 50_000
     wide = b"<BWFXML><SCENE>1</SCENE>" + b"<a/>" * 50_000 + b"<TAKE>2</TAKE></BWFXML>"
     assert read_ixml(deep) == read_ixml(wide) == [("SCENE", "1")]
@@ -253,12 +253,12 @@ def test_info_in_either_encoding(encoding: str) -> None:
     }
 
 
-def test_info_before_the_sound_with_a_size_that_lies() -> None:
+def test_info_before_the_audio_with_a_wrong_size() -> None:
     entry = b"INAM" + struct.pack("<I", 2**32 - 1) + b"Door\0"
     assert tags_of(wav(chunk(b"LIST", b"INFO" + entry)))["title"] == "Door"
 
 
-def test_a_library_tool_is_believed_before_a_recorder() -> None:
+def test_library_tool_takes_precedence_over_recorder() -> None:
     data = wav(info(INAM=b"third"), bext(description=b"second"), chunk(b"iXML", IXML.encode()))
     assert tags_of(data)["description"] == "from bext"
     user = b"<BWFXML><USER><DESCRIPTION>first</DESCRIPTION></USER></BWFXML>"
@@ -311,7 +311,7 @@ def test_rf64() -> None:
     assert tags_of(data) == {"description": "long"}
 
 
-def test_the_sound_and_pictures_are_not_read() -> None:
+def test_audio_and_pictures_are_not_read() -> None:
     class Counting(io.BytesIO):
         got = 0
 
@@ -384,18 +384,18 @@ def test_values_and_their_sum_are_bounded() -> None:
         ("unknown", "x", None),
     ],
 )
-def test_values_obey_rules(name: str, value: object, kept: object) -> None:
+def test_values_are_validated(name: str, value: object, kept: object) -> None:
     assert checked({name: value}) == ({} if kept is None else {name: kept})
 
 
-def test_what_another_process_says_is_checked() -> None:
+def test_tags_from_another_process_are_validated() -> None:
     assert checked({"title": "Door", "tags": ["a"], "bpm": 120.0}) == {"title": "Door", "tags": ["a"], "bpm": 120.0}
     assert checked([1]) == checked(None) == checked({"title": float("nan")} and {3: "x"}) == {}
 
 
 @settings(max_examples=100)
 @given(st.text(max_size=40))
-def test_text_comes_back_from_each_encoding(text: str) -> None:
+def test_text_round_trips_in_each_encoding(text: str) -> None:
     expected = text.split("\0", 1)[0]
     if not text.encode("utf-8", "ignore").startswith((b"\xff\xfe", b"\xef\xbb\xbf")):
         utf8 = text.encode("utf-8", "ignore")
@@ -406,7 +406,7 @@ def test_text_comes_back_from_each_encoding(text: str) -> None:
 @settings(max_examples=300)
 @given(st.binary(max_size=300))
 @example(b"A\0\0")
-def test_any_bytes_are_some_text(raw: bytes) -> None:
+def test_any_bytes_decode_to_text(raw: bytes) -> None:
     assert "\0" not in read_text(raw)
 
 
@@ -445,26 +445,26 @@ def test_mangled_files_never_raise(whole: bytes, data: st.DataObject) -> None:
         max_size=6,
     )
 )
-def test_made_up_chunks_never_raise(made: list[tuple[bytes, bytes]]) -> None:
+def test_random_chunks_never_raise(made: list[tuple[bytes, bytes]]) -> None:
     tags_of(wav(*(chunk(kind, content) for kind, content in made)))
 
 
 @settings(max_examples=200)
 @given(st.binary(max_size=400))
-def test_made_up_info_and_xml_never_raise(raw: bytes) -> None:
+def test_random_info_and_xml_never_raise(raw: bytes) -> None:
     chunks.read_info(b"INFO" + raw)
     chunks.read_bext(raw)
     read_ixml(b"<a><SCENE>" + raw)
 
 
-def test_a_file_that_cannot_be_read_says_nothing() -> None:
+def test_unreadable_file_yields_no_tags() -> None:
     closed = io.BytesIO(b"RIFF")
     closed.close()
     assert read_tags(closed) == {}
     assert read_tags(io.BytesIO()) == {}
 
 
-def test_owner_before_name_before_file() -> None:
+def test_given_metadata_before_name_before_file() -> None:
     data = io.BytesIO(wav(chunk(b"iXML", IXML.encode())))
     described = describe(data, "GUNAuto-EXT_Uzi Burst_TN_DORY.wav")
     assert (described["category"], described["subcategory"], described["fx_name"]) == ("GUNS", "AUTOMATIC", "Uzi Burst")
@@ -477,7 +477,7 @@ def test_owner_before_name_before_file() -> None:
     assert describe(data, "door.wav") == read_tags(data)
 
 
-async def test_a_clip_keeps_what_its_file_says(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_clip_stores_the_tags_of_its_file(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     data = wav(bext(description=b"A door, slowly", originator=b"Recorder"), info(INAM=b"Door"))
     parts = [("files", ("take/DOORWood_Creak_TN_DORY.wav", data, "audio/wav"))]
     response = await client.post("/clips", files=parts, data={"metadata": '{"title": "Mine", "n": 1}'})

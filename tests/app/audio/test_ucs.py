@@ -1,4 +1,4 @@
-"""File names after UCS: the convention's own examples, names that only look like it, and every CatID."""
+"""UCS file names: the convention's examples, similar names, and every CatID."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = st.text(st.characters(codec="utf-8", exclude_characters="_-/\\.\0"), min
 CATEGORY = st.sampled_from(sorted(ucs.categories()))
 
 
-def test_the_list_is_whole() -> None:
+def test_category_list_is_complete() -> None:
     listed = ucs.categories()
     assert len(listed) == 752
     assert listed["DOORWood"].category == "DOORS" and listed["DOORWood"].subcategory == "WOOD"
@@ -23,7 +23,7 @@ def test_the_list_is_whole() -> None:
     assert all(entry.category and entry.subcategory for entry in listed.values())
 
 
-def test_a_full_name() -> None:
+def test_full_name() -> None:
     name = ucs.parse("GUNAuto-EXT_UZI 9mm-Rapid Fire Close Up Short Bursts_TN_DORY_416-MKH8040_DualMono.wav")
     assert name is not None
     assert name.tags() == {
@@ -39,13 +39,13 @@ def test_a_full_name() -> None:
     }
 
 
-def test_a_name_with_four_blocks() -> None:
+def test_name_with_four_blocks() -> None:
     name = ucs.parse("GUNAuto_Uzi 9mm Rapid Fire Close Up Short Bursts_TN_DORY")
     assert name is not None and (name.creator, name.source, name.user_data) == ("TN", "DORY", "")
     assert name.fx_name == "Uzi 9mm Rapid Fire Close Up Short Bursts" and name.vendor_category == ""
 
 
-def test_none_means_nothing() -> None:
+def test_none_is_an_empty_block() -> None:
     name = ucs.parse("DOORWood_Creak_TN_NONE.wav")
     assert name is not None and "source" not in name.tags()
 
@@ -60,7 +60,7 @@ def test_none_means_nothing() -> None:
         "/DOORWood_Creak.1",
     ],
 )
-def test_folders_and_endings_are_left_away(filename: str) -> None:
+def test_folders_and_extensions_are_ignored(filename: str) -> None:
     name = ucs.parse(filename)
     assert name is not None and name.fx_name == ("Creak.1" if filename.endswith(".1") else "Creak")
 
@@ -70,16 +70,16 @@ def test_folders_and_endings_are_left_away(filename: str) -> None:
     [
         "",
         "_",
-        "DOORWood",  # nothing but a category
+        "DOORWood",  # only a category
         "DOORWood.wav",
         "DOORWood_.wav",
         "DOORWood-_Creak.wav",
-        "doorwood_creak_tn_dory.wav",  # the list's case is part of an id
+        "doorwood_creak_tn_dory.wav",  # CatIDs are case-sensitive
         "DoorWood_Creak_TN_DORY.wav",
         "DOORWoods_Creak_TN_DORY.wav",
-        "DOOR_wood_creak_01.wav",  # a CatShort is no CatID
+        "DOOR_wood_creak_01.wav",  # a CatShort, not a CatID
         "GunAudio_UZI_TN_DORY.wav",
-        "RAIN_heavy.wav",  # words in capitals are words, unless all four blocks are there
+        "RAIN_heavy.wav",  # words in capitals count only with all four blocks
         "TEST_1.wav",
         "MIX_final_v2.wav",
         "RAIN___x.wav",
@@ -89,17 +89,17 @@ def test_folders_and_endings_are_left_away(filename: str) -> None:
         "x/DOORWood_y/kick.wav",
     ],
 )
-def test_what_only_looks_like_it(filename: str) -> None:
+def test_similar_names_are_not_parsed(filename: str) -> None:
     assert ucs.parse(filename) is None
 
 
-def test_a_category_in_capitals_with_all_four_blocks() -> None:
+def test_category_in_capitals_requires_four_blocks() -> None:
     name = ucs.parse("RAIN_Heavy On Roof_TN_DORY.wav")
     assert name is not None and name.category.subcategory == "GENERAL"
 
 
 @given(CATEGORY, BLOCK, BLOCK, BLOCK, st.none() | BLOCK, st.none() | BLOCK, st.none() | BLOCK)
-def test_what_is_written_is_read(
+def test_names_round_trip(
     cat_id: str, fx: str, creator: str, source: str, user: str | None, vendor: str | None, data: str | None
 ) -> None:
     first = cat_id if user is None else f"{cat_id}-{user}"
@@ -113,6 +113,6 @@ def test_what_is_written_is_read(
 
 
 @given(st.text(max_size=60))
-def test_any_name_is_taken_and_none_without_a_category_is_parsed(filename: str) -> None:
+def test_any_name_is_accepted_and_parsed_only_with_a_category(filename: str) -> None:
     name = ucs.parse(filename)
     assert name is None or name.category.cat_id in filename

@@ -1,4 +1,4 @@
-"""The hostile files through the isolated decoders: each has its answer, and leaves nothing behind."""
+"""Hostile files in isolated decoders: each has the expected outcome, and no process or descriptor remains."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def hostile_files() -> list[Any]:
     return hostile.hostile_files(np.random.default_rng(7))
 
 
-def test_hostile_files_are_the_same_again(hostile_files: list[Any]) -> None:
+def test_hostile_files_are_reproducible(hostile_files: list[Any]) -> None:
     again = hostile.hostile_files(np.random.default_rng(7))
     assert again == hostile_files
 
 
 async def test_hostile_files(hostile_files: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each gives sound or its own kind of error, none stays long, and nothing is left of any."""
+    """Each file decodes or raises its error in bounded time and leaves nothing behind."""
     request = protocol.REQUEST
-    # seconds of the processor, after which a decoder is ended: how long they take is a matter of who else wants it
+    # CPU seconds, because wall-clock time depends on the load
     monkeypatch.setattr(protocol, "REQUEST", SimpleNamespace(pack=lambda longest, _: request.pack(longest, 20.0)))
     pool = DecoderPool(workers=2, max_workers=4)
     await pool.start()
@@ -54,7 +54,7 @@ async def test_hostile_files(hostile_files: list[Any], monkeypatch: pytest.Monke
             samples = await _drain(pool, file)
         except MediaError as error:
             assert str(error).startswith(f"{file.name}: ")
-            crashed = isinstance(error, DecoderFailed) and "of memory" not in str(error)  # some do ask for that much
+            crashed = isinstance(error, DecoderFailed) and "of memory" not in str(error)  # some files do need that much
             if file.expect == "ok" or crashed or kind_of(error).status not in file.statuses:
                 surprises.append(f"{error!r} ({kind_of(error).status})")
         else:

@@ -1,4 +1,4 @@
-"""Isolated decoding: right answers, real crashes, and nothing left behind."""
+"""Isolated decoding: results, real crashes, and cleanup."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server_process(pool: DecoderPool) -> psutil.Process:
 
 
 def fork_pid(pool: DecoderPool) -> int | None:
-    """Of the forking process, which may have ended; None while there is none."""
+    """The pid of the fork server, which may have exited; None if there is none."""
     return pool._fork_server._process.pid if pool._fork_server._process is not None else None
 
 
@@ -51,7 +51,7 @@ def has_ended(pid: int) -> bool:
 
 
 def busy_pid(pool: DecoderPool) -> int:
-    """The one worker with a file."""
+    """The pid of the only busy worker."""
     (worker,) = pool._alive - set(pool._idle)
     return worker.pid
 
@@ -76,20 +76,20 @@ async def pool() -> AsyncIterator[DecoderPool]:
 
 @pytest.fixture
 def long_flac(sounds: SimpleNamespace) -> bytes:
-    """60 s of noise: more than what fits into a socket."""
+    """60 s of noise, more than fits into a socket buffer."""
     return sounds.encode(np.random.default_rng(0).uniform(-0.5, 0.5, 960_000).astype(np.float32), "FLAC")
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of a pool started after this send what goes into one message together, however long they take."""
+    """Makes workers forked from now on fill each message, however long that takes."""
     main = _MAIN.replace("; main(", "; from app.decoding import worker; worker._MAX_DELAY = 3600; main(")
     monkeypatch.setattr("app.decoding.fork_server._MAIN", main)
 
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("kind", "rate"), [("WAV", 44_100), ("FLAC", 8_000), ("OGG", 48_000), ("MP3", 22_050)])
-async def test_the_pool_gives_what_decoding_here_gives(
+async def test_pool_matches_in_process_decoding(
     sounds: SimpleNamespace, pool: DecoderPool, kind: str, rate: int
 ) -> None:
     data = sounds.encode(np.stack([sounds.tone(440, 7.3, rate), sounds.tone(1000, 7.3, rate)], 1), kind, rate)
@@ -103,11 +103,13 @@ async def test_the_pool_gives_what_decoding_here_gives(
     assert stream.decode_s > 0 and stream.resample_s > 0
 
 
-async def test_a_worker_killed_after_it_has_sent_all_is_replaced(sounds: SimpleNamespace, pool: DecoderPool) -> None:
+async def test_worker_killed_after_its_last_message_is_replaced(sounds: SimpleNamespace, pool: DecoderPool) -> None:
     async with pool.open(io.BytesIO(sounds.wav(440, 2.0)), "a") as stream:
         (worker,) = pool._alive - set(pool._idle)
         process = psutil.Process(worker.pid)
-        await until(lambda: process.status() == psutil.STATUS_SLEEPING)  # all is in the socket: it waits for more work
+        await until(
+            lambda: process.status() == psutil.STATUS_SLEEPING
+        )  # everything is in the socket: the worker waits for its next file
         os.kill(worker.pid, signal.SIGKILL)
         await worker.exited
         assert sum([len(block) async for block in stream]) == 32_000
@@ -115,7 +117,7 @@ async def test_a_worker_killed_after_it_has_sent_all_is_replaced(sounds: SimpleN
     await until(lambda: len(pool._idle) == 2 and all(not other.exited.done() for other in pool._idle))
 
 
-async def test_workers_are_used_again(sounds: SimpleNamespace, pool: DecoderPool) -> None:
+async def test_workers_are_reused(sounds: SimpleNamespace, pool: DecoderPool) -> None:
     before = {worker.pid for worker in pool._alive}
     for _ in range(20):
         await drain(pool, sounds.wav())
@@ -139,7 +141,7 @@ async def test_files_of_every_kind(sounds: SimpleNamespace, pool: DecoderPool, t
             pass
 
 
-async def test_one_file_decoded_many_times_at_once(sounds: SimpleNamespace, pool: DecoderPool) -> None:
+async def test_concurrent_decoding_of_one_file(sounds: SimpleNamespace, pool: DecoderPool) -> None:
     data = sounds.encode(np.random.default_rng(1).uniform(-1, 1, 80_000).astype(np.float32))
     expected = decode(data, "a").samples
     with tempfile.TemporaryFile() as file:
@@ -153,7 +155,7 @@ async def test_one_file_decoded_many_times_at_once(sounds: SimpleNamespace, pool
             np.testing.assert_array_equal(samples, expected)
 
 
-async def test_media_errors_come_through(sounds: SimpleNamespace, pool: DecoderPool) -> None:
+async def test_media_errors_are_passed_on(sounds: SimpleNamespace, pool: DecoderPool) -> None:
     wav = sounds.encode(sounds.tone(440, 8), subtype="PCM_16")
     with pytest.raises(TruncatedAudio, match="半.wav: the file is truncated") as truncated:
         await drain(pool, wav[: len(wav) // 2], "半.wav")
@@ -166,20 +168,20 @@ async def test_media_errors_come_through(sounds: SimpleNamespace, pool: DecoderP
     assert len(await drain(pool, wav)) == 128_000
 
 
-async def test_a_crash_before_the_first_block_is_made_good(pool: DecoderPool, long_flac: bytes) -> None:
-    for worker in list(pool._alive):  # both idle: the pool may know of it before it is asked, or not
+async def test_crash_before_the_first_block_is_retried(pool: DecoderPool, long_flac: bytes) -> None:
+    for worker in list(pool._alive):  # both idle: the pool may notice before the request, or not
         os.kill(worker.pid, signal.SIGSEGV)
     assert len(await drain(pool, long_flac)) == 960_000
     async with pool.open(io.BytesIO(long_flac), "a") as stream:
         await anext(stream)
         os.kill(busy_pid(pool), signal.SIGKILL)
-        with pytest.raises(DecoderFailed):  # some of it was given out: no second chance
+        with pytest.raises(DecoderFailed):  # some blocks were delivered, so there is no retry
             async for _ in stream:
                 pass
     await until(lambda: pool.alive == 2)
 
 
-async def test_a_crash_in_the_middle_says_what_happened(
+async def test_crash_after_the_first_block_is_reported(
     pool: DecoderPool, long_flac: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.decoding.pool._EXIT_TIMEOUT", 60)
@@ -187,21 +189,21 @@ async def test_a_crash_in_the_middle_says_what_happened(
         async with pool.open(io.BytesIO(long_flac), "boom.flac") as stream:
             async for _ in stream:
                 if stream._delivered and pool._alive - set(pool._idle):
-                    with contextlib.suppress(ProcessLookupError):  # what it sent before is read after its end
+                    with contextlib.suppress(ProcessLookupError):  # messages sent before its exit are still read
                         os.kill(busy_pid(pool), signal.SIGSEGV)
     await until(lambda: pool.alive == 2)
     assert len(await drain(pool, long_flac)) == 960_000
 
 
-async def test_a_decoder_that_hangs(long_flac: bytes) -> None:
+async def test_hung_decoder_is_reported(long_flac: bytes) -> None:
     pool = DecoderPool(workers=1, stall_s=0.3)
     await pool.start()
     await until(lambda: pool.alive == 1)
     (worker,) = pool._alive
     os.kill(worker.pid, signal.SIGSTOP)
     heard = asyncio.create_task(drain(pool, long_flac))
-    await until(lambda: not pool._idle)  # from here on its 0.3 s run
-    pool._stall_s = 60  # of the next one, which is only as slow as this machine
+    await until(lambda: not pool._idle)  # its 0.3 s start here
+    pool._stall_s = 60  # of the next worker, which may be slow on a busy machine
     assert len(await heard) == 960_000
     assert worker not in pool._alive and pool.alive == 1
     await asyncio.wait_for(worker.exited, 60)
@@ -215,7 +217,7 @@ async def test_a_decoder_that_hangs(long_flac: bytes) -> None:
     await pool.close()
 
 
-async def test_a_file_that_unfolds_to_more_memory_than_there_is(sounds: SimpleNamespace) -> None:
+async def test_memory_limit(sounds: SimpleNamespace) -> None:
     pool = DecoderPool(workers=1, memory_mb=32)
     await pool.start()
     with pytest.raises(DecoderFailed, match=r"b\.mov: the decoder exceeded its memory limit of 32 MB"):
@@ -226,7 +228,7 @@ async def test_a_file_that_unfolds_to_more_memory_than_there_is(sounds: SimpleNa
     await pool.close()
 
 
-async def test_a_reader_that_pauses_stops_the_decoder(pool: DecoderPool, long_flac: bytes) -> None:
+async def test_paused_reader_pauses_the_decoder(pool: DecoderPool, long_flac: bytes) -> None:
     async with pool.open(io.BytesIO(long_flac), "a") as stream:
         process = psutil.Process(busy_pid(pool))
         first = await anext(stream)
@@ -239,7 +241,7 @@ async def test_a_reader_that_pauses_stops_the_decoder(pool: DecoderPool, long_fl
     np.testing.assert_array_equal(np.concatenate([first, *rest]), decode(long_flac, "a").samples)
 
 
-async def test_leaving_early_leaves_nothing(pool: DecoderPool, long_flac: bytes) -> None:
+async def test_leaving_early_cleans_up(pool: DecoderPool, long_flac: bytes) -> None:
     await drain(pool, long_flac)
     gc.collect()
     before = descriptors()
@@ -258,7 +260,7 @@ async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, m
     async def one() -> None:
         async with pool.open(io.BytesIO(long_flac), "a") as stream:
             await anext(stream)
-            await read_on.wait()  # busy, and costing nothing
+            await read_on.wait()  # paused
             async for _ in stream:
                 pass
 
@@ -273,8 +275,8 @@ async def test_the_pool_grows_and_shrinks(pool: DecoderPool, long_flac: bytes, m
 async def test_workers_in_use_do_not_shrink(
     pool: DecoderPool, monkeypatch: pytest.MonkeyPatch, long_flac: bytes
 ) -> None:
-    """Workers that rest only between two files stay, however often it is looked who is needed."""
-    monkeypatch.setattr("app.decoding.pool._IDLE_TIMEOUT", 3600)  # it is looked when this test says so
+    """Workers that are idle only between two files are kept at every shrink."""
+    monkeypatch.setattr("app.decoding.pool._IDLE_TIMEOUT", 3600)  # shrinking is triggered by this test
     all_four = asyncio.Barrier(4)
 
     async def one() -> None:
@@ -296,7 +298,7 @@ async def test_workers_in_use_do_not_shrink(
 
 
 async def test_too_few_workers_do_not_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it is looked who is needed there may be fewer than the warm ones, as some have just died."""
+    """At a shrink there may be fewer workers than the warm ones, if some have just died."""
     pool = DecoderPool(workers=3)
     await pool.start()
     try:
@@ -324,8 +326,8 @@ async def test_small_uploads_stay_in_memory() -> None:
 
 
 @pytest.mark.parametrize(("pause", "sizes"), [(0.0, [12, 12, 6]), (0.03, [1] * 30)])
-def test_messages_are_large_or_soon(monkeypatch: pytest.MonkeyPatch, pause: float, sizes: list[int]) -> None:
-    """What is decoded quickly goes together; what comes slowly does not wait for more."""
+def test_messages_are_batched_up_to_a_delay(monkeypatch: pytest.MonkeyPatch, pause: float, sizes: list[int]) -> None:
+    """Audio that is decoded quickly is sent together; slow audio is sent without waiting."""
     now = 0.0
 
     class Slow:
@@ -377,9 +379,7 @@ async def test_callers_wait_in_order(sounds: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_a_storm_of_callers_cancellations_and_crashes(
-    sounds: SimpleNamespace, long_flac: bytes, seed: int
-) -> None:
+async def test_many_callers_cancellations_and_crashes(sounds: SimpleNamespace, long_flac: bytes, seed: int) -> None:
     rng = random.Random(seed)
     pool = DecoderPool(workers=2, max_workers=6, stall_s=60)
     await pool.start()
@@ -410,7 +410,7 @@ async def test_a_storm_of_callers_cancellations_and_crashes(
 
     async def wreck() -> None:
         while True:
-            for _ in range(rng.randint(1, 7)):  # as many files at its slowest as at its fastest
+            for _ in range(rng.randint(1, 7)):  # as many files as when it was fastest
                 await ended.acquire()
             await asyncio.sleep(rng.random() * 0.02)
             if pool._alive:
@@ -431,16 +431,16 @@ async def test_a_storm_of_callers_cancellations_and_crashes(
     assert done["whole"] > 30 and done["cancelled"] > 10 and done["refused"] > 10, done
     await until(lambda: len(pool._idle) == pool.alive >= 2 and not pool._waiters)
     assert len(await drain(pool, long_flac)) == 960_000
-    await until(lambda: len(server_process(pool).children()) == pool.alive)  # the last deaths may not be known yet
+    await until(lambda: len(server_process(pool).children()) == pool.alive)  # the last exits may not have been noticed
     assert pool.alive <= 6
     gc.collect()
-    assert descriptors() == before + pool.alive - 2  # a socket a worker
+    assert descriptors() == before + pool.alive - 2  # one socket per worker
     server = server_process(pool)
     await pool.close()
     assert not server.is_running() and pool.alive == 0
 
 
-async def test_the_forking_process_may_die_too(pool: DecoderPool, long_flac: bytes) -> None:
+async def test_fork_server_is_restarted(pool: DecoderPool, long_flac: bytes) -> None:
     server = server_process(pool)
     workers = server.children()
     server.kill()
@@ -451,7 +451,7 @@ async def test_the_forking_process_may_die_too(pool: DecoderPool, long_flac: byt
     await until(lambda: all(has_ended(worker.pid) for worker in workers))
 
 
-async def test_a_forking_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch, pool: DecoderPool) -> None:
+async def test_fork_server_that_cannot_start(monkeypatch: pytest.MonkeyPatch, pool: DecoderPool) -> None:
     monkeypatch.setattr("app.decoding.fork_server._MAIN", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="cannot be started"):
         await DecoderPool().start()
@@ -460,11 +460,11 @@ async def test_a_forking_process_that_cannot_start(monkeypatch: pytest.MonkeyPat
     with pytest.raises(RuntimeError, match="cannot be started"):
         await drain(pool, b"RIFF")
     monkeypatch.undo()
-    with pytest.raises(NotAudio):  # the next request tries again
+    with pytest.raises(NotAudio):  # the next request retries
         await drain(pool, b"RIFF")
 
 
-async def test_closing_ends_everything(long_flac: bytes) -> None:
+async def test_close_ends_all_processes(long_flac: bytes) -> None:
     before = descriptors()
     pool = DecoderPool(workers=1, max_workers=2)
     await pool.start()
@@ -492,15 +492,15 @@ async def test_closing_ends_everything(long_flac: bytes) -> None:
     assert descriptors() == before
 
 
-async def test_what_workers_are(pool: DecoderPool) -> None:
-    """Light, polite, confined, and strangers to the server's sockets and secrets."""
+async def test_worker_limits_and_descriptors(pool: DecoderPool) -> None:
+    """Workers are small, niced and confined, and have none of the server's sockets or secrets."""
     listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     more = DecoderPool(workers=1)
     await more.start()
     await until(lambda: more.alive == 1)
     server = server_process(more)
     (worker,) = server.children()
-    await until(lambda: worker.status() == psutil.STATUS_SLEEPING)  # it is confined and waits for work
+    await until(lambda: worker.status() == psutil.STATUS_SLEEPING)  # it is confined and idle
     for process in (server, worker):
         mapped = {Path(region.path).name for region in process.memory_maps()}
         assert not any("torch" in name for name in mapped) and any("sndfile" in name for name in mapped)
@@ -518,13 +518,13 @@ async def test_what_workers_are(pool: DecoderPool) -> None:
     assert worker.rlimit(psutil.RLIMIT_AS)[1] - worker.memory_info().vms == pytest.approx(1024 << 20, rel=0.1)
     for number in (signal.SIGINT, signal.SIGTERM):
         worker.send_signal(number)
-    await until(lambda: worker.status() == psutil.STATUS_SLEEPING)  # a signal that is heard wakes it at once
+    await until(lambda: worker.status() == psutil.STATUS_SLEEPING)  # a signal that is handled would wake it at once
     assert worker.is_running()
     await more.close()
     listening.close()
 
 
-def test_the_decoder_imports_little(repo_dir: Path) -> None:
+def test_worker_imports_no_heavy_modules(repo_dir: Path) -> None:
     code = "import sys, app.decoding.worker; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True, check=True)
     heavy = {"torch", "fastapi", "starlette", "pydantic", "transformers", "asyncio", "threading.local"}
@@ -554,7 +554,7 @@ asyncio.run(main())
 """
 
 
-def test_in_a_script_without_a_guard(repo_dir: Path, tmp_path: Path) -> None:
+def test_pool_in_a_script_without_main_guard(repo_dir: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
     command = [sys.executable, str(script), str(tmp_path / "once"), "live"]
@@ -573,7 +573,7 @@ async def test_processes_end_with_the_server(repo_dir: Path, tmp_path: Path) -> 
     await until(lambda: all(map(has_ended, pids)))
 
 
-async def test_what_the_libraries_print_stays_away(
+async def test_library_output_is_silenced(
     sounds: SimpleNamespace, pool: DecoderPool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -581,7 +581,7 @@ async def test_what_the_libraries_print_stays_away(
     damaged[2000:-2000:500] = rng.integers(0, 256, len(damaged[2000:-2000:500]))
     with contextlib.suppress(MediaError):
         decode(damaged.tobytes(), "a")
-    assert "mpg123" in capfd.readouterr().err  # or this test shows nothing
+    assert "mpg123" in capfd.readouterr().err  # otherwise the test proves nothing
     with contextlib.suppress(MediaError):
         await drain(pool, damaged.tobytes())
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""What a confined process can no longer do, by trying it; and that decoders in it hear all that they heard."""
+"""System calls of a confined process, tried one by one; decoders work as before."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """The exit code of a confined process that does `work`; 99 if it raised, the signal below 0 if it was killed."""
+    """The exit code of a confined process that runs `work`; 99 if it raised, the negative signal if it was killed."""
     pid = os.fork()
     if pid == 0:
         faulthandler.disable()
@@ -58,7 +58,7 @@ def refused(*calls: Callable[[], object]) -> Callable[[], None]:
     return try_all
 
 
-def test_no_network() -> None:
+def test_network_is_blocked() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as made_before:
         address = server.getsockname()
         assert (
@@ -77,7 +77,7 @@ def test_no_network() -> None:
         )
 
 
-def test_no_programs_and_no_other_process() -> None:
+def test_programs_and_other_processes_are_blocked() -> None:
     parent = os.getpid()
     assert (
         in_child(
@@ -93,7 +93,7 @@ def test_no_programs_and_no_other_process() -> None:
     )
 
 
-def test_no_files(tmp_path: Path) -> None:
+def test_files_are_blocked(tmp_path: Path) -> None:
     kept = tmp_path / "catalog.sqlite3"
     kept.write_text("kept")
     with kept.open("r+b") as opened:
@@ -118,7 +118,7 @@ def test_no_files(tmp_path: Path) -> None:
     assert kept.read_text() == "kept" and sorted(tmp_path.iterdir()) == [kept]
 
 
-def test_what_work_needs_goes_on(tmp_path: Path) -> None:
+def test_needed_calls_are_allowed(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"content")
     ours, theirs = socket.socketpair()
@@ -135,11 +135,11 @@ def test_what_work_needs_goes_on(tmp_path: Path) -> None:
         ours.sendall(b"!")
         assert in_child(work) == 0
         assert ours.recv(100) == b"content"
-    assert in_child(os.abort) == -signal.SIGABRT  # a crash still looks like one
+    assert in_child(os.abort) == -signal.SIGABRT  # a crash is still reported as one
 
 
 async def test_workers_are_confined(sounds: SimpleNamespace) -> None:
-    """As the kernel tells it: mode 2 is a filter, and new rights cannot be had."""
+    """Reads /proc/PID/status: mode 2 is a seccomp filter, and no new privileges can be gained."""
     pool = DecoderPool(workers=1)
     await pool.start()
     try:
@@ -153,7 +153,7 @@ async def test_workers_are_confined(sounds: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF"])
-async def test_confined_decoders_hear_and_read_the_same(sounds: SimpleNamespace, kind: str) -> None:
+async def test_confined_decoders_return_the_same_results(sounds: SimpleNamespace, kind: str) -> None:
     data = io.BytesIO()
     import soundfile
 

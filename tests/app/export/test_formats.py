@@ -1,4 +1,4 @@
-"""The files of other programs, read the way those programs do."""
+"""Export formats, parsed as the programs that read them do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RAVEN = ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low 
 
 
 def answer(phrases: list[str], filename: str = "street, night.wav") -> dict[str, Any]:
-    """As `POST /detect` answers: the phrases one after another, the last one first, and one that was not found."""
+    """A response of `POST /detect` with events in reverse order and a phrase without events."""
     events = [{"onset": 10.0 - n, "offset": 10.5 - n, "score": 0.51 + n / 100} for n in range(len(phrases))]
     found = [
         {"phrase": phrase, "clip_score": 0.5, "max_score": 0.9, "events": [event], "frame_scores": None}
@@ -43,7 +43,7 @@ def answer(phrases: list[str], filename: str = "street, night.wav") -> dict[str,
     return {"filename": filename, "duration": 12.0, "frame_hop": 0.16, "phrases": [*found, silent]}
 
 
-def test_csv_is_read_back_whole() -> None:
+def test_csv_round_trips() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(answer(PHRASES)), newline="")))
     assert [from_cell(row["event_label"]) for row in rows] == PHRASES[::-1]
     assert {row["filename"] for row in rows} == {"street, night.wav"}
@@ -51,7 +51,7 @@ def test_csv_is_read_back_whole() -> None:
     assert float(rows[-1]["offset"]) == 10.5 and float(rows[-1]["score"]) == 0.51
 
 
-def test_no_cell_of_the_csv_is_a_formula() -> None:
+def test_csv_cells_are_not_formulas() -> None:
     text = to_csv(answer(PHRASES, filename='=HYPERLINK("http://x")'))
     cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝"))]
@@ -59,13 +59,13 @@ def test_no_cell_of_the_csv_is_a_formula() -> None:
 
 
 @given(st.text(alphabet="'=+-@ \t\ra＝", max_size=6))
-def test_the_apostrophe_can_be_taken_away(text: str) -> None:
+def test_cell_escaping_round_trips(text: str) -> None:
     assert from_cell(to_cell(text)) == text
 
 
 @pytest.fixture
 def dcase_readers(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    """sed_eval, and sed_scores_eval's io. A package below both looks for pkg_resources and needs only its name."""
+    """sed_eval and the io module of sed_scores_eval. A dependency of both imports pkg_resources without using it."""
     if importlib.util.find_spec("pkg_resources") is None:
         monkeypatch.setitem(sys.modules, "pkg_resources", ModuleType("pkg_resources"))
     sed_eval = pytest.importorskip("sed_eval", reason="sed_eval is not installed", exc_type=ImportError)
@@ -95,7 +95,7 @@ def test_audacity_labels() -> None:
     lines = to_audacity(answer(PHRASES)).splitlines()
     assert lines[-1] == "10.000\t10.500\tdog barking"
     assert len(lines) == len(PHRASES)
-    for line in lines:  # a line that began with a backslash would be frequencies of the label before it
+    for line in lines:  # a line starting with a backslash would hold the frequencies of the previous label
         onset, offset, label = line.split("\t")
         assert 0 <= float(onset) < float(offset) and label.strip() == label != ""
     assert lines[-3].split("\t")[2] == "tab and line break"
@@ -113,12 +113,12 @@ def test_raven_selection_table() -> None:
     assert rows[-1]["Annotation"] == "dog barking" and rows[-1]["Score"] == "0.5100"
 
 
-def test_json_keeps_every_character() -> None:
+def test_json_preserves_every_character() -> None:
     assert json.loads(to_json(answer(PHRASES))) == answer(PHRASES)
     assert "狗叫" in to_json(answer(PHRASES))
 
 
-def test_the_table_names_what_was_not_found() -> None:
+def test_table_lists_phrases_without_events() -> None:
     lines = to_table(answer(PHRASES)).splitlines()
     assert lines[0] == "street, night.wav, 12.00 s"
     assert lines[-2].split() == ["10.00", "10.50", "0.51", "dog", "barking"]
@@ -126,6 +126,6 @@ def test_the_table_names_what_was_not_found() -> None:
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
-def test_without_events_there_is_still_a_file(name: str) -> None:
+def test_files_without_events(name: str) -> None:
     text = FORMATS[name](answer([]))
     assert text.count("\n") == {"table": 2, "csv": 1, "audacity": 0, "raven": 1}.get(name, text.count("\n"))

@@ -1,4 +1,4 @@
-"""The detection picture: boxes where the events are, any script, any number of phrases, several threads."""
+"""Detection plots: boxes at the events, any script, any number of phrases, several threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRACK = slice(270, 1217)  # pixel columns of the time axis
 def no_warnings() -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", ResourceWarning)  # of whatever other tests left, collected meanwhile
+        warnings.simplefilter("ignore", ResourceWarning)  # from objects of other tests that are collected meanwhile
         yield
 
 
@@ -37,7 +37,7 @@ def picture(
     title: str = "a.wav",
     thresholds: list[float] | None = None,
 ) -> np.ndarray:
-    """(height, width, 3) of a picture whose scores are 0.9 inside events and 0.1 elsewhere."""
+    """Renders an image (height, width, 3) with scores of 0.9 inside events and 0.1 elsewhere."""
     frames = max(1, int(np.ceil(duration / HOP)))
     scores = np.full((len(phrases), frames), 0.1, dtype=np.float32)
     for row, found in enumerate(events):
@@ -61,20 +61,20 @@ def picture(
 
 
 def accent_seconds(image: np.ndarray, duration: float) -> tuple[float, float]:
-    """Leftmost and rightmost pixel of the event colour, as seconds on the time axis."""
+    """The leftmost and rightmost pixel of the event colour, in seconds on the time axis."""
     columns = np.flatnonzero((np.abs(image[:, TRACK] - ACCENT).max(axis=-1) < 0.02).any(axis=0))
     width = TRACK.stop - TRACK.start
     return columns[0] / width * duration, (columns[-1] + 1) / width * duration
 
 
-def test_boxes_lie_where_the_events_are() -> None:
+def test_boxes_match_the_events() -> None:
     image = picture(40.0, ["dog barking", "rain"], [[Event(10.08, 12.0, 0.9)], [Event(20.0, 30.08, 0.9)]])
     onset, offset = accent_seconds(image, 40.0)
     assert onset == pytest.approx(10.08, abs=0.15)
     assert offset == pytest.approx(30.08, abs=0.15)
 
 
-def test_hundreds_of_events_leave_the_scores_visible() -> None:
+def test_scores_stay_visible_with_hundreds_of_events() -> None:
     image = picture(3_600.0, ["clock", "dog"], [[Event(t, t + 2.0, 0.9) for t in range(0, 3_600, 4)], []])
     track = image[:, TRACK]
     marked = (np.abs(track - ACCENT).max(axis=-1) < 0.1).mean()
@@ -92,20 +92,20 @@ def test_each_phrase_may_have_a_threshold() -> None:
     assert np.diff(marks).max() > 20 and accent[1][:, 1].min() > TRACK.stop - 60  # a number beside each row
 
 
-def test_without_events_there_are_no_boxes() -> None:
+def test_no_boxes_without_events() -> None:
     image = picture(10.0, ["dog barking"], [[]])
     assert not (np.abs(image[:, TRACK] - ACCENT).max(axis=-1) < 0.02).any()
 
 
 @pytest.mark.parametrize(("duration", "count"), [(0.01, 1), (3.0, 1), (40.0, 8), (600.0, 100)])
-def test_grows_with_the_phrases(duration: float, count: int) -> None:
+def test_height_grows_with_the_phrases(duration: float, count: int) -> None:
     image = picture(duration, [f"phrase {n}" for n in range(count)], [[] for _ in range(count)])
     height, width, _ = image.shape
     assert width == 1320
-    assert height >= count * 17  # every row can hold its label
+    assert height >= count * 17  # every label fits its row
 
 
-def test_one_frame_of_an_hour_is_visible() -> None:
+def test_single_frame_of_an_hour_is_visible() -> None:
     quiet = picture(3_600.0, ["beep"], [[]])
     beep = picture(3_600.0, ["beep"], [[Event(1_800.0, 1_800.16, 0.9)]])
     assert np.abs(quiet - beep).max() > 0.5
@@ -131,7 +131,7 @@ def test_any_text_is_drawn_without_a_warning(text: str) -> None:
     assert picture(2.0, [text, "dog"], [[], []], title=text).shape[2] == 3
 
 
-def test_threads_draw_the_same_picture() -> None:
+def test_plotting_is_thread_safe() -> None:
     def draw(_: int) -> bytes:
         return picture(5.0, ["dog", "кошка"], [[Event(1.0, 2.0, 0.9)], []]).tobytes()
 
@@ -139,7 +139,7 @@ def test_threads_draw_the_same_picture() -> None:
         assert len(set(pool.map(draw, range(12)))) == 1
 
 
-def test_mismatched_input_is_refused() -> None:
+def test_mismatched_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="2 phrases"):
         detection_png(DetectionPlot("a.wav", 1.0, np.zeros((2, 10)), ["a", "b"], np.zeros((1, 5)), HOP, [[]], [0.5]))
     with pytest.raises(ValueError, match="2 thresholds"):

@@ -1,4 +1,4 @@
-"""The batcher's promises, against functions that check what they are given."""
+"""The batcher's guarantees, tested with functions that check their input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.waiting import until
 
 
 class Doubler:
-    """Doubles numbers; asserts the budget of every batch; breaks at `poison`; waits while `gate` is closed."""
+    """Doubles numbers, asserts the cost limit of every batch, raises for `poison`, and waits while `gate` is closed."""
 
     def __init__(self, max_cost: int, poison: Sequence[int] = (), cost: Callable[[int], int] = lambda _: 1) -> None:
         self.max_cost, self.poison, self.cost = max_cost, set(poison), cost
@@ -83,7 +83,7 @@ async def running(run: Any, threads: int = 1, **options: Any) -> AsyncIterator[B
     weighted=st.booleans(),
     threads=st.integers(1, 3),
 )
-def test_every_caller_gets_its_own_results_in_order_or_its_own_failure(
+def test_each_caller_gets_its_own_results_in_order_or_its_own_error(
     groups: list[list[int]], max_cost: int, in_flight: int, poison: set[int], weighted: bool, threads: int
 ) -> None:
     cost: Callable[[int], int] = (lambda item: item % 5) if weighted else (lambda _: 1)
@@ -104,9 +104,7 @@ def test_every_caller_gets_its_own_results_in_order_or_its_own_failure(
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(1, 5), st.integers(1, 3))
-def test_more_items_than_the_queue_holds_pass_through_it(
-    items: int, max_queue: int, callers: int, max_cost: int, threads: int
-) -> None:
+def test_stream_may_exceed_the_queue(items: int, max_queue: int, callers: int, max_cost: int, threads: int) -> None:
     async def main() -> None:
         run = Doubler(max_cost)
         async with running(run, threads, max_cost=max_cost, max_queue=max_queue) as batcher:
@@ -118,18 +116,18 @@ def test_more_items_than_the_queue_holds_pass_through_it(
     asyncio.run(main())
 
 
-async def test_batches_run_side_by_side_on_as_many_threads_as_the_device_has() -> None:
+async def test_batches_run_on_all_threads_of_the_device() -> None:
     together = threading.Barrier(3, timeout=60)
 
     def run(items: list[int]) -> list[int]:
-        together.wait()  # nobody passes until three batches are here
+        together.wait()  # released once three batches have arrived
         return items
 
     async with running(run, threads=3, max_cost=1) as batcher:
         assert await batcher.map(range(6), in_flight=6) == list(range(6))
 
 
-async def test_closing_answers_those_on_every_thread() -> None:
+async def test_close_resolves_items_on_every_thread() -> None:
     run = Doubler(1)
     run.gate.clear()
     async with running(run, threads=2, max_cost=1) as batcher:
@@ -153,23 +151,23 @@ async def test_concurrent_callers_share_batches() -> None:
     assert len(run.threads) == 1
 
 
-async def test_an_idle_lane_adds_no_wait_and_returning_callers_meet_again() -> None:
+async def test_idle_lane_adds_no_delay_and_returning_callers_share_batches() -> None:
     run = Doubler(8)
     async with running(run, max_cost=8, max_wait=60) as batcher, asyncio.timeout(30):
         for i in range(5):
-            await batcher.submit(i)  # one caller alone never waits for company
+            await batcher.submit(i)  # a single caller is not delayed
 
         async def caller(rounds: int) -> None:
             for i in range(rounds):
                 await batcher.submit(i)
-                await asyncio.sleep(0.005 * i)  # back at slightly different moments
+                await asyncio.sleep(0.005 * i)  # they return at slightly different times
 
         run.batches.clear()
         await asyncio.gather(*(caller(3) for _ in range(6)))
         assert len(run.batches) <= 2 * 3
 
 
-async def test_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+async def test_full_queue_rejects_at_once_with_retry_after() -> None:
     run = Doubler(2)
     async with running(run, max_cost=2, max_queue=3) as batcher:
         run.gate.clear()
@@ -180,7 +178,7 @@ async def test_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         for refused in (batcher.submit(4), batcher.map([5, 6], in_flight=2)):
             with pytest.raises(QueueFull) as caught:
                 await refused
-            assert run.batches == []  # it did not wait for those before it
+            assert run.batches == []  # it did not wait for earlier items
             assert caught.value.retry_after >= 1
         with pytest.raises(QueueFull):
             batcher.refuse_if_full()
@@ -190,7 +188,7 @@ async def test_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         assert await batcher.submit(7) == 14
 
 
-async def test_an_urgent_item_passes_a_full_queue() -> None:
+async def test_probe_passes_a_full_queue() -> None:
     run = Doubler(1)
     async with running(run, max_cost=1, max_queue=2) as batcher:
         run.gate.clear()
@@ -206,7 +204,7 @@ async def test_an_urgent_item_passes_a_full_queue() -> None:
         assert run.seen == [0, 9, 1, 2]
 
 
-async def test_items_of_callers_that_left_are_not_computed_and_free_their_places() -> None:
+async def test_items_of_cancelled_callers_are_not_computed_and_release_their_permits() -> None:
     run = Doubler(1)
     async with running(run, max_cost=1, max_queue=3) as batcher:
         run.gate.clear()
@@ -214,7 +212,7 @@ async def test_items_of_callers_that_left_are_not_computed_and_free_their_places
         await until(lambda: bool(run.threads))
         leaving = [asyncio.create_task(batcher.submit(i)) for i in (1, 2)]
         many = asyncio.create_task(batcher.map(range(100, 200), in_flight=3))
-        await until(lambda: batcher.depth == 4)  # of the many one further item beside the first
+        await until(lambda: batcher.depth == 4)  # one further item of the long caller besides the first
         for task in (*leaving, many):
             task.cancel()
         await asyncio.wait([*leaving, many])
@@ -244,7 +242,7 @@ async def test_a_failed_batch_is_retried_item_by_item() -> None:
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), SystemExit(1), asyncio.CancelledError(), StopIteration(), MemoryError()]
 )
-async def test_the_worker_outlives_any_exception(error: BaseException) -> None:
+async def test_worker_survives_any_exception(error: BaseException) -> None:
     broken = True
 
     def run(items: list[int]) -> list[int]:
@@ -260,13 +258,13 @@ async def test_the_worker_outlives_any_exception(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], [1, 2], None, 5])
-async def test_a_wrong_number_of_results_is_a_failure(wrong: Any) -> None:
+async def test_wrong_number_of_results_is_an_error(wrong: Any) -> None:
     async with running(lambda items: wrong) as batcher:
         with pytest.raises((RuntimeError, TypeError)):
             await batcher.submit(1)
 
 
-async def test_an_observer_that_raises_does_no_harm() -> None:
+async def test_observer_exceptions_are_ignored() -> None:
     def observe(report: BatchReport) -> None:
         raise RuntimeError("no")
 
@@ -274,7 +272,7 @@ async def test_an_observer_that_raises_does_no_harm() -> None:
         assert await batcher.submit(1) == 2
 
 
-async def test_reports_tell_sizes_and_times() -> None:
+async def test_reports_have_sizes_and_times() -> None:
     reports: list[BatchReport] = []
 
     def run(items: list[int]) -> list[int]:
@@ -289,7 +287,7 @@ async def test_reports_tell_sizes_and_times() -> None:
     assert reports[0].seconds >= 0.02 and max(reports[0].waited) <= took - 0.02
 
 
-async def test_each_caller_learns_what_its_own_items_went_through() -> None:
+async def test_call_reports_cover_the_callers_own_items() -> None:
     run, reports = Doubler(2), list[CallReport]()
     async with running(run, max_cost=2, observe_call=reports.append) as batcher:
         began = time.perf_counter()
@@ -302,14 +300,14 @@ async def test_each_caller_learns_what_its_own_items_went_through() -> None:
         await asyncio.sleep(0.05)
         run.gate.set()
         assert (await three, await one) == ([2, 4, 6], 8)
-    assert sorted(report.items for report in reports) == [1, 3]  # who left without a result is not told of
+    assert sorted(report.items for report in reports) == [1, 3]  # callers without results are not reported
     for report in reports:
         assert began <= report.entered <= report.began <= report.ended <= time.perf_counter()
         assert report.waited >= report.began - report.entered - 1e-6
     assert max(report.waited for report in reports) >= 0.05
 
 
-async def test_a_result_that_is_not_read_keeps_nothing_of_its_item() -> None:
+async def test_unread_result_does_not_keep_its_item() -> None:
     class Sound:
         pass
 
@@ -324,12 +322,12 @@ async def test_a_result_that_is_not_read_keeps_nothing_of_its_item() -> None:
         running(lambda items: [1] * len(items)) as batcher,
         contextlib.aclosing(batcher.stream(sounds(), in_flight=4)) as results,
     ):
-        assert await anext(results) == 1  # the other three of the four are done too, as they were one batch
-        assert len(alive) <= 2  # what came since: nobody reads on
+        assert await anext(results) == 1  # the other three of the batch of four are done as well
+        assert len(alive) <= 2  # items that arrived since are not read
         assert [result async for result in results] == [1] * 5
 
 
-async def test_closing_lets_present_callers_finish_and_refuses_new_ones() -> None:
+async def test_close_lets_current_callers_finish_and_rejects_new_ones() -> None:
     run = Doubler(2)
     async with running(run, max_cost=2, max_queue=3) as batcher:
         run.gate.clear()
@@ -344,7 +342,7 @@ async def test_closing_lets_present_callers_finish_and_refuses_new_ones() -> Non
         await closing
 
 
-async def test_closing_resolves_every_future_even_if_the_computation_hangs() -> None:
+async def test_close_resolves_every_future_even_if_the_computation_hangs() -> None:
     run = Doubler(2)
     async with running(run, max_cost=2, max_queue=3) as batcher:
         run.gate.clear()
@@ -359,7 +357,7 @@ async def test_closing_resolves_every_future_even_if_the_computation_hangs() -> 
         assert all(isinstance(answer, Closed) for answer in answers)
 
 
-async def test_a_batcher_that_was_never_started_refuses() -> None:
+async def test_batcher_that_was_not_started_rejects_items() -> None:
     batcher: Batcher[int, int] = Batcher(Doubler(1), device=Device(), limits=BatchLimits(1, 1))
     with pytest.raises(Closed):
         await batcher.submit(1)
@@ -374,10 +372,10 @@ async def test_the_next_batch_does_not_wait_for_a_busy_event_loop() -> None:
         run.gate.set()
         ended = time.monotonic() + 60
         while len(run.batches) < 3 and time.monotonic() < ended:
-            time.sleep(0.001)  # the event loop has something else to do
+            time.sleep(0.001)  # blocks the event loop
         assert run.batches[:3] == [[0, 1], [2, 3], [4, 5]]
         time.sleep(0.02)
-        assert len(run.batches) == 3  # the last is smaller: company may still come for it
+        assert len(run.batches) == 3  # the last is smaller and may wait for more items
         assert await work == [2 * i for i in range(7)]
         assert batcher.depth == 0
 
@@ -405,13 +403,13 @@ async def test_two_lanes_take_turns_on_one_thread() -> None:
     await until(lambda: short.depth == 2 and device.waiting == 1)
     gate.set()
     await asyncio.gather(*work)
-    # whatever waits in one lane, the other never waits for more than one batch of it
+    # a lane never waits for more than one batch of the other
     assert order[:4] == ["long", "short", "long", "short"]
     await asyncio.gather(long.close(), short.close())
     device.close()
 
 
-async def test_searches_go_before_ingest_and_ingest_goes_on() -> None:
+async def test_searches_have_priority_and_ingestion_continues() -> None:
     run = Doubler(1)
     async with running(run, max_cost=1) as batcher:
         run.gate.clear()
@@ -422,12 +420,12 @@ async def test_searches_go_before_ingest_and_ingest_goes_on() -> None:
         await until(lambda: batcher.depth == 34)
         run.gate.set()
         await asyncio.gather(*work)
-    assert set(run.seen[1:6]) == set(range(5))  # what was on the device stays there
+    assert set(run.seen[1:6]) == set(range(5))  # running items stay on the device
     half = run.seen[6:16]
-    assert 7 <= sum(item < 100 for item in half) <= 9  # four interactive items for one of the ingest
+    assert 7 <= sum(item < 100 for item in half) <= 9  # four interactive items per ingested one
 
 
-async def test_a_short_caller_does_not_wait_for_a_long_one() -> None:
+async def test_short_caller_does_not_wait_for_a_long_one() -> None:
     run = Doubler(2)
     async with running(run, max_cost=2) as batcher:
         run.gate.clear()
@@ -438,7 +436,7 @@ async def test_a_short_caller_does_not_wait_for_a_long_one() -> None:
         run.gate.set()
         assert await short == 2
         before = next(n for n, batch in enumerate(run.batches) if 1 in batch)
-        assert before <= 3  # the one under way, and then an item or two of each long caller
+        assert before <= 3  # the running batch, then an item or two of each long caller
         assert [len(results) for results in await asyncio.gather(*long)] == [30, 30, 30]
 
 
@@ -448,7 +446,7 @@ async def test_a_slow_device_gets_smaller_batches() -> None:
 
     def run(items: list[int]) -> list[int]:
         time.sleep(0.01 * len(items))
-        while len(reports) < len(sizes):  # the event loop may come late to what the batches before it took
+        while len(reports) < len(sizes):  # the event loop may process earlier measurements late
             time.sleep(0.001)
         sizes.append(len(items))
         return items
@@ -459,14 +457,14 @@ async def test_a_slow_device_gets_smaller_batches() -> None:
     assert reports[0].size == 64 and later and max(later) <= 8
 
 
-async def test_items_that_are_dearer_than_the_budget_go_alone() -> None:
+async def test_items_above_the_cost_limit_get_their_own_batch() -> None:
     run = Doubler(4, cost=lambda item: 9)
     async with running(run, cost=lambda item: 9) as batcher:
         assert await batcher.map([1, 2, 3], in_flight=3) == [2, 4, 6]
     assert [len(batch) for batch in run.batches] == [1, 1, 1]
 
 
-async def test_a_stream_stops_where_its_items_fail_and_takes_nothing_more() -> None:
+async def test_stream_stops_when_its_items_raise() -> None:
     taken: list[int] = []
     run = Doubler(1, poison=[3])
 

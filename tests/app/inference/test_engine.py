@@ -1,4 +1,4 @@
-"""The engine: batched equals one by one, long files, caches and checks."""
+"""The engine: batched results equal single ones; long files, caches and checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def started(model: Any, **options: Any) -> AsyncIterator[Engine]:
 
 
 def one_by_one(model: Any, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the engine must give, the slow and obvious way."""
+    """The expected results, computed one window at a time."""
     plan = plan_windows(len(samples), model.config.windows)
     pairs = [model.encode_windows([centred(samples[w.start : w.stop])])[0] for w in plan]
     return join_windows(plan, np.stack([clip for clip, _ in pairs]), [track for _, track in pairs])
@@ -56,7 +56,7 @@ async def test_batched_equals_one_by_one(fake_model: Any, sounds: SimpleNamespac
     assert max(fake_model.audio_batches) == 5
 
 
-async def test_batches_side_by_side_share_the_limit_and_texts_pass_them(
+async def test_concurrent_batches_share_the_limit_and_texts_have_their_own_thread(
     fake_model: Any, sounds: SimpleNamespace
 ) -> None:
     fake_model.at_once, fake_model.max_windows = 2, 4
@@ -76,7 +76,7 @@ async def test_batches_side_by_side_share_the_limit_and_texts_pass_them(
             for _ in range(2):  # both batches are held up
                 assert await asyncio.to_thread(computing.acquire, timeout=10)
             async with asyncio.timeout(10):
-                with limited(1):  # as another batch may be, when a thread begins
+                with limited(1):  # as for another batch, when a thread starts
                     assert (await engine.embed_texts(["tone 400"])).shape == (1, engine.dim)
         finally:
             gate.set()
@@ -86,7 +86,7 @@ async def test_batches_side_by_side_share_the_limit_and_texts_pass_them(
 
 
 class WordsByLetters:
-    """A tokenizer for a model that has none: a text's letters."""
+    """A tokenizer for the fake model: one token per letter."""
 
     def __call__(self, texts: list[str], **_: Any) -> dict[str, Any]:
         ids = [[1 + ord(c) % 30 for c in text[:8]] for text in texts]
@@ -97,7 +97,7 @@ class WordsByLetters:
         }
 
 
-async def test_the_real_model_gives_the_same_through_the_lanes(sounds: SimpleNamespace) -> None:
+async def test_lanes_match_the_model(sounds: SimpleNamespace) -> None:
     from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
     from model.finelap import FineLAP
 
@@ -131,7 +131,7 @@ async def test_the_real_model_gives_the_same_through_the_lanes(sounds: SimpleNam
         np.testing.assert_allclose(frames, wanted.frames.numpy(), atol=1e-5)
 
 
-async def test_a_recording_longer_than_the_queue(fake_model: Any, sounds: SimpleNamespace) -> None:
+async def test_recording_longer_than_the_queue(fake_model: Any, sounds: SimpleNamespace) -> None:
     samples = np.concatenate([sounds.tone(400, 100), sounds.tone(800, 100)])
     expected = one_by_one(fake_model, samples)
     async with started(fake_model, max_batch_windows=2, max_queue_windows=3) as engine:
@@ -141,7 +141,7 @@ async def test_a_recording_longer_than_the_queue(fake_model: Any, sounds: Simple
     assert len(frames) == 1250
 
 
-async def test_full_queue_is_refused_but_the_check_still_passes(fake_model: Any, sounds: SimpleNamespace) -> None:
+async def test_full_queue_rejects_but_the_check_passes(fake_model: Any, sounds: SimpleNamespace) -> None:
     async with started(fake_model, max_batch_windows=1, max_queue_windows=2) as engine:
         gate, computing = threading.Event(), threading.Event()
         fake_model.before = lambda: (computing.set(), gate.wait(60))
@@ -164,7 +164,7 @@ async def test_full_queue_is_refused_but_the_check_still_passes(fake_model: Any,
         await asyncio.gather(*work)
 
 
-async def test_a_recording_is_heard_while_it_comes(fake_model: Any, sounds: SimpleNamespace) -> None:
+async def test_recording_is_embedded_while_it_arrives(fake_model: Any, sounds: SimpleNamespace) -> None:
     samples = np.concatenate([sounds.tone(hz, 11) for hz in (400, 800, 1600)])
     clip, frames = one_by_one(fake_model, samples)
     heard = asyncio.Event()
@@ -173,7 +173,7 @@ async def test_a_recording_is_heard_while_it_comes(fake_model: Any, sounds: Simp
         for number, block in enumerate(np.array_split(samples, 40)):
             if number == 30:  # the next window's place is known, so the first one is out
                 async with asyncio.timeout(60):
-                    await heard.wait()  # it goes on only when some of it was heard
+                    await heard.wait()  # it continues only once some results are read
             yield block
 
     async with started(fake_model, max_batch_windows=4) as engine, embedding_stream(engine, blocks) as stream:
@@ -185,9 +185,7 @@ async def test_a_recording_is_heard_while_it_comes(fake_model: Any, sounds: Simp
     np.testing.assert_array_equal(np.concatenate(parts), frames)
 
 
-async def test_a_reader_that_pauses_pauses_the_recording_and_one_that_leaves_ends_it(
-    fake_model: Any, sounds: SimpleNamespace
-) -> None:
+async def test_paused_reader_pauses_the_recording_and_leaving_ends_it(fake_model: Any, sounds: SimpleNamespace) -> None:
     given, closed = 0, False
 
     async def blocks() -> AsyncIterator[np.ndarray]:
@@ -204,12 +202,12 @@ async def test_a_reader_that_pauses_pauses_the_recording_and_one_that_leaves_end
             async for _ in stream:
                 await asyncio.sleep(0.2)
                 break
-            assert given <= 2 * 2 + 4  # windows in flight, and what is held to cut the next
+            assert given <= 2 * 2 + 4  # windows in flight, and the samples held for the next one
         assert closed and engine.audio_lane.depth == 0
         assert (await embed(engine, sounds.tone(400, 1)))[1].shape == (7, 16)
 
 
-async def test_what_the_recording_raises_reaches_its_reader(fake_model: Any, sounds: SimpleNamespace) -> None:
+async def test_errors_of_the_recording_reach_the_reader(fake_model: Any, sounds: SimpleNamespace) -> None:
     async def blocks() -> AsyncIterator[np.ndarray]:
         yield sounds.tone(400, 30)
         raise ZeroDivisionError
@@ -221,7 +219,7 @@ async def test_what_the_recording_raises_reaches_its_reader(fake_model: Any, sou
         assert len(await engine.embed_texts(["a"])) == 1
 
 
-async def test_texts_are_remembered(fake_model: Any) -> None:
+async def test_texts_are_cached(fake_model: Any) -> None:
     async with started(fake_model) as engine:
         fake_model.text_batches.clear()
         first = await engine.embed_texts(["rain", "dog", "rain"])
@@ -231,7 +229,7 @@ async def test_texts_are_remembered(fake_model: Any) -> None:
         assert (await engine.embed_texts([])).shape == (0, fake_model.dim)
 
 
-async def test_more_texts_than_the_memory_holds(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_texts_than_the_cache_holds(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.inference.engine._TEXT_CACHE", 3)
     async with started(fake_model) as engine:
         texts = [f"text {i}" for i in range(10)]
@@ -251,20 +249,18 @@ async def test_every_padded_length_is_warmed_up_before_the_first_request(fake_mo
         assert fake_model.text_batches
 
 
-async def test_a_model_that_cannot_work_does_not_start(fake_model: Any) -> None:
+async def test_broken_model_does_not_start(fake_model: Any) -> None:
     fake_model.fail_on = "a sound"
     with pytest.raises(RuntimeError, match="breaks the model"):
         await Engine(fake_model).start()
 
 
-async def test_the_check_runs_the_model_and_counts_for_a_second(
-    fake_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.inference.engine._READY_FOR", 60)  # this machine may need longer
+async def test_check_runs_the_model_and_is_valid_for_a_second(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.inference.engine._READY_FOR", 60)  # a busy machine may need longer
     async with started(fake_model) as engine:
         fake_model.audio_batches.clear()
         fake_model.text_batches.clear()
-        await engine.embed_texts(["a sound"])  # a remembered text must not stand in for the model
+        await engine.embed_texts(["a sound"])  # the check must not use a cached text
         fake_model.text_batches.clear()
         await asyncio.gather(*(engine.check() for _ in range(5)))
         assert fake_model.audio_batches == [1] and fake_model.text_batches == [["a sound"]]
@@ -276,9 +272,7 @@ async def test_the_check_runs_the_model_and_counts_for_a_second(
             await engine.check()
 
 
-async def test_numbers_that_are_not_finite_are_an_error_of_their_caller_only(
-    fake_model: Any, sounds: SimpleNamespace
-) -> None:
+async def test_non_finite_values_fail_only_their_caller(fake_model: Any, sounds: SimpleNamespace) -> None:
     encode_window = fake_model._encode_window
 
     def broken(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Callers share a queue: the short pass the long, nobody starves, shares count."""
+"""Fair queueing: short callers pass long ones, no caller starves, and shares are respected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def drain(queue: FairQueue[str]) -> list[str]:
     return items
 
 
-def test_a_short_caller_does_not_wait_for_a_long_one() -> None:
+def test_short_caller_does_not_wait_for_a_long_one() -> None:
     queue: FairQueue[str] = FairQueue()
     long, short = Flow(), Flow()
     for i in range(100):
@@ -37,7 +37,7 @@ def test_shares_divide_the_work() -> None:
     assert 38 <= first.count("urgent") <= 42
 
 
-def test_a_stream_of_newcomers_starves_nobody() -> None:
+def test_newcomers_do_not_starve_waiting_callers() -> None:
     queue: FairQueue[str] = FairQueue()
     patient = Flow(1)
     for _ in range(10):
@@ -45,13 +45,13 @@ def test_a_stream_of_newcomers_starves_nobody() -> None:
     for _ in range(20):
         queue.push("newcomer", 1, Flow(4))
     served = []
-    for _ in range(1000):  # for each that is served the next one comes: the queue never gets shorter
+    for _ in range(1000):  # each served item is replaced by a new one, so the queue never shrinks
         queue.push("newcomer", 1, Flow(4))
         served.append(queue.pop())
     assert served.count("patient") == 10
 
 
-def test_idleness_earns_nothing() -> None:
+def test_idle_callers_gain_no_credit() -> None:
     queue: FairQueue[str] = FairQueue()
     busy, idle = Flow(), Flow()
     queue.push("idle", 1, idle)
@@ -66,7 +66,7 @@ def test_idleness_earns_nothing() -> None:
     assert all(abs(order[:n].count("idle") - order[:n].count("busy")) <= 2 for n in range(20))
 
 
-def test_what_has_no_flow_goes_first() -> None:
+def test_items_without_flow_go_first() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.push("item", 0, Flow(1000))
     queue.push("probe", 5, None)
@@ -74,7 +74,7 @@ def test_what_has_no_flow_goes_first() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 4), st.booleans()), max_size=300))
-def test_each_caller_keeps_its_order_and_who_left_is_passed_over(
+def test_order_within_a_caller_is_kept_and_removed_items_are_skipped(
     pushes: list[tuple[int, float, bool]],
 ) -> None:
     gone: set[int] = set()

@@ -1,4 +1,4 @@
-"""A request's trace: whose it is, its stages, what it does not tell; and no traces unless somebody asks for them."""
+"""Traces of requests: parents, stages and privacy; tracing is off unless configured."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 
 
 class Traced:
-    """A client of a traced app, and the spans that have ended."""
+    """A client of a traced app, and its finished spans."""
 
     def __init__(self, app: FastAPI, client: httpx.AsyncClient, spans: InMemorySpanExporter) -> None:
         self.app, self.client, self._spans = app, client, spans
 
     def spans(self) -> list[ReadableSpan]:
-        """Those since the last call, in the order in which they ended."""
+        """Returns the spans finished since the last call, in order."""
         ended = list(self._spans.get_finished_spans())
         self._spans.clear()
         return ended
@@ -60,11 +60,11 @@ async def traced(
         yield Traced(app, client, spans)
 
 
-def told(span: ReadableSpan) -> dict[str, Any]:
+def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-async def test_a_detection_has_its_stages(traced: Traced, sounds: SimpleNamespace) -> None:
+async def test_detection_has_a_span_per_stage(traced: Traced, sounds: SimpleNamespace) -> None:
     secret = {"files": {"file": ("secret name.wav", sounds.wav(400, 25))}, "data": {"phrases": ["tone 400", "secret"]}}
     response = await traced.client.post("/detect", **secret, headers=TRACEPARENT | {"X-Request-ID": "call-1"})
     assert response.status_code == 200
@@ -72,7 +72,7 @@ async def test_a_detection_has_its_stages(traced: Traced, sounds: SimpleNamespac
     request = spans[-1]
     assert request.name == "POST /detect" and request.parent is not None
     assert f"{request.context.trace_id:032x}" == TRACE and f"{request.parent.span_id:016x}" == PARENT
-    assert told(request) == {
+    assert attributes(request) == {
         "http.request.method": "POST",
         "url.path": "/detect",
         "http.route": "/detect",
@@ -80,7 +80,7 @@ async def test_a_detection_has_its_stages(traced: Traced, sounds: SimpleNamespac
         "finelap.request_id": "call-1",
     }
     stages = spans[:-1]
-    assert {(span.name, told(span).get("finelap.lane")) for span in stages} >= {
+    assert {(span.name, attributes(span).get("finelap.lane")) for span in stages} >= {
         ("decode", None),
         ("queue", "text"),
         ("infer", "text"),
@@ -92,24 +92,26 @@ async def test_a_detection_has_its_stages(traced: Traced, sounds: SimpleNamespac
         assert (
             request.start_time - 1e6 <= span.start_time <= span.end_time <= request.end_time + 1e6
         )  # 1 ms: two clocks
-    (heard,) = [told(span) for span in stages if (span.name, told(span).get("finelap.lane")) == ("infer", "audio")]
+    (heard,) = [
+        attributes(span) for span in stages if (span.name, attributes(span).get("finelap.lane")) == ("infer", "audio")
+    ]
     assert heard["finelap.items"] == 3  # windows of 25 s
-    (decoded,) = [told(span) for span in stages if span.name == "decode"]
+    (decoded,) = [attributes(span) for span in stages if span.name == "decode"]
     assert decoded["finelap.duration"] == 25
-    assert "secret" not in json.dumps([[span.name, told(span)] for span in spans])
+    assert "secret" not in json.dumps([[span.name, attributes(span)] for span in spans])
 
 
-async def test_a_search_asks_the_index(traced: Traced) -> None:
+async def test_search_has_an_index_span(traced: Traced) -> None:
     await traced.client.get("/search", params={"q": "tone 800"})
     *stages, request = traced.spans()
     assert request.parent is None and request.name == "GET /search"
     assert {span.name for span in stages} >= {"queue", "infer", "index"}
-    assert "search" in [told(span).get("finelap.call") for span in stages if span.name == "index"]
+    assert "search" in [attributes(span).get("finelap.call") for span in stages if span.name == "index"]
     await traced.client.get("/search", params={"q": "tone 800"})
-    assert "infer" not in {span.name for span in traced.spans()}  # the text is known by now
+    assert "infer" not in {span.name for span in traced.spans()}  # the text is cached
 
 
-async def test_requests_beside_each_other_keep_their_stages_apart(traced: Traced, sounds: SimpleNamespace) -> None:
+async def test_concurrent_requests_keep_their_spans_apart(traced: Traced, sounds: SimpleNamespace) -> None:
     def embed(number: int) -> Any:
         files = {"files": ("a.wav", sounds.wav(400, 1 + number))}
         return traced.client.post("/embed", files=files, headers={"traceparent": f"00-{number + 1:032x}-{PARENT}-01"})
@@ -119,7 +121,7 @@ async def test_requests_beside_each_other_keep_their_stages_apart(traced: Traced
     for number in range(8):
         mine = [span for span in spans if span.context.trace_id == number + 1]
         assert sorted(span.name for span in mine if span.name != "post") == ["POST /embed", "decode", "infer", "queue"]
-        (decoded,) = [told(span)["finelap.duration"] for span in mine if span.name == "decode"]
+        (decoded,) = [attributes(span)["finelap.duration"] for span in mine if span.name == "decode"]
         assert decoded == 1 + number
 
 
@@ -131,19 +133,19 @@ async def test_requests_beside_each_other_keep_their_stages_apart(traced: Traced
         (("GET", "/search?q=breaks"), 500, "GET /search"),
     ],
 )
-async def test_failures_are_told(
+async def test_failures_are_recorded(
     traced: Traced, fake_model: Any, call: tuple[str, str], status: int, name: str
 ) -> None:
     fake_model.fail_on = "breaks"
     assert (await traced.client.request(*call)).status_code == status
     request = traced.spans()[-1]
-    assert request.name == name and told(request)["http.response.status_code"] == status
+    assert request.name == name and attributes(request)["http.response.status_code"] == status
     assert (request.status.status_code is StatusCode.ERROR) == (status >= 500)
 
 
-async def test_a_file_that_is_no_sound_says_so(traced: Traced) -> None:
+async def test_decode_failure_is_recorded(traced: Traced) -> None:
     await traced.client.post("/detect", files={"file": ("a.wav", b"no sound" * 100)}, data={"phrases": ["rain"]})
-    failed = [told(span)["finelap.failure"] for span in traced.spans() if span.name == "decode"]
+    failed = [attributes(span)["finelap.failure"] for span in traced.spans() if span.name == "decode"]
     assert failed == ["not_audio"]
 
 
@@ -154,7 +156,7 @@ async def test_probes_are_not_traced(traced: Traced) -> None:
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
-async def test_log_lines_name_the_trace(
+async def test_log_lines_have_trace_ids(
     traced: Traced, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     root = logging.getLogger()
@@ -186,13 +188,13 @@ async def test_log_lines_name_the_trace(
         {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_TRACES_EXPORTER": "none"},
     ],
 )
-def test_nothing_is_traced_unless_somebody_asks(environment: dict[str, str]) -> None:
+def test_tracing_is_off_by_default(environment: dict[str, str]) -> None:
     tracing = open_tracing(environment, "1")
     assert not tracing.enabled and tracing.ids() == {}
     tracing.close(1.0)
 
 
-def test_nothing_is_imported_unless_somebody_asks(repo_dir: Path) -> None:
+def test_sdk_is_not_imported_by_default(repo_dir: Path) -> None:
     """Only the API package, which FastAPI imports as well; the SDK and the exporter cost time and memory."""
     modules = "[name for name in sys.modules if name.startswith('opentelemetry.')]"
     code = f"import app.cli.serve, app.main, sys; print({modules}, app.main)"
@@ -209,12 +211,12 @@ def test_nothing_is_imported_unless_somebody_asks(repo_dir: Path) -> None:
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "zipkin"),
     ],
 )
-def test_what_is_asked_for_and_not_done_is_refused(more: dict[str, str], message: str) -> None:
+def test_unsupported_settings_are_rejected(more: dict[str, str], message: str) -> None:
     with pytest.raises(TracingError, match=message):
         open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"} | more, "1")
 
 
-def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sdk_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(TracingError, match=r"pip install 'finelap\[otel\]'"):

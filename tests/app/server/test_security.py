@@ -1,4 +1,4 @@
-"""The service as an attacker's target: headers, other sites' pages, bodies that fill memory, names that escape."""
+"""Security: headers, cross-origin requests, bodies that exhaust memory, path traversal."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def problem(response: httpx.Response, status: int, slug: str) -> str:
 
 @pytest.fixture
 def run_protocol(run_server: Callable[..., str]) -> Callable[[], int]:
-    """Starts a server that speaks as `finelap serve` does; its port."""
+    """Starts a server with the HTTP protocol of `finelap serve`; yields its port."""
     return lambda: int(run_server().rpartition(":")[2])
 
 
-# What browsers are told
+# Security headers
 
 
-async def test_every_answer_has_the_headers(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_every_response_has_security_headers(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     added = await client.post("/clips", files={"files": ("a.wav", sounds.wav())})
     clip = added.json()["clips"][0]["id"]
     paths = ["/", "/docs", "/web/main.js", "/info", "/clips", f"/clips/{clip}/audio", "/clips/none", "/nowhere", "/%ff"]
@@ -65,8 +65,8 @@ async def test_every_answer_has_the_headers(client: httpx.AsyncClient, sounds: S
             assert "script-src" not in policy, path
 
 
-async def test_pages_run_only_what_their_policy_names(client: httpx.AsyncClient) -> None:
-    """Every script and style of the page is a file of the service; the words of inline ones are never the same."""
+async def test_pages_run_only_what_their_policy_allows(client: httpx.AsyncClient) -> None:
+    """Every script and style of a page is a file of the service or has a fresh nonce."""
     words = set()
     for path in ("/", "/docs", "/", "/docs"):
         page = await client.get(path)
@@ -80,10 +80,10 @@ async def test_pages_run_only_what_their_policy_names(client: httpx.AsyncClient)
         assert not re.search(r"""(?:src|href)=["'](?:https?:)?//""", page.text), path
 
 
-# Pages of other sites
+# Cross-origin requests
 
 
-async def test_pages_of_other_sites_change_nothing(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+async def test_cross_origin_changes_are_rejected(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
     files = {"files": ("a.wav", sounds.wav())}
     for origin in ("https://evil.example", "null", "http://test.evil.example", "http://test:81", "http://[", "file://"):
         refused = await client.post("/clips", files=files, headers={"Origin": origin})
@@ -94,11 +94,11 @@ async def test_pages_of_other_sites_change_nothing(client: httpx.AsyncClient, so
         )
         assert not any(name.startswith("access-control") for name in preflight.headers)
     assert not (await client.get("/clips")).json()["clips"]
-    for headers in ({"Origin": "http://test"}, {}):  # its own page, and what is no browser
+    for headers in ({"Origin": "http://test"}, {}):  # its own page, and clients other than browsers
         assert (await client.post("/clips", files=files, headers=headers)).status_code in (200, 201)
 
 
-async def test_sites_that_may_call(make_app: Make, open_client: Connect) -> None:
+async def test_allowed_origins(make_app: Make, open_client: Connect) -> None:
     app = make_app(cors_origins=("https://friend.example",))
     async with app.router.lifespan_context(app), open_client(app) as client:
         asks = {"Origin": "https://friend.example", "Access-Control-Request-Method": "POST"}
@@ -117,7 +117,7 @@ async def test_sites_that_may_call(make_app: Make, open_client: Connect) -> None
 @pytest.mark.parametrize(
     ("settings", "taken", "refused"),
     [
-        # on this machine and open: a name that somebody can register may have been made to point here
+        # open on this machine: a registered name may have been pointed at it
         ({}, ["localhost:8080", "127.0.0.1:8080", "[::1]:8080", "box", "a.localhost"], ["evil.example", "x.y:80"]),
         ({"host": "::1"}, ["[::1]"], ["evil.example"]),
         ({"api_keys": ("k",)}, ["evil.example"], []),
@@ -126,7 +126,7 @@ async def test_sites_that_may_call(make_app: Make, open_client: Connect) -> None
         ({"allowed_hosts": ("*",)}, ["evil.example"], []),
     ],
 )  # fmt: skip
-async def test_names_of_the_service(
+async def test_allowed_hosts(
     make_app: Make, open_client: Connect, settings: dict[str, Any], taken: list[str], refused: list[str]
 ) -> None:
     app = make_app(**settings)
@@ -137,7 +137,7 @@ async def test_names_of_the_service(
             problem(await client.get("/clips", headers={"Host": host}), 421, "misdirected")
 
 
-# Bodies made to fill memory
+# Bodies that exhaust memory
 
 
 def part(name: str, value: bytes, more: bytes = b"") -> bytes:
@@ -153,7 +153,7 @@ async def post_form(client: httpx.AsyncClient, *parts: bytes, headers: dict[str,
     return await client.post("/embed", content=b"".join(parts) + b"--b--\r\n", headers=headers)
 
 
-async def test_forms_with_too_much(client: httpx.AsyncClient) -> None:
+async def test_oversized_forms_are_rejected(client: httpx.AsyncClient) -> None:
     mega = b"x" * (requests.MAX_FIELD_BYTES - 100)
     assert problem(await post_form(client, part("texts", b"x" * (1 << 20) + b"x")), 400, "malformed")
     many = [part("nobody_knows", mega) for _ in range(17)]
@@ -175,15 +175,15 @@ async def test_forms_with_too_much(client: httpx.AsyncClient) -> None:
      "multipart/form-data; charset=unicode_escape; boundary=b", "multipart/form-data; charset=idna; boundary=b",
      "multipart/form-data; boundary=b; boundary=c", "multipart/form-data; boundary*0=b"],
 )  # fmt: skip
-async def test_heads_of_forms(client: httpx.AsyncClient, head: str) -> None:
+async def test_form_part_headers_are_bounded(client: httpx.AsyncClient, head: str) -> None:
     parts = [part("texts", b"\\ud800 a"), part("frames", b"\\ud800"), part('files"; filename="\\ud800.wav', b"\\ud800")]
     answer = await post_form(client, *parts, headers={"content-type": head})
     assert answer.status_code in (400, 415, 422), answer.text
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_files_of_a_form_stay_off_memory(client: httpx.AsyncClient) -> None:
-    """100 files of 300 kB: those of the first that fit are kept in memory, of the others 64 kB."""
+async def test_form_files_are_not_kept_in_memory(client: httpx.AsyncClient) -> None:
+    """100 files of 300 kB: the first ones are kept in memory up to the limit, then 64 kB of each."""
     piece = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"\0" * 300_000 + b"\r\n"
 
     async def body() -> AsyncIterator[bytes]:
@@ -201,8 +201,8 @@ async def test_files_of_a_form_stay_off_memory(client: httpx.AsyncClient) -> Non
     assert peak < 20e6, peak
 
 
-async def test_json_made_to_swell(client: httpx.AsyncClient) -> None:
-    """A few bytes of JSON may become a hundred of memory: {} is three with its comma, and a dict is 64."""
+async def test_json_expansion_is_bounded(client: httpx.AsyncClient) -> None:
+    """JSON expands in memory: `{},` has three bytes, an empty dict 64."""
     swelling = b'{"query": [' + b"{}," * 2_000_000 + b"{}]}"
     for path in ("/search", "/search/moments", "/embed"):
         assert "values" in problem(await client.post(path, content=swelling), 413, "body-too-large")
@@ -216,8 +216,8 @@ async def test_json_made_to_swell(client: httpx.AsyncClient) -> None:
     problem(await client.post("/v1/embeddings", content=json.dumps(sound)), 413, "body-too-large")
 
 
-async def test_nothing_is_unpacked(client: httpx.AsyncClient) -> None:
-    """A body that says it is compressed is not, so no kilobyte becomes a gigabyte."""
+async def test_compressed_bodies_are_not_decompressed(client: httpx.AsyncClient) -> None:
+    """Content-Encoding is ignored, so that a kilobyte cannot expand to a gigabyte."""
     import gzip
 
     packed = gzip.compress(b'{"query": "' + b" " * 10_000_000 + b'"}')
@@ -228,7 +228,7 @@ async def test_nothing_is_unpacked(client: httpx.AsyncClient) -> None:
         problem(answer, 400, "malformed")
 
 
-# Names made to escape
+# Path traversal
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,9 @@ async def test_nothing_is_unpacked(client: httpx.AsyncClient) -> None:
      "x\x00.wav", "\u202egpj.wav", "x\x1b[2Jy.wav", "\u2028x.wav", "a\"; filename=\"b.wav",
      "%2e%2e%2fx.wav", "." * 300],
 )  # fmt: skip
-async def test_names_stay_names(client: httpx.AsyncClient, tmp_path: Path, sounds: SimpleNamespace, name: str) -> None:
+async def test_file_names_are_not_paths(
+    client: httpx.AsyncClient, tmp_path: Path, sounds: SimpleNamespace, name: str
+) -> None:
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     quoted = name.replace('"', "%22").encode().replace(b"\r", b"%0D").replace(b"\n", b"%0A")
     body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="' + quoted + b'"\r\n\r\n' + sounds.wav()
@@ -255,7 +257,7 @@ async def test_names_stay_names(client: httpx.AsyncClient, tmp_path: Path, sound
     assert {path.name for path in new if "audio" in path.parts} == {clip["sha256"]}
 
 
-async def test_metadata_is_only_data(client: httpx.AsyncClient, tmp_path: Path, sounds: SimpleNamespace) -> None:
+async def test_metadata_is_not_evaluated(client: httpx.AsyncClient, tmp_path: Path, sounds: SimpleNamespace) -> None:
     hostile = {
         "../../x": "/etc/passwd", "__proto__": {"a": 1}, "'; DROP TABLE clips; --": "' OR 1=1 --", "url": "http://x/",
         "html": "<script>alert(1)</script>", "line": "a\r\nSet-Cookie: b", "nul": "a\u0000b", "": "",
@@ -276,7 +278,7 @@ async def test_metadata_is_only_data(client: httpx.AsyncClient, tmp_path: Path, 
     assert words.status_code == 200
 
 
-async def test_paths_stay_below(client: httpx.AsyncClient) -> None:
+async def test_path_traversal_is_rejected(client: httpx.AsyncClient) -> None:
     for path in (
         "/web/../main.py", "/web/%2e%2e/main.py", "/web/..%2fmain.py", "/web/%2e%2e%2f%2e%2e%2fpyproject.toml",
         "/web//etc/passwd", "/docs/files/../../__init__.py", "/web/..%5cmain.py", "/clips/..%2f..%2fcatalog.sqlite3",
@@ -290,8 +292,8 @@ async def test_paths_stay_below(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("where", ["http://127.0.0.1:{port}/a.wav", "file:///etc/passwd", "ftp://127.0.0.1:{port}/a"])
-async def test_no_address_is_ever_called(client: httpx.AsyncClient, sounds: SimpleNamespace, where: str) -> None:
-    """Wherever an address could stand: a listener waits for the call that must not come."""
+async def test_no_url_is_fetched(client: httpx.AsyncClient, sounds: SimpleNamespace, where: str) -> None:
+    """URLs in every field: a local listener must not receive a connection."""
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.setblocking(False)
         url = where.format(port=trap.getsockname()[1])
@@ -315,7 +317,7 @@ async def test_no_address_is_ever_called(client: httpx.AsyncClient, sounds: Simp
 # Keys
 
 
-async def test_keys_are_nowhere_to_be_read(make_app: Make, open_client: Connect, capsys: pytest.CaptureFixture) -> None:
+async def test_keys_are_not_exposed(make_app: Make, open_client: Connect, capsys: pytest.CaptureFixture) -> None:
     key = "k3y-that-must-not-be-seen"
     stream = io.StringIO()
     root = logging.getLogger()
@@ -341,7 +343,7 @@ async def test_keys_are_nowhere_to_be_read(make_app: Make, open_client: Connect,
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_no_caller_writes_log_lines(make_app: Make, open_client: Connect, form: str) -> None:
+async def test_log_lines_cannot_be_forged(make_app: Make, open_client: Connect, form: str) -> None:
     stream = io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -364,10 +366,10 @@ async def test_no_caller_writes_log_lines(make_app: Make, open_client: Connect, 
         assert any("a\u2028b" in json.loads(line)["message"] for line in lines)
 
 
-# Callers that say nothing
+# Slow and silent clients
 
 
-async def test_a_head_that_does_not_come(run_protocol: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_head_timeout(run_protocol: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_HEAD_TIMEOUT", 0.3)
     port = run_protocol()
 
@@ -380,7 +382,7 @@ async def test_a_head_that_does_not_come(run_protocol: Callable[..., Any], monke
 
     whole = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert await asyncio.gather(silent(b""), silent(b"GET /hea"), silent(whole[:-2])) == [b"", b"", b""]
-    monkeypatch.setattr(protocol, "_HEAD_TIMEOUT", 60)  # who says all of it is answered, however slow this machine is
+    monkeypatch.setattr(protocol, "_HEAD_TIMEOUT", 60)  # a complete head is answered, however busy the machine is
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(whole)
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
@@ -393,7 +395,7 @@ async def test_a_head_that_does_not_come(run_protocol: Callable[..., Any], monke
     writer.close()
 
 
-async def test_no_websockets(run_protocol: Callable[..., Any]) -> None:
+async def test_websockets_are_rejected(run_protocol: Callable[..., Any]) -> None:
     port = run_protocol()
     ask = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     ask += b"Sec-WebSocket-Key: " + b"A" * 22 + b"==\r\n\r\n"
@@ -404,10 +406,10 @@ async def test_no_websockets(run_protocol: Callable[..., Any]) -> None:
         writer.close()
 
 
-async def test_callers_who_leave_in_the_middle_of_a_body(
+async def test_disconnect_while_sending_a_body(
     run_protocol: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody's error: no traceback in the log, and the next one is served."""
+    """A disconnect is not an error: no traceback in the log, and the next request is served."""
     caplog.set_level(logging.INFO)
     port = run_protocol()
     for kind in (b"multipart/form-data; boundary=b", b"application/json", b"application/x-www-form-urlencoded"):
