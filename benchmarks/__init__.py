@@ -1,1 +1,1 @@
-"""Benchmarks of the model, the service, the index and their reliability, one command each; see docs/benchmarks.md."""
+"""Benchmarks of the model, the service, the index and their reliability, one command each; docs/development/benchmarks.md."""

@@ -2,6 +2,9 @@
 
 By default glibc returns large blocks to the kernel immediately and requests them again moments later, and every page
 then costs a fault and is zeroed.
+
+Measured: 3 ms of processor time per clip on an Intel Xeon, no difference on an AMD EPYC
+(`python -m benchmarks.model.optimizations --only malloc`, docs/development/log.md).
 """
 
 from __future__ import annotations

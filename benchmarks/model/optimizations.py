@@ -1,8 +1,7 @@
 """Measures what each CPU optimization of the model is worth: every one on and off, in turns, in one run.
 
-    python -m benchmarks.model.optimizations [--runs 15] [--only fused_conv threads malloc bfloat16] [--json FILE]
+    python -m benchmarks.model.optimizations [--runs 15] [--only threads malloc bfloat16] [--json FILE]
 
-- fused_conv: finelap-small with fused convolutions (model.encoders.fused_conv), and with the plain modules.
 - threads: batches of finelap-small split across cores (model.threads), and each layer computed by all threads; alone,
   and with one other process that keeps a core busy.
 - malloc: batches in a process that keeps freed memory (app.server.allocator), and in one with glibc's defaults.
@@ -82,16 +81,6 @@ def alternate(off: Callable[[], object], on: Callable[[], object], runs: int) ->
     return off_cost, on_cost
 
 
-def fused_conv(runs: int) -> Iterator[Row]:
-    """finelap-small, from waveforms to embeddings."""
-    model = sizes.build(sizes.SMALL)
-    for batch in (1, 4, 16):
-        waveforms = sounds(_WINDOW, batch)
-        encode = partial(model.encode_windows, waveforms)
-        plain = partial(_patched, "model.encoders.fused_conv._possible", lambda *_: False, encode)
-        yield Row("fused_conv", f"{batch} windows", *alternate(plain, encode, runs))
-
-
 def threads(runs: int) -> Iterator[Row]:
     """finelap-small, a batch split across cores or layer by layer on all threads."""
     model = sizes.build(sizes.SMALL)
@@ -137,7 +126,6 @@ def bfloat16(runs: int) -> Iterator[Row]:
 
 
 OPTIMIZATIONS: dict[str, Callable[[int], Iterator[Row]]] = {
-    "fused_conv": fused_conv,
     "threads": threads,
     "malloc": malloc,
     "bfloat16": bfloat16,

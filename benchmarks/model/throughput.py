@@ -68,7 +68,7 @@ def in_turns(work: dict[str, Callable[[], object]], runs: int) -> dict[str, floa
 def operations(model: FineLAP) -> int:
     """The multiplications and additions of one window in matrix products and convolutions."""
     mel = model.mel(sounds(_WHOLE, 1), model.config.windows.mel_frames)
-    with FlopCounterMode(display=False) as counter:  # with gradients: fused convolutions are not counted
+    with FlopCounterMode(display=False) as counter:
         model.forward_audio(mel)
     return int(counter.get_total_flops())
 

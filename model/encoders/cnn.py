@@ -1,7 +1,7 @@
 """A small residual CNN over log-mel: the audio encoder of the bundled checkpoint, fast on a CPU.
 
 Plain 3×3 convolutions replace depthwise ones because they measured faster: on two CPU cores they do about twice the
-arithmetic per second, and train faster per crop (docs/log.md).
+arithmetic per second, and train faster per crop (docs/development/log.md).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from model.config import ConfigError, MelConfig, WindowConfig
-from model.encoders.fused_conv import Forward, Fused, FusedConv
 from model.encoders.registry import AudioEncoder, EncoderOutput
 
 STEM_STRIDE = 2
@@ -35,29 +34,6 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, T, F) → (B, C_out, T / stride, F / stride)."""
         return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
-
-
-def fused_trunk(trunk: nn.Sequential) -> Forward:
-    """The forward pass of a trunk in eval mode, with each convolution fused with what follows it."""
-    stem = FusedConv(trunk[0])  # type: ignore[arg-type]
-    blocks = [
-        (
-            FusedConv(block.first),
-            FusedConv(block.second),
-            None if isinstance(block.shortcut, nn.Identity) else FusedConv(block.shortcut),
-        )
-        for block in trunk
-        if isinstance(block, ResidualBlock)
-    ]
-
-    def forward(x: Tensor) -> Tensor:
-        x = stem(x, relu=True)
-        for first, second, shortcut in blocks:
-            residual = x.clone() if shortcut is None else shortcut(x)
-            x = second.add_relu(first(x, relu=True), residual)
-        return x
-
-    return forward
 
 
 class AttentionPool(nn.Module):
@@ -113,11 +89,10 @@ class ConvEncoder(AudioEncoder):
         self.trunk = nn.Sequential(*blocks)
         self.neck = nn.Sequential(nn.Linear(channels * bins, width), nn.LayerNorm(width), nn.GELU())
         self.pool = AttentionPool(width, heads)
-        self._fused = Fused(fused_trunk)
 
     def forward(self, mel: Tensor) -> EncoderOutput:
         """(B, mel_frames, bins) normalised log-mel → pooled (B, C) and frames (B, mel_frames / hop, C)."""
         x = mel[:, None].contiguous(memory_format=torch.channels_last)
-        x = self._fused(self.trunk, x)  # (B, C, T, F)
+        x = self.trunk(x)  # (B, C, T, F)
         frames = self.neck(x.permute(0, 2, 1, 3).flatten(2))
         return EncoderOutput(self.pool(frames), frames)

@@ -164,7 +164,7 @@ np.savez(out, clip=clip, frames=frames, text=text)
 
 
 def test_bfloat16(published: Published, repo_dir: Path) -> None:
-    """Runs in a child process without AMX, because some virtual machines advertise AMX and kill processes that use it."""
+    """Runs in a child process without AMX, because some virtual machines advertise it and kill those that use it."""
     given, out = published.scratch / "given.npz", published.scratch / "bfloat16.npz"
     np.savez(given, signal=published.signal(1), ids=IDS, mask=MASK)
     command = [sys.executable, "-c", BFLOAT16, str(published.folder), str(given), str(out)]
