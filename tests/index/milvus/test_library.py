@@ -73,7 +73,7 @@ def test_another_process_sees_them_too(milvus_url: Url, tmp_path: Path, new_clip
     library = open_it(url, tmp_path)
     clip, _ = library.add(new_clip(1))
     program = (
-        "import sys; from pathlib import Path; from index.milvus.library import KeyLocks, MilvusLibrary, MonotonicClock\n"
+        "import sys; from pathlib import Path; from index.milvus.library import MilvusLibrary\n"
         "there = MilvusLibrary.open(sys.argv[1], Path(sys.argv[2]), dim=16, checkpoint='checkpoint-a')\n"
         "[clip] = there.list(5)[0]\n"
         "there.update_metadata(clip.id, {'seen': clip.filename})\n"
