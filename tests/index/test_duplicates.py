@@ -94,7 +94,7 @@ def outline(loudness: np.ndarray) -> np.ndarray:
     return np.stack([-loudness, 0.9 * loudness])
 
 
-def test_outlines_decide_where_the_model_hears_no_difference() -> None:
+def test_peaks_decide_where_embeddings_agree() -> None:
     rng = np.random.default_rng(5)
     frames = unit(rng.standard_normal((10, DIM)))
     vectors = np.stack([frames.mean(axis=0)] * 4)
@@ -105,7 +105,7 @@ def test_outlines_decide_where_the_model_hears_no_difference() -> None:
     assert near_duplicates(vectors, durations, tracks.__getitem__, outlines.__getitem__) == [[0, 2], [1, 3]]
 
 
-def test_outlines_are_compared_whatever_gain_and_shift() -> None:
+def test_peak_correlation_ignores_gain_and_shift() -> None:
     loudness = np.random.default_rng(6).uniform(0.01, 1, 200)
     assert peak_correlation(outline(loudness), outline(loudness)) == pytest.approx(1)
     assert peak_correlation(outline(loudness[15:]), outline(loudness / 4)) == pytest.approx(1, abs=1e-5)
@@ -158,6 +158,6 @@ def test_nothing_has_no_duplicates() -> None:
         (np.ones((1, DIM)), np.array([np.inf])),
     ],
 )
-def test_what_makes_no_sense_is_refused(vectors: np.ndarray, durations: np.ndarray) -> None:
+def test_invalid_arguments_are_rejected(vectors: np.ndarray, durations: np.ndarray) -> None:
     with pytest.raises(ValueError):
         near_duplicates(vectors, durations, lambda at: np.ones((1, DIM)))

@@ -38,7 +38,7 @@ from index.vectors.exact import matches
         {"n": list(range(1001))},
     ],
 )
-def test_filter_that_is_refused(filter: object) -> None:
+def test_invalid_filters_are_rejected(filter: object) -> None:
     with pytest.raises(InvalidFilter):
         parse_filter(filter)  # type: ignore[arg-type]
 

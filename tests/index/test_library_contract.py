@@ -83,7 +83,7 @@ def test_frames_of_several_clips_at_once(library: Library, new_clip: Make) -> No
         assert hop == its_hop
 
 
-def test_what_is_added_is_there(library: Library, new_clip: Make) -> None:
+def test_added_clips_are_found(library: Library, new_clip: Make) -> None:
     new = new_clip(1, {"tags": ["dog", "bark"], "deep": {"a": [1, None]}, "ütf": "ß\u0000\U0001f415", "q\"'\\": 1})
     clip, created = library.add(new)
     assert created
@@ -177,7 +177,7 @@ def test_a_record_without_audio_can_be_given_it_back(library: Library, new_clip:
 # Deleting and updating
 
 
-def test_what_is_deleted_is_gone(library: Library, new_clip: Make, tmp_path: Path) -> None:
+def test_deleted_clips_are_gone(library: Library, new_clip: Make, tmp_path: Path) -> None:
     clip, _ = library.add(new_clip(1, {"a": 1}))
     other, _ = library.add(new_clip(2, {"a": 1}))
     library.delete(clip.id)
@@ -192,7 +192,7 @@ def test_what_is_deleted_is_gone(library: Library, new_clip: Make, tmp_path: Pat
     assert created and back.id != clip.id
 
 
-def test_ids_that_are_none(library: Library, new_clip: Make) -> None:
+def test_unknown_ids_are_rejected(library: Library, new_clip: Make) -> None:
     library.add(new_clip(1))
     for clip_id in ("", "0" * 32, "../x", "\ud800", "ö", '" or id > "'):
         for ask in (library.get, library.delete, library.audio_path, library.frame_codes, library.clip_vector):
@@ -338,7 +338,7 @@ def test_clips_are_found_by_their_nearest_segment(library: Library, new_clip: Ma
             library.search_segments(bad, 1)
 
 
-def test_questions_that_make_no_sense(library: Library) -> None:
+def test_invalid_queries_are_rejected(library: Library) -> None:
     for vector in (np.ones(DIM - 1), np.ones((1, DIM)), np.full(DIM, np.nan)):
         with pytest.raises(ValueError):
             library.search(vector, 1)
@@ -433,7 +433,7 @@ def test_newest_first_clips_that_come_later_are_not_in_the_pages(library: Librar
     assert library.list(30)[1] is None  # exactly full: no empty page to follow
 
 
-def test_cursors_that_are_none(library: Library) -> None:
+def test_invalid_cursors_are_rejected(library: Library) -> None:
     for sort in ("-created", "filename", "duration"):
         forged = [[sort, value, 5, "0" * 32] for value in ('" or true', "0g", 1.5, 6, None, [], float("inf"))]
         forged += [[sort, 5, 5, 'x" or true'], [sort, 5, -5, "0" * 32], [sort]]
@@ -448,7 +448,7 @@ def test_cursors_that_are_none(library: Library) -> None:
 # Opening again
 
 
-def test_everything_is_there_after_opening_again(open_store: Open, new_clip: Make) -> None:
+def test_everything_survives_reopening(open_store: Open, new_clip: Make) -> None:
     library = open_store()
     news = [new_clip(i, {"n": i}) for i in range(20)]
     clips = [clip for clip, _ in library.add_many(news)]
@@ -471,7 +471,7 @@ def test_a_library_belongs_to_the_checkpoint_that_made_it(open_store: Open, new_
     assert open_store().get(clip.id) == clip
 
 
-def test_a_closed_library_says_so(open_store: Open, new_clip: Make) -> None:
+def test_a_closed_library_raises(open_store: Open, new_clip: Make) -> None:
     library = open_store()
     clip, _ = library.add(new_clip(1))
     library.close()

@@ -13,7 +13,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dim", "worst", "rms"), [(384, 2.5e-3, 5e-4), (1024, 1.8e-3, 3e-4)])
-def test_similarities_stay_where_they_are(dim: int, worst: float, rms: float) -> None:
+def test_quantisation_preserves_similarities(dim: int, worst: float, rms: float) -> None:
     rng = np.random.default_rng(0)
     frames, queries = _unit(rng.standard_normal((1000, dim))), _unit(rng.standard_normal((50, dim)))
     queries = np.concatenate([queries, frames[:50]])  # some that match a frame
@@ -22,7 +22,7 @@ def test_similarities_stay_where_they_are(dim: int, worst: float, rms: float) ->
     assert np.sqrt(np.mean(error**2)) < rms
 
 
-def test_a_quarter_of_the_size() -> None:
+def test_codes_take_a_quarter_of_the_size() -> None:
     frames = _unit(np.random.default_rng(1).standard_normal((64, 384)))
     assert len(encode_frames(frames).to_bytes()) == 64 * (384 + 4)
 
@@ -36,12 +36,12 @@ def test_lengths_are_kept() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 35, 37])
-def test_bytes_of_another_shape_are_refused(size: int) -> None:
+def test_bytes_of_another_shape_are_rejected(size: int) -> None:
     with pytest.raises(ValueError, match="are not frames"):
         FrameCodes.from_bytes(bytes(size), 32)
 
 
-def test_piece_by_piece_is_the_same() -> None:
+def test_adding_in_parts_gives_the_same_codes() -> None:
     frames = np.random.default_rng(5).standard_normal((300, 32)).astype(np.float32)
     whole, pieces = encode_frames(frames), FrameCodes(32)
     for part in np.split(frames, [1, 1, 64, 128, 299]):

@@ -40,7 +40,7 @@ def test_merge_patch_leaves_its_arguments_alone() -> None:
 @pytest.mark.parametrize(
     "metadata", [[], None, "text", {"a": float("nan")}, {"a": float("inf")}, {"a": {1, 2}}, {1: "a"}, {"a": "\ud800"}]
 )
-def test_metadata_that_is_refused(metadata: object) -> None:
+def test_invalid_metadata_is_rejected(metadata: object) -> None:
     with pytest.raises(InvalidMetadata):
         dump_metadata(metadata)
 

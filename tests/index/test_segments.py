@@ -114,7 +114,7 @@ def test_the_index_equals_the_reference_through_changes() -> None:
         np.testing.assert_allclose(similarities, [s for _, s in expected], atol=1e-3)
 
 
-def test_nothing_to_find() -> None:
+def test_an_empty_index_finds_nothing() -> None:
     index = SegmentIndex(DIM)
     with index.reading():
         assert len(index.search(np.ones(DIM, np.float32), 3)[0]) == 0

@@ -29,7 +29,7 @@ Make = Callable[..., NewClip]
         ("plain words", "plain words"),
     ],
 )
-def test_names_are_cut_where_words_meet(text: str, words: str) -> None:
+def test_names_are_split_at_word_boundaries(text: str, words: str) -> None:
     assert split_words(text).split() == words.split()
 
 
@@ -65,7 +65,7 @@ def test_words_find_names_tags_and_descriptions(library: SqliteLibrary) -> None:
 
 
 @pytest.mark.parametrize("query", ["", " ", "???", '"', "*", "zebra", "(" * 100])
-def test_queries_without_an_answer(library: SqliteLibrary, query: str) -> None:
+def test_queries_without_matches(library: SqliteLibrary, query: str) -> None:
     assert names(library, query) == []
 
 

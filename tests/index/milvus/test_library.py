@@ -166,7 +166,7 @@ def test_an_empty_library_keeps_its_checkpoint_too(milvus_url: Url, tmp_path: Pa
         open_it(url, tmp_path, checkpoint="checkpoint-b")
 
 
-def test_a_collection_of_somebody_else_is_refused(milvus_url: Url, tmp_path: Path) -> None:
+def test_a_foreign_collection_is_rejected(milvus_url: Url, tmp_path: Path) -> None:
     from pymilvus import MilvusClient
 
     url = milvus_url()
@@ -194,7 +194,7 @@ def test_filters_that_many_pass_and_segments_that_nobody_owns(
     library.close()
 
 
-def test_more_than_a_row_holds_is_refused(milvus_url: Url, tmp_path: Path, new_clip: Make) -> None:
+def test_metadata_over_the_row_limit_is_rejected(milvus_url: Url, tmp_path: Path, new_clip: Make) -> None:
     library = open_it(milvus_url(), tmp_path)
     for metadata in ({"note": "x" * 70_000}, {"n": list(range(5000))}, {f"k{i}": i for i in range(3000)}):
         with pytest.raises(InvalidMetadata, match="Milvus"):
@@ -208,7 +208,7 @@ def test_more_than_a_row_holds_is_refused(milvus_url: Url, tmp_path: Path, new_c
     library.close()
 
 
-def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported_at_once(tmp_path: Path) -> None:
     pytest.importorskip("pymilvus")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -232,12 +232,12 @@ def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
         "milvus://host/a/b",
     ],
 )
-def test_addresses_that_are_none(url: str) -> None:
+def test_invalid_addresses_are_rejected(url: str) -> None:
     with pytest.raises(ValueError):
         parse_milvus_url(url)
 
 
-def test_an_address_is_taken_apart() -> None:
+def test_addresses_are_parsed() -> None:
     url = parse_milvus_url("milvus://me:p%40ss@db.example/sounds?collection=fx&files=s3://bucket/a&index=FLAT&tls=1")
     assert (url.uri, url.user, url.password) == ("https://db.example:19530", "me", "p@ss")
     assert (url.database, url.collection, url.files, url.index) == ("sounds", "fx", "s3://bucket/a", "FLAT")
@@ -352,7 +352,7 @@ def test_pages_are_right_whichever_rows_the_store_answers_with(
 # Words and turns
 
 
-def test_words_are_cut_and_stemmed_as_in_sqlite() -> None:
+def test_words_are_split_and_stemmed_as_in_sqlite() -> None:
     assert stems("Barking DOGS, café-au-lait 7") == ["bark", "dog", "cafe", "au", "lait", "7"]
     assert indexed_text("DogBark_01.wav", {"tags": ["dog"], "x": {"y": "Cars pass"}}).split() == (
         ["dog", "bark", "01", "wav"] * 2 + ["dog"] * 3 + ["car", "pass"]
@@ -366,7 +366,7 @@ def test_words_are_cut_and_stemmed_as_in_sqlite() -> None:
     assert 60_000 < len(long.encode()) <= 65_535 and set(long.split()) == {"x", "worter"}
 
 
-def test_claims_take_turns() -> None:
+def test_per_key_locks() -> None:
     locks, inside, most = KeyLocks(), set(), []
     counter = itertools.count()
 
@@ -384,7 +384,7 @@ def test_claims_take_turns() -> None:
     assert next(counter) == 200
 
 
-def test_a_clock_never_tells_the_same_time_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_is_strictly_increasing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = MonotonicClock()
     with ThreadPoolExecutor(4) as pool:
         told = list(pool.map(lambda _: clock.now(), range(5000)))

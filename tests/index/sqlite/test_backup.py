@@ -175,7 +175,7 @@ def test_a_damaged_backup_is_not_taken_for_whole(filled: SqliteLibrary, tmp_path
     assert not (tmp_path / "other/catalog.sqlite3").exists()
 
 
-def test_what_is_refused(filled: SqliteLibrary, tmp_path: Path) -> None:
+def test_invalid_backups_and_targets_are_rejected(filled: SqliteLibrary, tmp_path: Path) -> None:
     with pytest.raises(LibraryError, match="no library"):
         back_up(tmp_path / "nothing", tmp_path / "b", quiet)
     assert not (tmp_path / "b").exists()

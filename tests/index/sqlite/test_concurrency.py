@@ -1,4 +1,4 @@
-"""Searches beside changes: each answers as the library stood at some moment between the search's start and end."""
+"""Concurrent searches return the library's state at some moment between the search's start and end."""
 
 from __future__ import annotations
 

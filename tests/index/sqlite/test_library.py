@@ -49,7 +49,7 @@ def _audio_names(library: SqliteLibrary, clips: Sequence[NewClip | Clip]) -> Non
 # Adding
 
 
-def test_what_is_added_is_there(library: SqliteLibrary, new_clip: Make) -> None:
+def test_added_clips_are_found(library: SqliteLibrary, new_clip: Make) -> None:
     new = new_clip(1, {"tags": ["dog", "bark"], "deep": {"a": [1, None]}, "ütf": "ß\u0000\U0001f415"})
     clip, created = library.add(new)
     assert created
@@ -123,7 +123,7 @@ def test_file_names_are_kept_in_any_script(library: SqliteLibrary, new_clip: Mak
 # Deleting and updating
 
 
-def test_what_is_deleted_is_gone(library: SqliteLibrary, new_clip: Make) -> None:
+def test_deleted_clips_are_gone(library: SqliteLibrary, new_clip: Make) -> None:
     clip, _ = library.add(new_clip(1, {"a": 1}))
     other, _ = library.add(new_clip(2, {"a": 1}))
     path = library.audio_path(clip.id)
@@ -150,7 +150,7 @@ def test_no_table_remembers_a_deleted_clip(library: SqliteLibrary, new_clip: Mak
 
 
 @pytest.mark.parametrize("clip_id", ["", "0" * 32, "../x", "\ud800", "ö"])
-def test_ids_that_are_none(library: SqliteLibrary, clip_id: str) -> None:
+def test_unknown_ids_are_rejected(library: SqliteLibrary, clip_id: str) -> None:
     with pytest.raises(ClipNotFound):
         library.get(clip_id)
 
@@ -187,7 +187,7 @@ def test_a_filter_is_applied_before_the_best_are_taken(library: SqliteLibrary, n
         library.search(query, 10, {"tags": {"$ne": "a"}})
 
 
-def test_questions_that_make_no_sense(library: SqliteLibrary) -> None:
+def test_invalid_queries_are_rejected(library: SqliteLibrary) -> None:
     for vector in (np.ones(DIM - 1), np.ones((1, DIM)), np.full(DIM, np.nan)):
         with pytest.raises(ValueError):
             library.search(vector, 1)
@@ -224,7 +224,7 @@ def test_a_filtered_list(library: SqliteLibrary, new_clip: Make) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["", "!", "x", "YmVmb3JlOg", "YmVmb3JlOi01", "YWZ0ZXI6NQ", "ä", "A" * 5000])
-def test_cursors_that_are_none(library: SqliteLibrary, cursor: str) -> None:
+def test_invalid_cursors_are_rejected(library: SqliteLibrary, cursor: str) -> None:
     with pytest.raises(InvalidCursor):
         library.list(5, cursor)
 
@@ -255,7 +255,7 @@ def test_a_cursor_goes_with_its_sort(library: SqliteLibrary, new_clip: Make) -> 
         library.list(2, sort="loudness")
 
 
-def test_a_page_has_at_least_one_place(library: SqliteLibrary) -> None:
+def test_page_limits_below_one_are_rejected(library: SqliteLibrary) -> None:
     with pytest.raises(ValueError):
         library.list(0)
 
@@ -263,7 +263,7 @@ def test_a_page_has_at_least_one_place(library: SqliteLibrary) -> None:
 # Opening again
 
 
-def test_everything_is_there_after_opening_again(open_library: Open, new_clip: Make) -> None:
+def test_everything_survives_reopening(open_library: Open, new_clip: Make) -> None:
     library = open_library()
     news = [new_clip(i, {"n": i}) for i in range(20)]
     clips = [clip for clip, _ in library.add_many(news)]
@@ -326,7 +326,7 @@ def test_a_refused_opening_keeps_nothing_locked(open_library: Open, new_clip: Ma
     assert len(open_library()) == 1
 
 
-def test_a_closed_library_says_so(library: SqliteLibrary, new_clip: Make) -> None:
+def test_a_closed_library_raises(library: SqliteLibrary, new_clip: Make) -> None:
     clip, _ = library.add(new_clip(1))
     library.close()
     library.close()
@@ -420,7 +420,7 @@ def test_a_full_database_refuses_whole_and_goes_on(library: SqliteLibrary, new_c
 
 
 @pytest.mark.parametrize("step", ["stage", "place"])
-def test_no_room_for_the_audio(
+def test_a_full_disk_while_writing_audio(
     library: SqliteLibrary, new_clip: Make, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     kept, _ = library.add(new_clip(1))

@@ -1,4 +1,4 @@
-"""Any sequence of changes and questions gives what the slow reference gives."""
+"""Stateful test of the library: any sequence of changes and queries equals the slow reference."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_a_library_of_another_checkpoint_has_no_part_in_it(
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be taken for one" * 100])
-def test_a_side_database_that_is_none(
+def test_invalid_side_databases_are_rejected(
     content: bytes, filled: tuple[SqliteLibrary, list[Clip]], open_library: Callable[..., SqliteLibrary]
 ) -> None:
     side_path(filled[0].folder, NEW).write_bytes(content)
@@ -143,7 +143,7 @@ def test_a_side_database_that_is_none(
     assert len(open_library()) == len(filled[1])
 
 
-def test_what_a_side_database_refuses(tmp_path: Path) -> None:
+def test_invalid_embeddings_are_rejected(tmp_path: Path) -> None:
     vector, frames = again("0" * 64)
     with SideDatabase(tmp_path, NEW, NEW_DIM) as side:
         for wrong in (vector[:-1], vector * 2, np.full(NEW_DIM, np.nan, np.float32)):
@@ -186,7 +186,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True, timeout=10)
 
 
-def test_no_room_for_both(small_disk: Path, new_clip: Callable[..., NewClip]) -> None:
+def test_a_takeover_on_a_full_disk(small_disk: Path, new_clip: Callable[..., NewClip]) -> None:
     folder, filler = small_disk / "library", small_disk / "filler"
     track = np.random.default_rng(0).standard_normal((500, 16)).astype(np.float32)
     with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as library:

@@ -53,7 +53,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     Store(path, (*MIGRATIONS, "CREATE TABLE extra (a);")).close()
 
 
-def test_a_library_of_a_newer_release_is_refused_untouched(tmp_path: Path) -> None:
+def test_a_library_of_a_newer_release_is_rejected_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite3"
     Store(path, (*MIGRATIONS, "CREATE TABLE extra (a);")).close()
     before = path.read_bytes()
@@ -62,7 +62,7 @@ def test_a_library_of_a_newer_release_is_refused_untouched(tmp_path: Path) -> No
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"this is not a database, it is a text " * 100)
     with pytest.raises(LibraryError):
         Store(tmp_path / "text")
@@ -91,7 +91,7 @@ def test_a_reader_sees_one_state_and_a_failed_change_leaves_none(tmp_path: Path)
     store.close()
 
 
-def test_a_full_database_says_so_and_goes_on(tmp_path: Path) -> None:
+def test_a_full_database_raises_and_recovers(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.sqlite3")
     with store.write() as change:
         change.execute("CREATE TABLE filler (a)")

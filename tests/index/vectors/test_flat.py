@@ -40,7 +40,7 @@ def test_equals_the_product(k: int, share: float | None) -> None:
     np.testing.assert_allclose(similarities, vectors[best] @ query, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_that_are_not_there_do_not_matter() -> None:
+def test_missing_rows_are_ignored() -> None:
     index, vectors = FaissIndex(DIM), _vectors(3)
     index.add(np.array([5, 6, 7]), vectors)
     assert _search(index, vectors[0], 5, np.array([6, 900]))[0] == [6]
@@ -57,7 +57,7 @@ def test_removed_rows_are_gone_and_the_others_keep_their_vectors() -> None:
         assert _search(index, vectors[row] * 100, 1, np.array([row, 3, 17]))[0] == [row]
 
 
-def test_equals_come_in_row_order() -> None:
+def test_ties_are_in_row_order() -> None:
     index = FaissIndex(DIM)
     index.add(np.array([9, 2, 5]), np.repeat(_vectors(1), 3, axis=0))
     assert _search(index, _vectors(1)[0], 3)[0] == [2, 5, 9]

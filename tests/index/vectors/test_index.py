@@ -1,4 +1,4 @@
-"""The index that grows: equal to a product of all vectors where it says so, and near it where it does not."""
+"""Tests of the vector index: exact where it promises to be, high recall where it is approximate."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_small_libraries_are_exact(make: Callable[..., Library]) -> None:
     assert library.index.state == "flat" and library.recall(clustered(20, 1)) == 1
 
 
-def test_large_ones_find_nearly_all_and_their_similarities_are_exact(make: Callable[..., Library]) -> None:
+def test_large_libraries_have_high_recall_and_exact_similarities(make: Callable[..., Library]) -> None:
     library = _large(make)
     assert library.recall(clustered(50, 1)) >= 0.97
     library.stored.reads = 0
@@ -116,7 +116,7 @@ def test_large_ones_find_nearly_all_and_their_similarities_are_exact(make: Calla
     assert library.stored.reads <= SMALL.spare + 20  # and not the whole library
 
 
-def test_candidates_that_can_still_be_among_the_best_are_compared_and_no_others(make: Callable[..., Library]) -> None:
+def test_only_candidates_that_can_make_the_top_k_are_reranked(make: Callable[..., Library]) -> None:
     """With estimates that are off by 0.3 in the mean and 0.1 around it, the best are not all among the first 50."""
     library = _large(make)
     rng = np.random.default_rng(0)
@@ -147,13 +147,13 @@ def test_filters(make: Callable[..., Library], share: float) -> None:
     assert library.search(clustered(1)[0], 3, np.array([4, 10**6]))[0].tolist() == []
 
 
-def test_as_many_as_there_are(make: Callable[..., Library]) -> None:
+def test_k_larger_than_the_library(make: Callable[..., Library]) -> None:
     library = _large(make, count=500)
     assert library.recall(clustered(3, 1), k=500) == 1
     assert library.recall(clustered(3, 1), k=10_000) == 1
 
 
-def test_a_library_that_shrinks_is_kept_whole_again(make: Callable[..., Library], tmp_path: Path) -> None:
+def test_a_shrinking_library_becomes_flat_again(make: Callable[..., Library], tmp_path: Path) -> None:
     library = _large(make, folder=tmp_path / "index")
     assert (tmp_path / "index" / "manifest.json").exists()
     library.delete(np.array(list(library.stored.by_row))[:1450])
@@ -163,7 +163,7 @@ def test_a_library_that_shrinks_is_kept_whole_again(make: Callable[..., Library]
     assert not list((tmp_path / "index").iterdir())
 
 
-def test_codes_of_what_is_gone_are_made_anew(make: Callable[..., Library]) -> None:
+def test_codes_are_rebuilt_after_many_removals(make: Callable[..., Library]) -> None:
     library = _large(make)
     before = library.index._codes
     gone = np.array(list(library.stored.by_row))[::3]
@@ -173,7 +173,7 @@ def test_codes_of_what_is_gone_are_made_anew(make: Callable[..., Library]) -> No
     assert library.recall(clustered(20, 1)) >= 0.97
 
 
-def test_a_row_comes_back_when_it_could_not_be_deleted(make: Callable[..., Library]) -> None:
+def test_a_removed_row_can_be_added_again(make: Callable[..., Library]) -> None:
     library = _large(make)
     vector = library.stored.by_row[5]
     library.index.remove(np.array([5]))
@@ -183,7 +183,7 @@ def test_a_row_comes_back_when_it_could_not_be_deleted(make: Callable[..., Libra
     assert library.index._codes is not None and len(library.index._codes) == 1500  # and has one code
 
 
-def test_nothing_is_missing_while_an_index_is_made(
+def test_searches_are_exact_while_an_index_is_built(
     make: Callable[..., Library], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opened without a snapshot, it answers exactly from what is stored, changes included, until there are codes."""
@@ -210,7 +210,7 @@ def test_nothing_is_missing_while_an_index_is_made(
     assert library.recall(stored.by_row[700][None], k=1) == 1
 
 
-def test_closing_calls_the_making_off(make: Callable[..., Library]) -> None:
+def test_close_cancels_a_build(make: Callable[..., Library]) -> None:
     stored = FakeStoredVectors(DIM)
     stored.commit(np.arange(600), clustered(600))
     library = make(stored=stored)
@@ -220,7 +220,7 @@ def test_closing_calls_the_making_off(make: Callable[..., Library]) -> None:
         Codes.train(clustered(100), 100, lambda: False)
 
 
-def test_what_cannot_be_made_leaves_the_old_one_serving(
+def test_a_failed_build_keeps_the_current_index(
     make: Callable[..., Library], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object, **__: object) -> None:
@@ -243,7 +243,7 @@ def _reopened(make: Callable[..., Library], library: Library, folder: Path) -> L
     return again
 
 
-def test_a_snapshot_spares_the_making(make: Callable[..., Library], tmp_path: Path) -> None:
+def test_a_snapshot_avoids_a_build(make: Callable[..., Library], tmp_path: Path) -> None:
     library = _large(make, folder=tmp_path / "index")
     rows = np.array(list(library.stored.by_row))
     library.add(np.arange(10_000, 10_100), clustered(100, 7))
@@ -254,7 +254,7 @@ def test_a_snapshot_spares_the_making(make: Callable[..., Library], tmp_path: Pa
     assert [again.search(query, 10)[0].tolist() for query in clustered(10, 1)] == expected
 
 
-def test_what_changed_after_the_snapshot_is_made_up_for(make: Callable[..., Library], tmp_path: Path) -> None:
+def test_changes_after_the_snapshot_are_applied(make: Callable[..., Library], tmp_path: Path) -> None:
     """As after a crash: the database went on, the snapshot did not."""
     library = _large(make, folder=tmp_path / "index")
     rows = np.array(list(library.stored.by_row))
@@ -298,7 +298,7 @@ def _many_more(library: Library) -> None:
         (lambda folder, library: _many_more(library), "500 clips were added"),
     ],
 )
-def test_a_snapshot_that_does_not_agree_is_made_anew(
+def test_an_invalid_snapshot_is_rebuilt(
     make: Callable[..., Library], tmp_path: Path, harm: Callable[[Path, Library], object], reason: str
 ) -> None:
     library = _large(make, folder=tmp_path / "index")
@@ -318,7 +318,7 @@ def _change(folder: Path, **changes: object) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
-def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(
+def test_a_failed_snapshot_keeps_the_previous_one(
     make: Callable[..., Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "index"
@@ -338,7 +338,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(
 # While it changes
 
 
-def test_searches_while_everything_changes_and_is_made_anew(make: Callable[..., Library]) -> None:
+def test_searches_during_changes_and_rebuilds(make: Callable[..., Library]) -> None:
     """Rows 0–299 stay. Others come and go in such numbers that the index is made anew again and again.
 
     Each search finds the row that it asks for, whatever the state, and ten different rows with their own similarities.
@@ -433,7 +433,7 @@ def test_rows_as_a_set() -> None:
     assert RowSet(np.array([1, 5, 9])).minus(RowSet(np.array([5, 70]))).tolist() == [1, 9]
 
 
-def test_groups_and_samples() -> None:
+def test_cluster_counts_and_sample_sizes() -> None:
     assert cluster_count(1_000_000, 10**6) == 2048 and sample_size(1_000_000) == 65_536
     assert [cluster_count(n, n) for n in (1, 32, 1000, 30_000)] == [1, 8, 64, 256]
     assert sample_size(100) == 100
@@ -456,7 +456,7 @@ def test_limits() -> None:
         Limits(flat_rows=10)
 
 
-def test_wide_groups_are_read_before_narrow_ones_that_are_as_near() -> None:
+def test_wide_clusters_are_read_before_narrow_ones() -> None:
     """What is far from every centroid, as texts are from sounds, is nearest to members of the widest group."""
     rng = np.random.default_rng(0)
     of = np.arange(400) % 2
@@ -473,7 +473,7 @@ def test_wide_groups_are_read_before_narrow_ones_that_are_as_near() -> None:
         assert of[nearest] == 1 and order[0] == codes.reach.argmax()
 
 
-def test_two_threads_find_what_one_finds() -> None:
+def test_results_are_the_same_with_a_helper_thread() -> None:
     vectors = clustered(30_000)
     codes = Codes.train(vectors[:5000], 30_000)
     codes.add(np.arange(30_000), vectors)
@@ -487,7 +487,7 @@ def test_two_threads_find_what_one_finds() -> None:
     helper.close()
 
 
-def test_a_helper_takes_its_share_and_is_not_waited_for() -> None:
+def test_a_slow_helper_does_not_delay_the_caller() -> None:
     helper = HelperThread(2)
     together = threading.Barrier(2)
     assert helper.run([lambda: together.wait(20) >= 0] * 2) == [True, True]  # at the same time
@@ -507,7 +507,7 @@ def test_a_helper_takes_its_share_and_is_not_waited_for() -> None:
     assert HelperThread(1).run([threading.get_ident] * 2) == [mine] * 2
 
 
-def test_without_a_second_core_work_is_not_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_not_split_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ivf_rabitq, "_WORTH_SHARING", 0)
     codes = Codes.train(clustered(1000), 1000)
     codes.add(np.arange(1000), clustered(1000))
@@ -520,7 +520,7 @@ def test_without_a_second_core_work_is_not_cut_into_parts(monkeypatch: pytest.Mo
     assert counts == [1, 4]
 
 
-def test_work_goes_on_where_no_thread_can_be_started_any_more() -> None:
+def test_run_works_when_no_thread_can_start() -> None:
     """As while the interpreter ends, and in a process that was forked and has not the helper's thread."""
     helper = HelperThread(2)
     mine = threading.get_ident()
@@ -541,7 +541,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     helper.close()
 
 
-def test_every_system_says_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_cores_on_every_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
     assert usable_cores() == os.cpu_count()
@@ -567,7 +567,7 @@ def test_a_set_of_rows_is_a_set() -> None:
 # GPU
 
 
-def test_a_gpu_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     with pytest.raises(GpuMissing, match="without GPU support: install faiss-gpu"):
         VectorIndex(DIM, FakeStoredVectors(DIM), gpu=True)
@@ -578,9 +578,7 @@ def test_a_gpu_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_groups_are_made_on_a_gpu_when_asked_for(
-    gpu: bool, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Library]
-) -> None:
+def test_clustering_on_a_gpu(gpu: bool, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Library]) -> None:
     """A FAISS that says that it has one, and notes where it was to work."""
     asked: list[object] = []
     real = faiss.Kmeans
