@@ -20,16 +20,16 @@ _SCHEMAS = "#/components/schemas/"
 
 _PROBLEMS = {
     400: ("Malformed request", "malformed", "the body is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
-    401: ("Missing or wrong API key", "unauthorized", "The API key is not one of this service's."),
+    401: ("Missing or wrong API key", "unauthorized", "The API key is invalid."),
     403: (
         "Cross-origin request",
         "cross-origin",
-        "Pages of other sites may not send this request; FINELAP_CORS_ORIGINS lists the sites that may.",
+        "Requests from this origin are not allowed; FINELAP_CORS_ORIGINS lists the allowed origins.",
     ),
     404: ("Not found", "clip-not-found", "no clip has the id '3f9a'"),
     405: ("Method not allowed; see Allow", "method-not-allowed", "Method Not Allowed"),
     413: ("Too large or too long", "audio-too-long", "day.wav: it is longer than the limit of 14400 s."),
-    414: ("URI too long", "address-too-long", "The address has 70011 bytes; the limit is 32768."),
+    414: ("URI too long", "address-too-long", "The URL has 70011 bytes; the limit is 32768."),
     415: (
         "Not audio that can be decoded, or a body of the wrong type",
         "not-audio",
@@ -39,10 +39,10 @@ _PROBLEMS = {
     421: (
         "Host name not allowed",
         "misdirected",
-        "This service does not answer under that name; FINELAP_ALLOWED_HOSTS says which names are its own.",
+        "The Host header does not name this service; FINELAP_ALLOWED_HOSTS lists the names it accepts.",
     ),
     422: ("Invalid value", "invalid-value", "k: Input should be greater than or equal to 1"),
-    429: ("Queue full; see Retry-After", "queue-full", "the audio queue is full (512 of 512 windows)"),
+    429: ("Queue full; see Retry-After", "queue-full", "The audio queue is full; try again in 2 s."),
     500: (
         "Internal error",
         "internal-error",

@@ -50,7 +50,7 @@ def test_the_openai_client(run_server: Callable[..., str], sounds: SimpleNamespa
     assert tokens_refused.value.param == "input"
     with pytest.raises(openai.UnprocessableEntityError, match=r"input\[1\]"):
         api.embeddings.create(model="fake", input=[uri(files[0]), "data:audio/wav;base64,A"], extra_body=sound)
-    with pytest.raises(openai.AuthenticationError, match="not one of this service's"):
+    with pytest.raises(openai.AuthenticationError, match="The API key is invalid"):
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
 
 
