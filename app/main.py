@@ -28,10 +28,9 @@ from app.observability.tracing import Tracing
 from app.server.middleware import AccessControl, RequestCancellation, RequestContext
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
-from app.services.readiness import ReadinessMonitor
 from app.services.waveforms import PeaksCache
 from app.settings import FAISS, Settings
-from app.state import AppState, Load
+from app.state import AppState, Load, ReadinessMonitor
 from index import Library, LibraryError, MilvusLibrary, SqliteLibrary
 
 log = logging.getLogger(__name__)

@@ -38,6 +38,8 @@ _ADDITION_BATCH = 64  # clips per transaction
 _ADDITION_QUEUE = 10_000  # clips; uploads are limited well below this before they get here
 _ABORT_GRACE_S = 1.5  # for requests aborted at shutdown to send their error response
 _LOAD_GRACE_S = 3.0  # for loading to finish at shutdown; the exit of the process ends what remains
+READY_TIMEOUT_S = 30.0  # for one readiness check
+_METRICS_WAIT_S = 0.5  # that a scrape of the metrics waits for a readiness check
 
 
 class AppState:
@@ -240,3 +242,36 @@ def _count_clips(library: Library) -> float:
         return len(library)
     except LibraryError:
         return math.nan
+
+
+async def check_ready(state: AppState) -> None:
+    """Raises NotReady with the reason if the forward pass or the library fails or takes longer than READY_TIMEOUT_S."""
+    engine, library = state.engine, state.library
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await asyncio.gather(engine.check(), state.read(library.check))
+    except TimeoutError as error:
+        raise NotReady(f"The check did not finish within {READY_TIMEOUT_S:g} s.") from error
+    except Exception as error:
+        raise NotReady(f"The readiness check failed: {error}") from error
+
+
+class ReadinessMonitor:
+    """The result of the most recent check, for the metrics: one check runs at a time, in the background if slow."""
+
+    def __init__(self, state: AppState) -> None:
+        self._state = state
+        self._check: asyncio.Task[None] | None = None
+        self._ready = False
+
+    async def poll(self) -> bool:
+        """Starts a check if none is running, waits briefly for it, and returns the most recent result."""
+        if self._state.closing:
+            return False
+        if self._check is None:
+            self._check = asyncio.create_task(check_ready(self._state))
+        done, _ = await asyncio.wait({self._check}, timeout=_METRICS_WAIT_S)
+        if done and self._check in done:
+            self._ready = not self._check.cancelled() and self._check.exception() is None
+            self._check = None
+        return self._ready

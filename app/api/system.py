@@ -15,8 +15,7 @@ from app.api.requests import Serving
 from app.api.schemas import MAX_TEXT, MAX_TEXTS, Health, Info, Limits, ModelInfo
 from app.audio.errors import MIN_DURATION
 from app.server.security import nonce, page_policy
-from app.services.readiness import ReadinessMonitor, check
-from app.state import AppState
+from app.state import AppState, ReadinessMonitor, check_ready
 
 router = APIRouter()
 
@@ -47,7 +46,7 @@ async def live() -> Health:
 )
 async def ready(state: Serving) -> Health:
     """Returns 200 only while the model passes a real forward pass and the library is open."""
-    await check(state)
+    await check_ready(state)
     return Health()
 
 

@@ -57,8 +57,8 @@ async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -
     """Adds one file: (clip, True), or (the existing clip, False).
 
     An existing file is neither decoded nor embedded again, and keeps its metadata. The given metadata is completed
-    with what the file name and the file's own tags contain (app.audio.tags.merge_metadata). Raises what decoding, embedding
-    and adding raise.
+    with what the file name and the file's own tags contain (app.audio.tags.merge_metadata). Raises what decoding,
+    embedding and adding raise.
     """
     audio = file.binary
     sha256 = await asyncio.to_thread(_sha256, audio)

@@ -53,7 +53,7 @@ async def test_a_hanging_model_does_not_block_the_metrics(
     make_app: Make, open_client: Connect, fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("app.services.readiness.TIMEOUT_S", 2.0)
+    monkeypatch.setattr("app.state.READY_TIMEOUT_S", 2.0)
     app = make_app()
     async with app.router.lifespan_context(app), open_client(app) as client:
         await until(client, 1)
