@@ -1,1 +1,1 @@
-"""Benchmarks of the model, the service, the index and their reliability, one command each; docs/development/benchmarks.md."""
+"""Benchmarks of the model, the service, the index and reliability; see docs/development/benchmarks.md."""
