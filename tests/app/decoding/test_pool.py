@@ -287,7 +287,7 @@ async def test_workers_in_use_do_not_shrink(
                 pass
 
     await asyncio.gather(*(one() for _ in range(4)))
-    pool._shrink_later()
+    pool._schedule_shrink()
     for _ in range(3):
         await asyncio.gather(*(one() for _ in range(4)))
         assert len(pool._idle) == 4

@@ -256,7 +256,7 @@ async def test_broken_model_does_not_start(fake_model: Any) -> None:
 
 
 async def test_check_runs_the_model_and_is_valid_for_a_second(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.inference.engine._READY_FOR", 60)  # a busy machine may need longer
+    monkeypatch.setattr("app.inference.engine._CHECK_TTL", 60)  # a busy machine may need longer
     async with started(fake_model) as engine:
         fake_model.audio_batches.clear()
         fake_model.text_batches.clear()
