@@ -114,7 +114,7 @@ def test_different_numbers_of_clips_and_captions_are_errors() -> None:
     temp, bias = torch.tensor(0.1), torch.tensor(-10.0)
     with pytest.raises(ValueError, match="must have the same shape"):
         clip_sigmoid_loss(torch.ones(4, 8), torch.ones(3, 8), temp, bias)
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
         clip_sigmoid_loss(torch.ones(4, 8), torch.ones(4, 8), temp, bias, chunk=0)
 
 
