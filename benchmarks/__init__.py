@@ -1,1 +1,1 @@
-"""Benchmarks of the model, the service, the index and reliability; see docs/development/benchmarks.md."""
+"""Benchmarks of model, service, index and reliability; docs/development/benchmarks.md lists their commands."""

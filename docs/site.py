@@ -1,8 +1,8 @@
 """MkDocs hook: copies the files outside docs/ that pages link to into the site.
 
-Pages may link to any file of the checkout, as they do on GitHub. Each such file is added to the site under `source/` plus
-its path in the checkout, and links to it are rewritten. Links to missing files are left unchanged, so MkDocs warns about
-them.
+Pages may link to any file of the checkout, as they do on GitHub. Each such file is added to the site under `source/`
+plus its path in the checkout, and links to it are rewritten. Links to missing files are left unchanged, so MkDocs
+warns about them.
 """
 
 from __future__ import annotations

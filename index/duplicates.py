@@ -1,7 +1,8 @@
 """Near-duplicates: the same recording in another format, bit rate, sample rate or gain, or slightly trimmed.
 
 Clip vectors and durations give candidates, which frames and, where available, waveform peaks confirm. Without peaks,
-several takes of one sound are found as well, because their embeddings are alike; docs/log.md has the measurements.
+several takes of one sound are found as well, because their embeddings are alike; docs/development/log.md has the
+measurements.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A segment is a run of similar frames, pooled into one unit vector. It ends where the sound changes, so a knock of half a
 second is one segment and a minute of rain is a few. Segments of a fixed length find less with more vectors
-(docs/log.md has the measurements).
+(docs/development/log.md has the measurements).
 """
 
 from __future__ import annotations

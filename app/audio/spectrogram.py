@@ -129,7 +129,7 @@ class WaveformPreview:
         self._add_peaks(len(self._rest))
 
     def take_line(self) -> dict[str, Any] | None:
-        """Returns the columns since the last line, or None if there are none. docs/http-api.md describes the format."""
+        """Returns the columns since the last line, or None; docs/reference/http-api.md describes the format."""
         peaks, levels = np.concatenate(self._peaks, axis=1), np.concatenate(self._levels)
         ready = min(peaks.shape[1], len(levels))
         self._peaks, self._levels = [peaks[:, ready:].copy()], [levels[ready:].copy()]

@@ -18,7 +18,7 @@ from model.detection import Moment, find_moments, median_smooth
 Mode = Literal["semantic", "hybrid", "lexical"]
 
 MOMENTS = 3  # per hit, at most
-WITHOUT_SCORE = 0.6  # smoothed frame score from which an excluded sound counts as present; measured, see docs/log.md
+WITHOUT_SCORE = 0.6  # smoothed frame score from which an excluded sound is present; see docs/development/log.md
 FUSION_DEPTH = 100  # clips of each ranking that a hybrid search fuses, at least
 WITHOUT_CLIPS = 2000  # clips that a search with exclusions considers, at most
 _WITHOUT_MEDIAN_S = 0.48  # as in detection

@@ -1,5 +1,5 @@
 // A recording as the lines of POST /detect tell it: scores, outline and spectrogram in typed arrays, that grow as it is
-// heard. Knows the lines' form (docs/http-api.md, Detecting); fetches and draws nothing.
+// heard. Knows the lines' form (docs/reference/http-api.md, Detecting); fetches and draws nothing.
 
 import { Track } from "./events.js";
 

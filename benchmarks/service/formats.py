@@ -1,4 +1,4 @@
-"""Measures the decoding speed and the embedding error of each sound format, for the table in docs/formats.md.
+"""Measures the decoding speed and the embedding error of each sound format, for the table in docs/reference/formats.md.
 
     python -m benchmarks.service.formats [--check]
 

@@ -4,8 +4,8 @@ An inverted file of RaBitQ codes (Gao et al., 2024 and 2025; FAISS IndexIVFRaBit
 that their information spreads evenly over the dimensions, and clustered around about 2 √N centroids. The residual of
 each vector is stored with two bits a dimension and a few floats. A search reads the first bits of the clusters that
 probably contain the neighbours, 1 code of 12, and the second bits where the first ones suggest a close match. The
-caller ranks the candidates by their full vectors: see index/vectors/index.py. docs/benchmarks.md compares these codes
-with others.
+caller ranks the candidates by their full vectors: see index/vectors/index.py. docs/development/benchmarks.md compares
+these codes with others.
 
 A vector cannot be removed from the codes; the caller rebuilds them. Not thread-safe for writes.
 """

@@ -1,7 +1,7 @@
-"""Faults put in one at a time: what a caller is told, what readiness says, and that all works again by itself.
+"""Injects one fault at a time and checks the response, the readiness, and that the service recovers by itself.
 
-Of a service around the fake model and a real library; docs/operations/reliability.md has the table, tests/e2e/test_faults.py those
-that need a process or a disk of their own.
+The service uses the fake model and a real library. docs/operations/reliability.md has the table of faults;
+tests/e2e/test_faults.py covers those that need a separate process or disk.
 """
 
 from __future__ import annotations

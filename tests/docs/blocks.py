@@ -1,12 +1,10 @@
-"""The fenced blocks of a Markdown page, as the tests of the documentation see them.
+"""Parses the fenced code blocks of a Markdown page.
 
-A comment on the line above a fence may say what is special about the block that follows:
+A comment on the line above a fence marks the block that follows:
 
-    <!-- not run: why -->    it is only looked at: its options and files exist
-    <!-- fails -->           its last command ends with an error
-    <!-- exact -->           the values of a JSON answer are compared too, not only its shape
-
-Knows Markdown; knows nothing of shells, services or Python.
+    <!-- not run: why -->    not executed; only its options and file names are checked
+    <!-- fails -->           its last command must fail
+    <!-- exact -->           the values of a JSON response are compared too, not only its shape
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ _COMMENT = re.compile(r"<!-- *(not run: *(?P<reason>\S.*?)|fails|exact) *-->\n\n
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it is, its language ("" for none), its text, and what the comment above it says."""
+    """A fenced block: its position, language ("" for none), text, and the markers of the comment above it."""
 
     page: str
-    line: int  # of its first line, from 1
+    line: int  # of its first line, counted from 1
     language: str
     text: str
-    reason: str | None = None  # why it is not run
+    reason: str | None = None  # why it is not run, None if it is
     fails: bool = False
     exact: bool = False
 
@@ -42,7 +40,7 @@ def read_blocks(path: Path, repo: Path) -> list[Block]:
     for fence in _FENCE.finditer(source):
         indent = len(fence["indent"])
         comment = _COMMENT.search(source, 0, fence.start())
-        said = comment[1] if comment else ""
+        marker = comment[1] if comment else ""
         found.append(
             Block(
                 page=path.relative_to(repo).as_posix(),
@@ -50,27 +48,27 @@ def read_blocks(path: Path, repo: Path) -> list[Block]:
                 language=fence["language"].strip(),
                 text="".join(line[indent:] or "\n" for line in fence["text"].splitlines(keepends=True)),
                 reason=comment["reason"] if comment else None,
-                fails=said == "fails",
-                exact=said == "exact",
+                fails=marker == "fails",
+                exact=marker == "exact",
             )
         )
     return found
 
 
 def without_code(source: str) -> str:
-    """A page without its blocks and its inline code, so that only prose and links are left."""
+    """The page without code blocks and inline code: only prose and links."""
     return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", _FENCE.sub("", source))
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a shell block, a line each: continued lines joined, comments and empty lines left out."""
+    """The commands of a shell block, one per line, with continued lines joined and comments and empty lines removed."""
     joined = re.sub(r" *\\\n\s*", " ", text)
     lines = (re.sub(r"(^|\s)#\s.*", "", line).strip() for line in joined.splitlines())
     return [line for line in lines if line]
 
 
 def session(text: str) -> list[tuple[str, str]]:
-    """What a console block shows: commands (after `$ `, continued after `> ` or a backslash) with their output."""
+    """The commands of a console block (after `$ `, continued after `> ` or a backslash) with their output."""
     steps: list[tuple[str, str]] = []
     command = ""
     for line in text.splitlines():
@@ -81,6 +79,6 @@ def session(text: str) -> list[tuple[str, str]]:
             command = line[2:]
             steps.append((command, ""))
         else:
-            assert steps, f"a console block begins with `$ `, not with {line!r}"
+            assert steps, f"a console block must begin with `$ `, not {line!r}"
             steps[-1] = (steps[-1][0], steps[-1][1] + line + "\n")
     return steps

@@ -1,7 +1,7 @@
-"""Whether an answer is what a page shows: JSON by shape or by value, printed text word by word.
+"""Compares responses with what a page shows: JSON by shape or by value, printed text word by word.
 
-An ellipsis stands for what a page leaves out: as a JSON value it is any value, as a JSON key any more keys, in printed
-text any words of its line, alone on a line any lines. Numbers may differ by TOLERANCE, as machines round them.
+An ellipsis matches omitted content: as a JSON value any value, as a JSON key any further keys, in printed text any
+words of its line, alone on a line any lines. Numbers may differ by TOLERANCE, because machines round differently.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ _MORE = "…"
 _NUMBER = re.compile(r"-?\d+\.\d+")
 
 
-def last_answer(text: str) -> Any:
-    """The last JSON value of what curl or a program printed: the last of its last line, or all of it."""
+def last_json(text: str) -> Any:
+    """The last JSON value that curl or a program printed: the last one on its last line, or the whole output."""
     try:
         return json.loads(text)
     except ValueError:
         decoder, line, value, at = json.JSONDecoder(), text.rstrip().rpartition("\n")[2], None, 0
-        while at < len(line):  # answers of the service are a line each, without its end
+        while at < len(line):  # the service's responses have no trailing newline
             value, at = decoder.raw_decode(line, at)
         return value
 
 
-def same_shape(shown: Any, given: Any, where: str = "answer") -> None:
-    """Fails unless an answer has the keys and kinds of values that the page shows, and items where it shows items."""
+def same_shape(shown: Any, given: Any, where: str = "response") -> None:
+    """Assert that a response has the keys and types that the page shows, and items where the page shows items."""
     if shown == _MORE:
         return
     if isinstance(shown, dict):
         assert isinstance(given, dict), (where, given)
-        if not where.endswith(".metadata"):  # its keys are the caller's own
+        if not where.endswith(".metadata"):  # metadata has arbitrary keys
             assert set(shown) - {_MORE} <= set(given), (where, given)
             assert _MORE in shown or set(shown) == set(given), (where, given)
         for key in set(shown) & set(given):
@@ -49,8 +49,8 @@ def same_shape(shown: Any, given: Any, where: str = "answer") -> None:
         assert isinstance(given, int | float) and not isinstance(given, bool), (where, given)
 
 
-def same_values(shown: Any, given: Any, where: str = "answer") -> None:
-    """Fails unless an answer is what the page shows, ellipses aside. A last item … of a list is any more items."""
+def same_values(shown: Any, given: Any, where: str = "response") -> None:
+    """Assert that a response equals what the page shows. … as the last list item matches any further items."""
     if shown == _MORE:
         return
     if isinstance(shown, dict):
@@ -74,7 +74,7 @@ def same_values(shown: Any, given: Any, where: str = "answer") -> None:
 
 
 def same_text(shown: str, given: str) -> None:
-    """Fails unless printed lines are those that the page shows."""
+    """Assert that the printed lines are those that the page shows."""
     pages, printed = shown.strip("\n").splitlines(), given.strip("\n").splitlines()
     assert _lines_fit(pages, printed), f"shown:\n{shown}\nprinted:\n{given}"
 

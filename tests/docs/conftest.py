@@ -1,4 +1,4 @@
-"""The pages, a real service with the demo sounds, and a folder like the checkout in which their commands are run."""
+"""Fixtures: a real service with the demo sounds, and a folder like the checkout in which the pages' commands run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
-from benchmarks.common import SOUNDS, Server, load
-from model.config import SAMPLE_RATE
+from benchmarks.common import SOUNDS, Server
 from tests.docs.runner import Reader
 
-_USED = ("dog-barking-bd8430", "door-closing-ee1e10", "rain-9a5405")
-_LINKED = ("benchmarks", "checkpoints", "demo", "training")  # what commands read of the checkout
+_LINKED = ("benchmarks", "checkpoints", "demo", "training")  # folders of the checkout that commands read
 
 
 @pytest.fixture(scope="session")
@@ -30,15 +26,14 @@ def service(small_checkpoint: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def reader(service: Server, tmp_path: Path, repo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    """A reader in a folder of their own; afterwards the library has what it had before.
-
-    The folder has dog.wav, example.wav, rain.flac, recording.wav (rain, a dog, a door, rain), and more in sounds/.
-    """
+    """A reader in a new folder with only the checkout's files; clips that the page adds are deleted afterwards."""
     for program in ("bash", "curl"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     monkeypatch.chdir(tmp_path)
-    _prepare(tmp_path, repo_dir)
+    for name in _LINKED:
+        (tmp_path / name).symlink_to(repo_dir / name)
+    (tmp_path / "docs" / "images").mkdir(parents=True)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FINELAP_")}
     environment |= {
         "FINELAP_DATA_DIR": str(service.log.parent / "data"),
@@ -53,21 +48,5 @@ def reader(service: Server, tmp_path: Path, repo_dir: Path, monkeypatch: pytest.
 
 
 def _clips(service: Server) -> set[str]:
-    """Ids of all clips of the library."""
+    """Ids of all clips in the library."""
     return {clip["id"] for clip in service.get("/clips", limit=1000).json()["clips"]}
-
-
-def _prepare(folder: Path, repo: Path) -> None:
-    for name in _LINKED:
-        (folder / name).symlink_to(repo / name)
-    (folder / "docs" / "images").mkdir(parents=True)
-    (folder / "sounds" / "field").mkdir(parents=True)
-    bark, door, rain = (load(SOUNDS / f"{name}.ogg") for name in _USED)
-    pause = np.zeros(SAMPLE_RATE // 2, np.float32)
-    dog = np.concatenate([bark, pause, door])
-    soundfile.write(folder / "dog.wav", dog, SAMPLE_RATE)  # then a door
-    soundfile.write(folder / "example.wav", bark[: 2 * SAMPLE_RATE], SAMPLE_RATE)
-    soundfile.write(folder / "rain.flac", rain, SAMPLE_RATE)
-    soundfile.write(folder / "recording.wav", np.concatenate([rain[: 5 * SAMPLE_RATE], dog, rain]), SAMPLE_RATE)
-    soundfile.write(folder / "sounds" / "field" / "shower.flac", rain[: 4 * SAMPLE_RATE], SAMPLE_RATE)
-    soundfile.write(folder / "sounds" / "yard.wav", np.concatenate([pause, bark]), SAMPLE_RATE)

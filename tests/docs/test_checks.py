@@ -1,4 +1,4 @@
-"""The checks of the documentation notice what they are there for: wrong answers, lost markers, commands that fail."""
+"""The documentation tests detect wrong responses, missing markers and failing commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import Block, commands, read_blocks, session, without_code
-from tests.docs.compare import last_answer, same_shape, same_text, same_values
+from tests.docs.compare import last_json, same_shape, same_text, same_values
 from tests.docs.runner import Reader
 
 PAGE = """# A page
@@ -39,15 +39,15 @@ $ false
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Reader:
-    """A reader without a service."""
+    """A runner without a service."""
     return Reader(tmp_path, "http://127.0.0.1:1", {})
 
 
-def block(language: str, text: str, **said: object) -> Block:
-    return Block("page.md", 3, language, text, **said)  # type: ignore[arg-type]
+def block(language: str, text: str, **markers: object) -> Block:
+    return Block("page.md", 3, language, text, **markers)  # type: ignore[arg-type]
 
 
-def test_blocks_have_what_the_comments_say(tmp_path: Path) -> None:
+def test_markers_apply_to_the_next_block(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(PAGE)
     shell, unrun, failing, exact = read_blocks(tmp_path / "page.md", tmp_path)
     assert (shell.language, shell.line, shell.reason, shell.fails) == ("sh", 4, None, False)
@@ -77,7 +77,7 @@ def test_commands_and_sessions() -> None:
         (True, 1, False, False),
     ],
 )
-def test_answers(shown: object, given: object, shape: bool, values: bool) -> None:
+def test_json_comparison(shown: object, given: object, shape: bool, values: bool) -> None:
     for compare, fits in ((same_shape, shape), (same_values, values)):
         if fits:
             compare(shown, given)
@@ -86,15 +86,15 @@ def test_answers(shown: object, given: object, shape: bool, values: bool) -> Non
                 compare(shown, given)
 
 
-def test_the_last_of_several_answers() -> None:
-    assert last_answer('{"a": 1}{"b": 2}') == {"b": 2}
-    assert last_answer('# words\n1.5\n{"c": 3}') == {"c": 3}
-    assert last_answer('{\n "d": 4\n}\n') == {"d": 4}
+def test_last_json_value_of_output() -> None:
+    assert last_json('{"a": 1}{"b": 2}') == {"b": 2}
+    assert last_json('# words\n1.5\n{"c": 3}') == {"c": 3}
+    assert last_json('{\n "d": 4\n}\n') == {"d": 4}
     with pytest.raises(ValueError):
-        last_answer("no answer")
+        last_json("not json")
 
 
-def test_printed_lines() -> None:
+def test_text_comparison() -> None:
     printed = "score  file\n 0.28  dog.wav\n 0.12  cat.wav\n2 files in 0.31 s\n"
     same_text("score file\n0.28 dog.wav\n…\n2 files in …\n", printed)
     same_text("score file\n0.27 dog.wav\n0.12 cat.wav\n2 files in … s", printed)
@@ -103,7 +103,7 @@ def test_printed_lines() -> None:
             same_text(wrong, printed)
 
 
-def test_what_fails_and_what_does_not(reader: Reader) -> None:
+def test_failing_commands_are_detected(reader: Reader) -> None:
     reader.read(block("sh", "A=kept\n"))
     reader.read(block("console", "$ echo $A\nkept\n"))
     reader.read(block("sh", "false", fails=True))
@@ -120,7 +120,7 @@ def test_what_fails_and_what_does_not(reader: Reader) -> None:
             reader.read(each)
 
 
-def test_python_keeps_its_names_and_its_lines(reader: Reader) -> None:
+def test_python_blocks_share_names_and_report_page_lines(reader: Reader) -> None:
     reader.read(block("python", "x = 1\n"))
     reader.read(block("python", "y = x + 1\n"))
     assert reader.names["y"] == 2

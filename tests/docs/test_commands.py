@@ -1,4 +1,4 @@
-"""Commands in the documentation that are not run still exist: their options and the files of the checkout they name."""
+"""Commands in the documentation have existing options, files and configuration keys, even if they are not run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.docs.test_examples import BLOCKS, RUN
 from training.config import TrainConfig, parse_config
 
 _COMMAND = re.compile(r"^(?:[A-Z_]+=\S+ +)*(finelap|curl|make|pip|python3?|docker|accelerate|git|mkdocs) ")
-_SYNOPSIS = re.compile(r"…|\[-|\b[A-Z]{2,}\b")  # a pattern to fill in, not a command to paste
+_SYNOPSIS = re.compile(r"…|\[-|\b[A-Z]{2,}\b")  # a synopsis, not a command to paste
 _ALL = [block for blocks in BLOCKS.values() for block in blocks]
 
 
 def lines(block: Block) -> list[str]:
-    """The commands of a block, if it has any."""
+    """The commands of a block."""
     if block.language == "console":
         return [line for command, _ in session(block.text) for line in commands(command)]
     return [line for line in commands(block.text) if _COMMAND.match(line)]
 
 
-def test_commands_stand_in_blocks_that_are_run() -> None:
-    """A block without a language escapes the tests, so it may have patterns of commands and no commands."""
+def test_commands_are_in_blocks_that_run() -> None:
+    """Blocks without a language are not run, so they may only contain synopses."""
     escaped = [
         f"{block}: {line}"
         for block in _ALL
@@ -38,21 +38,21 @@ def test_commands_stand_in_blocks_that_are_run() -> None:
         for line in lines(block)
         if not _SYNOPSIS.search(line)
     ]
-    assert not escaped, "mark these as sh, if need be with a reason not to run them:\n" + "\n".join(escaped)
+    assert not escaped, "mark these as sh, with a reason if they cannot run:\n" + "\n".join(escaped)
 
 
-def test_what_is_not_run_says_why() -> None:
+def test_skipped_blocks_state_a_reason() -> None:
     for block in _ALL:
         assert block.reason is None or (block.language in RUN and len(block.reason) > 10), str(block)
 
 
 @functools.cache
 def options(command: tuple[str, ...], repo: Path) -> set[str]:
-    """What `COMMAND --help` lists."""
+    """The options in `finelap COMMAND --help`."""
     done = subprocess.run(
         [sys.executable, "-m", "app.cli.main", *command, "--help"], cwd=repo, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, f"finelap {' '.join(command)} is no command:\n{done.stderr}"
+    assert done.returncode == 0, f"finelap {' '.join(command)} is not a command:\n{done.stderr}"
     return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
 
 
@@ -68,7 +68,7 @@ def test_options_exist(page: str, repo_dir: Path) -> None:
 
 
 def test_inline_commands_exist(repo_dir: Path) -> None:
-    """`finelap detect --plot` in a sentence."""
+    """Inline code such as `finelap detect --plot`."""
     for page in BLOCKS:
         source = (repo_dir / page).read_text(encoding="utf-8")
         for command, rest in re.findall(r"`finelap ([a-z]+)\b([^`\n]*)`", source):
@@ -79,7 +79,7 @@ def test_inline_commands_exist(repo_dir: Path) -> None:
             )
 
 
-def test_files_of_the_checkout_exist(repo_dir: Path) -> None:
+def test_files_and_modules_in_commands_exist(repo_dir: Path) -> None:
     seen = 0
     for block in _ALL:
         for line in lines(block):
@@ -95,7 +95,7 @@ def test_files_of_the_checkout_exist(repo_dir: Path) -> None:
     assert seen > 10
 
 
-def test_yaml_is_what_the_trainer_reads() -> None:
+def test_yaml_blocks_are_valid_configuration() -> None:
     """Each top-level key of a training's configuration, with its values as the trainer would read them."""
     hints = typing.get_type_hints(TrainConfig)
     seen = 0

@@ -1,6 +1,6 @@
-"""What the documentation says to type works, and answers as it shows: every page is worked through from top to bottom.
+"""Runs the examples of every page from top to bottom and compares their output with the page.
 
-A new block is run unless the line above its fence says why not, see tests/docs/blocks.py.
+A block runs unless the line above its fence gives a reason not to (tests/docs/blocks.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TO_RUN = {page: [b for b in blocks if b.language in RUN and b.reason is None] fo
 
 
 @pytest.mark.parametrize("page", [page for page, blocks in TO_RUN.items() if blocks])
-def test_the_page_works(page: str, reader: Reader) -> None:
+def test_examples_run(page: str, reader: Reader) -> None:
     for block in TO_RUN[page]:
         reader.read(block)
     check = _AFTERWARDS.get(page)
@@ -35,28 +35,28 @@ def test_the_page_works(page: str, reader: Reader) -> None:
 
 
 def _http_api(reader: Reader) -> None:
-    """Every call that the service has is in the page, nearly all of them in an example."""
+    """The page has every endpoint of the service, almost all of them in an example."""
     document = httpx.get(f"{reader.address}/openapi.json", timeout=60).json()
     every = {f"{method.upper()} {path}" for path, calls in document["paths"].items() for method in calls}
     patterns = {
         call: re.compile(re.sub(r"\{\w+\}", "[^/]+", re.escape(call).replace(r"\{", "{").replace(r"\}", "}")))
         for call in every
     }
-    said = set()
+    called = set()
     for method, url, _ in reader.calls:
         call = f"{method} {unquote(urlsplit(url).path)}"
         named = call if call in every else next((name for name, fits in patterns.items() if fits.fullmatch(call)), None)
-        assert named is not None, f"{call} is not a call of the service"
-        said.add(named)
+        assert named is not None, f"{call} is not an endpoint of the service"
+        called.add(named)
     prose = {
         "DELETE /clips/{clip_id}",
         "GET /clips/{clip_id}/similar",
         "GET /clips/duplicates",
         "GET /v1/models/{model}",
     }
-    assert every - said <= prose
+    assert every - called <= prose
     page = (REPO / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
-    for call in every - said - {"GET /v1/models/{model}"}:
+    for call in every - called - {"GET /v1/models/{model}"}:
         assert call.replace("{clip_id}", "{id}") in page
     assert len(reader.names["texts"].data) == 2 and len(reader.names["sounds"].data[0].embedding) == 384
 
@@ -71,9 +71,9 @@ def _client(reader: Reader) -> None:
 _AFTERWARDS = {"docs/reference/http-api.md": _http_api, "docs/reference/client.md": _client}
 
 
-def test_the_page_of_the_api_names_every_status() -> None:
+def test_the_api_page_lists_every_status() -> None:
     from app.errors import KINDS
 
     page = (REPO / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
-    told = set(map(int, re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE)))
-    assert told == {kind.status for kind in KINDS.values()} | {405}
+    listed = set(map(int, re.findall(r"^\| (\d{3}) \|", page, re.MULTILINE)))
+    assert listed == {kind.status for kind in KINDS.values()} | {405}
