@@ -1,12 +1,12 @@
-// The service's HTTP API as the page uses it: problems as errors, the API key, uploads with progress, lines as they come.
-// Knows no tab. The key lives in sessionStorage, so it is gone with the browser's tab.
+// The service's HTTP API: requests, errors, the API key, uploads with progress, and streamed responses.
+// The key is kept in sessionStorage, so closing the browser tab removes it.
 
 const KEY = "finelap-key";
 
-/** What the service answers when something is wrong (RFC 9457); `status` 0: it cannot be reached. */
+/** An error response (RFC 9457); `status` is 0 if the service is unreachable. */
 export class Problem extends Error {
   constructor(status, body = {}) {
-    super(body.detail || body.title || `The service answered ${status}.`);
+    super(body.detail || body.title || `The service returned ${status}.`);
     this.name = "Problem";
     this.status = status;
     this.title = body.title ?? "";
@@ -16,29 +16,29 @@ export class Problem extends Error {
   }
 }
 
-const UNREACHABLE = { title: "Unreachable", detail: "The service cannot be reached." };
+const UNREACHABLE = { title: "Unreachable", detail: "The service is unreachable." };
 
 /** The key in use, or null. */
 export const key = () => sessionStorage.getItem(KEY);
 
-let asking = null;
+let prompt = null;
 
 /**
- * Asks for the key, once for all who wait: main.js hears "finelap:key" and calls `done` with it, or with null.
+ * Asks for the key, once for all pending calls: main.js handles "finelap:key" and calls `done` with the key or null.
  * @returns {Promise<string | null>}
  */
 export function askForKey(wrong = false) {
-  asking ??= new Promise((done) => {
+  prompt ??= new Promise((done) => {
     document.dispatchEvent(new CustomEvent("finelap:key", { detail: { wrong, done } }));
   }).then((given) => {
-    asking = null;
+    prompt = null;
     if (given) sessionStorage.setItem(KEY, given);
     return given;
   });
-  return asking;
+  return prompt;
 }
 
-/** Runs `attempt(key)`; while it fails for want of a key, asks for one and tries again. */
+/** Runs `attempt(key)`; on 401, asks for a key and tries again. */
 async function withKey(attempt) {
   if (document.documentElement.hasAttribute("data-key") && !key()) await askForKey();
   for (;;) {
@@ -47,14 +47,14 @@ async function withKey(attempt) {
       return await attempt(used);
     } catch (error) {
       if (error.status !== 401) throw error;
-      if (key() !== used) continue; // another call has asked meanwhile
+      if (key() !== used) continue; // another call has obtained a new key
       if (!(await askForKey(used !== null))) throw error;
     }
   }
 }
 
 /**
- * fetch, with the key; anything but a success is a Problem.
+ * fetch with the API key. Throws Problem unless the response is successful.
  * @param {string} path
  * @param {{method?: string, headers?: Record<string, string>, body?: BodyInit | object, signal?: AbortSignal}} [options]
  *   A plain object as `body` is sent as JSON.
@@ -80,12 +80,12 @@ export function call(path, { method, headers = {}, body, signal } = {}) {
   });
 }
 
-/** The JSON that a call answers. */
+/** Calls the API and parses the JSON response. */
 export async function json(path, options) {
   return (await call(path, options)).json();
 }
 
-/** GET with query parameters: null and undefined are left out, lists are repeated. */
+/** GET with query parameters: null and undefined are skipped, lists are repeated. */
 export function get(path, params = {}, options = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(params)) {
@@ -97,8 +97,8 @@ export function get(path, params = {}, options = {}) {
 }
 
 /**
- * POST of a form that says how far it is: fetch cannot. With `onLine` the answer is ndjson, told line by line as it comes;
- * `body` is then null.
+ * POSTs a form and reports progress, which fetch cannot. With `onLine` the response is ndjson, passed on line by line as
+ * it arrives, and `body` is null.
  * @param {string} path
  * @param {FormData} form
  * @param {{onProgress?: (sent: number, total: number) => void, onLine?: (line: any) => void, signal?: AbortSignal}} [options]
@@ -114,25 +114,25 @@ export function upload(path, form, { onProgress, onLine, signal } = {}) {
       request.open("POST", path);
       if (used) request.setRequestHeader("Authorization", `Bearer ${used}`);
       request.upload.onprogress = (event) => onProgress?.(event.loaded, event.total);
-      let told = 0; // characters of the lines that `onLine` has had
-      const tell = () => {
+      let passed = 0; // characters passed to `onLine`
+      const readLines = () => {
         if (request.status !== 200) return;
         const text = request.responseText;
-        for (let end; (end = text.indexOf("\n", told)) !== -1; told = end + 1) {
-          if (end > told) onLine(JSON.parse(text.slice(told, end)));
+        for (let end; (end = text.indexOf("\n", passed)) !== -1; passed = end + 1) {
+          if (end > passed) onLine(JSON.parse(text.slice(passed, end)));
         }
       };
-      if (onLine) request.onprogress = tell;
+      if (onLine) request.onprogress = readLines;
       request.onload = () => {
         let body = null;
         if (onLine && request.status < 300) {
-          tell();
+          readLines();
           return resolve({ status: request.status, body });
         }
         try {
           body = JSON.parse(request.responseText);
         } catch {
-          // a proxy's page, say: the status tells enough
+          // not JSON, for example a proxy's error page: the status is enough
         }
         if (request.status < 300) resolve({ status: request.status, body });
         else reject(new Problem(request.status, body ?? {}));
@@ -147,25 +147,25 @@ export function upload(path, form, { onProgress, onLine, signal } = {}) {
 }
 
 const audioPath = (clipId) => `/clips/${encodeURIComponent(clipId)}/audio`;
-const blobs = new Map(); // clip → Promise<blob: URL>, the latest last
-const KEPT_BLOBS = 8;
+const blobs = new Map(); // clip id → Promise<blob: URL>, most recent last
+const MAX_BLOBS = 8;
 
-/** Where an <audio> finds a clip. Audio elements send no key, so with one the file is fetched and kept for a while. */
+/** The URL of a clip for an <audio>. Audio elements send no API key, so with one the file is fetched and cached. */
 export function soundUrl(clipId) {
   if (!key()) return Promise.resolve(audioPath(clipId));
-  const kept = blobs.get(clipId) ?? call(audioPath(clipId)).then(async (r) => URL.createObjectURL(await r.blob()));
+  const cached = blobs.get(clipId) ?? call(audioPath(clipId)).then(async (r) => URL.createObjectURL(await r.blob()));
   blobs.delete(clipId);
-  blobs.set(clipId, kept);
-  kept.catch(() => blobs.delete(clipId));
+  blobs.set(clipId, cached);
+  cached.catch(() => blobs.delete(clipId));
   for (const [old, url] of blobs) {
-    if (blobs.size <= KEPT_BLOBS) break;
+    if (blobs.size <= MAX_BLOBS) break;
     blobs.delete(old);
     url.then(URL.revokeObjectURL, () => {});
   }
-  return kept;
+  return cached;
 }
 
-/** Saves a clip's file under its name. */
+/** Downloads a clip's file. */
 export async function download(clip) {
   const link = document.createElement("a");
   link.download = clip.filename;

@@ -1,5 +1,5 @@
-// The details of one clip, in a drawer: a large waveform with all moments, what is known of the file, what can be done
-// with it. The open clip is `open` in the page's address.
+// The drawer with a clip's details: waveform, moments, file properties, metadata and actions. The URL parameter `open`
+// holds the id of the open clip.
 
 import { download, get, soundUrl } from "./api.js";
 import { $, announce, clock, el, icon } from "./dom.js";
@@ -7,12 +7,12 @@ import { including } from "./filters.js";
 import { spectrogramFits, Wave, wavesurfer } from "./sound.js";
 
 const COLUMNS = 1600;
-const ZOOM = 1.6; // a step
+const ZOOM = 1.6; // per step
 
 let open = null; // {clip, wave, moments, body}
 
 /**
- * Shows a clip, or the one with this id. `moments` are marked; the first is where it plays from.
+ * Shows a clip, given as an object or by id. `moments` are highlighted, and playback starts at the first.
  * @param {import("./main.js").Shell} shell
  * @param {any | string} clip
  * @param {{start: number, end: number, score: number}[]} moments
@@ -28,17 +28,17 @@ export async function openClip(shell, clip, moments = []) {
     if (typeof clip === "string") clip = await get(`/clips/${encodeURIComponent(id)}`);
   } catch (error) {
     announce(error.message);
-    dialog.replaceChildren(head(dialog, "This sound cannot be shown"), el("p", { class: "wrong", text: error.message }));
+    dialog.replaceChildren(head(dialog, "Cannot show this sound"), el("p", { class: "wrong", text: error.message }));
     if (!dialog.open) dialog.showModal();
     return;
   }
-  if (shell.params.get("open") !== id) return; // gone back meanwhile
+  if (shell.params.get("open") !== id) return; // the user navigated back meanwhile
   build(dialog, shell, clip, moments);
   if (!dialog.open) dialog.showModal();
   open.wave.focus();
 }
 
-/** Marks moments in the open clip, if it is this one and has none. */
+/** Highlights moments in the clip if it is open and has none. */
 export function mark(clipId, moments) {
   if (open?.clip.id !== clipId || open.moments.length) return;
   open.moments = moments;
@@ -77,12 +77,12 @@ function build(dialog, shell, clip, moments) {
     stage,
     el("div", { class: "transport row" }, toggle, time, zoom),
     message,
-    el("section", { class: "moments-box", hidden: true }, el("h3", { text: "Moments that answer" }), list),
+    el("section", { class: "moments-box", hidden: true }, el("h3", { text: "Best moments" }), list),
     actions(dialog, shell, clip, message),
     facts(clip),
     metadata(dialog, shell, clip),
   );
-  const tell = (t) => (time.textContent = `${clock(Math.min(t, clip.duration))} / ${clock(clip.duration)}`);
+  const showTime = (t) => (time.textContent = `${clock(Math.min(t, clip.duration))} / ${clock(clip.duration)}`);
   const wave = new Wave(stage, {
     src: () => soundUrl(clip.id),
     duration: clip.duration,
@@ -91,7 +91,7 @@ function build(dialog, shell, clip, moments) {
     height: 128,
     timeline: true,
     label: `Waveform of ${clip.filename}`,
-    onTime: tell,
+    onTime: showTime,
     onSeek: (t) => wave.play(t),
     onState: (state, error) => {
       const playing = state === "playing";
@@ -104,9 +104,9 @@ function build(dialog, shell, clip, moments) {
   open = { clip, wave, moments, list };
   toggle.append(icon("play"));
   toggle.setAttribute("aria-label", "Play");
-  tell(0);
+  showTime(0);
   showMoments();
-  wavesurfer().then((there) => there && addViews(zoom, wave, stage, clip, message), () => {}); // the canvas stays, without zoom
+  wavesurfer().then((there) => there && addViews(zoom, wave, stage, clip, message), () => {}); // without wavesurfer the plain canvas stays
   get(`/clips/${encodeURIComponent(clip.id)}/peaks`, { n: COLUMNS }).then(
     ({ peaks }) => open?.wave === wave && wave.setPeaks(peaks),
     (error) => open?.wave === wave && (message.textContent = error.message),
@@ -127,7 +127,7 @@ function showMoments() {
   );
 }
 
-/** Larger and smaller, and the spectrogram, where wavesurfer draws. */
+/** Adds the zoom and spectrogram buttons, which need wavesurfer. */
 function addViews(place, wave, stage, clip, message) {
   let scale = 1;
   const by = (factor) => () => {
@@ -160,8 +160,8 @@ function actions(dialog, shell, clip, message) {
   return el(
     "div",
     { class: "row" },
-    action("similar", "Sounds like this", () => go("search", { like: clip.id })),
-    action("detect", "Detect in it", () => go("detect", { clip: clip.id })),
+    action("similar", "Find similar", () => go("search", { like: clip.id })),
+    action("detect", "Detect sounds in this clip", () => go("detect", { clip: clip.id })),
     action("download", "Download", () => download(clip).catch((error) => (message.textContent = error.message))),
   );
 }
@@ -170,12 +170,12 @@ function facts(clip) {
   const channels = { 1: "mono", 2: "stereo" }[clip.channels] ?? `${clip.channels} channels`;
   const added = new Date(clip.created).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   const pairs = [
-    ["Length", clock(clip.duration)],
+    ["Duration", clock(clip.duration)],
     ["Format", `${(clip.sample_rate / 1000).toLocaleString("en")} kHz, ${channels}`],
     ["Added", added],
-    ["Id", clip.id],
+    ["ID", clip.id],
   ];
-  return table("The file", pairs.map(([name, value]) => [name, value, null]));
+  return table("File", pairs.map(([name, value]) => [name, value, null]));
 }
 
 function metadata(dialog, shell, clip) {
@@ -205,7 +205,7 @@ function table(title, rows) {
   return el("section", { class: "facts" }, el("h3", { text: title }), el("dl", {}, ...items));
 }
 
-/** Text, as a link if it is a web address. */
+/** Text, as a link if it is a URL. */
 function linked(text) {
   if (!/^https?:\/\/\S+$/i.test(text)) return text;
   return el("a", { href: text, rel: "noreferrer", target: "_blank", text });

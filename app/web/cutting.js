@@ -1,5 +1,5 @@
-// The settings by which scores are cut into events: a threshold for all, one of its own for a phrase, and the rest.
-// Reads and writes its form; what is done with the settings is not its business.
+// The form with the settings that turn scores into events: a common threshold, thresholds per phrase, smoothing, gaps and
+// minimum duration.
 
 import { el } from "./dom.js";
 import { DEFAULTS, MAX_MEDIAN_FILTER } from "./events.js";
@@ -12,7 +12,7 @@ export class Cutting {
     this.output = root.querySelector("#threshold-value");
     this.own = root.querySelector("#own-thresholds");
     this.fields = ["medianFilter", "minDuration", "maxGap"].map((name) => [name, root.querySelector(`[name=${name}]`)]);
-    this.thresholds = new Map(); // phrase → a threshold of its own
+    this.thresholds = new Map(); // phrase → its own threshold
     for (const input of [this.threshold, ...this.fields.map(([, field]) => field)]) {
       input.addEventListener("input", () => this._changed());
     }
@@ -20,28 +20,28 @@ export class Cutting {
     this.reset();
   }
 
-  /** Everything as the service does it unasked. */
+  /** Restores the service's defaults. */
   reset() {
     this.threshold.value = DEFAULTS.threshold;
     for (const [name, field] of this.fields) field.value = DEFAULTS[name];
     this.thresholds.clear();
-    for (const row of this.own.children) this._follow(row);
+    for (const row of this.own.children) this._updateRow(row);
     this._changed();
   }
 
-  /** Sets the threshold for all. */
+  /** Sets the common threshold. */
   set(threshold) {
     if (Number(this.threshold.value) === threshold) return;
     this.threshold.value = threshold;
     this._changed();
   }
 
-  /** A row for each phrase. @param {string[]} phrases */
+  /** Creates a row per phrase. @param {string[]} phrases */
   setPhrases(phrases) {
     this.own.replaceChildren(...phrases.map((phrase, i) => this._row(phrase, i)));
   }
 
-  /** @returns {import("./events.js").Settings} of one phrase */
+  /** The settings of one phrase. @returns {import("./events.js").Settings} */
   of(phrase) {
     const settings = { ...DEFAULTS, threshold: this.thresholds.get(phrase) ?? Number(this.threshold.value) };
     for (const [name, field] of this.fields) {
@@ -53,7 +53,7 @@ export class Cutting {
     return settings;
   }
 
-  /** In words, for a picture's foot. @param {string[]} phrases */
+  /** Describes the settings for the footer of an exported image. @param {string[]} phrases */
   describe(phrases) {
     const { threshold, medianFilter, minDuration, maxGap } = this.of(null);
     const own = phrases.filter((phrase) => this.thresholds.has(phrase));
@@ -68,14 +68,14 @@ export class Cutting {
 
   _changed() {
     this.output.value = Number(this.threshold.value).toFixed(2);
-    for (const row of this.own.children) this._follow(row);
+    for (const row of this.own.children) this._updateRow(row);
     this.onChange();
   }
 
   _row(phrase, i) {
     const id = `threshold-${i}`;
     const slider = el("input", { id, type: "range", min: "0.02", max: "0.98", step: "0.01" });
-    const back = el("button", { type: "button", class: "ghost", "aria-label": `${phrase}: as all` }, "as all");
+    const back = el("button", { type: "button", class: "ghost", "aria-label": `Reset the threshold of ${phrase}` }, "Reset");
     const row = el("li", { dataset: { phrase } }, el("label", { for: id, text: phrase }), slider, el("output", { for: id }), back);
     slider.addEventListener("input", () => {
       this.thresholds.set(phrase, Number(slider.value));
@@ -84,13 +84,13 @@ export class Cutting {
     back.addEventListener("click", () => {
       this.thresholds.delete(phrase);
       this._changed();
-      slider.focus(); // the button is gone
+      slider.focus(); // the button is hidden now
     });
-    this._follow(row);
+    this._updateRow(row);
     return row;
   }
 
-  _follow(row) {
+  _updateRow(row) {
     const own = this.thresholds.get(row.dataset.phrase);
     const value = own ?? Number(this.threshold.value);
     const [, slider, output, back] = row.children;

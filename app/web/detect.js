@@ -1,16 +1,16 @@
-// The Detect tab: what is listened to and for what; the running request; where the parts of the result meet. A recording
-// is scored once by the service; events are cut from its scores here, anew with every move of a slider.
+// The Detect tab: choosing a recording and phrases, running the request, showing the result. The service scores a
+// recording once; events are derived from the scores here, again whenever a setting changes.
 //
-// Its parts know nothing of one another: source.js (what is listened to), phrases.js, cutting.js (the settings), recording.js
-// (what came), strips.js (the drawing), eventlist.js (the table), exports.js and picture.js (files).
+// Parts: source.js (the recording to analyse), phrases.js, cutting.js (settings), recording.js (received data), strips.js
+// (drawing), eventlist.js (table), exports.js and picture.js (files).
 
 import { Problem, upload } from "./api.js";
 import { Cutting } from "./cutting.js";
-import { $, announce, bytes, clock, count, el, icon, say } from "./dom.js";
+import { $, announce, bytes, clock, count, el, icon, showMessage } from "./dom.js";
 import { EventList } from "./eventlist.js";
-import { told } from "./events.js";
+import { rounded } from "./events.js";
 import { save, TEXTS } from "./exports.js";
-import { written } from "./paint.js";
+import { formatTime } from "./paint.js";
 import { Phrases } from "./phrases.js";
 import { picture } from "./picture.js";
 import { Player } from "./player.js";
@@ -19,24 +19,24 @@ import { seekStep } from "./sound.js";
 import { Source } from "./source.js";
 import { Strips } from "./strips.js";
 
-const AROUND = 0.1; // seconds that are heard before and after an event
-const FINE = 600; // seconds: up to here the drawing has a column every 20 ms, beyond every 100 ms
-const ZOOM = 1.6; // a step
+const PADDING = 0.1; // seconds played before and after an event
+const FINE = 600; // seconds: shorter recordings are drawn with a column per 20 ms, longer ones per 100 ms
+const ZOOM = 1.6; // per step
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
 export function mount(panel, shell) {
   let source = /** @type {Source | null} */ (null);
   let recording = /** @type {Recording | null} */ (null);
-  let heardFrom = /** @type {Source | null} */ (null); // what the result is of: another file may have been chosen since
+  let resultSource = /** @type {Source | null} */ (null); // of the result shown; another file may have been chosen since
   let player = /** @type {Player | null} */ (null);
   let running = /** @type {AbortController | null} */ (null);
   let rows = /** @type {import("./eventlist.js").Row[]} */ ([]);
-  let chosen = -1; // of the rows
+  let chosen = -1; // index of the selected row
   let queued = 0;
   let visible = false;
 
   const phrases = new Phrases({ list: $("phrase-list"), field: $("phrase"), more: $("phrase-ideas") }, phrasesChanged);
-  const cutting = new Cutting(panel, () => recut());
+  const cutting = new Cutting(panel, () => updateEvents());
   const strips = new Strips($("strips"), { onSeek: seek, onPick: (phrase, event) => pick(rowOf(phrase, event), false) });
   const list = new EventList(
     {
@@ -46,15 +46,15 @@ export function mount(panel, shell) {
     { onPick: (row) => pick(row, true), onMove: (row) => choose(row, true) },
   );
 
-  // What is listened to
+  // The source
 
   function use(next) {
-    if (source && source !== heardFrom) source.close();
+    if (source && source !== resultSource) source.close();
     source = next;
     $("source-name").textContent = next.name;
     aboutSource();
     next.known.then(() => source === next && aboutSource());
-    say($("detect-message"), "");
+    showMessage($("detect-message"), "");
     $("source-box").classList.add("full");
   }
 
@@ -63,45 +63,45 @@ export function mount(panel, shell) {
     const parts = [
       file ? bytes(file.size) : "in the library",
       duration ? clock(duration) : null,
-      playable === false ? "this browser cannot play it; the service may hear it all the same" : null,
+      playable === false ? "this browser cannot play it, but the service may be able to analyse it" : null,
     ];
-    say($("source-about"), parts.filter(Boolean).join(" · "));
+    showMessage($("source-about"), parts.filter(Boolean).join(" · "));
     const most = shell.info?.limits.max_upload_mb;
-    if (file && most && file.size > most * 2 ** 20) say($("source-about"), `${bytes(file.size)}: the service takes ${most} MB`, true);
+    if (file && most && file.size > most * 2 ** 20) showMessage($("source-about"), `${bytes(file.size)} exceeds the service's limit of ${most} MB`, true);
     if (clip) shell.setParams({ clip: clip.id }, { replace: true });
   }
 
   function useFile(file) {
     shell.setParams({ clip: null }, { replace: true });
     use(Source.file(file));
-    announce(`Chosen: ${file.name}`);
+    announce(`Selected ${file.name}`);
   }
 
-  async function useClip(id, listen) {
+  async function useClip(id, autostart) {
     try {
       use(await Source.clip(id));
-      if (listen) start();
+      if (autostart) start();
     } catch (error) {
-      say($("detect-message"), error.message, true);
+      showMessage($("detect-message"), error.message, true);
     }
   }
 
   function phrasesChanged() {
     if (!visible) return;
     shell.setParams({ p: phrases.all }, { replace: true });
-    if ($("detect-message").classList.contains("wrong")) say($("detect-message"), "");
+    if ($("detect-message").classList.contains("wrong")) showMessage($("detect-message"), "");
   }
 
-  // Listening
+  // The request
 
   async function start() {
     phrases.take();
     if (!source) return refuse("Choose a recording first.", $("recording"));
-    if (!phrases.all.length) return refuse("Say what to listen for: write or choose a phrase.", $("phrase"));
+    if (!phrases.all.length) return refuse("Enter or choose a sound to detect first.", $("phrase"));
     running?.abort();
     const run = (running = new AbortController());
     const form = new FormData();
-    source.into(form);
+    source.appendTo(form);
     for (const phrase of phrases.all) form.append("phrases", phrase);
     const step = source.duration && source.duration <= FINE ? 0.02 : 0.1;
     const fields = { format: "ndjson", frames: true, encoding: "base64", outline: true, outline_step: step };
@@ -113,12 +113,12 @@ export function mount(panel, shell) {
     const onLine = (line) => {
       if (run.signal.aborted) return;
       if (line.type === "error") problem = new Problem(line.status, line);
-      else take(line);
+      else handleLine(line);
     };
     try {
       await upload("/detect", form, { signal: run.signal, onLine, onProgress: sending });
       if (problem) throw problem;
-      if (!recording?.ended) throw new Problem(0, { detail: "The service's answer broke off." });
+      if (!recording?.ended) throw new Problem(0, { detail: "The response ended early." });
       finish(`in ${clock((performance.now() - began) / 1000)}`);
     } catch (error) {
       if (running !== run) return;
@@ -128,7 +128,7 @@ export function mount(panel, shell) {
   }
 
   function refuse(text, field) {
-    say($("detect-message"), text, true);
+    showMessage($("detect-message"), text, true);
     announce(text);
     field.focus();
   }
@@ -146,24 +146,24 @@ export function mount(panel, shell) {
 
   function begin() {
     player?.destroy();
-    if (heardFrom && heardFrom !== source) heardFrom.close();
-    heardFrom = source;
+    if (resultSource && resultSource !== source) resultSource.close();
+    resultSource = source;
     player = null;
     recording = null;
     rows = [];
     chosen = -1;
     $("found").hidden = true;
-    say($("detect-message"), source.file ? "Sending …" : "Waiting for the service …");
-    announce(`Listening to ${source.name}`);
+    showMessage($("detect-message"), source.file ? "Uploading …" : "Waiting for the service …");
+    announce(`Analysing ${source.name}`);
   }
 
   function sending(sent, total) {
     if (recording) return;
-    say($("detect-message"), sent < total ? `Sending … ${bytes(sent)} of ${bytes(total)}` : "Sent. The service begins to listen …");
+    showMessage($("detect-message"), sent < total ? `Uploading … ${bytes(sent)} of ${bytes(total)}` : "Uploaded. Starting the analysis …");
   }
 
-  /** A line of the answer. */
-  function take(line) {
+  /** Handles a line of the response. */
+  function handleLine(line) {
     if (line.type === "start") {
       recording = new Recording();
       recording.take(line);
@@ -174,65 +174,65 @@ export function mount(panel, shell) {
     if (["frames", "outline", "end"].includes(line.type)) queue();
   }
 
-  /** The result is shown as soon as there is anything to show. */
+  /** Shows the result area when the first line arrives. */
   function open() {
     cutting.setPhrases(recording.phrases);
     const name = (text) => el("div", {}, el("span", { class: "name", title: text, text }), el("span", { class: "many" }));
     strips.names.replaceChildren(...["Waveform", "Spectrogram", ...recording.phrases].map(name));
     player = new Player({
-      src: () => heardFrom.src(),
-      duration: heardFrom.duration ?? 86_400,
+      src: () => resultSource.src(),
+      duration: resultSource.duration ?? 86_400,
       onTime: moved,
       onState: (state, error) => {
         const playing = state === "playing";
         $("found-play").replaceChildren(icon(playing ? "pause" : "play"));
         $("found-play").setAttribute("aria-label", playing ? "Pause" : "Play");
-        if (state === "failed") say($("detect-message"), error.message, true);
+        if (state === "failed") showMessage($("detect-message"), error.message, true);
       },
     });
     $("found-play").replaceChildren(icon("play"));
     $("found").hidden = false;
-    strips.show(recording, heardFrom.duration ?? 10);
+    strips.show(recording, resultSource.duration ?? 10);
     moved(0);
-    recut();
+    updateEvents();
   }
 
   function queue() {
     queued ||= requestAnimationFrame(() => {
       queued = 0;
       if (!recording) return;
-      recut();
+      updateEvents();
       if (running) progress();
     });
   }
 
   function progress() {
-    const { heard } = recording;
-    const whole = heardFrom.duration;
-    if (whole) $("detect-progress").value = Math.min(heard / whole, 1);
-    say($("detect-message"), `Heard ${clock(heard)}${whole ? ` of ${clock(whole)}` : ""} …`);
+    const { analysed } = recording;
+    const whole = resultSource.duration;
+    if (whole) $("detect-progress").value = Math.min(analysed / whole, 1);
+    showMessage($("detect-message"), `Analysed ${clock(analysed)}${whole ? ` of ${clock(whole)}` : ""} …`);
   }
 
   function finish(took) {
-    heardFrom.duration = recording.duration;
+    resultSource.duration = recording.duration;
     player.setDuration(recording.duration);
-    recut();
-    const text = `${clock(recording.duration)} heard ${took}`;
-    say($("detect-message"), text);
+    updateEvents();
+    const text = `Analysed ${clock(recording.duration)} ${took}`;
+    showMessage($("detect-message"), text);
     announce(`${text}: ${count(rows.length, "event")}`);
   }
 
   function failed(error) {
     const stopped = error.name === "AbortError";
-    const text = stopped ? `Stopped${recording ? ` after ${clock(recording.heard)}` : ""}.` : error.message;
-    say($("detect-message"), text, !stopped);
+    const text = stopped ? `Stopped${recording ? ` after ${clock(recording.analysed)}` : ""}.` : error.message;
+    showMessage($("detect-message"), text, !stopped);
     announce(text);
   }
 
   // The result
 
-  /** Events anew from the scores there are. */
-  function recut() {
+  /** Derives the events from the scores received so far and updates the view. */
+  function updateEvents() {
     if (!recording?.tracks.length) return;
     const before = rows[chosen];
     const events = recording.tracks.map((track, i) => {
@@ -240,8 +240,8 @@ export function mount(panel, shell) {
     });
     rows = events.flatMap((each, phrase) => each.map((event, i) => ({ phrase, event: i, ...event })));
     rows.sort((a, b) => a.onset - b.onset || a.offset - b.offset);
-    chosen = before ? again(before) : -1;
-    strips.extend(recording.ended ? recording.duration : Math.max(recording.heard, heardFrom.duration ?? 10));
+    chosen = before ? matchingRow(before) : -1;
+    strips.extend(recording.ended ? recording.duration : Math.max(recording.analysed, resultSource.duration ?? 10));
     strips.setEvents(events);
     strips.choose(rows[chosen]?.phrase, rows[chosen]?.event, { reveal: false });
     list.show(rows, recording.phrases, chosen);
@@ -250,8 +250,8 @@ export function mount(panel, shell) {
     moved(player.time);
   }
 
-  /** The row that the chosen one has become: of its phrase, the first that overlaps it. */
-  function again({ phrase, onset, offset }) {
+  /** The row that replaces the selected one: the first of its phrase that overlaps it. */
+  function matchingRow({ phrase, onset, offset }) {
     return rows.findIndex((row) => row.phrase === phrase && row.onset < offset && row.offset > onset);
   }
 
@@ -260,18 +260,18 @@ export function mount(panel, shell) {
       const { highest } = recording.tracks[i];
       const name = strips.names.children[i + 2];
       const many = name.querySelector(".many");
-      const text = each.length ? String(each.length) : `up to ${highest.toFixed(2)}`;
+      const text = each.length ? String(each.length) : `max ${highest.toFixed(2)}`;
       if (many.textContent !== text) many.textContent = text;
       name.classList.toggle("none", !each.length);
     });
     const found = events.filter((each) => each.length).length;
     $("events-head").textContent = count(rows.length, "event");
     const missing = recording.phrases.filter((_, i) => !events[i].length);
-    $("events-about").textContent = missing.length && found ? `none of ${missing.slice(0, 4).join(", ")}${missing.length > 4 ? " …" : ""}` : "";
+    $("events-about").textContent = missing.length && found ? `no ${missing.slice(0, 4).join(", ")}${missing.length > 4 ? " …" : ""}` : "";
     $("event-table").hidden = !rows.length;
     $("no-events").hidden = Boolean(rows.length);
     const highest = Math.max(...recording.tracks.map((track) => track.highest));
-    const none = running ? "Nothing so far." : `Nothing reaches the threshold. The highest score is ${highest.toFixed(2)}: move the slider below it.`;
+    const none = running ? "No events yet." : `No score reaches the threshold. The highest is ${highest.toFixed(2)}; lower the threshold below it.`;
     if (!rows.length && $("no-events").textContent !== none) $("no-events").textContent = none;
   }
 
@@ -288,7 +288,7 @@ export function mount(panel, shell) {
     if (!rows[row]) return;
     choose(row, focus);
     const { onset, offset } = rows[row];
-    player.play(Math.max(0, onset - AROUND), offset + AROUND);
+    player.play(Math.max(0, onset - PADDING), offset + PADDING);
   }
 
   function step(by) {
@@ -307,7 +307,7 @@ export function mount(panel, shell) {
   function moved(t) {
     strips.setTime(t, player?.playing);
     const whole = recording?.duration ?? 0;
-    const text = `${written(t, true)} / ${written(whole)}`;
+    const text = `${formatTime(t, true)} / ${formatTime(whole)}`;
     if ($("found-time").textContent !== text) $("found-time").textContent = text;
     const slider = strips.scroll;
     const spoken = `${clock(t)} of ${clock(whole)}`;
@@ -316,25 +316,25 @@ export function mount(panel, shell) {
     slider.setAttribute("aria-valuetext", spoken);
   }
 
-  async function exported(kind) {
-    const stem = heardFrom.name.replace(/\.[^.]*$/, "") || "events";
+  async function exportEvents(kind) {
+    const stem = resultSource.name.replace(/\.[^.]*$/, "") || "events";
     try {
       if (kind === "png") {
         const about = cutting.describe(recording.phrases);
-        save(`${stem}.png`, await picture(strips, `${heardFrom.name} · ${count(rows.length, "event")}`, about));
+        save(`${stem}.png`, await picture(strips, `${resultSource.name} · ${count(rows.length, "event")}`, about));
       } else {
         const { make, name, type } = TEXTS[kind];
-        const tracks = strips.events.map((events, i) => ({ phrase: recording.phrases[i], events: events.map(told) }));
-        const text = make({ filename: heardFrom.name, phrases: tracks });
+        const tracks = strips.events.map((events, i) => ({ phrase: recording.phrases[i], events: events.map(rounded) }));
+        const text = make({ filename: resultSource.name, phrases: tracks });
         save(name(stem), new Blob([text], { type: `${type};charset=utf-8` }));
       }
       announce("Saved");
     } catch (error) {
-      say($("detect-message"), error.message, true);
+      showMessage($("detect-message"), error.message, true);
     }
   }
 
-  // What the reader does
+  // User input
 
   $("recording").addEventListener("change", () => {
     const [file] = $("recording").files;
@@ -369,7 +369,7 @@ export function mount(panel, shell) {
   $("zoom-out").addEventListener("click", () => strips.zoom(1 / ZOOM));
   $("zoom-fit").addEventListener("click", () => strips.fit());
   for (const button of $("exports").querySelectorAll("button")) {
-    button.addEventListener("click", () => exported(button.dataset.export));
+    button.addEventListener("click", () => exportEvents(button.dataset.export));
   }
   panel.addEventListener("keydown", (event) => {
     if (!player || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -1,12 +1,11 @@
-// Small things that every part of the page needs: finding and making elements, saying things, numbers as people read them.
-// Knows nothing of the service.
+// Helpers for the whole page: finding and creating elements, messages, announcements, and number formats.
 
 /** The element with this id. */
 export const $ = (id) => document.getElementById(id);
 
 /**
- * A new element. `attributes`: `class`, `text`, `on<event>` listeners, `dataset`, properties that are booleans, and
- * attributes. null and undefined are left out, also among the children.
+ * Creates an element. `attributes`: `class`, `text`, `on<event>` listeners, `dataset`, booleans, and other attributes.
+ * null and undefined are skipped, also among the children.
  * @param {string} tag
  * @param {Record<string, any>} [attributes]
  * @param {...(Node | string | null | undefined)} children
@@ -29,7 +28,7 @@ export function el(tag, attributes = {}, ...children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** One of the page's icons (a <symbol> of index.html), hidden from screen readers: the control around it has a name. */
+/** An icon (a <symbol> in index.html), hidden from screen readers because its control has a label. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "icon");
@@ -40,15 +39,15 @@ export function icon(name) {
   return svg;
 }
 
-/** Puts a message into `node`, marked as a problem if `wrong`. */
-export function say(node, text, wrong = false) {
+/** Shows a message in `node`, styled as an error if `wrong`. */
+export function showMessage(node, text, wrong = false) {
   node.textContent = text;
   node.classList.toggle("wrong", wrong);
 }
 
 let announcing;
 
-/** Says something to screen readers, by the page's one live region; the last of several within 150 ms. */
+/** Announces text to screen readers in the page's live region; of several calls within 150 ms, only the last. */
 export function announce(text) {
   clearTimeout(announcing);
   announcing = setTimeout(() => {
@@ -56,7 +55,7 @@ export function announce(text) {
   }, 150);
 }
 
-/** Seconds as "0.42 s", "7.3 s", "1:02.3" or "1:02:03". */
+/** Formats seconds as "0.42 s", "7.3 s", "1:02.3" or "1:02:03". */
 export function clock(seconds) {
   if (seconds < 10) return `${seconds.toFixed(2)} s`;
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
@@ -67,7 +66,7 @@ export function clock(seconds) {
   return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}.${rest}`;
 }
 
-/** Bytes as "830 B", "12 kB", "4.2 MB". */
+/** Formats bytes as "830 B", "12 kB", "4.2 MB". */
 export function bytes(n) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   const power = Math.min(Math.floor(Math.log10(Math.max(n, 1)) / 3), units.length - 1);
@@ -78,25 +77,25 @@ export function bytes(n) {
 /** "1 sound", "2 sounds", "1,204 sounds". */
 export const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
-/** `fn` once nobody has called for `ms`; `.now()` calls it at once if a call waits, `.cancel()` forgets it. */
+/** Delays `fn` until `ms` after the last call; `.now()` runs a pending call at once, `.cancel()` drops it. */
 export function debounce(fn, ms) {
   let timer = 0;
-  let waiting = null;
+  let pending = null;
   const run = () => {
-    const args = waiting;
-    waiting = null;
+    const args = pending;
+    pending = null;
     clearTimeout(timer);
     if (args) fn(...args);
   };
   const later = (...args) => {
-    waiting = args;
+    pending = args;
     clearTimeout(timer);
     timer = setTimeout(run, ms);
   };
   later.now = run;
   later.cancel = () => {
     clearTimeout(timer);
-    waiting = null;
+    pending = null;
   };
   return later;
 }

@@ -1,18 +1,18 @@
-// The events as a table that one can go through with the keys: fifty at a time, so that thousands cost no more than
-// dozens. Rows stay where they are and change their text, so the focus survives a new cut. Plays nothing.
+// The table of events with keyboard navigation, in pages of fifty so that thousands of events stay fast. Rows are reused
+// when events change, which keeps the focus.
 
 import { el, icon } from "./dom.js";
 import { fixed } from "./events.js";
-import { written } from "./paint.js";
+import { formatTime } from "./paint.js";
 
 const ROWS = 50;
 
-/** @typedef {{phrase: number, event: number, onset: number, offset: number, score: number}} Row  `event`: which of its phrase's */
+/** @typedef {{phrase: number, event: number, onset: number, offset: number, score: number}} Row  `event`: index among its phrase's events */
 
 export class EventList {
   /**
    * @param {{body: HTMLElement, pages: HTMLElement, before: HTMLButtonElement, after: HTMLButtonElement, where: HTMLElement}} nodes
-   * @param {{onPick: (row: number) => void, onMove: (row: number) => void}} calls  to play one, to go to one
+   * @param {{onPick: (row: number) => void, onMove: (row: number) => void}} calls  plays a row; moves to a row
    */
   constructor(nodes, { onPick, onMove }) {
     this.nodes = nodes;
@@ -31,7 +31,7 @@ export class EventList {
     });
   }
 
-  /** @param {Row[]} rows  in order of time  @param {string[]} phrases  @param {number} chosen  -1: none */
+  /** @param {Row[]} rows  sorted by time  @param {string[]} phrases  @param {number} chosen  -1: none */
   show(rows, phrases, chosen) {
     this.rows = rows;
     this.phrases = phrases;
@@ -40,7 +40,7 @@ export class EventList {
     this._draw();
   }
 
-  /** Marks a row and turns to its page; `focus`: the keys go there too. */
+  /** Selects a row and shows its page; `focus` also moves the keyboard focus there. */
   choose(chosen, focus = false) {
     this.chosen = chosen;
     if (chosen >= 0) this.page = Math.floor(chosen / ROWS);
@@ -48,12 +48,12 @@ export class EventList {
     if (focus && chosen >= 0) this._button(chosen - this.page * ROWS)?.focus();
   }
 
-  /** Rows of a page. */
+  /** Rows per page. */
   get size() {
     return ROWS;
   }
 
-  /** Whether the keys are in the table. */
+  /** Whether the table has the keyboard focus. */
   get focused() {
     return this.nodes.body.contains(document.activeElement);
   }
@@ -74,19 +74,19 @@ export class EventList {
     const count = Math.min(ROWS, this.rows.length - first);
     while (body.rows.length > count) body.deleteRow(-1);
     while (body.rows.length < count) body.append(emptyRow());
-    const stop = this.chosen >= first && this.chosen < first + count ? this.chosen - first : 0; // of the Tab key
+    const stop = this.chosen >= first && this.chosen < first + count ? this.chosen - first : 0; // the row in the Tab order
     for (let i = 0; i < count; i++) {
       const { phrase, onset, offset, score } = this.rows[first + i];
       const row = body.rows[i];
       const [play, name, end, length, sure] = row.cells;
       const button = play.firstChild;
-      const begin = written(onset, true);
+      const begin = formatTime(onset, true);
       set(button.lastChild, begin);
       const label = `Play ${this.phrases[phrase]} at ${begin}`;
       if (button.getAttribute("aria-label") !== label) button.setAttribute("aria-label", label);
       button.tabIndex = i === stop ? 0 : -1;
       set(name, this.phrases[phrase]);
-      set(end, written(offset, true));
+      set(end, formatTime(offset, true));
       set(length, `${fixed(offset - onset, 2)} s`);
       set(sure, fixed(score, 2));
       sure.style.setProperty("--score", score.toFixed(3));
@@ -95,7 +95,7 @@ export class EventList {
     pages.hidden = this.rows.length <= ROWS;
     before.disabled = this.page === 0;
     after.disabled = first + count >= this.rows.length;
-    set(where, `${first + 1} to ${first + count} of ${this.rows.length.toLocaleString("en")}`);
+    set(where, `${first + 1}–${first + count} of ${this.rows.length.toLocaleString("en")}`);
   }
 }
 

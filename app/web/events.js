@@ -1,15 +1,15 @@
-// From frame scores to events: what model/detection.py does with the method "threshold", number by number, so that a
-// slider can cut again what was scored once. Knows typed arrays and settings; no page, no network.
+// Turns frame scores into events exactly as model/detection.py does with method "threshold", so that a slider can change
+// the settings without scoring the recording again.
 //
-// The clock: frame t covers [t, t + 1) × hop seconds. Scores are 32-bit floats and compared as such.
+// Frame t covers [t, t + 1) × hop seconds. Scores are 32-bit floats and compared as such.
 
 /**
  * @typedef {{threshold: number, lowThreshold: ?number, medianFilter: number, minDuration: number, maxGap: number}} Settings
- *   lowThreshold null: three quarters of the threshold; lengths in seconds
+ *   lowThreshold null: three quarters of the threshold; durations in seconds
  * @typedef {{onset: number, offset: number, score: number}} Event  seconds
  */
 
-/** @type {Readonly<Settings>} The service's own defaults. */
+/** @type {Readonly<Settings>} The service's defaults. */
 export const DEFAULTS = Object.freeze({
   threshold: 0.5,
   lowThreshold: null,
@@ -20,46 +20,46 @@ export const DEFAULTS = Object.freeze({
 
 export const MAX_MEDIAN_FILTER = 60; // seconds
 
-const EPS = 1e-6; // seconds; forgives rounding of frame × hop where it is compared with a caller's seconds
+const EPS = 1e-6; // seconds; absorbs rounding when frame × hop is compared with seconds of the settings
 const LOW_SHARE = 0.75;
 
-/** The odd number of frames nearest to `seconds` (an even number goes up); 1 leaves the scores as they are. */
+/** The odd number of frames nearest to `seconds`, ties up; 1 means no smoothing. */
 export function medianFrames(seconds, hop) {
   return 2 * Math.floor((seconds / hop + EPS) / 2) + 1;
 }
 
-/** Frames that begin before the end of a recording; the first always does. */
+/** The number of frames that start before the end of a recording, at least 1. */
 export function framesWithin(duration, hop) {
   return Math.max(1, Math.ceil((duration - EPS) / hop));
 }
 
-/** The scores of one phrase, that come in pieces, and their smoothed form, of which only what changes is made anew. */
+/** The scores of one phrase, received in parts, and their smoothed form, which is updated incrementally. */
 export class Track {
   constructor() {
     this._scores = new Float32Array(1024);
     this._smooth = new Float32Array(1024);
     this._count = 0;
-    this._kernel = 0; // frames of the median that `_smooth` was made with
-    this._done = 0; // frames of `_smooth` that were made, as if the track ended there
+    this._kernel = 0; // the median length, in frames, that `_smooth` was computed with
+    this._done = 0; // number of valid frames in `_smooth`, computed as if the track ended there
     this.highest = 0;
   }
 
-  /** Frames so far. */
+  /** Number of frames received. */
   get length() {
     return this._count;
   }
 
-  /** All scores so far: a view, until the next `push`. */
+  /** All scores received: a view that is valid until the next `push`. */
   get scores() {
     return this._scores.subarray(0, this._count);
   }
 
-  /** The scores as `events` last smoothed them: a view, until the next `push`. */
+  /** The scores as last smoothed by `events`: a view that is valid until the next `push`. */
   get smoothed() {
     return this._smooth.subarray(0, this._done);
   }
 
-  /** The next scores. @param {Float32Array} part */
+  /** Appends scores. @param {Float32Array} part */
   push(part) {
     const needed = this._count + part.length;
     if (needed > this._scores.length) {
@@ -72,13 +72,13 @@ export class Track {
   }
 
   /**
-   * Events in order of time, as if the recording ended after `duration` seconds.
+   * The events sorted by time, as if the recording ended after `duration` seconds.
    * @param {Settings} settings @returns {Event[]}
    */
   events(settings, hop, duration) {
     const count = Math.min(this._count, framesWithin(duration, hop));
     this._smoothTo(count, medianFrames(settings.medianFilter, hop));
-    return cut(this._smooth, count, settings, hop, duration);
+    return cutEvents(this._smooth, count, settings, hop, duration);
   }
 
   _smoothTo(count, kernel) {
@@ -90,7 +90,7 @@ export class Track {
   }
 }
 
-/** Events in all scores of one phrase, in order of time: `find_events`. @param {Float32Array} scores @returns {Event[]} */
+/** The events in all scores of one phrase, sorted by time, as `find_events` returns them. @param {Float32Array} scores @returns {Event[]} */
 export function findEvents(scores, settings, hop, duration) {
   const track = new Track();
   track.push(scores);
@@ -103,8 +103,8 @@ function grown(values, needed) {
   return larger;
 }
 
-// Sliding median of scores[0 … count) into out[from … count). At both ends the track is continued by its mirror image,
-// the last frame repeated.
+// Writes the sliding median of scores[0 … count) to out[from … count). Both ends are padded by reflection, repeating the
+// edge frame.
 function medians(scores, count, kernel, from, out) {
   if (kernel === 1) {
     out.set(scores.subarray(from, count), from);
@@ -125,7 +125,7 @@ function medians(scores, count, kernel, from, out) {
     return;
   }
   if (from >= count) return;
-  const sorted = new Float32Array(kernel); // the window, in order of size
+  const sorted = new Float32Array(kernel); // the window, sorted
   for (let k = 0; k < kernel; k++) sorted[k] = at(from - half + k);
   sorted.sort();
   out[from] = sorted[half];
@@ -135,16 +135,16 @@ function medians(scores, count, kernel, from, out) {
   }
 }
 
-// Takes one value out of a sorted array and puts another in.
-function replace(sorted, gone, come) {
-  let hole = place(sorted, gone);
+// Replaces one value of a sorted array by another.
+function replace(sorted, removed, added) {
+  let hole = place(sorted, removed);
   const last = sorted.length - 1;
-  while (hole < last && sorted[hole + 1] < come) sorted[hole] = sorted[++hole];
-  while (hole > 0 && sorted[hole - 1] > come) sorted[hole] = sorted[--hole];
-  sorted[hole] = come;
+  while (hole < last && sorted[hole + 1] < added) sorted[hole] = sorted[++hole];
+  while (hole > 0 && sorted[hole - 1] > added) sorted[hole] = sorted[--hole];
+  sorted[hole] = added;
 }
 
-// Index of the first value that is not below `value`.
+// The index of the first value that is not below `value`.
 function place(sorted, value) {
   let low = 0, high = sorted.length - 1;
   while (low < high) {
@@ -155,14 +155,14 @@ function place(sorted, value) {
   return low;
 }
 
-// Runs at or above the lower threshold, of which a frame reaches the upper one; near ones joined, then short ones dropped.
-function cut(smooth, count, settings, hop, duration) {
+// Finds runs at or above the lower threshold in which a frame reaches the upper one, joins close ones, drops short ones.
+function cutEvents(smooth, count, settings, hop, duration) {
   const threshold = Math.fround(settings.threshold);
   const lowest = Math.fround(settings.lowThreshold ?? LOW_SHARE * settings.threshold);
   const gap = (settings.maxGap + EPS) / hop; // frames
   const events = [];
-  let first = 0, stop = -1, peak = 0; // the event that may still grow; none while stop < 0
-  const give = () => {
+  let first = 0, stop = -1, peak = 0; // the event that may still grow; none if stop < 0
+  const emit = () => {
     const onset = first * hop;
     const offset = Math.min(stop * hop, duration);
     if (stop >= 0 && offset - onset >= settings.minDuration - EPS) events.push({ onset, offset, score: peak });
@@ -176,19 +176,19 @@ function cut(smooth, count, settings, hop, duration) {
     if (stop >= 0 && begin - stop <= gap) {
       peak = Math.max(peak, highest);
     } else {
-      give();
+      emit();
       first = begin;
       peak = highest;
     }
     stop = t;
   }
-  give();
+  emit();
   return events;
 }
 
 /**
- * `value`, zero or more, with so many decimals, exact halves to the even neighbour: Python's format. JavaScript's
- * toFixed differs in exact halves alone, which it rounds up.
+ * Formats a non-negative number as Python does, rounding exact halves to even. JavaScript's toFixed differs only in that
+ * it rounds exact halves up.
  */
 export function fixed(value, decimals) {
   const halves = value * 2 ** (decimals + 1);
@@ -197,7 +197,7 @@ export function fixed(value, decimals) {
   return ((below % 2 === 0 ? below : below + 1) / 10 ** decimals).toFixed(decimals);
 }
 
-/** An event as the service tells it: milliseconds, and six decimals of the score. @param {Event} event @returns {Event} */
-export function told({ onset, offset, score }) {
+/** An event rounded as the service reports it: milliseconds, and six decimals of the score. @param {Event} event @returns {Event} */
+export function rounded({ onset, offset, score }) {
   return { onset: Number(fixed(onset, 3)), offset: Number(fixed(offset, 3)), score: Number(fixed(score, 6)) };
 }

@@ -1,21 +1,21 @@
-// Filters as the API takes them ({"tags": "field", "duration": {"lt": 5}}) and as a reader sees them: chips and a form.
-// Suggests metadata of the newest clips. Knows no search.
+// Filters as the API takes them ({"tags": "field", "duration": {"lt": 5}}), shown as chips and edited in a form that
+// suggests metadata of the newest clips.
 
 import { get } from "./api.js";
 import { $, clock, el, icon } from "./dom.js";
 
-const LOOKED_AT = 300; // clips from which keys and values are suggested
-const MOST_VALUES = 200; // of one key
-const DULL = new Set(["sha1", "path", "umid", "time_reference"]); // different for every clip: nothing to choose from
+const SAMPLED = 300; // clips from which keys and values are suggested
+const MAX_VALUES = 200; // suggested per key
+const IGNORED = new Set(["sha1", "path", "umid", "time_reference"]); // unique per clip, so useless as filters
 const KEYS = ["tags", "category"]; // suggested first
 
-/** A chip with a button that takes it away. */
+/** A chip with a remove button. */
 export function chip(text, remove) {
   const button = el("button", { type: "button", "aria-label": `Remove ${text}`, onclick: remove }, icon("close"));
   return el("span", { class: "chip removable" }, text, button);
 }
 
-/** The chips of a filter: one for each key and, for a list, each value. `change(filter)` gets what is left. */
+/** The chips of a filter: one per key, or per value of a list. `change(filter)` receives the rest after a removal. */
 export function filterChips(filter, change) {
   return Object.entries(filter).flatMap(([key, wanted]) => {
     if (Array.isArray(wanted)) return wanted.map((value) => chip(`${key}: ${value}`, () => change(without(filter, key, value))));
@@ -33,7 +33,7 @@ function bounds(key, wanted) {
   return `${key}: ${number(low)} to ${number(high)}`;
 }
 
-/** A filter that also, for a key that is there already alternatively, asks for a value. */
+/** A filter with an added value; values of the same key are alternatives. */
 export function including(filter, key, value) {
   const before = filter[key];
   if (before === undefined || (typeof before === "object" && !Array.isArray(before))) return { ...filter, [key]: value };
@@ -41,7 +41,7 @@ export function including(filter, key, value) {
   return { ...filter, [key]: values.length > 1 ? values : values[0] };
 }
 
-/** A filter without a value of a key, or without the key. */
+/** A filter without one value of a key, or without the key. */
 export function without(filter, key, value) {
   const { [key]: before, ...others } = filter;
   const left = value === undefined ? [] : [before].flat().filter((each) => each !== value);
@@ -49,10 +49,10 @@ export function without(filter, key, value) {
   return { ...filter, [key]: left.length > 1 ? left : left[0] };
 }
 
-/** The form behind the button "Filters"; `change(filter)` is called with every new filter. */
+/** The form behind the "Filters" button; calls `change(filter)` with every new filter. */
 export class FilterForm {
   #filter = {};
-  #values = null; // key → Map(value → how many clips)
+  #values = null; // key → Map(value → number of clips)
   #change;
 
   constructor(change) {
@@ -87,16 +87,16 @@ export class FilterForm {
     $("filter-toggle").setAttribute("aria-expanded", String(open));
     if (!open) return;
     $("filter-key").focus();
-    this.#look();
+    this.#loadSuggestions();
   }
 
-  async #look() {
+  async #loadSuggestions() {
     if (this.#values) return;
     this.#values = new Map();
-    const { clips } = await get("/clips", { limit: LOOKED_AT }).catch(() => ({ clips: [] }));
+    const { clips } = await get("/clips", { limit: SAMPLED }).catch(() => ({ clips: [] }));
     for (const { metadata } of clips) {
       for (const [key, content] of Object.entries(metadata)) {
-        if (DULL.has(key)) continue;
+        if (IGNORED.has(key)) continue;
         const counts = this.#values.get(key) ?? new Map();
         this.#values.set(key, counts);
         for (const value of [content].flat()) {
@@ -117,7 +117,7 @@ export class FilterForm {
 
   #suggestValues() {
     const counts = [...(this.#values?.get(this.#key()) ?? [])].sort(([a, n], [b, m]) => m - n || a.localeCompare(b));
-    const options = counts.slice(0, MOST_VALUES).map(([value, n]) => el("option", { value, label: `${value} (${n})` }));
+    const options = counts.slice(0, MAX_VALUES).map(([value, n]) => el("option", { value, label: `${value} (${n})` }));
     $("filter-values").replaceChildren(...options);
   }
 

@@ -1,17 +1,16 @@
-// A list of sounds one moves through by keys: each with its waveform, the stretches that answer, score and tags.
-// Knows the API's hits and nothing of how they were found.
+// The list of search results with keyboard navigation: each has its waveform, matching moments, score and tags.
 
 import { soundUrl } from "./api.js";
 import { announce, clock, el, icon } from "./dom.js";
-import { knownPeaks, peaksOf } from "./peaks.js";
+import { cachedPeaks, peaksOf } from "./peaks.js";
 import { seekStep, Wave } from "./sound.js";
 
 /** @typedef {{clip: any, score?: number, similarity?: number, moments?: {start: number, end: number, score: number}[]}} Hit */
 
-const TAGS = ["tags", "category", "subcategory", "label", "genre"]; // metadata that is shown as something to filter by
+const TAGS = ["tags", "category", "subcategory", "label", "genre"]; // metadata shown as filter buttons
 const SHOWN_TAGS = 4;
 const ABOUT = ["title", "description"];
-const WHO = ["artist", "author", "creator", "designer", "originator"];
+const CREATORS = ["artist", "author", "creator", "designer", "originator"];
 const RIGHTS = ["license", "licence"];
 
 export class HitList {
@@ -25,7 +24,7 @@ export class HitList {
    * @param {HTMLOListElement} list
    * @param {{open: (hit: Hit) => void, similar: (hit: Hit) => void, download: (hit: Hit) => void,
    *          filter: (key: string, value: any) => void, leave: () => void, used: () => void, letters: () => boolean}} on
-   *   `leave`: upwards out of the list; `used`: a hit was played or opened.
+   *   `leave`: focus moves up out of the list; `used`: a hit was played or opened.
    */
   constructor(list, on) {
     this.#list = list;
@@ -38,7 +37,7 @@ export class HitList {
     return this.#rows.map(({ hit }) => hit);
   }
 
-  /** Shows these instead. If they are those there were and more, as when `k` grew, the rows there are stay. */
+  /** Shows hits. If they extend the current ones, as when `k` grew, the existing rows are kept. */
   show(hits) {
     const focused = this.#list.contains(document.activeElement);
     const same = this.#rows.findIndex((row, i) => !hits[i] || id(row.hit) !== id(hits[i]));
@@ -66,7 +65,7 @@ export class HitList {
     for (const { wave } of this.#rows) wave.pause();
   }
 
-  /** Focuses a hit: 0 the first, -1 the last. False if there is none. */
+  /** Focuses a hit: 0 for the first, -1 for the last. Returns false if there is none. */
   focus(index) {
     const row = this.#rows.at(index);
     row?.link.focus();
@@ -94,7 +93,7 @@ export class HitList {
     const play = el("button", { type: "button", class: "round play", tabindex: -1 }, icon("play"));
     const time = el("span", { class: "time", text: clock(clip.duration) });
     const stage = el("div", { class: "stage" });
-    const similar = action("similar", `Sounds like ${clip.filename}`, "Sounds like this one (S)");
+    const similar = action("similar", `Find sounds like ${clip.filename}`, "Find similar sounds (S)");
     const download = action("download", `Download ${clip.filename}`, "Download (D)");
     const meter =
       score === undefined
@@ -121,11 +120,11 @@ export class HitList {
       light: true,
       src: () => soundUrl(clip.id),
       duration: clip.duration,
-      peaks: knownPeaks(clip.id),
+      peaks: cachedPeaks(clip.id),
       regions: moments ?? [],
       height: 44,
-      label: `Waveform of ${clip.filename}${best ? `; the best moment is from ${clock(best.start)} to ${clock(best.end)}` : ""}`,
-      onSeek: () => this.#listen(row, null),
+      label: `Waveform of ${clip.filename}${best ? `; best moment ${clock(best.start)} to ${clock(best.end)}` : ""}`,
+      onSeek: () => this.#play(row, null),
       onTime: (t) => {
         time.textContent = row.touched ? `${clock(Math.min(t, clip.duration))} of ${clock(clip.duration)}` : clock(clip.duration);
       },
@@ -159,13 +158,13 @@ export class HitList {
     return el("div", { class: "tags" }, ...chips);
   }
 
-  /** Plays from the moment that answers, or goes on where it was paused; pauses. */
+  /** Plays from the best moment, resumes, or pauses. */
   #toggle(row) {
     if (row.wave.playing) return row.wave.pause();
-    this.#listen(row, row.touched && row.wave.time < row.wave.duration - 0.05 ? null : (row.hit.moments?.[0]?.start ?? 0));
+    this.#play(row, row.touched && row.wave.time < row.wave.duration - 0.05 ? null : (row.hit.moments?.[0]?.start ?? 0));
   }
 
-  #listen(row, from) {
+  #play(row, from) {
     row.touched = true;
     this.#on.used();
     this.#setCurrent(row);
@@ -190,7 +189,7 @@ export class HitList {
     return this.#rows.find((row) => row.item === item);
   }
 
-  /** One hit's controls are in the Tab order; the arrows reach the others. */
+  /** Only the current hit is in the Tab order; the arrow keys reach the others. */
   #setCurrent(row) {
     if (!row) return;
     for (const each of this.#rows) {
@@ -229,22 +228,22 @@ export class HitList {
     act();
   }
 
-  /** To the next hit; what plays hands over, so one can audition by the arrows alone. */
+  /** Moves to another hit; if one is playing, the new one plays, so the arrow keys alone audition the list. */
   #move(row, step) {
     const index = this.#rows.indexOf(row) + step;
     if (index < 0) return this.#on.leave();
     const next = this.#rows[index];
     if (!next) return;
     this.focus(index);
-    if (row.wave.playing) this.#listen(next, next.hit.moments?.[0]?.start ?? 0);
+    if (row.wave.playing) this.#play(next, next.hit.moments?.[0]?.start ?? 0);
   }
 
-  /** To the moment before or after, in time. */
+  /** Plays the previous or next moment in time. */
   #moment(row, step) {
     const starts = (row.hit.moments ?? []).map(({ start }) => start).sort((a, b) => a - b);
     const here = row.wave.time;
     const to = step > 0 ? starts.find((start) => start > here + 0.05) : starts.findLast((start) => start < here - 0.25);
-    if (to !== undefined) this.#listen(row, to);
+    if (to !== undefined) this.#play(row, to);
   }
 }
 
@@ -254,8 +253,8 @@ function action(name, label, title) {
   return el("button", { type: "button", class: "ghost round", "aria-label": label, title, tabindex: -1 }, icon(name));
 }
 
-/** What a line has room for: what it is, who made it, under which terms. */
+/** The description, creator and licence that fit on a line. */
 function aboutOf({ metadata }) {
   const first = (keys) => keys.map((key) => metadata[key]).find((value) => typeof value === "string" && value);
-  return [first(ABOUT), first(WHO), first(RIGHTS)].filter(Boolean);
+  return [first(ABOUT), first(CREATORS), first(RIGHTS)].filter(Boolean);
 }

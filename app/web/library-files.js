@@ -1,12 +1,12 @@
-// Files that a reader chooses or drops, folders of any depth included. Knows nothing of what becomes of them.
+// Collects files that are chosen or dropped, including folders at any depth.
 
-// Names by which sound is kept; in folders, files of other names are left out. The service itself reads what it can.
-const SOUND = /\.(wave?|flac|og[ga]|opus|mp3|m4a|aac|aif[fc]?|au|snd|caf|w64|rf64|wma|webm|mk[av]|mp4|mov)$/i;
+// Audio file names. Other files in folders are skipped; single files are always sent, and the service decides.
+const AUDIO = /\.(wave?|flac|og[ga]|opus|mp3|m4a|aac|aif[fc]?|au|snd|caf|w64|rf64|wma|webm|mk[av]|mp4|mov)$/i;
 
-/** @typedef {{file: File, path: string | null}} Found  `path`: in the folder that was chosen, without its name */
+/** @typedef {{file: File, path: string | null}} Found  `path`: relative to the chosen folder */
 
 /**
- * What an <input type="file"> has, and how many files of its folder are no sounds.
+ * The files of an <input type="file">, and the number of skipped files in its folder.
  * @returns {{found: Found[], others: number}}
  */
 export function chosen(input) {
@@ -16,12 +16,12 @@ export function chosen(input) {
 }
 
 /**
- * What was dropped.
+ * The dropped files, and the number of skipped files in folders.
  * @param {DataTransfer} transfer
  * @returns {Promise<{found: Found[], others: number}>}
  */
 export async function dropped(transfer) {
-  const entries = [...transfer.items].filter(({ kind }) => kind === "file").map((item) => item.webkitGetAsEntry?.()); // before it ends
+  const entries = [...transfer.items].filter(({ kind }) => kind === "file").map((item) => item.webkitGetAsEntry?.()); // must be read before the event ends
   if (!entries.some((entry) => entry?.isDirectory)) {
     return { found: [...transfer.files].map((file) => ({ file, path: null })), others: 0 };
   }
@@ -42,7 +42,7 @@ export async function dropped(transfer) {
 }
 
 function sounds(files) {
-  const found = files.filter(({ path }) => SOUND.test(path) && !path.split("/").some((part) => part.startsWith(".")));
+  const found = files.filter(({ path }) => AUDIO.test(path) && !path.split("/").some((part) => part.startsWith(".")));
   found.sort((a, b) => (a.path < b.path ? -1 : 1));
   return { found, others: files.length - found.length };
 }

@@ -1,15 +1,14 @@
-// The clips of the library, a page at a time: to hear, open, edit and delete them, by pointer or by keys. Knows the API's
-// clips and not how they got there.
+// The paginated list of clips: play, open, edit and delete them by pointer or keyboard.
 
 import { get, json, soundUrl } from "./api.js";
 import { announce, clock, el, icon } from "./dom.js";
 import { Player } from "./player.js";
 
 const PAGE = 50;
-const MOST_FOUND = 1000; // by words: the API's limit
+const MAX_FOUND = 1000; // when searching by words: the API's limit
 const SHOWN_TAGS = 5;
 const TAGS = ["tags", "category", "subcategory", "label", "genre"];
-const TEXTS = ["title", "description", "artist", "author", "path"]; // the first two that are there
+const TEXTS = ["title", "description", "artist", "author", "path"]; // the first two present are shown
 
 export class ClipList {
   #list;
@@ -24,7 +23,7 @@ export class ClipList {
    * @param {{open: (clip: any) => void, edit: (clip: any) => Promise<any | null>, remove: (clip: any) => void,
    *          filter: (key: string, value: string) => void, letters: () => boolean, leave: () => void,
    *          isGoing: (id: string) => boolean}} on
-   *   `leave`: upwards out of the list; `isGoing`: whether a clip is about to be deleted, and not shown
+   *   `leave`: focus moves up out of the list; `isGoing`: whether a clip is being deleted and must be hidden
    */
   constructor(list, on) {
     this.#list = list;
@@ -37,13 +36,13 @@ export class ClipList {
     return this.#rows.length;
   }
 
-  /** Whether there is more than is shown. */
+  /** Whether more clips are available. */
   get more() {
     return this.#cursor !== null;
   }
 
   /**
-   * Shows the first page of what the query names, or as many clips as are shown if it is the same one.
+   * Shows the first page of a query, or as many clips as are shown now if the query is unchanged.
    * @param {{words: string, sort: string, filter: Record<string, any>}} query
    */
   async load(query) {
@@ -67,7 +66,7 @@ export class ClipList {
     if (focused) (rows.find(({ clip }) => clip.id === focused) ?? rows[0])?.link.focus();
   }
 
-  /** The next page; its first clip gets the focus. */
+  /** Appends the next page and focuses its first clip. */
   async loadMore() {
     const [query, before] = [this.#query, this.#rows.length];
     const clips = await this.#fetch(query, this.#cursor, PAGE);
@@ -79,7 +78,7 @@ export class ClipList {
     announce(`${this.#rows.length} shown`);
   }
 
-  /** Takes a clip out; the focus goes to its neighbour. `back` puts it where it was. */
+  /** Removes a clip from the list; focus moves to its neighbour. */
   take(id) {
     const index = this.#rows.findIndex(({ clip }) => clip.id === id);
     if (index < 0) return;
@@ -110,7 +109,7 @@ export class ClipList {
     return this.focus(this.#rows.findIndex(({ clip }) => clip.id === id));
   }
 
-  /** Clips of the query from a cursor on, without those about to go; null if another call came after this one. */
+  /** Fetches clips from a cursor on, without those being deleted; null if a later call superseded this one. */
   async #fetch({ words, sort, filter }, cursor, limit) {
     this.#pending.abort();
     this.#pending = new AbortController();
@@ -119,11 +118,11 @@ export class ClipList {
     try {
       let clips;
       if (words) {
-        const k = Math.min((cursor ?? 0) + limit, MOST_FOUND);
+        const k = Math.min((cursor ?? 0) + limit, MAX_FOUND);
         const body = { query: words, mode: "lexical", k, ...(some && { filter }) };
         const { hits } = await json("/search", { body, signal });
         clips = hits.map(({ clip }) => clip).slice(cursor ?? 0);
-        this.#cursor = hits.length === k && k < MOST_FOUND ? k : null;
+        this.#cursor = hits.length === k && k < MAX_FOUND ? k : null;
       } else {
         clips = [];
         let next = cursor;
@@ -165,7 +164,7 @@ export class ClipList {
     const player = new Player({
       src: () => soundUrl(clip.id),
       duration: clip.duration,
-      onTime: (t) => item.style.setProperty("--heard", t / clip.duration),
+      onTime: (t) => item.style.setProperty("--played", t / clip.duration),
       onState: (state, error) => changed(row, state, error),
     });
     const row = { clip, item, link, play, player, controls: [play, link, ...tags, edit, remove] };
@@ -198,7 +197,7 @@ export class ClipList {
     return this.#rows.find((row) => row.item === item);
   }
 
-  /** One clip's controls are in the Tab order; the arrows reach the others. */
+  /** Only the current clip is in the Tab order; the arrow keys reach the others. */
   #setCurrent(row) {
     if (!row) return;
     for (const each of this.#rows) {
@@ -225,7 +224,7 @@ export class ClipList {
     act();
   }
 
-  /** To the next clip; what plays hands over. */
+  /** Moves to another clip; if one is playing, the new one plays. */
   #move(row, step) {
     const index = this.#rows.indexOf(row) + step;
     if (index < 0) return this.#on.leave();

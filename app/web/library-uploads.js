@@ -1,20 +1,20 @@
-// Uploads, one file a request and two at a time: how far each is, and what became of it. Knows no list of clips.
+// Uploads with progress: one file per request, two at a time.
 
 import { Problem, upload } from "./api.js";
 import { $, announce, bytes, count, el, icon } from "./dom.js";
 
-const AT_ONCE = 2;
-const MOST_SHOWN = 200; // files that were added; the others stay until they are cleared
-const FIRST_WAIT = 1000; // ms, while the service is busy; doubled each time
-const LONGEST_WAIT = 30_000;
-const MOST_TRIES = 12;
+const PARALLEL = 2;
+const MAX_SHOWN = 200; // added files in the list; others stay until cleared
+const FIRST_WAIT = 1000; // ms, while the service is busy; doubles with each attempt
+const MAX_WAIT = 30_000;
+const MAX_ATTEMPTS = 12;
 const BUSY = [429, 503];
 
 /**
  * @typedef {object} Task
  * @property {File} file
  * @property {Record<string, any>} metadata
- * @property {number} sent  share of the file
+ * @property {number} sent  fraction uploaded
  * @property {"waiting" | "sending" | "added" | "there" | "failed" | "stopped"} state
  * @property {string} problem
  * @property {HTMLElement | null} row
@@ -32,7 +32,7 @@ export class Uploads {
 
   /**
    * @param {{onAdded: () => void, onIdle: () => void, open: (clip: any) => void, limit: () => number | null}} on
-   *   `onAdded`: a file is in the library now; `onIdle`: nothing is left to do; `limit`: bytes a file may have
+   *   `onAdded`: a file was added; `onIdle`: all uploads have finished; `limit`: maximum bytes per file
    */
   constructor({ onAdded, onIdle, open, limit }) {
     this.#onAdded = onAdded;
@@ -43,7 +43,7 @@ export class Uploads {
     $("uploads-again").addEventListener("click", () => this.again());
     $("uploads-clear").addEventListener("click", () => this.clear());
     addEventListener("beforeunload", (event) => {
-      if (this.busy) event.preventDefault(); // the browser asks
+      if (this.busy) event.preventDefault(); // makes the browser ask for confirmation
     });
   }
 
@@ -64,10 +64,10 @@ export class Uploads {
   stop() {
     for (const task of this.#tasks) if (task.state === "waiting") task.state = "stopped";
     this.#stop.abort();
-    this.#tell();
+    this.#showSummary();
   }
 
-  /** Tries what failed or was stopped once more. */
+  /** Retries failed and stopped uploads. */
   again() {
     if (!this.busy) this.#stop = new AbortController();
     for (const task of this.#tasks) {
@@ -86,11 +86,11 @@ export class Uploads {
     $("upload-list").replaceChildren(...kept);
     $("uploads").hidden = !this.#tasks.length;
     if ($("uploads").hidden) $("add-files").focus();
-    this.#tell();
+    this.#showSummary();
   }
 
   #pump() {
-    while (this.#running < AT_ONCE) {
+    while (this.#running < PARALLEL) {
       const task = this.#tasks.find(({ state }) => state === "waiting");
       if (!task) break;
       task.state = "sending";
@@ -101,7 +101,7 @@ export class Uploads {
         if (!this.busy && !this.#running) this.#end();
       });
     }
-    this.#tell();
+    this.#showSummary();
   }
 
   async #run(task) {
@@ -113,7 +113,7 @@ export class Uploads {
       if (status === 201) this.#onAdded();
     } catch (error) {
       task.state = error.name === "AbortError" ? "stopped" : "failed";
-      const name = `${task.file.name}: `; // stands beside it already
+      const name = `${task.file.name}: `; // the row shows the name already
       task.problem = error.message.startsWith(name) ? error.message.slice(name.length) : error.message;
     }
     task.sent = 1;
@@ -122,7 +122,7 @@ export class Uploads {
 
   async #send(task) {
     const limit = this.#limit();
-    if (limit && task.file.size > limit) throw new Error(`The file has ${bytes(task.file.size)}; the limit is ${bytes(limit)}.`);
+    if (limit && task.file.size > limit) throw new Error(`The file size of ${bytes(task.file.size)} exceeds the limit of ${bytes(limit)}.`);
     const form = new FormData();
     form.append("files", task.file);
     if (Object.keys(task.metadata).length) form.append("metadata", JSON.stringify(task.metadata));
@@ -130,22 +130,22 @@ export class Uploads {
     const onProgress = (sent, total) => {
       task.sent = total ? sent / total : 0;
       this.#show(task);
-      this.#tell();
+      this.#showSummary();
     };
     for (let tries = 1; ; tries += 1) {
       try {
         return await upload("/clips", form, { onProgress, signal });
       } catch (error) {
-        if (error instanceof Problem && error.status === 0 && !(await isReadable(task.file))) throw new Error("The file cannot be read any more.");
-        if (!BUSY.includes(error.status) || tries === MOST_TRIES) throw error;
+        if (error instanceof Problem && error.status === 0 && !(await isReadable(task.file))) throw new Error("The file can no longer be read.");
+        if (!BUSY.includes(error.status) || tries === MAX_ATTEMPTS) throw error;
         task.sent = 0;
-        this.#show(task, "the service is busy; it is tried again");
-        await wait(Math.min(FIRST_WAIT * 2 ** (tries - 1), LONGEST_WAIT), signal);
+        this.#show(task, "service busy, retrying");
+        await wait(Math.min(FIRST_WAIT * 2 ** (tries - 1), MAX_WAIT), signal);
       }
     }
   }
 
-  /** One row a file, from when it is sent. Of the files that were added the earliest make room. */
+  /** Updates the row of a file. Rows of the oldest added files are removed beyond MAX_SHOWN. */
   #show(task, waiting = "") {
     const { file, state, sent } = task;
     task.row ??= $("upload-list").appendChild(el("li"));
@@ -156,28 +156,28 @@ export class Uploads {
       return;
     }
     task.outcome = el("span", { class: "outcome", text: OUTCOMES[state]?.(task) ?? (waiting || progress(sent)) });
-    task.bar = state === "sending" ? el("progress", { max: 1, value: sent, "aria-label": `${file.name}: how much is sent` }) : null;
+    task.bar = state === "sending" ? el("progress", { max: 1, value: sent, "aria-label": `Upload progress of ${file.name}` }) : null;
     const name = task.clip
       ? el("button", { type: "button", class: "ghost name", text: file.name, onclick: () => this.open(task.clip) })
       : el("span", { class: "name", text: file.name });
     task.row.replaceChildren(...[icon(ICONS[state]), name, el("span", { class: "size", text: bytes(file.size) }), task.outcome, task.bar].filter(Boolean));
     if (state !== "added") return;
     this.#shown.push(task);
-    if (this.#shown.length > MOST_SHOWN) this.#shown.shift().row.remove();
+    if (this.#shown.length > MAX_SHOWN) this.#shown.shift().row.remove();
   }
 
-  #tell() {
+  #showSummary() {
     const all = this.#tasks;
     const how = (...states) => all.filter(({ state }) => states.includes(state));
     const [added, there, failed, stopped] = ["added", "there", "failed", "stopped"].map((state) => how(state).length);
     const done = all.length - how("waiting", "sending").length;
-    const size = ({ file }) => file.size + 1; // so that an empty file counts too
+    const size = ({ file }) => file.size + 1; // + 1 so that empty files count too
     const total = all.reduce((sum, task) => sum + size(task), 0);
     $("uploads-progress").value = total ? all.reduce((sum, task) => sum + size(task) * (task.state === "waiting" ? 0 : task.sent), 0) / total : 0;
     $("uploads-progress").hidden = !this.busy;
     const parts = [`${done.toLocaleString("en")} of ${count(all.length, "file")}`];
     if (added) parts.push(`${added.toLocaleString("en")} added`);
-    if (there) parts.push(`${there.toLocaleString("en")} there already`);
+    if (there) parts.push(`${there.toLocaleString("en")} already in the library`);
     if (failed) parts.push(`${failed.toLocaleString("en")} failed`);
     if (stopped) parts.push(`${stopped.toLocaleString("en")} stopped`);
     $("uploads-about").textContent = parts.join(" · ");
@@ -188,7 +188,7 @@ export class Uploads {
   }
 
   #end() {
-    announce(this.#tell() || "Nothing was added");
+    announce(this.#showSummary() || "No files were added");
     this.#onIdle();
   }
 }
@@ -197,12 +197,12 @@ const ICONS = { waiting: "up", sending: "up", added: "check", there: "same", fai
 
 const OUTCOMES = {
   added: () => "added",
-  there: ({ clip, file }) => (clip.filename === file.name ? "is in the library already" : `is in the library already, as ${clip.filename}`),
+  there: ({ clip, file }) => (clip.filename === file.name ? "already in the library" : `already in the library as ${clip.filename}`),
   failed: ({ problem }) => problem,
   stopped: () => "stopped",
 };
 
-const progress = (sent) => (sent < 1 ? `${Math.floor(sent * 100)} %` : "being heard");
+const progress = (sent) => (sent < 1 ? `${Math.floor(sent * 100)} %` : "analysing");
 
 const isReadable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 

@@ -1,7 +1,7 @@
-// The Library tab: adds files, lists the clips, changes and deletes them, and says how the service is.
+// The Library tab: uploads files, lists, edits and deletes clips, and shows the service's health.
 
 import { call } from "./api.js";
-import { $, announce, bytes, clock, count, debounce, el, say } from "./dom.js";
+import { $, announce, bytes, clock, count, debounce, el, showMessage } from "./dom.js";
 import { filterChips, including } from "./filters.js";
 import { Deletions } from "./library-deletions.js";
 import { editClip, splitTags } from "./library-edit.js";
@@ -9,9 +9,9 @@ import { chosen, dropped } from "./library-files.js";
 import { ClipList } from "./library-list.js";
 import { Uploads } from "./library-uploads.js";
 
-const PAUSE = 250; // ms after the last letter
-const LOOK_AGAIN = 30_000; // ms between two looks at the service, while the tab is shown
-const WHILE_ADDING = 5000; // ms between two looks at the list
+const PAUSE = 250; // ms after the last keystroke
+const HEALTH_INTERVAL = 30_000; // ms between health checks while the tab is shown
+const RELOAD_INTERVAL = 5000; // ms between reloads of the list during uploads
 const SORTS = ["-created", "created", "filename", "-filename", "-duration", "duration"];
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
@@ -30,7 +30,7 @@ export function mount(panel, shell) {
     gone: () => shell.refresh(),
     failed: async (clip, error) => {
       await load();
-      tell(`${clip.filename} was not deleted: ${error.message}`);
+      showProblem(`${clip.filename} was not deleted: ${error.message}`);
     },
   });
 
@@ -50,14 +50,14 @@ export function mount(panel, shell) {
 
   const uploads = new Uploads({
     onAdded: () => {
-      stale ||= setTimeout(() => refresh(), WHILE_ADDING);
+      stale ||= setTimeout(() => refresh(), RELOAD_INTERVAL);
     },
     onIdle: () => refresh(),
     open: (clip) => shell.openClip(clip),
     limit: () => (shell.info ? shell.info.limits.max_upload_mb * 1e6 : null),
   });
 
-  /** The list and the number of clips, after something came. */
+  /** Reloads the list and the number of clips. */
   function refresh() {
     clearTimeout(stale);
     stale = 0;
@@ -70,22 +70,22 @@ export function mount(panel, shell) {
     try {
       await list.load(query);
       loaded = true;
-      tell("");
+      showProblem("");
     } catch (error) {
-      tell(error.message);
+      showProblem(error.message);
     } finally {
       panel.removeAttribute("aria-busy");
     }
     describe();
   }
 
-  function tell(problem) {
-    say($("clips-message"), problem, Boolean(problem));
+  function showProblem(problem) {
+    showMessage($("clips-message"), problem, Boolean(problem));
     $("clips-again").hidden = !problem;
     if (problem) announce(problem);
   }
 
-  /** What is shown, in words. */
+  /** Updates the count and the empty state. */
   function describe() {
     if (!loaded) return;
     const { words, filter } = query;
@@ -95,17 +95,17 @@ export function mount(panel, shell) {
     const all = shell.info?.clips;
     $("clips-more").hidden = !more;
     const known = !narrowed && all !== undefined && more;
-    $("clips-about").textContent = known ? `${n.toLocaleString("en")} of ${count(all, "sound")}` : `${count(n, "sound")}${more ? ", and more" : ""}`;
+    $("clips-about").textContent = known ? `${n.toLocaleString("en")} of ${count(all, "sound")}` : `${count(n, "sound")}${more ? " or more" : ""}`;
     const wrong = Boolean($("clips-message").textContent);
     $("no-clips").hidden = n > 0 || wrong || deletions.any;
     $("no-clips").replaceChildren(
-      el("h2", { text: narrowed ? "Nothing like that" : "No sounds yet" }),
-      el("p", { text: narrowed ? "No clip has these words and this metadata." : "Choose files above, or drop them anywhere on this page." }),
+      el("h2", { text: narrowed ? "No matches" : "No sounds yet" }),
+      el("p", { text: narrowed ? "No clip matches these words and filters." : "Choose files above, or drop them anywhere on this page." }),
       ...(narrowed ? [el("button", { type: "button", text: "Show all", onclick: () => change({ words: "", filter: {} }) })] : []),
     );
   }
 
-  /** Another query: into the address, the fields and the list. */
+  /** Applies a changed query to the URL, the controls and the list. */
   function change(changes, { replace = false } = {}) {
     query = { ...query, ...changes };
     const { words, sort, filter } = query;
@@ -143,7 +143,7 @@ export function mount(panel, shell) {
     try {
       await list.loadMore();
     } catch (error) {
-      tell(error.message);
+      showProblem(error.message);
     }
     $("clips-more").disabled = false;
     describe();
@@ -155,8 +155,8 @@ export function mount(panel, shell) {
   const add = ({ found, others }) => {
     const tags = splitTags($("add-tags").value);
     uploads.add(found.map(({ file, path }) => ({ file, metadata: { ...(path && { path }), ...(tags.length && { tags }) } })));
-    const left = others ? `${count(others, "file")} of the folder ${others === 1 ? "is" : "are"} no sound and left out.` : "";
-    say($("add-message"), left || (found.length ? "" : "There is no sound file in it."));
+    const left = others ? `Skipped ${count(others, "file")} that ${others === 1 ? "is" : "are"} not audio.` : "";
+    showMessage($("add-message"), left || (found.length ? "" : "The folder contains no audio files."));
   };
   for (const input of [$("add-files"), $("add-folder")]) {
     input.addEventListener("change", () => {
@@ -176,11 +176,11 @@ export function mount(panel, shell) {
     try {
       add(await dropped(event.dataTransfer));
     } catch {
-      say($("add-message"), "The folder cannot be read.", true);
+      showMessage($("add-message"), "Cannot read the folder.", true);
     }
   });
 
-  // Keys of the tab
+  // Keyboard shortcuts
 
   document.addEventListener("keydown", (event) => {
     if (!here || !deletions.any || event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey) return;
@@ -191,9 +191,9 @@ export function mount(panel, shell) {
 
   // The service
 
-  async function look() {
+  async function checkHealth() {
     clearTimeout(looking);
-    looking = here ? setTimeout(look, LOOK_AGAIN) : 0;
+    looking = here ? setTimeout(checkHealth, HEALTH_INTERVAL) : 0;
     if (document.hidden) return;
     try {
       await call("/health/ready");
@@ -213,7 +213,7 @@ export function mount(panel, shell) {
       Model: model.name,
       Device: `${model.device}, ${model.dtype}`,
       Index: `${count(clips, "sound")}, ${model.dim} dimensions`,
-      "Largest file": `${bytes(limits.max_upload_mb * 1e6)}, ${clock(limits.max_duration_s)}`,
+      "File limit": `${bytes(limits.max_upload_mb * 1e6)}, ${clock(limits.max_duration_s)}`,
       Version: version,
     };
     $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
@@ -228,16 +228,16 @@ export function mount(panel, shell) {
       try {
         filter = JSON.parse(params.get("filter") ?? "{}") ?? {};
       } catch {
-        // an address that somebody typed
+        // not valid JSON: ignore it
       }
       const sort = SORTS.includes(params.get("sort")) ? params.get("sort") : SORTS[0];
       query = { words: params.get("words") ?? "", sort, filter };
       show();
       load();
-      look();
-      if (!shell.info) return; // it is being asked for
+      checkHealth();
+      if (!shell.info) return; // a request is already running
       about(shell.info);
-      shell.refresh(); // others may have added sounds
+      shell.refresh(); // other clients may have added sounds
     },
     hidden() {
       here = false;

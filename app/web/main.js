@@ -1,5 +1,5 @@
-// The page's shell: tabs, the address, keys, the dialogs for the API key and for help, and the service's state.
-// What the tabs do is theirs: search.js, detect.js, library.js.
+// The page's shell: tabs, URL parameters, keyboard shortcuts, the API-key and help dialogs, and the service's status.
+// The tabs are in search.js, detect.js and library.js.
 
 import { get, Problem } from "./api.js";
 import { openClip } from "./clip.js";
@@ -10,28 +10,28 @@ import * as search from "./search.js";
 
 const TABS = ["search", "detect", "library"];
 const MODULES = { search, detect, library };
-const RETRY = 2000; // ms, while the service is loading or away
-const LETTERS = "finelap-letters"; // localStorage: "off" where single letters are no shortcuts
+const RETRY = 2000; // ms, while the service is loading or unreachable
+const LETTERS = "finelap-letters"; // localStorage key: "off" disables single-key shortcuts
 
 const mounted = {};
 let shown = null;
 
 /**
- * What the shell gives to the tabs.
+ * The interface that the shell offers to the tabs.
  * @typedef {typeof shell} Shell
  */
 export const shell = {
-  /** GET /info, null until the service has answered. */
+  /** The response of GET /info, or null before the first one. */
   info: null,
 
-  /** The parameters of the page's address. `tab` is the shell's, `open` the open clip; the others are the tab's. */
+  /** The URL parameters. `tab` belongs to the shell, `open` is the open clip; the others belong to the current tab. */
   get params() {
     return new URLSearchParams(location.search);
   },
 
   /**
-   * Changes parameters: null, "" and [] remove one, a list repeats it. Adds a step to the history unless `replace`.
-   * The tab itself is not told: it knows what it did.
+   * Changes URL parameters: null, "" and [] remove one, a list repeats it. Adds a history entry unless `replace`.
+   * Does not notify the tab, which made the change.
    */
   setParams(changes, { replace = false } = {}) {
     const params = shell.params;
@@ -45,8 +45,8 @@ export const shell = {
   },
 
   /**
-   * Shows a tab. With `push` (the default) that is a step of the history; `params` then replace all others, or, without
-   * them, the tab comes back with those it had.
+   * Shows a tab. With `push` (the default) it adds a history entry: `params` replace all URL parameters, or, without
+   * them, the tab's previous parameters are restored.
    * @param {"search" | "detect" | "library"} tab
    * @param {{push?: boolean, params?: Record<string, any> | null}} [options]
    */
@@ -59,15 +59,15 @@ export const shell = {
     reveal(tab);
   },
 
-  /** Opens a clip's details: `clip` as the API gives it, or its id. `moments` are marked in its waveform. */
+  /** Opens a clip's details. `clip` is a clip of the API or its id; `moments` are highlighted in the waveform. */
   openClip(clip, moments = []) {
     return openClip(shell, clip, moments);
   },
 
-  /** Whether letters, digits and signs are shortcuts: the reader may switch them off. */
+  /** Whether single-key shortcuts are enabled. */
   letters: () => localStorage.getItem(LETTERS) !== "off",
 
-  /** Asks for GET /info again: after clips were added or deleted, say. */
+  /** Reloads GET /info, for example after clips were added or deleted. */
   refresh: () => connect(),
 };
 
@@ -93,8 +93,8 @@ function reveal(tab) {
   mounted[tab].shown(shell.params);
 }
 
-/** What the address says: at the start, and when the reader goes back or forward. */
-function follow() {
+/** Applies the URL: on load, and on back and forward. */
+function applyUrl() {
   const { params } = shell;
   const tab = TABS.includes(params.get("tab")) ? params.get("tab") : TABS[0];
   reveal(tab);
@@ -103,7 +103,7 @@ function follow() {
   else if ($("clip-dialog").open) $("clip-dialog").close();
 }
 
-// The service's state
+// The service's status
 
 let timer = 0;
 
@@ -113,16 +113,16 @@ async function connect() {
     shell.info = await get("/info");
   } catch (error) {
     const loading = error instanceof Problem && error.status === 503;
-    tell(loading ? "waiting" : "wrong", loading ? "The model is loading …" : error.message);
+    showStatus(loading ? "waiting" : "wrong", loading ? "The model is loading …" : error.message);
     if (error.status === 0 || error.status >= 500) timer = setTimeout(connect, RETRY);
     return;
   }
   const { clips, model } = shell.info;
-  tell("ready", `${clips.toLocaleString("en")} ${clips === 1 ? "sound" : "sounds"} · ${model.name} on ${model.device}`);
+  showStatus("ready", `${clips.toLocaleString("en")} ${clips === 1 ? "sound" : "sounds"} · ${model.name} on ${model.device}`);
   document.dispatchEvent(new CustomEvent("finelap:info", { detail: shell.info }));
 }
 
-function tell(state, text) {
+function showStatus(state, text) {
   $("status").dataset.state = state;
   $("status-text").textContent = text;
   $("status").title = text;
@@ -134,7 +134,7 @@ document.addEventListener("finelap:key", ({ detail: { wrong, done } }) => {
   const dialog = $("key-dialog");
   let given = null;
   $("key").value = "";
-  $("key-message").textContent = wrong ? "The service does not know this key." : "";
+  $("key-message").textContent = wrong ? "The service rejected this key." : "";
   const submit = () => {
     given = $("key").value.trim() || null;
   };
@@ -151,7 +151,7 @@ document.addEventListener("finelap:key", ({ detail: { wrong, done } }) => {
 });
 $("key-cancel").addEventListener("click", () => $("key-dialog").close());
 
-// Keys
+// Keyboard shortcuts
 
 const isTyping = (node) =>
   node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=range], [type=button], [type=file])");
@@ -181,11 +181,11 @@ $("help-button").addEventListener("click", showHelp);
 $("help-close").addEventListener("click", () => $("help-dialog").close());
 $("letters").addEventListener("change", () => {
   localStorage.setItem(LETTERS, $("letters").checked ? "on" : "off");
-  announce($("letters").checked ? "Shortcuts are on" : "Shortcuts are off");
+  announce($("letters").checked ? "Shortcuts enabled" : "Shortcuts disabled");
 });
 for (const dialog of document.querySelectorAll("dialog:not(#key-dialog)")) {
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close(); // beside it
+    if (event.target === dialog) dialog.close(); // a click on the backdrop
   });
 }
 
@@ -203,10 +203,10 @@ for (const [i, tab] of TABS.entries()) {
   });
 }
 
-// A file dropped beside a place for files must not replace the page.
+// A file dropped outside a drop target must not replace the page.
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 
 for (const tab of TABS) mounted[tab] = MODULES[tab].mount($(tab), shell);
-addEventListener("popstate", follow);
+addEventListener("popstate", applyUrl);
 connect();
-follow();
+applyUrl();

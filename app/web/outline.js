@@ -1,10 +1,9 @@
-// A waveform drawn on a plain canvas from the service's peaks: light enough for a list of hits, and all there is where
-// wavesurfer is not installed. Draws and hears clicks; plays nothing.
+// A waveform drawn on a plain canvas from the service's peaks: light enough for lists, and the fallback without wavesurfer.
 
 const BAR = 2; // css pixels
 const GAP = 1;
 
-/** The page's colours as they are now; canvases do not follow a change of scheme by themselves. */
+/** The page's current colours; canvases do not follow a change of colour scheme by themselves. */
 export function colours() {
   const style = getComputedStyle(document.documentElement);
   const of = (name) => style.getPropertyValue(name).trim();
@@ -20,7 +19,7 @@ export function colours() {
 
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 
-export class Outline {
+export class CanvasWaveform {
   #canvas = document.createElement("canvas");
   #time = 0;
   #queued = 0;
@@ -61,7 +60,7 @@ export class Outline {
     this.redraw();
   }
 
-  zoom() {} // the whole is always in view
+  zoom() {} // the whole waveform is always in view
 
   destroy() {
     cancelAnimationFrame(this.#queued);
@@ -113,7 +112,7 @@ export class Outline {
   }
 }
 
-/** Lowest and highest of the share [from, to) of the peaks. */
+/** The lowest and highest peak in the fraction [from, to). */
 function extent(peaks, from, to) {
   const first = Math.min(Math.floor(from * peaks.length), peaks.length - 1);
   const last = Math.max(first + 1, Math.floor(to * peaks.length));

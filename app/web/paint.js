@@ -1,9 +1,8 @@
-// How a stretch of a recording is painted: ruler, waveform, spectrogram, a strip of scores with its events. Each paints
-// into a box of any 2D context, so that screen and picture are made by the same strokes. Keeps nothing but a scratch canvas.
+// Paints part of a recording: ruler, waveform, spectrogram, and the scores and events of a phrase. Each function paints
+// into a box of a 2D context, so the screen and exported images use the same code.
 //
-// A span {from, to} is in seconds, a box {x, y, w, h} in the context's units. Where a column of data is narrower than a
-// pixel, the pixel shows the highest of its columns: what is short stays to be seen. The work goes with the pixels and
-// with the columns in view; an hour takes some milliseconds.
+// A span {from, to} is in seconds, a box {x, y, w, h} in the context's units. A pixel that covers several columns shows
+// their maximum, so short sounds stay visible. An hour takes a few milliseconds.
 
 /** @typedef {{from: number, to: number}} Span */
 /** @typedef {{x: number, y: number, w: number, h: number}} Box */
@@ -34,7 +33,7 @@ const DARK = {
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const palettes = new Map();
 
-/** The colours of the page as it is now, or of one scheme: `heat` and `spectrum` as 256 pixels each. */
+/** The page's current colours, or those of one scheme; `heat` and `spectrum` are 256 pixels each. */
 export function palette(dark = scheme.matches) {
   if (!palettes.has(dark)) {
     const colours = dark ? DARK : LIGHT;
@@ -48,7 +47,7 @@ export function onScheme(fn) {
   scheme.addEventListener("change", fn);
 }
 
-/** 256 pixels (red in the lowest byte) evenly through the colours. */
+/** Interpolates colours to 256 pixels, red in the lowest byte. */
 function ramp(colours) {
   const stops = colours.map((colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)));
   return Uint32Array.from({ length: 256 }, (_, i) => {
@@ -59,19 +58,19 @@ function ramp(colours) {
   });
 }
 
-/** Marks of a ruler `pixels` wide: seconds, and how they are written. @param {Span} span */
+/** The marks of a ruler `pixels` wide: seconds and labels. @param {Span} span */
 export function ticks({ from, to }, pixels) {
   const least = ((to - from) / Math.max(pixels, 1)) * 76;
   const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800].find((s) => s >= least) ?? 3600;
   const marks = [];
   for (let n = Math.ceil(from / step - 1e-9); n * step <= to + 1e-9; n++) {
-    marks.push({ at: n * step, text: written(n * step, step < 1) });
+    marks.push({ at: n * step, text: formatTime(n * step, step < 1) });
   }
   return marks;
 }
 
-/** Seconds as "0:05", "1:02:03", with tenths "0:05.2". */
-export function written(seconds, tenths = false) {
+/** Formats seconds as "0:05" or "1:02:03", with tenths "0:05.2". */
+export function formatTime(seconds, tenths = false) {
   const units = Math.round(seconds * 10);
   const whole = tenths ? Math.floor(units / 10) : Math.round(seconds);
   const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
@@ -79,7 +78,7 @@ export function written(seconds, tenths = false) {
   return `${h ? `${h}:${two(m)}` : m}:${two(s)}${tenths ? `.${units % 10}` : ""}`;
 }
 
-/** The ruler, and faint lines from it down to `bottom`. @param {Box} box @param {Span} span */
+/** Paints the ruler, and faint lines down to `bottom`. @param {Box} box @param {Span} span */
 export function paintRuler(context, box, span, colours, bottom) {
   context.font = "11px system-ui, sans-serif";
   context.textBaseline = "middle";
@@ -95,7 +94,7 @@ export function paintRuler(context, box, span, colours, bottom) {
   context.globalAlpha = 1;
 }
 
-/** The outline, as high as its loudest. @param {import("./recording.js").Recording} recording */
+/** Paints the waveform, scaled to its loudest sample. @param {import("./recording.js").Recording} recording */
 export function paintWave(context, box, span, recording, colours) {
   const { columns, peaks, step } = recording;
   const { first, stop, ofPixel, pixels, scale } = grid(context, box, span, step, columns);
@@ -132,7 +131,7 @@ export function paintWave(context, box, span, recording, colours) {
   context.restore();
 }
 
-/** The spectrogram; its contrast is that of all that came so far. @param {import("./recording.js").Recording} recording */
+/** Paints the spectrogram, with the contrast of all data received so far. @param {import("./recording.js").Recording} recording */
 export function paintSpectrum(context, box, span, recording, colours) {
   const { levels, bands } = recording;
   const high = Math.max(recording.quantile(0.9995), 40);
@@ -149,7 +148,7 @@ export function paintSpectrum(context, box, span, recording, colours) {
   });
 }
 
-/** The smoothed scores of a phrase as a strip of heat. @param {Float32Array} scores */
+/** Paints the smoothed scores of a phrase as a heat strip. @param {Float32Array} scores */
 export function paintHeat(context, box, span, scores, hop, colours) {
   paintColumns(context, box, span, hop, scores.length, 1, false, (pixels, width, x, from, to) => {
     let score = scores[from];
@@ -158,7 +157,7 @@ export function paintHeat(context, box, span, scores, hop, colours) {
   });
 }
 
-/** Events of one phrase, in order of time, as boxes. @param {import("./events.js").Event[]} events */
+/** Paints the events of one phrase, sorted by time, as boxes. @param {import("./events.js").Event[]} events */
 export function paintEvents(context, box, span, events, colours) {
   context.fillStyle = context.strokeStyle = colours.event;
   context.lineWidth = 1.25;
@@ -169,14 +168,14 @@ export function paintEvents(context, box, span, events, colours) {
   }
 }
 
-/** Where an event lies in a box, three pixels wide at least. @param {Span} span */
+/** The horizontal extent of an event in a box, at least three pixels. @param {Span} span */
 export function across(box, span, { onset, offset }) {
   const scale = box.w / (span.to - span.from);
   const left = Math.max((onset - span.from) * scale, -4), right = Math.min((offset - span.from) * scale, box.w + 4);
   return { x: box.x + left, w: Math.max(right - left, 2.5) };
 }
 
-/** Index of the first of these events, in order of time, that ends after `t`. */
+/** The index of the first event, of events sorted by time, that ends after `t`. */
 export function firstAfter(events, t) {
   let low = 0, high = events.length;
   while (low < high) {
@@ -193,7 +192,7 @@ function rectangle({ x, y, w, h }) {
   return path;
 }
 
-// How device pixels of the box and columns of `step` seconds meet.
+// Maps columns of `step` seconds to device pixels of the box.
 function grid(context, box, span, step, count) {
   const scale = context.getTransform().a;
   const pixels = Math.max(1, Math.round(box.w * scale));
@@ -209,7 +208,7 @@ let image = null;
 function paintColumns(context, box, span, step, count, rows, smooth, paint) {
   const { pixels, ofPixel, first, stop } = grid(context, box, span, step, count);
   if (stop <= first) return;
-  const fine = stop - first <= pixels; // a column is a pixel or more: it is drawn once and stretched
+  const fine = stop - first <= pixels; // a column is at least a pixel wide: draw it once and stretch it
   const width = fine ? stop - first : pixels;
   if (image?.width !== width || image?.height !== rows) {
     image = new ImageData(width, rows);

@@ -1,22 +1,22 @@
-// The outlines of clips for lists: fetched a few at a time, in the order asked for, and kept for the next list.
-// The service decodes a clip when it is first asked for its outline, so a search must not wait behind twenty of them.
+// Fetches the waveform peaks of clips for lists, a few at a time in order of request, and caches them. The service decodes
+// a clip on the first request, so too many at once would delay searches.
 
 import { get } from "./api.js";
 
-const AT_ONCE = 3;
-const KEPT = 400;
+const PARALLEL = 3;
+const MAX_CACHED = 400;
 const COLUMNS = 240;
 
-const kept = new Map(); // clip → peaks, the latest last
+const cache = new Map(); // clip id → peaks, most recent last
 let waiting = [];
 let running = 0;
 
 /**
- * The outline of a clip, [[lowest, highest], …]. Rejects with AbortError when `signal` says so.
+ * The peaks of a clip, [[lowest, highest], …]. Rejects with AbortError when `signal` aborts.
  * @returns {Promise<[number, number][]>}
  */
 export function peaksOf(clipId, signal) {
-  const known = kept.get(clipId);
+  const known = cache.get(clipId);
   if (known) return Promise.resolve(known);
   return new Promise((resolve, reject) => {
     waiting.push({ clipId, signal, resolve, reject });
@@ -24,18 +24,18 @@ export function peaksOf(clipId, signal) {
   });
 }
 
-/** What is known of it already, or null. */
-export const knownPeaks = (clipId) => kept.get(clipId) ?? null;
+/** The cached peaks of a clip, or null. */
+export const cachedPeaks = (clipId) => cache.get(clipId) ?? null;
 
 async function next() {
   waiting = waiting.filter(({ signal }) => !signal?.aborted);
-  if (running >= AT_ONCE || !waiting.length) return;
+  if (running >= PARALLEL || !waiting.length) return;
   const { clipId, signal, resolve, reject } = waiting.shift();
   running += 1;
   try {
     const { peaks } = await get(`/clips/${encodeURIComponent(clipId)}/peaks`, { n: COLUMNS }, { signal });
-    kept.set(clipId, peaks);
-    if (kept.size > KEPT) kept.delete(kept.keys().next().value);
+    cache.set(clipId, peaks);
+    if (cache.size > MAX_CACHED) cache.delete(cache.keys().next().value);
     resolve(peaks);
   } catch (error) {
     reject(error);

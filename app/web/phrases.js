@@ -1,4 +1,4 @@
-// The phrases to listen for, as chips with a field to write more. Knows its elements alone.
+// The list of phrases to detect, as chips, with a text field and suggestions.
 
 import { announce, el, icon } from "./dom.js";
 
@@ -7,7 +7,7 @@ const SUGGESTED = [
   "door slam", "glass breaking", "water dripping", "crowd", "laughter", "music", "bell", "explosion", "gunshot", "silence",
 ];
 const SHOWN = 8;
-const LONGEST = 1000; // characters, the service's limit
+const MAX_LENGTH = 1000; // characters, the service's limit
 
 export class Phrases {
   /** @param {{list: HTMLElement, field: HTMLInputElement, more: HTMLElement}} nodes  @param {() => void} onChange */
@@ -24,18 +24,18 @@ export class Phrases {
     this._show();
   }
 
-  /** Takes the text of the field, too; without one nothing happens. */
+  /** Adds the text in the field, if any. */
   take() {
     const text = this.field.value;
     this.field.value = "";
     this.add(text.split(/[,;\n]/));
   }
 
-  /** Adds those that are new and not empty. @param {string[]} texts */
+  /** Adds phrases that are new and not empty. @param {string[]} texts */
   add(texts) {
     const before = this.all.length;
     for (const text of texts) {
-      const phrase = text.replace(/\s+/g, " ").trim().slice(0, LONGEST);
+      const phrase = text.replace(/\s+/g, " ").trim().slice(0, MAX_LENGTH);
       if (phrase && !this.all.includes(phrase) && this.all.length < this.limit) this.all.push(phrase);
     }
     if (this.all.length === before) return;
@@ -43,7 +43,7 @@ export class Phrases {
     this.onChange();
   }
 
-  /** @param {string[]} phrases  instead of those there are */
+  /** Replaces all phrases. @param {string[]} phrases */
   set(phrases) {
     this.all = [];
     this.add(phrases);
@@ -86,7 +86,7 @@ export class Phrases {
       event.preventDefault();
       this.take();
     } else if (event.key === "Backspace" && !this.field.value && this.all.length) {
-      this.field.value = this.all.at(-1); // to be mended
+      this.field.value = this.all.at(-1); // put back for editing
       this.all.pop();
       this._show();
       this.onChange();

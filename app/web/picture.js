@@ -1,4 +1,4 @@
-// What is on screen as a PNG with names, axis and settings: the strips' own strokes on a larger sheet.
+// Exports the current view as a PNG with labels, axis and settings, painted by the same code as the screen.
 
 import { palette } from "./paint.js";
 
@@ -6,7 +6,7 @@ const EDGE = 20; // css pixels, all of these
 const HEAD = 46;
 const FOOT = 30;
 const NAMES = 170;
-const SHARP = 2; // device pixels of the picture a css pixel
+const SCALE = 2; // image pixels per css pixel
 const FONT = "system-ui, sans-serif";
 
 /**
@@ -18,10 +18,10 @@ export function picture(strips, title, about) {
   const width = Math.max(strips.width, 640);
   const layout = strips.layout(false);
   const sheet = document.createElement("canvas");
-  sheet.width = SHARP * (width + NAMES + 2 * EDGE);
-  sheet.height = SHARP * (layout.height + HEAD + FOOT + 2 * EDGE);
+  sheet.width = SCALE * (width + NAMES + 2 * EDGE);
+  sheet.height = SCALE * (layout.height + HEAD + FOOT + 2 * EDGE);
   const context = sheet.getContext("2d");
-  context.scale(SHARP, SHARP);
+  context.scale(SCALE, SCALE);
   context.fillStyle = colours.ground;
   context.fillRect(0, 0, sheet.width, sheet.height);
   context.translate(EDGE, EDGE);
@@ -41,11 +41,11 @@ export function picture(strips, title, about) {
   strips.paint(context, strips.span, width, colours, false);
   context.restore();
   return new Promise((resolve, reject) => {
-    sheet.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The picture is too large for this browser."))), "image/png");
+    sheet.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The image is too large for this browser."))), "image/png");
   });
 }
 
-// One line of text, with dots where it does not fit.
+// Writes one line of text, truncated with an ellipsis.
 function write(context, text, font, colour, x, y, room) {
   context.font = font;
   context.fillStyle = colour;

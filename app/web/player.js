@@ -1,10 +1,10 @@
-// One sound that can be heard: an <audio> that is only loaded when it is wanted, from any second to any other.
-// Only one plays at a time. Draws nothing; knows no service.
+// Plays a sound with an <audio> that is loaded on first use, from any position to any other. Only one player plays at a
+// time.
 
-let current = null; // the player that was asked to play last
+let current = null; // the most recently started player
 
 export class Player {
-  #start = null; // where to begin once the file is there
+  #start = null; // where to start once the file is loaded
   #until = null; // where to stop
   #loading = null;
   #frame = 0;
@@ -31,7 +31,7 @@ export class Player {
     this.audio.addEventListener("seeked", () => this.onTime(this.time));
   }
 
-  /** Seconds: where it is, or where it will begin. */
+  /** The position in seconds, or where playback will start. */
   get time() {
     return this.#start ?? this.audio.currentTime;
   }
@@ -40,7 +40,7 @@ export class Player {
     return this.#duration;
   }
 
-  /** How long it is, if that was not known. */
+  /** Sets the duration once it is known. */
   setDuration(seconds) {
     this.#duration = seconds;
   }
@@ -49,7 +49,7 @@ export class Player {
     return !this.audio.paused && !this.audio.ended;
   }
 
-  /** Plays from `from`, or from where it is, to `to`, or to the end. Where it cannot, `onState` hears why. */
+  /** Plays from `from` or the current position to `to` or the end. Failures are passed to `onState`. */
   async play(from, to) {
     if (current !== this) current?.pause();
     current = this;
@@ -60,7 +60,7 @@ export class Player {
       await (this.#loading ??= this.#load());
       if (current === this) await this.audio.play();
     } catch (error) {
-      if (error.name === "AbortError") return; // paused before it began
+      if (error.name === "AbortError") return; // paused before it started
       this.#loading = null;
       if (current === this) current = null;
       this.onState("failed", error);
@@ -77,7 +77,7 @@ export class Player {
     else return this.play();
   }
 
-  /** Goes to a second; what was played to an end is then played on. */
+  /** Moves to a position and clears the end of a limited playback. */
   seek(t) {
     this.#until = null;
     const target = Math.min(Math.max(t, 0), this.#duration);
@@ -98,7 +98,7 @@ export class Player {
     this.audio.src = await this.#src();
     await new Promise((resolve, reject) => {
       this.audio.addEventListener("loadedmetadata", resolve, { once: true });
-      this.audio.addEventListener("error", () => reject(new Error("This browser cannot play the file.")), { once: true });
+      this.audio.addEventListener("error", () => reject(new Error("This browser cannot play this file.")), { once: true });
       this.audio.load();
     });
     if (this.#start !== null) this.audio.currentTime = this.#start;

@@ -1,37 +1,37 @@
-// A recording as the lines of POST /detect tell it: scores, outline and spectrogram in typed arrays, that grow as it is
-// heard. Knows the lines' form (docs/reference/http-api.md, Detecting); fetches and draws nothing.
+// A recording as streamed by POST /detect (docs/reference/http-api.md, Detecting): scores, waveform peaks and spectrogram
+// in typed arrays that grow as lines arrive.
 
 import { Track } from "./events.js";
 
 export class Recording {
   constructor() {
     this.filename = "";
-    this.hop = 0; // seconds a frame
+    this.hop = 0; // seconds per frame
     this.phrases = /** @type {string[]} */ ([]);
     this.tracks = /** @type {Track[]} */ ([]);
-    this.step = 0; // seconds a column of the outline; 0: nothing to draw
+    this.step = 0; // seconds per column of peaks and spectrogram; 0: nothing to draw
     this.bands = 0;
-    this.frequencies = /** @type {number[]} */ ([]); // Hz, the middles of the bands
+    this.frequencies = /** @type {number[]} */ ([]); // Hz, centre frequencies of the bands
     this.columns = 0;
     this.peaks = new Int16Array(0); // lowest and highest of each column, × 32,767
     this.levels = new Uint8Array(0); // `bands` of each column, lowest first; half decibels
     this.histogram = new Uint32Array(256); // of the levels
-    this.loudest = 0; // of all peaks
+    this.loudest = 0; // absolute maximum of all peaks
     this.ended = false;
     this._duration = 0;
   }
 
-  /** Seconds: of the whole recording when it has ended, before that what has been heard. */
+  /** Seconds: the whole recording once it has ended, before that the analysed part. */
   get duration() {
-    return this.ended ? this._duration : this.heard;
+    return this.ended ? this._duration : this.analysed;
   }
 
-  /** Seconds of which there are scores. */
-  get heard() {
+  /** Seconds analysed so far. */
+  get analysed() {
     return this.tracks.length ? this.tracks[0].length * this.hop : 0;
   }
 
-  /** The next line; of kinds that it does not know nothing is kept. */
+  /** Adds a line of the response; unknown types are ignored. */
   take(line) {
     if (line.type === "start") this._start(line);
     else if (line.type === "frames") this._frames(unpacked(line.scores));
@@ -67,14 +67,14 @@ export class Recording {
     for (const sample of pairs) this.loudest = Math.max(this.loudest, Math.abs(sample));
   }
 
-  /** The level below which the share `q` of all levels lies. */
+  /** The `q`-quantile of all levels. */
   quantile(q) {
     let left = q * this.bands * this.columns;
     return Math.max(0, this.histogram.findIndex((count) => (left -= count) < 0));
   }
 }
 
-// Typed arrays read in the machine's byte order, which is little-endian wherever browsers run.
+// Decodes base64. Typed arrays use the machine's byte order, which is little-endian wherever browsers run.
 function unpacked(text) {
   const binary = atob(text);
   const bytes = new Uint8Array(binary.length);

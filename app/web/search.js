@@ -1,5 +1,5 @@
-// The Search tab: what is asked for, kept in the page's address; the request it makes; what is said of the answer.
-// The list of hits is hits.js, filters are filters.js, a clip's details clip.js.
+// The Search tab: the query, stored in the URL, its request, and the result. The list of hits is in hits.js, filters in
+// filters.js, a clip's details in clip.js.
 
 import { call, download, get, json, Problem } from "./api.js";
 import { mark } from "./clip.js";
@@ -7,37 +7,36 @@ import { $, announce, count, debounce, el } from "./dom.js";
 import { chip, FilterForm, filterChips, including } from "./filters.js";
 import { HitList } from "./hits.js";
 
-const PAUSE = 80; // ms after the last key
-const STEP = 20; // hits, and as many more each time
-const MOST = 1000;
+const PAUSE = 80; // ms after the last keystroke
+const STEP = 20; // hits per page
+const MAX_HITS = 1000;
 const IDEAS = ["dog barking", "rain on a roof", "glass breaking", "footsteps", "thunder", "a door slams"];
 
 /**
- * What is asked for. `like`: a clip's id; `example`: a file's name, `file` the file; `mode` with "moments" beside the
- * API's three.
+ * The query. `like`: a clip's id; `example`: a file's name; `mode`: the API's three modes, or "moments".
  */
-const NOTHING = { q: "", like: "", example: "", mode: "semantic", without: [], filter: {}, k: STEP };
+const DEFAULT_QUERY = { q: "", like: "", example: "", mode: "semantic", without: [], filter: {}, k: STEP };
 
-function read(params) {
+function fromParams(params) {
   let filter = {};
   try {
     filter = JSON.parse(params.get("filter") ?? "{}");
   } catch {
-    // an address cut off on its way: without the filter it still says something
+    // a truncated URL: use the rest of it
   }
-  const text = (name) => params.get(name) ?? NOTHING[name];
+  const text = (name) => params.get(name) ?? DEFAULT_QUERY[name];
   return {
     ...{ q: text("q"), like: text("like"), example: text("example"), mode: text("mode") },
     without: params.getAll("without"),
     filter: filter && typeof filter === "object" && !Array.isArray(filter) ? filter : {},
-    k: Math.min(Math.max(Number(params.get("k")) || STEP, STEP), MOST),
+    k: Math.min(Math.max(Number(params.get("k")) || STEP, STEP), MAX_HITS),
   };
 }
 
-function written({ q, like, example, mode, without, filter, k }) {
+function toParams({ q, like, example, mode, without, filter, k }) {
   return {
     ...{ q, like, example, without },
-    mode: mode === NOTHING.mode ? null : mode,
+    mode: mode === DEFAULT_QUERY.mode ? null : mode,
     filter: Object.keys(filter).length ? JSON.stringify(filter) : null,
     k: k === STEP ? null : k,
   };
@@ -45,18 +44,18 @@ function written({ q, like, example, mode, without, filter, k }) {
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
 export function mount(panel, shell) {
-  let asked = null; // what the list shows, or waits for
+  let asked = null; // the query that the list shows or waits for
   let pending = new AbortController();
-  let stale = false; // whether the library may have changed since
-  let failed = false; // whether there is a message instead of an answer
-  let settled = true; // whether the next words are a step of the history: the reader did something with the last
-  const files = new Map(); // name → File, of the searches by example since the page was loaded
+  let stale = false; // whether the library may have changed since the last request
+  let failed = false; // whether an error is shown instead of results
+  let settled = true; // whether the next query gets its own history entry, because the last one was used
+  const files = new Map(); // name → File, for searches by example since the page was loaded
   const names = new Map(); // clip id → file name
 
   const hits = new HitList($("hits"), {
     open: ({ clip, moments }) => shell.openClip(clip, moments ?? []),
     similar: ({ clip }) => findSimilar(clip),
-    download: ({ clip }) => download(clip).catch(tell),
+    download: ({ clip }) => download(clip).catch(showError),
     filter: (key, value) => change({ filter: including(asked.filter, key, value), like: "" }),
     leave: () => $("query").focus(),
     used: () => (settled = true),
@@ -64,11 +63,11 @@ export function mount(panel, shell) {
   });
   const form = new FilterForm((filter) => change({ filter }));
 
-  /** Asks for something else, from the first hit on. */
+  /** Runs a changed query, starting at the first hit. */
   function change(changes, { replace = false } = {}) {
-    const q = $("query").value.trim(); // words that the debounce has not told yet
+    const q = $("query").value.trim(); // includes input that is still debounced
     const next = { ...asked, q, k: STEP, ...changes };
-    shell.setParams(written(next), { replace });
+    shell.setParams(toParams(next), { replace });
     settled ||= !replace;
     run(next);
   }
@@ -91,7 +90,7 @@ export function mount(panel, shell) {
     change({ q: "", like: "", example: file.name, mode: ["semantic", "hybrid"].includes(asked.mode) ? asked.mode : "semantic" });
   }
 
-  /** Shows what is asked for in the controls, and asks the service. */
+  /** Shows the query in the controls and runs it. */
   async function run(next) {
     asked = next;
     stale = failed = false;
@@ -108,7 +107,7 @@ export function mount(panel, shell) {
     } catch (error) {
       if (error.name === "AbortError") return;
       hits.clear();
-      tell(error);
+      showError(error);
       failed = true;
     }
     panel.classList.remove("busy");
@@ -123,7 +122,7 @@ export function mount(panel, shell) {
     }
     if (example) {
       const file = files.get(example);
-      if (!file) throw new Problem(0, { detail: `Choose ${example} again: a page that is loaded anew has no files.` });
+      if (!file) throw new Problem(0, { detail: `Choose ${example} again: reloading the page discards files.` });
       const body = new FormData();
       const fields = { file, k, moments: true, filter: some && JSON.stringify(some) };
       for (const [name, value] of Object.entries(fields)) if (value !== null) body.append(name, value);
@@ -147,12 +146,12 @@ export function mount(panel, shell) {
     const { q, like, example, mode } = asked;
     const searched = q || like || example;
     const noun = mode === "moments" && q ? "moment" : "sound";
-    const order = !searched ? "newest first" : like ? "most alike first" : "best first";
+    const order = !searched ? "newest first" : like ? "most similar first" : "best first";
     $("search-message").classList.remove("wrong");
     $("search-message").textContent = found.length ? `${count(found.length, noun)}, ${order}` : "";
-    $("more").hidden = found.length < asked.k || asked.k >= MOST;
+    $("more").hidden = found.length < asked.k || asked.k >= MAX_HITS;
     showEmpty(!found.length, searched);
-    announce(found.length ? `${count(found.length, noun)}${q ? ` for ${q}` : ""}` : "Nothing found");
+    announce(found.length ? `${count(found.length, noun)}${q ? ` for ${q}` : ""}` : "No results");
     const open = shell.params.get("open");
     const hit = open && found.find(({ clip }) => clip.id === open);
     if (hit?.moments) mark(open, hit.moments);
@@ -164,23 +163,23 @@ export function mount(panel, shell) {
     if (!empty) return $("no-hits").replaceChildren();
     const button = (text, act) => el("button", { type: "button", text, onclick: act });
     if (filtered) {
-      const all = button("Remove the filters", () => change({ filter: {}, without: [] }));
-      return $("no-hits").replaceChildren(el("h2", { text: "Nothing passes the filters" }), all);
+      const all = button("Clear filters", () => change({ filter: {}, without: [] }));
+      return $("no-hits").replaceChildren(el("h2", { text: "No sounds match the filters" }), all);
     }
     if (searched) {
-      const hint = "No name, tag or other metadata has these words. A semantic search goes by the sound itself.";
-      const act = button("Search semantically", () => change({ mode: "semantic" }));
+      const hint = "No name, tag or metadata contains these words. A semantic search matches the sound itself.";
+      const act = button("Use semantic search", () => change({ mode: "semantic" }));
       const lexical = asked.mode === "lexical" && shell.info?.clips;
-      if (lexical) return $("no-hits").replaceChildren(el("h2", { text: "Nothing found" }), el("p", { text: hint }), act);
+      if (lexical) return $("no-hits").replaceChildren(el("h2", { text: "No results" }), el("p", { text: hint }), act);
     }
-    if (asked.like) return $("no-hits").replaceChildren(el("h2", { text: "There is no other sound" }));
+    if (asked.like) return $("no-hits").replaceChildren(el("h2", { text: "No other sounds in the library" }));
     const add = button("Add sounds", () => shell.show("library"));
     add.classList.add("primary");
-    const text = "Add recordings, and find them here by what is heard in them.";
+    const text = "Add recordings to search them by their sound.";
     $("no-hits").replaceChildren(el("h2", { text: "The library is empty" }), el("p", { text }), add);
   }
 
-  function tell(error) {
+  function showError(error) {
     const again = el("button", { type: "button", class: "ghost", text: "Try again", onclick: () => run(asked) });
     $("search-message").classList.add("wrong");
     $("search-message").replaceChildren(error.message, " ", again);
@@ -208,13 +207,13 @@ export function mount(panel, shell) {
     );
   }
 
-  /** The sound that is searched with, as a chip in the search field. */
+  /** Shows the query's clip or file as a chip in the search field. */
   function nameQuery() {
     const { like, example } = asked;
     $("query-chip").hidden = !(like || example);
-    const name = like ? `sounds like ${names.get(like) ?? "a clip of the library"}` : example;
+    const name = like ? `similar to ${names.get(like) ?? "a clip"}` : example;
     $("query-chip").replaceChildren(...(like || example ? [chip(name, () => change({ like: "", example: "" }))] : []));
-    $("query").placeholder = like || example ? "" : "Describe a sound, or drop one here";
+    $("query").placeholder = like || example ? "" : "Describe a sound, or drop an audio file here";
   }
 
   $("query").addEventListener("input", typed);
@@ -239,13 +238,13 @@ export function mount(panel, shell) {
     const text = $("without").value.trim();
     if (event.key === "Enter" || (event.key === "," && text)) {
       event.preventDefault();
-      addUnwanted(text);
+      addExcluded(text);
     } else if (event.key === "Backspace" && !$("without").value && asked.without.length) {
       change({ without: asked.without.slice(0, -1) });
     }
   });
-  $("without").addEventListener("blur", () => addUnwanted($("without").value.trim()));
-  $("more").addEventListener("click", () => change({ k: Math.min(asked.k + STEP, MOST) }, { replace: true }));
+  $("without").addEventListener("blur", () => addExcluded($("without").value.trim()));
+  $("more").addEventListener("click", () => change({ k: Math.min(asked.k + STEP, MAX_HITS) }, { replace: true }));
   $("example").addEventListener("change", () => {
     const [file] = $("example").files;
     if (file) useFile(file);
@@ -260,18 +259,18 @@ export function mount(panel, shell) {
   }
   let connected = false;
   document.addEventListener("finelap:info", () => {
-    if (failed && !panel.hidden) run(asked); // the service was loading, or away
+    if (failed && !panel.hidden) run(asked); // the service was loading or unreachable
     stale = connected;
     connected = true;
   });
-  function addUnwanted(text) {
+  function addExcluded(text) {
     $("without").value = "";
     if (text && !asked.without.includes(text)) change({ without: [...asked.without, text] });
   }
 
   return {
     shown(params) {
-      const next = read(params);
+      const next = fromParams(params);
       if (asked && !stale && JSON.stringify(next) === JSON.stringify(asked)) return;
       settled = true;
       run(next);

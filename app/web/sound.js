@@ -1,18 +1,18 @@
-// A sound one can see and hear. The only module that knows wavesurfer, which the set-up puts into /web/vendor/; where it
-// is missing, and in lists, a plain canvas shows the same without zoom, timeline and spectrogram.
+// A waveform with playback. Uses wavesurfer if it is installed in /web/vendor/; without it, and in lists, a plain canvas
+// shows the waveform without zoom, timeline and spectrogram.
 
 import { clock } from "./dom.js";
-import { colours, Outline } from "./outline.js";
-import { palette, written } from "./paint.js";
+import { CanvasWaveform, colours } from "./outline.js";
+import { formatTime, palette } from "./paint.js";
 import { Player } from "./player.js";
 
 /** @typedef {{start: number, end: number, label?: string, color?: string}} Region  seconds */
 
-const LONGEST_SPECTROGRAM = 600; // seconds; longer recordings would take too much of the browser's memory
+const MAX_SPECTROGRAM = 600; // seconds; longer recordings would use too much memory in the browser
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 let library = null;
 
-/** wavesurfer and its plugins, loaded once when first wanted; null where the set-up could not install them. */
+/** Loads wavesurfer and its plugins on first use; null if they are not installed. */
 export function wavesurfer() {
   library ??= document.documentElement.hasAttribute("data-vendor") ? load() : Promise.resolve(null);
   return library;
@@ -24,8 +24,8 @@ async function load() {
   return Object.fromEntries(files.map((name, i) => [name, found[i].default]));
 }
 
-/** Whether a recording of so many seconds can have a spectrogram here. */
-export const spectrogramFits = (duration) => duration <= LONGEST_SPECTROGRAM;
+/** Whether a recording of this duration can have a spectrogram. */
+export const spectrogramFits = (duration) => duration <= MAX_SPECTROGRAM;
 
 export class Wave {
   #container;
@@ -36,18 +36,18 @@ export class Wave {
   /**
    * @param {HTMLElement} container
    * @param {object} options
-   * @param {() => Promise<string>} options.src  where the audio is; asked when it is first played
+   * @param {() => Promise<string>} options.src  URL of the audio, called on first playback
    * @param {number} options.duration  seconds
-   * @param {[number, number][] | null} [options.peaks]  lowest and highest of equal stretches
+   * @param {[number, number][] | null} [options.peaks]  lowest and highest sample of equal stretches
    * @param {Region[]} [options.regions]
    * @param {number} [options.height]  css pixels
    * @param {string} [options.label]  for screen readers
-   * @param {() => number} [options.start]  where Space begins to play what has not been played yet; 0 without
-   * @param {boolean} [options.light]  only ever a canvas that is no stop of the Tab key, for lists
+   * @param {() => number} [options.start]  where Space starts the first playback; 0 by default
+   * @param {boolean} [options.light]  for lists: always a canvas, and not in the Tab order
    * @param {boolean} [options.timeline]
    * @param {(t: number) => void} [options.onTime]
    * @param {(region: Region) => void} [options.onRegion]  a region was clicked
-   * @param {(t: number) => void} [options.onSeek]  the waveform was clicked, or a key moved in it
+   * @param {(t: number) => void} [options.onSeek]  the waveform was clicked, or a key moved the position
    * @param {(state: "playing" | "paused" | "failed", error?: Error) => void} [options.onState]
    */
   constructor(container, options) {
@@ -62,8 +62,8 @@ export class Wave {
     container.classList.add("wave");
     container.setAttribute("aria-label", this.#options.label);
     if (options.light) container.setAttribute("role", "img");
-    else this.#beSlider();
-    this.#view = new Outline(container, this.#viewOptions());
+    else this.#makeSlider();
+    this.#view = new CanvasWaveform(container, this.#viewOptions());
     if (!options.light) this.#upgrade();
   }
 
@@ -111,7 +111,7 @@ export class Wave {
     this.#view.zoom(pxPerSecond);
   }
 
-  /** Shows a spectrogram below the waveform, or takes it away; the browser decodes the whole file. Wants wavesurfer. */
+  /** Shows or hides a spectrogram, for which the browser decodes the whole file. Needs wavesurfer. */
   spectrogram(wanted) {
     return this.#view.spectrogram?.(wanted);
   }
@@ -143,17 +143,17 @@ export class Wave {
 
   #moved(t) {
     this.#view.setTime(t);
-    if (!this.#options.light) this.#tell(t);
+    if (!this.#options.light) this.#showTime(t);
     this.#options.onTime?.(t);
   }
 
-  #beSlider() {
+  #makeSlider() {
     const node = this.#container;
     node.setAttribute("role", "slider");
     node.tabIndex = 0;
     node.setAttribute("aria-valuemin", "0");
     node.setAttribute("aria-valuemax", String(this.duration));
-    this.#tell(0);
+    this.#showTime(0);
     node.addEventListener("keydown", (event) => {
       if (this.#gone || event.ctrlKey || event.altKey || event.metaKey) return;
       const step = seekStep(this.duration) * (event.shiftKey ? 4 : 1);
@@ -167,7 +167,7 @@ export class Wave {
     });
   }
 
-  #tell(t) {
+  #showTime(t) {
     const text = `${clock(t)} of ${clock(this.duration)}`;
     if (this.#container.getAttribute("aria-valuetext") === text) return;
     this.#container.setAttribute("aria-valuenow", t.toFixed(2));
@@ -175,14 +175,14 @@ export class Wave {
   }
 }
 
-/** Seconds that an arrow key moves in a recording of this length. */
+/** Seconds that an arrow key moves in a recording of this duration. */
 export const seekStep = (duration) => Math.min(Math.max(duration / 20, 0.1), 5);
 
-const RATE = 32_000; // Hz, of what a spectrogram is made of
-const LABEL = 64; // css pixels from label to label, at least
+const RATE = 32_000; // Hz, for the spectrogram
+const LABEL = 64; // minimum css pixels between labels
 const INTERVALS = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600]; // seconds
 
-/** The view that wavesurfer draws, around an <audio> that belongs to the Player. */
+/** The wavesurfer view, attached to the Player's <audio>. */
 class Surfer {
   #surfer;
   #regions;
@@ -233,7 +233,7 @@ class Surfer {
 
   #load(channels) {
     const { media, duration } = this.#options;
-    return this.#surfer.load(media.currentSrc || media.src, channels, duration); // another address would stop what plays
+    return this.#surfer.load(media.currentSrc || media.src, channels, duration); // another URL would stop playback
   }
 
   setRegions(regions) {
@@ -260,7 +260,7 @@ class Surfer {
       timeInterval: interval / 5,
       primaryLabelInterval: interval,
       secondaryLabelInterval: interval,
-      formatTimeCallback: (t) => (interval < 1 ? t.toFixed(interval < 0.1 ? 2 : 1) : written(t)),
+      formatTimeCallback: (t) => (interval < 1 ? t.toFixed(interval < 0.1 ? 2 : 1) : formatTime(t)),
       style: { fontSize: "11px", color: colours().soft },
     });
     this.#ruler = { interval, plugin: this.#surfer.registerPlugin(plugin) };
@@ -280,7 +280,7 @@ class Surfer {
     return { waveColor: wave, progressColor: played, cursorColor: accent };
   }
 
-  /** The plugin wants samples, not peaks: they are decoded here and then drawn as the waveform too. */
+  /** The plugin needs samples, not peaks: they are decoded here and also drawn as the waveform. */
   async spectrogram(wanted) {
     this.#picture?.destroy();
     this.#picture = null;
@@ -295,7 +295,7 @@ class Surfer {
   }
 }
 
-/** Peaks as wavesurfer takes them: the upper half and the lower, both upwards. */
+/** Peaks as wavesurfer takes them: upper and lower half, both positive. */
 function channels(peaks) {
   if (!peaks?.length) return [[0, 0]];
   return [peaks.map(([, high]) => Math.max(high, 0)), peaks.map(([low]) => Math.max(-low, 0))];

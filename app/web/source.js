@@ -1,12 +1,12 @@
-// What is listened to: a file of this computer, or a clip of the library. How long it is and whether this browser can
-// play it is asked of an <audio> that reads no more than the file's head. Sends nothing but GET /clips/{id}.
+// The recording to analyse: a local file or a clip of the library. An <audio> that reads only the file's header finds its
+// duration and whether this browser can play it.
 
 import { get, soundUrl } from "./api.js";
 
 export class Source {
-  /** Seconds, null as long as nobody knows. @type {number | null} */
+  /** Seconds, or null if unknown. @type {number | null} */
   duration = null;
-  /** Whether this browser can play it; null as long as that is unknown. @type {boolean | null} */
+  /** Whether this browser can play it, or null if unknown. @type {boolean | null} */
   playable = null;
 
   constructor(name, file, clip) {
@@ -32,13 +32,13 @@ export class Source {
     return source;
   }
 
-  /** Where an <audio> finds it. @returns {Promise<string>} */
+  /** The URL for an <audio>. @returns {Promise<string>} */
   async src() {
     return this.url ?? soundUrl(this.clip.id);
   }
 
-  /** Puts it into the form of POST /detect. @param {FormData} form */
-  into(form) {
+  /** Adds the recording to the form of POST /detect. @param {FormData} form */
+  appendTo(form) {
     if (this.file) form.append("file", this.file);
     else form.append("clip_id", this.clip.id);
   }

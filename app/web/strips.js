@@ -1,10 +1,10 @@
-// What the Detect tab shows of a recording: ruler, waveform, spectrogram and a strip of scores for each phrase, one below
-// the other on one axis of time. They scroll and zoom together and have one playhead. Plays nothing, fetches nothing.
+// The drawing in the Detect tab: ruler, waveform, spectrogram and a strip of scores per phrase on one time axis, with a
+// common scroll position, zoom and playhead.
 //
-// Drawn here and not by wavesurfer, as the other tabs' waveforms are, because an hour comes line by line: wavesurfer wants
-// all peaks at once, puts every event into the page as an element of its own, and its spectrogram wants the samples, 230 MB
-// of them. Here two canvases as wide as the window show the stretch in view, whatever the length and the zoom; a drawing
-// of an hour with 20 phrases takes a few milliseconds. A plain scroll box of the right width brings scroll bar and touch.
+// wavesurfer, which draws the waveforms elsewhere, does not fit here because data arrives line by line: it needs all peaks
+// at once, adds an element to the page for each event, and its spectrogram needs the samples (230 MB for an hour). Two
+// canvases as wide as the window show the visible part at any length and zoom; drawing an hour with 20 phrases takes a
+// few milliseconds. A scroll box of matching width provides the scroll bar and touch input.
 
 import { across, firstAfter, onScheme, paintEvents, paintHeat, paintRuler, paintSpectrum, paintWave, palette } from "./paint.js";
 
@@ -12,16 +12,16 @@ const RULER = 22; // css pixels, all of these
 const WAVE = 60;
 const SPECTRUM = 104;
 const LANE = 26;
-const NAME = 20; // above a lane where there is no room beside it
+const NAME = 20; // label above a lane, in narrow windows
 const GAP = 6;
 const NARROW = 600;
-const FINEST = 400; // a second
+const MAX_ZOOM = 400; // pixels per second
 
 export class Strips {
   /**
-   * @param {HTMLElement} root  gets the names (.names) and the scroll box (.scroll) with the canvases
+   * @param {HTMLElement} root  contains the names (.names) and the scroll box (.scroll) with the canvases
    * @param {{onSeek: (t: number) => void, onPick: (phrase: number, event: number) => void}} calls
-   *   a second was clicked; the event with that number among its phrase's was
+   *   called with the position clicked, or with the indexes of the phrase and event clicked
    */
   constructor(root, { onSeek, onPick }) {
     this.onSeek = onSeek;
@@ -32,13 +32,13 @@ export class Strips {
     this.pane = root.querySelector(".pane");
     [this.base, this.over] = root.querySelectorAll("canvas");
     this.recording = null;
-    this.events = /** @type {import("./events.js").Event[][]} */ ([]); // of each phrase
-    this.total = 1; // seconds of the axis
+    this.events = /** @type {import("./events.js").Event[][]} */ ([]); // per phrase
+    this.total = 1; // length of the axis in seconds
     this.time = 0;
     this.chosen = null; // {phrase, event} as onPick has them
-    this._zoom = 0; // pixels a second; 0: all of it in view
+    this._zoom = 0; // pixels per second; 0: fit to window
     this._queued = 0;
-    this._stale = true; // whether the base is to be drawn again, not the playhead alone
+    this._stale = true; // whether to redraw the base, not only the playhead
     this.scroll.addEventListener("scroll", () => this.redraw(), { passive: true });
     this.scroll.addEventListener("wheel", (event) => this._wheel(event), { passive: false });
     this.pane.addEventListener("click", (event) => this._click(event));
@@ -46,7 +46,7 @@ export class Strips {
     onScheme(() => this.redraw());
   }
 
-  /** Shows another recording, from its beginning, all of it in view. */
+  /** Shows a recording from its start, fitted to the window. */
   show(recording, total) {
     this.recording = recording;
     this.events = recording.phrases.map(() => []);
@@ -57,27 +57,27 @@ export class Strips {
     this._arrange();
   }
 
-  /** The axis reaches to `total` seconds. */
+  /** Extends the axis to `total` seconds. */
   extend(total) {
     if (this.total === Math.max(total, 0.1)) return;
     this.total = Math.max(total, 0.1);
     this._arrange();
   }
 
-  /** @param {import("./events.js").Event[][]} events  of each phrase, in order of time */
+  /** @param {import("./events.js").Event[][]} events  per phrase, sorted by time */
   setEvents(events) {
     this.events = events;
     this.redraw();
   }
 
-  /** Marks an event, and scrolls to it if it is out of view; without numbers none is marked. */
+  /** Selects an event and scrolls it into view; without arguments clears the selection. */
   choose(phrase, event, { reveal = true } = {}) {
     this.chosen = this.events[phrase]?.[event] ? { phrase, event } : null;
     if (this.chosen && reveal) this.reveal(this.events[phrase][event].onset, this.events[phrase][event].offset);
     this._queue();
   }
 
-  /** Where the playhead is; with `follow` it stays in view. */
+  /** Moves the playhead; with `follow` it stays in view. */
   setTime(t, follow = false) {
     this.time = t;
     if (follow) {
@@ -87,24 +87,24 @@ export class Strips {
     this._queue();
   }
 
-  /** Scrolls so that the stretch can be seen. */
+  /** Scrolls the stretch into view. */
   reveal(from, to) {
     const { span } = this;
     if (from >= span.from && Math.min(to, from + (span.to - span.from)) <= span.to) return;
     this._scrollTo((from + to) / 2 - (span.to - span.from) / 2);
   }
 
-  /** Makes a second `factor` times as wide, at most FINEST pixels and no less than all of it in view. */
+  /** Zooms by `factor`, between the whole recording and MAX_ZOOM. */
   zoom(factor, around = this._middle()) {
     const fit = this.width / this.total;
     const place = (around - this.span.from) / (this.span.to - this.span.from);
-    const zoom = Math.min((this._zoom || fit) * factor, Math.max(FINEST, fit));
+    const zoom = Math.min((this._zoom || fit) * factor, Math.max(MAX_ZOOM, fit));
     this._zoom = zoom <= fit * 1.001 ? 0 : zoom;
     this._arrange();
     this._scrollTo(around - place * (this.span.to - this.span.from));
   }
 
-  /** All of it in view. */
+  /** Fits the recording to the window. */
   fit() {
     this._zoom = 0;
     this._arrange();
@@ -118,20 +118,20 @@ export class Strips {
     return this.scroll.clientWidth || 1;
   }
 
-  /** The stretch in view, in seconds. @returns {import("./paint.js").Span} */
+  /** The visible stretch in seconds. @returns {import("./paint.js").Span} */
   get span() {
     if (!this._zoom) return { from: 0, to: this.total };
     const from = this.scroll.scrollLeft / this._zoom;
     return { from, to: from + this.width / this._zoom };
   }
 
-  /** Draws all of it with the next frame. */
+  /** Redraws everything with the next frame. */
   redraw() {
     this._stale = true;
     this._queue();
   }
 
-  /** What is in view as strokes on any context, from x = 0, y = 0. */
+  /** Paints a span onto any context at x = 0, y = 0. */
   paint(context, span, width, colours, narrow) {
     const { recording } = this;
     const layout = this.layout(narrow);
@@ -154,7 +154,7 @@ export class Strips {
     paintRuler(context, box(0, RULER), span, colours, layout.height);
   }
 
-  /** Where everything begins, from the top: css pixels. */
+  /** The tops of all parts, in css pixels. */
   layout(narrow = this.narrow) {
     const head = narrow ? NAME : GAP;
     const wave = RULER + (narrow ? NAME : 2);
@@ -180,7 +180,7 @@ export class Strips {
     this.redraw();
   }
 
-  // Sizes and places of everything, after the room, the zoom or the recording has changed.
+  // Updates sizes and positions after the window, the zoom or the recording has changed.
   _arrange() {
     if (!this.recording || !this.scroll.clientWidth) return;
     const { narrow } = this;
@@ -246,7 +246,7 @@ export class Strips {
     const y = clientY - this.pane.getBoundingClientRect().top;
     const phrase = this.layout().lanes.findIndex((top) => y >= top && y < top + LANE);
     if (phrase >= 0) {
-      const near = (3 / this.width) * (this.span.to - this.span.from); // narrow events can be hit too
+      const near = (3 / this.width) * (this.span.to - this.span.from); // tolerance for narrow events
       const event = firstAfter(this.events[phrase], t - near);
       if (this.events[phrase][event]?.onset <= t + near) return this.onPick(phrase, event);
     }
@@ -260,7 +260,7 @@ export class Strips {
   }
 }
 
-// A canvas of so many css pixels, sharp on this screen; its context, in css pixels.
+// Sizes a canvas in css pixels for the screen's pixel ratio; returns its context, in css pixels.
 function fitted(canvas, width, height) {
   const scale = window.devicePixelRatio || 1;
   const [w, h] = [Math.round(width * scale), Math.round(height * scale)];

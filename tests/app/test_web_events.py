@@ -162,7 +162,7 @@ def test_numbers_are_rounded_as_python_does(script: Callable[[str, Any], Any]) -
     assert given == [[f"{x:.{n}f}" for n in (2, 3, 4, 6)] for x in values]
     event = {"onset": 3.0625, "offset": 3601.1875, "score": float(np.float32(0.8))}
     rounded = {"onset": 3.062, "offset": 3601.188, "score": 0.8}
-    assert script("return events.told(input);", event) == rounded
+    assert script("return events.rounded(input);", event) == rounded
 
 
 def test_files_are_those_of_the_service(script: Callable[[str, Any], Any]) -> None:

@@ -58,7 +58,7 @@ def test_times_and_sizes(script: Callable[..., Any]) -> None:
     assert script("return input.map((n) => dom.bytes(n));", list(sizes)) == list(sizes.values())
     assert script('return [1, 2, 1204].map((n) => dom.count(n, "sound"));') == ["1 sound", "2 sounds", "1,204 sounds"]
     rulers = [(5, False), (65.4, False), (3723, False), (5.24, True), (59.96, True), (3600, True)]
-    assert script("return input.map(([s, tenths]) => paint.written(s, tenths));", rulers) == [
+    assert script("return input.map(([s, tenths]) => paint.formatTime(s, tenths));", rulers) == [
         *("0:05", "1:05", "1:02:03"),
         *("0:05.2", "1:00.0", "1:00:00.0"),
     ]
@@ -142,12 +142,12 @@ def test_a_recording_grows_by_its_lines(script: Callable[..., Any]) -> None:
     given = script(
         """
         const r = new recording.Recording();
-        let heard;
+        let analysed;
         for (const line of input) {
-          if (line.type === "end") heard = r.duration;
+          if (line.type === "end") analysed = r.duration;
           r.take(line);
         }
-        return { heard, duration: r.duration, hop: r.hop, scores: r.tracks.map((track) => [...track.scores]),
+        return { analysed, duration: r.duration, hop: r.hop, scores: r.tracks.map((track) => [...track.scores]),
                  peaks: [...r.peaks.subarray(0, 2 * r.columns)], levels: [...r.levels.subarray(0, r.bands * r.columns)],
                  loudest: r.loudest, quantiles: [0, 0.25, 0.9995].map((q) => r.quantile(q)) };
         """,
@@ -155,7 +155,7 @@ def test_a_recording_grows_by_its_lines(script: Callable[..., Any]) -> None:
     )
     assert np.array_equal(np.array(given["scores"], dtype=np.float32), scores)
     assert given["peaks"] == peaks.ravel().tolist() and given["levels"] == levels.ravel().tolist()
-    assert given["heard"] == pytest.approx(frames * 0.16) and given["duration"] == 799.5 and given["hop"] == 0.16
+    assert given["analysed"] == pytest.approx(frames * 0.16) and given["duration"] == 799.5 and given["hop"] == 0.16
     assert given["loudest"] == int(np.abs(peaks.astype(int)).max())
     ordered = np.sort(levels, axis=None)
     assert given["quantiles"] == [int(ordered[int(q * len(ordered))]) for q in (0, 0.25, 0.9995)]

@@ -373,9 +373,9 @@ def answers(data: bytes) -> None:
     except (ValueError, RecursionError):
         return
     for read in (
-        responses.Clip.from_json, responses.ClipPage.from_json, responses.SearchResult.from_json, responses.MomentResult.from_json,
-        responses.Detection.from_json, responses.Info.from_json, responses.Peaks.from_json, responses.Label.from_json,
-        responses.Embedded.from_json, responses.text_embeddings,
+        responses.Clip.from_json, responses.ClipPage.from_json, responses.SearchResult.from_json,
+        responses.MomentResult.from_json, responses.Detection.from_json, responses.Info.from_json,
+        responses.Peaks.from_json, responses.Label.from_json, responses.Embedded.from_json, responses.text_embeddings,
     ):  # fmt: skip
         with contextlib.suppress(*INVALID_RESPONSE):
             read(members)

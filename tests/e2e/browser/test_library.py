@@ -96,9 +96,9 @@ def test_a_clips_life(
     outcomes = wait_until_done(page)
     assert outcomes["low.wav"] == outcomes["höhe ♪.wav"] == "added"
     assert "not an audio file" in outcomes["broken.wav"]
-    assert outcomes["same again.ogg"] == f"is in the library already, as {known.name}"
+    assert outcomes["same again.ogg"] == f"already in the library as {known.name}"
     about = page.inner_text("#uploads-about")
-    assert about == "4 of 4 files · 2 added · 1 there already · 1 failed", about
+    assert about == "4 of 4 files · 2 added · 1 already in the library · 1 failed", about
     there = clips(server)
     assert set(there) - set(before) == {"low.wav", "höhe ♪.wav"}
     assert there["low.wav"]["metadata"]["tags"] == ["made here", "sine"]
@@ -188,13 +188,13 @@ def test_by_keys_alone(page: Page, server: Server, check_accessibility: Callable
     press("Delete")
     page.hover(".notice")  # only to let time stand still: the machine may be slow with so many keys
     assert page.evaluate("document.activeElement.id") == "words"
-    tab_to(lambda: active() == "Undo: keep keyboard only.wav")
+    tab_to(lambda: active() == "Undo deleting keyboard only.wav")
     press("Enter")
     page.wait_for_selector("#clips .name:text-is('keyboard only.wav')")
     assert active() == "keyboard only.wav"
     press("Delete")
     page.hover(".notice")
-    tab_to(lambda: active() == "Undo: keep keyboard only.wav")
+    tab_to(lambda: active() == "Undo deleting keyboard only.wav")
     press("Control+z")
     page.wait_for_selector("#clips .name:text-is('keyboard only.wav')")
     press("Enter")
@@ -291,7 +291,7 @@ def test_folders_drops_and_a_slow_line(page: Page, server: Server, tmp_path: Pat
     page.wait_for_selector("#clips > li")
     page.set_input_files("#add-folder", folder)
     assert wait_until_done(page) == {"a.wav": "added"}
-    assert page.inner_text("#add-message") == "1 file of the folder is no sound and left out."
+    assert page.inner_text("#add-message") == "Skipped 1 file that is not audio."
     assert clips(server)["a.wav"]["metadata"]["path"] == "inner/a.wav"
     page.click("#uploads-clear")
     assert not page.is_visible("#uploads")

@@ -86,7 +86,7 @@ def test_by_keys_alone(open_page: Callable[..., Page], server: Server, width: in
         assert f"{hit['score']:.2f}" in hits(page).nth(i).locator(".score").inner_text()
         best = hit["moments"][0]
         about = hits(page).nth(i).locator(".stage").get_attribute("aria-label") or ""
-        assert f"from {best['start']:.2f} s to {best['end']:.2f} s" in about
+        assert f"best moment {best['start']:.2f} s to {best['end']:.2f} s" in about
     assert first.locator(".tags .chip").all_inner_texts() == ["dog barking"]
 
     at = names.index(BARK)
@@ -124,7 +124,7 @@ def test_by_keys_alone(open_page: Callable[..., Page], server: Server, width: in
     assert download.value.path().read_bytes() == (SOUNDS / BARK).read_bytes()
 
     page.keyboard.press("s")
-    expect(page.locator("#query-chip")).to_contain_text(f"sounds like {BARK}")
+    expect(page.locator("#query-chip")).to_contain_text(f"similar to {BARK}")
     wait_for_hits(page, re.compile("^dog-barking"))
     assert BARK not in hits(page).locator(".name").all_inner_texts()
     page.keyboard.press("Home")
@@ -262,8 +262,8 @@ def test_what_fails_says_so_and_can_be_tried_again(page: Page, complaints: Compl
     page.click("#filter-toggle")
     page.fill("#filter-value", "no such label")
     page.keyboard.press("Enter")
-    expect(page.locator("#no-hits")).to_contain_text("Nothing passes the filters")
-    page.get_by_role("button", name="Remove the filters").click()
+    expect(page.locator("#no-hits")).to_contain_text("No sounds match the filters")
+    page.get_by_role("button", name="Clear filters").click()
     wait_for_hits(page, re.compile("^thunder"))
 
 
@@ -312,7 +312,7 @@ def test_the_key_is_asked_for_once(
         expect(dialog).to_be_visible()
         page.keyboard.type("another")
         page.keyboard.press("Enter")
-        expect(page.locator("#key-message")).to_have_text("The service does not know this key.")
+        expect(page.locator("#key-message")).to_have_text("The service rejected this key.")
         page.keyboard.type("the key")
         page.keyboard.press("Enter")
         hit = wait_for_hits(page, BARK)
