@@ -116,7 +116,7 @@ async def test_beside_a_service_that_changes(
         before = await answers(client)
         following = asyncio.create_task(asyncio.to_thread(run, "--follow"))
         err: list[str] = []
-        await until(lambda: err.append(capsys.readouterr().err) or "following" in "".join(err))  # type: ignore[func-returns-value]
+        await until(lambda: err.append(capsys.readouterr().err) or "watching" in "".join(err))  # type: ignore[func-returns-value]
         assert await answers(client) == before  # it serves as it did
         await client.delete(f"/clips/{await add(client, sounds.wav(500), 'gone.wav')}")
         for name, audio in list(files.items())[3:]:
@@ -208,7 +208,7 @@ async def test_audio_that_comes_back_while_it_follows(
     lost.unlink()
     following = asyncio.create_task(asyncio.to_thread(run, "--follow"))
     err: list[str] = []
-    await until(lambda: err.append(capsys.readouterr().err) or "following" in "".join(err))  # type: ignore[func-returns-value]
+    await until(lambda: err.append(capsys.readouterr().err) or "watching" in "".join(err))  # type: ignore[func-returns-value]
     lost.write_bytes(content)
     await until(lambda: covered(library, turned))
     SqliteLibrary.open(library, dim=turned.dim, checkpoint=turned.stamp).close()
@@ -225,7 +225,7 @@ async def test_what_is_refused(
     assert capsys.readouterr().err == f"finelap reindex: there is no library in {tmp_path / 'nothing'}\n"
     SqliteLibrary.open(tmp_path / "empty", dim=4, checkpoint="any").close()
     assert await asyncio.to_thread(run, "--data-dir", str(tmp_path / "empty")) == 0
-    assert "has no clips" in capsys.readouterr().err
+    assert "the library is empty" in capsys.readouterr().err
     assert not list(tmp_path.glob("*/reindex-*"))
 
 
