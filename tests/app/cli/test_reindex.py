@@ -30,7 +30,7 @@ from index.sqlite.reader import LibraryReader, exclusive_lock
 from index.sqlite.reindex import SideDatabase, side_path
 from model import FineLAP
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 KILLS = 2
 
 
@@ -316,7 +316,7 @@ async def test_backup_and_restore(
         out, err = capsys.readouterr()
         assert out.endswith(": 6 clips, 6 new audio files\n") and "audio files: 100%" in err
         assert main(["restore", str(tmp_path / "b"), "--data-dir", str(library)]) == 1
-        assert capsys.readouterr().err.endswith("not empty: restore to another folder, or move what is in it away\n")
+        assert capsys.readouterr().err.endswith("not empty: restore to another folder, or move its files away\n")
     audio_of(library, "800.wav").unlink()
     assert main(["backup", str(tmp_path / "b"), "--data-dir", str(library)]) == 0  # it has that file from before
     new = tmp_path / "new"

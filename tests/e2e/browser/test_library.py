@@ -348,7 +348,7 @@ def test_the_key_is_asked_for_once(
     check_accessibility(page)
     page.fill("#key", "wrong")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#key-message:text-matches('does not know')")
+    page.wait_for_selector("#key-message:text-matches('rejected')")
     page.fill("#key", KEY)
     page.keyboard.press("Enter")
     page.wait_for_selector("#no-clips:visible")
