@@ -174,10 +174,10 @@ def check_name(name: str | None) -> None:
 
 @target
 def hosts_and_origins(data: bytes) -> None:
-    door = security.OriginGuard(None, (), (), True)  # type: ignore[arg-type]
+    guard = security.OriginGuard(None, (), (), True)  # type: ignore[arg-type]
     host, _, origin = text_of(data).partition("\n")
-    door._is_ours(host)
-    door._may_change(Headers({"origin": origin.encode("ascii", "ignore").decode()}), host)
+    guard._is_own_host(host)
+    guard._is_allowed_origin(Headers({"origin": origin.encode("ascii", "ignore").decode()}), host)
 
 
 @target
