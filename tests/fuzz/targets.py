@@ -1,8 +1,8 @@
 """Fuzz targets: every parser as a function of bytes that raises only if the parser has a bug.
 
 A target passes the bytes to the parser in the form it takes, ignores the errors the parser documents, and checks the
-result against what the rest of the service relies on. `tests/fuzz/run.py` drives the targets by coverage, `test_fuzz.py`
-with the stored corpora and random bytes.
+result against what the rest of the service relies on. `tests/fuzz/run.py` drives the targets by coverage,
+`test_fuzz.py` with the stored corpora and random bytes.
 """
 
 from __future__ import annotations
