@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import torch
 
-from model.config import WindowConfig
+from model.config import ConfigError, WindowConfig
 from training.config import parse_config
 from training.data.batches import BLOCK, Batch, Batches, BatchPlan, Schedule, crop_samples, samples_per_frame
 from training.data.manifests import ManifestError, Phrase
@@ -362,7 +362,6 @@ def test_unknown_phrases_are_reported_before_training(tmp_path: Path) -> None:
         ({"sets": (SetConfig("m.jsonl", weight=0.0),)}, "m.jsonl: a weight of 0.0"),
         ({"sets": (SetConfig("empty.jsonl"),)}, "empty.jsonl: no items"),
         ({"sets": (SetConfig("m.jsonl", simulate=True),)}, "scenes need single sounds"),
-        ({"sets": ({"manifest": "m.jsonl", "wieght": 2},)}, "sets.0.: unknown keys wieght"),
         ({"crop": "left"}, "data.crop: 'left'"),
         ({"phrases": 7}, "7 phrases per clip need 7 clusters; the bank has 6"),
         ({"seconds": 3.0}, "do not fit"),
@@ -394,3 +393,8 @@ def test_sets_from_plain_data(root: Path) -> None:
     config = parse_config(DataConfig, {"sets": [data], "seconds": 2.56, "phrases": 5, "workers": 0}, "data")
     assert config.sets == (SetConfig(folder="sounds", simulate=True, scene=SceneConfig(snr_db=(3.0, 9.0))),)
     assert make(root, config).batch(0).strong.all()
+
+
+def test_unknown_keys_of_a_set_are_errors() -> None:
+    with pytest.raises(ConfigError, match=r"data: sets\[0\]: unknown keys wieght"):
+        parse_config(DataConfig, {"sets": [{"manifest": "m.jsonl", "wieght": 2}]}, "data")
