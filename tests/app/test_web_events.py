@@ -1,4 +1,4 @@
-"""The page's arithmetic is the service's: events from scores, and files from events, by the scripts themselves."""
+"""The page's scripts compute the same events and export files as the service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AWKWARD = [
 
 @pytest.fixture(scope="module")
 def script(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Any], Any]:
-    """Runs a script with the page's modules and `input`, a JSON value; what it returns, likewise."""
+    """Runs a script with the page's modules and `input`, a JSON value; returns its JSON result."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed; the browser's tests run the same modules")
@@ -62,7 +62,7 @@ def script(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 def random_case(random: np.random.Generator) -> dict[str, Any]:
-    """A track like a model's, plain noise, or steps that meet thresholds exactly; with settings that may be far out."""
+    """A realistic track, noise, or steps that meet thresholds exactly, with settings that may be extreme."""
     count, hop = int(random.integers(1, 700)), float(random.choice(HOPS))
     kind = random.integers(3)
     if kind == 0:
@@ -108,8 +108,8 @@ def as_input(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_events_are_those_of_the_service(script: Callable[[str, Any], Any]) -> None:
-    """Whole tracks, and tracks that grow and are cut in between with settings of their own: equal to the last bit."""
+def test_events_equal_those_of_the_service(script: Callable[[str, Any], Any]) -> None:
+    """Complete tracks, and growing tracks evaluated in between with other settings: equal to the last bit."""
     random = np.random.default_rng(5)
     cases = [random_case(random) for _ in range(COUNT)]
     given = script(
@@ -143,7 +143,7 @@ def test_events_are_those_of_the_service(script: Callable[[str, Any], Any]) -> N
     assert found > COUNT
 
 
-def test_defaults_are_those_of_the_service(script: Callable[[str, Any], Any]) -> None:
+def test_defaults_equal_those_of_the_service(script: Callable[[str, Any], Any]) -> None:
     given, wanted = script("return events.DEFAULTS;", None), DetectionSettings()
     assert given == {
         "threshold": wanted.threshold,
@@ -165,7 +165,7 @@ def test_numbers_are_rounded_as_python_does(script: Callable[[str, Any], Any]) -
     assert script("return events.rounded(input);", event) == rounded
 
 
-def test_files_are_those_of_the_service(script: Callable[[str, Any], Any]) -> None:
+def test_files_equal_those_of_the_service(script: Callable[[str, Any], Any]) -> None:
     random = np.random.default_rng(1)
     for filename in ("street, night.wav", '=HYPERLINK("http://x")', "狗 叫.flac", "plain.wav"):
         phrases = [
@@ -184,7 +184,7 @@ def test_files_are_those_of_the_service(script: Callable[[str, Any], Any]) -> No
         assert given == [to_csv(answer), to_audacity(answer), to_raven(answer)]
 
 
-def test_without_events_there_is_still_a_file(script: Callable[[str, Any], Any]) -> None:
+def test_files_without_events(script: Callable[[str, Any], Any]) -> None:
     answer = {"filename": "a.wav", "phrases": [{"phrase": "dog", "events": []}]}
     given = script("return [exports.toCsv(input), exports.toAudacity(input), exports.toRaven(input)];", answer)
     assert given == [to_csv(answer), to_audacity(answer), to_raven(answer)]

@@ -1,4 +1,4 @@
-"""What the page needs from npm is fetched into its folder, whole or not at all; a failure is a line and no error."""
+"""install.py fetches the npm files completely or not at all; a failure prints one line and exits with 0."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ for folder, package in locked.items():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that wants one package."""
+    """A folder that requires one package."""
     folder = tmp_path / "wanting"
     folder.mkdir()
     (folder / ".npmrc").write_text("")
@@ -63,7 +63,7 @@ def install(repo_dir: Path, tmp_path: Path, folder: Path) -> Callable[..., subpr
     return install
 
 
-def test_files_are_fetched_once_for_each_version(
+def test_files_are_fetched_once_per_version(
     install: Callable[..., subprocess.CompletedProcess[str]], folder: Path, tmp_path: Path
 ) -> None:
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_files_are_fetched_once_for_each_version(
     assert sorted(file.name for file in folder.iterdir()) == [".npmrc", "package-lock.json", "package.json", "vendor"]
 
 
-def test_a_failure_is_a_line_and_leaves_what_is_there(
+def test_a_failure_prints_one_line_and_keeps_existing_files(
     install: Callable[..., subprocess.CompletedProcess[str]], folder: Path, tmp_path: Path
 ) -> None:
     assert install().returncode == 0
@@ -96,8 +96,8 @@ def test_a_failure_is_a_line_and_leaves_what_is_there(
     assert (folder / "vendor" / "thing.js").read_text() == "code.js of 1.0.0"
 
 
-def test_the_packages_of_the_page_and_its_tests_are_locked(repo_dir: Path) -> None:
-    """By checksum and without a registry's address, so that any registry serves."""
+def test_packages_are_locked(repo_dir: Path) -> None:
+    """By checksum and without a registry URL, so that any registry works."""
     for place in ("app/web", "tests/e2e/browser"):
         text = (repo_dir / place / "package-lock.json").read_text(encoding="utf-8")
         assert "://" not in text

@@ -1,4 +1,4 @@
-"""What the page makes of numbers, filters and lines, by its own scripts: times, sizes, chips, rulers, recordings."""
+"""The page's scripts for times, sizes, filters, rulers, debouncing and recordings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULES = ("api", "dom", "events", "filters", "paint", "recording")
 
 @pytest.fixture(scope="module")
 def script(repo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Runs a script with the page's modules by their names and `input`, a JSON value; what it returns, likewise."""
+    """Runs a script with the page's modules by their names and `input`, a JSON value; returns its JSON result."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed; the browser's tests run the same modules")
@@ -64,7 +64,7 @@ def test_times_and_sizes(script: Callable[..., Any]) -> None:
     ]
 
 
-def test_a_ruler_has_room_for_its_marks(script: Callable[..., Any]) -> None:
+def test_ruler_marks_do_not_overlap(script: Callable[..., Any]) -> None:
     random = np.random.default_rng(0)
     cases = [
         [float(random.random() * 3600), float(10 ** random.uniform(-0.5, 4)), int(random.integers(200, 2000))]
@@ -80,7 +80,7 @@ def test_a_ruler_has_room_for_its_marks(script: Callable[..., Any]) -> None:
             assert len({mark["text"] for mark in marks}) == len(marks)
 
 
-def test_filters_take_in_and_let_go(script: Callable[..., Any]) -> None:
+def test_filters_add_and_remove_values(script: Callable[..., Any]) -> None:
     given = script(
         """
         const { including, without } = filters;
@@ -95,7 +95,7 @@ def test_filters_take_in_and_let_go(script: Callable[..., Any]) -> None:
     assert given == [rain, both, both, {"tags": "wind"}, {}, rain, {"duration": 3}]
 
 
-def test_only_the_last_of_quick_calls_is_made(script: Callable[..., Any]) -> None:
+def test_debounce_makes_only_the_last_call(script: Callable[..., Any]) -> None:
     given = script(
         """
         const made = [];
@@ -114,8 +114,8 @@ def test_only_the_last_of_quick_calls_is_made(script: Callable[..., Any]) -> Non
     assert given == [3, 4]
 
 
-def test_a_recording_grows_by_its_lines(script: Callable[..., Any]) -> None:
-    """Lines of any lengths: scores, outline and spectrogram are what was sent, and the loudest and quantiles theirs."""
+def test_a_recording_grows_line_by_line(script: Callable[..., Any]) -> None:
+    """Parts of any length: scores, peaks, spectrogram, loudest sample and quantiles equal the data sent."""
     random = np.random.default_rng(4)
     frames, columns, bands, phrases = 5_000, 4_000, 6, ["rain", "a dog"]
     scores = random.random((len(phrases), frames)).astype("<f4")

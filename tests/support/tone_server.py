@@ -1,7 +1,7 @@
-"""A service in a process of its own, around the model that hears tones: `tone_server.py PORT DATA_DIR`.
+"""Runs a service with the fake model in a separate process: `tone_server.py PORT DATA_DIR`.
 
-It prints its address when it listens. Each batch takes a moment, so that a test can come in between. While there is a
-file "hold" beside DATA_DIR the model stops after 30 windows, so that a test comes in between however late it is.
+Prints its address once it listens. Each batch takes a moment, so that a test can intervene. While a file "hold" exists
+beside DATA_DIR, the model pauses after 30 windows, so that a test can intervene however late it is.
 """
 
 import importlib.util

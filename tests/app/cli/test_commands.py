@@ -1,4 +1,4 @@
-"""The command line, run in this process against a real HTTP server around the model that hears tones."""
+"""The command line, run in this process against a real HTTP server with a fake model that recognises tones."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from app.export.formats import FORMATS
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the commands remember of files stays in the test."""
+    """Keeps the checksum cache inside the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def server(run_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a running service, which the commands find in their environment."""
+    """The address of a running service, set in the environment of the commands."""
     address = run_server()
     monkeypatch.setenv("FINELAP_SERVER", address)
     return address
@@ -43,7 +43,7 @@ def server(run_server: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture
 def folder(tmp_path: Path, sounds: SimpleNamespace) -> Path:
-    """Sounds at several depths, one broken file, and files that are no audio."""
+    """Audio files at several depths, one broken file, and files that are not audio."""
     root = tmp_path / "sounds"
     (root / "deep" / "er").mkdir(parents=True)
     (root / "low.wav").write_bytes(sounds.wav(200))
@@ -68,8 +68,8 @@ def recording(tmp_path: Path, sounds: SimpleNamespace) -> Path:
     return path
 
 
-def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a failing command writes."""
+def failure(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """The single line that a failing command prints."""
     try:
         returned = main(arguments)
     except SystemExit as stop:
@@ -121,11 +121,11 @@ def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -
         (["serve", "--demo", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_2(
+def test_invalid_arguments_print_one_line_and_return_2(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FINELAP_SERVER", raising=False)
-    assert says in fails(arguments, 2, capsys)
+    assert says in failure(arguments, 2, capsys)
 
 
 @pytest.mark.parametrize(
@@ -141,15 +141,16 @@ def test_wrong_arguments_are_one_line_and_2(
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_failures_are_one_line_and_1(
+def test_failures_print_one_line_and_return_1(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FINELAP_SERVER", raising=False)
-    assert says in fails(arguments, 1, capsys)
+    assert says in failure(arguments, 1, capsys)
 
 
-def test_help_is_quick_and_lists_what_is_there(repo_dir: Path) -> None:
-    code = "import sys, app.cli.main\ntry: app.cli.main.main(['--help'])\nfinally: print({'numpy', 'httpx'} & set(sys.modules))"
+def test_help_lists_commands_without_heavy_imports(repo_dir: Path) -> None:
+    code = "import sys, app.cli.main\ntry: app.cli.main.main(['--help'])\n"
+    code += "finally: print({'numpy', 'httpx'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo_dir)
     assert run.returncode == 0
     assert run.stdout.endswith("set()\n")
@@ -157,7 +158,7 @@ def test_help_is_quick_and_lists_what_is_there(repo_dir: Path) -> None:
         assert f"\n    {command} " in run.stdout
 
 
-def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_propagate(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
@@ -169,9 +170,7 @@ def test_an_unexpected_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
 # Ingest
 
 
-def test_ingest_adds_a_tree_and_names_what_failed(
-    server: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ingest_adds_a_tree_and_reports_failures(server: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ingest", str(folder), "--metadata", '{"session": 7}']) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split() == ["added", "3"]
@@ -187,7 +186,7 @@ def test_ingest_adds_a_tree_and_names_what_failed(
     assert clip["metadata"] == {"path": "deep/er/тон 音.wav", "session": 7}
 
 
-def test_ingest_again_adds_and_sends_nothing(
+def test_repeated_ingest_sends_nothing(
     server: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "deep" / "broken.wav").unlink()
@@ -199,7 +198,7 @@ def test_ingest_again_adds_and_sends_nothing(
     assert (summary["added"], summary["already_there"], summary["failed"]) == (0, 3, [])
 
 
-def test_copies_of_one_sound_are_added_once(
+def test_copies_of_a_file_are_added_once(
     server: str, tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.wav", "b.wav", "c.wav"):
@@ -209,7 +208,7 @@ def test_copies_of_one_sound_are_added_once(
     assert (summary["added"], summary["already_there"]) == (1, 2)
 
 
-def test_sources_are_found_once_and_in_order(folder: Path) -> None:
+def test_files_are_found_once_and_in_order(folder: Path) -> None:
     sources = find_sources([folder / "low.wav", folder], {})
     assert [s.metadata["path"] for s in sources] == [
         "low.wav",
@@ -219,12 +218,12 @@ def test_sources_are_found_once_and_in_order(folder: Path) -> None:
     ]
 
 
-def test_a_named_file_is_sent_whatever_its_name(folder: Path) -> None:
+def test_explicit_files_are_sent_regardless_of_suffix(folder: Path) -> None:
     assert [s.path.name for s in find_sources([folder / "notes.txt"], {})] == ["notes.txt"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps file names that are no UTF-8")
-def test_a_name_that_is_no_text_is_sent_all_the_same(
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows file names that are not UTF-8")
+def test_file_names_that_are_not_utf8_are_sent(
     server: str, tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / os.fsdecode(b"t\xf6ne.wav")).write_bytes(sounds.wav(400))
@@ -233,11 +232,11 @@ def test_a_name_that_is_no_text_is_sent_all_the_same(
 
 
 def test_an_empty_folder_is_an_error(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no audio" in fails(["ingest", str(tmp_path)], 1, capsys)
+    assert "no audio" in failure(["ingest", str(tmp_path)], 1, capsys)
 
 
 class Flaky(BaseHTTPRequestHandler):
-    """A service that is busy, then drops the connection, then takes the file."""
+    """A service that is busy, then drops the connection, then accepts the file."""
 
     tries = 0
     said: list[float] = []
@@ -286,10 +285,10 @@ def test_ingest_waits_for_a_busy_server(
         server.shutdown()
     assert json.loads(capsys.readouterr().out)["added"] == 1
     assert Flaky.tries == 4
-    assert Flaky.said[1] - Flaky.said[0] >= 1.0  # as long as it was asked to
+    assert Flaky.said[1] - Flaky.said[0] >= 1.0  # honours Retry-After
 
 
-def test_a_server_that_goes_away_fails_the_rest_quickly(
+def test_remaining_files_fail_quickly_when_the_server_disappears(
     tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
@@ -308,10 +307,10 @@ def test_a_server_that_goes_away_fails_the_rest_quickly(
         server.shutdown()
     assert code == 1
     assert len(json.loads(capsys.readouterr().out)["failed"]) == 40
-    assert len(sent) <= 2 * 40  # half a second is time for one more try, not for as many as there are files
+    assert len(sent) <= 2 * 40  # half a second allows one retry, not one per file
 
 
-def test_ctrl_c_ends_an_ingest_at_once(tmp_path: Path, repo_dir: Path, sounds: SimpleNamespace) -> None:
+def test_ctrl_c_stops_an_ingest_immediately(tmp_path: Path, repo_dir: Path, sounds: SimpleNamespace) -> None:
     reached, go = threading.Event(), threading.Event()
 
     class Stuck(Flaky):
@@ -330,7 +329,7 @@ def test_ctrl_c_ends_an_ingest_at_once(tmp_path: Path, repo_dir: Path, sounds: S
             cwd=repo_dir,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell may ignore SIGINT
         )
         assert reached.wait(60)
         process.send_signal(signal.SIGINT)
@@ -346,7 +345,7 @@ def test_the_api_key_comes_from_the_environment(
     run_server: Callable[..., str], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = run_server(api_keys="secret")
-    assert "FINELAP_API_KEY" in fails(["ingest", str(folder), "--server", address], 1, capsys)
+    assert "FINELAP_API_KEY" in failure(["ingest", str(folder), "--server", address], 1, capsys)
     monkeypatch.setenv("FINELAP_API_KEY", "secret")
     assert main(["ingest", str(folder / "low.wav"), "--server", address]) == 0
 
@@ -376,7 +375,7 @@ def test_search_filters(server: str, folder: Path, capsys: pytest.CaptureFixture
         assert [hit["clip"]["filename"] for hit in hits] == ["low.wav"]
 
 
-def test_search_by_a_clip_and_without_a_sound(
+def test_search_by_clip_and_with_exclusions(
     server: str, tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = np.concatenate([sounds.tone(200, 1.0), sounds.tone(1600, 1.0)])
@@ -397,10 +396,10 @@ def test_search_by_a_clip_and_without_a_sound(
     )
     assert [hit["clip"]["filename"] for hit in similar] == ["both.wav", "other.wav"]
     assert [hit["clip"]["filename"] for hit in hits("tone 6400", "--min-score", "0.9")] == ["other.wav"]
-    assert "no clip" in fails(["search", "--similar-to", "nothing"], 1, capsys)
+    assert "no clip" in failure(["search", "--similar-to", "nothing"], 1, capsys)
 
 
-def test_json_is_what_the_service_answers(
+def test_json_output_equals_the_response(
     server: str, folder: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["ingest", str(folder)])
@@ -425,7 +424,7 @@ def test_searching_an_empty_library(server: str, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture
 def offline_model(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands without a server use the model that hears tones."""
+    """Local commands use the fake model."""
     monkeypatch.delenv("FINELAP_SERVER", raising=False)
     monkeypatch.setattr(local, "load_model", lambda settings: fake_model)
 
@@ -449,7 +448,7 @@ HOW = [
         *((format, HOW[1]) for format in ("csv", "audacity", "raven", "table", "ndjson")),
     ],
 )
-def test_detect_is_the_same_with_and_without_a_server(
+def test_detect_output_is_equal_locally_and_remotely(
     server: str,
     recording: Path,
     fake_model: Any,
@@ -462,13 +461,13 @@ def test_detect_is_the_same_with_and_without_a_server(
     monkeypatch.setattr(local, "load_model", lambda settings: fake_model)
     assert detect(recording, "--format", format, *how) == 0
     there = capsys.readouterr().out
-    assert detect(recording, "--format", format, *how, "--device", "cpu") == 0  # a device is this machine's
+    assert detect(recording, "--format", format, *how, "--device", "cpu") == 0  # --device implies a local run
     here = capsys.readouterr().out
     assert here == there
     assert "tone 400" in here
 
 
-def test_the_picture_is_the_same_with_and_without_a_server(
+def test_plot_is_equal_locally_and_remotely(
     run_server: Callable[..., str], recording: Path, offline_model: None, tmp_path: Path
 ) -> None:
     options = ["--threshold", "0.3", "--threshold", "0.6", "--threshold", "0.9", "--plot"]
@@ -485,7 +484,7 @@ def test_detect_finds_the_sounds(recording: Path, offline_model: None, capsys: p
     assert absent == []
 
 
-def test_ndjson_has_events_before_its_end(
+def test_ndjson_streams_events_before_the_end(
     recording: Path, offline_model: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detect(recording, "--format", "ndjson") == 0
@@ -498,7 +497,7 @@ def test_ndjson_has_events_before_its_end(
 
 
 @pytest.mark.parametrize("where", ["here", "there"])
-def test_a_recording_that_breaks_off_leaves_the_output_alone(
+def test_a_truncated_recording_leaves_the_output_untouched(
     run_server: Callable[..., str],
     recording: Path,
     offline_model: None,
@@ -511,8 +510,8 @@ def test_a_recording_that_breaks_off_leaves_the_output_alone(
     (tmp_path / "out.csv").write_text("kept")
     options = ["-p", "tone 400", "-o", str(tmp_path / "out.csv"), "--format", "csv"]
     options += ["--server", run_server()] if where == "there" else []
-    assert "text.wav" in fails(["detect", str(tmp_path / "text.wav"), *options], 1, capsys)
-    assert "recording.wav" in fails(["detect", str(recording), *options], 1, capsys)
+    assert "text.wav" in failure(["detect", str(tmp_path / "text.wav"), *options], 1, capsys)
+    assert "recording.wav" in failure(["detect", str(recording), *options], 1, capsys)
     assert (tmp_path / "out.csv").read_text() == "kept"
 
 
@@ -537,7 +536,7 @@ def test_detect_formats(
     assert dict(zip(head, first, strict=True))["Begin Time (s)"] == "10.080"
 
 
-def test_formats_hold_any_phrase() -> None:
+def test_formats_escape_any_phrase() -> None:
     event = {"onset": 0.0, "offset": 1.0, "score": 0.9}
     phrase = {"phrase": 'a "b",\tc\nd', "max_score": 0.9, "events": [event]}
     answer = {"filename": "ä,.wav", "duration": 1.0, "phrases": [phrase]}
@@ -546,7 +545,7 @@ def test_formats_hold_any_phrase() -> None:
     assert len(FORMATS["raven"](answer).splitlines()) == 2
 
 
-def test_embed_writes_arrays_and_names_what_failed(
+def test_embed_writes_arrays_and_reports_failures(
     folder: Path, offline_model: None, fake_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "embeddings"
@@ -565,7 +564,9 @@ def test_embed_writes_arrays_and_names_what_failed(
         assert str(arrays["stamp"]) == fake_model.stamp
 
 
-def test_nothing_to_embed(tmp_path: Path, offline_model: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embed_without_readable_files_writes_nothing(
+    tmp_path: Path, offline_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.wav").write_text("text")
     assert main(["embed", str(tmp_path / "broken.wav"), "-o", str(tmp_path / "out.npz")]) == 1
     assert not (tmp_path / "out.npz").exists()

@@ -1,4 +1,4 @@
-"""The commands without a server: memory that does not grow with a recording, progress while it is heard."""
+"""The commands without a server: constant memory for long recordings, progress during the analysis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MINUTES = 40
 
 @pytest.fixture(autouse=True)
 def here(fake_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model that hears tones, on this machine."""
+    """Local commands use the fake model."""
     monkeypatch.delenv("FINELAP_SERVER", raising=False)
     monkeypatch.setattr(local, "load_model", lambda settings: fake_model)
 
@@ -46,7 +46,7 @@ def long(tmp_path: Path, sounds: SimpleNamespace) -> Path:
 
 
 def peak_of(command: Callable[[], object]) -> int:
-    """Bytes of Python's and NumPy's memory that a command had at most."""
+    """Peak bytes of Python and NumPy memory during a command."""
     tracemalloc.start()
     try:
         command()
@@ -55,11 +55,11 @@ def peak_of(command: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def test_a_long_recording_is_never_whole_in_memory(
+def test_memory_does_not_grow_with_the_recording(
     long: Path, tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (short := tmp_path / "short.wav").write_bytes(sounds.wav(400, 1.0))
-    assert main(["detect", str(short), "-p", "tone 400", "--json"]) == 0  # what is imported once is no sound
+    assert main(["detect", str(short), "-p", "tone 400", "--json"]) == 0  # loads modules, so that imports do not count
     capsys.readouterr()
     whole = MINUTES * 60 * 16_000 * 4  # what its samples would take; two batches of windows are a seventh of it
     peak = peak_of(lambda: main(["detect", str(long), "-p", "tone 400", "--json"]))
@@ -75,7 +75,7 @@ def test_a_long_recording_is_never_whole_in_memory(
         assert arrays["durations"].tolist() == [MINUTES * 60.0]
 
 
-def test_how_far_it_is_shows_while_it_takes_long(
+def test_progress_is_reported_during_a_long_detection(
     long: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(detection, "_PROGRESS_INTERVAL_S", 0.0)
@@ -92,20 +92,20 @@ def test_how_far_it_is_shows_while_it_takes_long(
     assert positions == sorted(positions) and len(positions) > MINUTES
     assert positions[-1] == pytest.approx(MINUTES * 60, abs=11)
     types = [json.loads(line)["type"] for line in capsys.readouterr().out.splitlines()]
-    assert types == ["start", "event", "event", "end"]  # progress is not for whoever reads the lines
+    assert types == ["start", "event", "event", "end"]  # progress is not part of the output
 
 
-def test_the_bar_counts_seconds_of_sound() -> None:
+def test_progress_bar_counts_seconds_of_audio() -> None:
     screen = io.StringIO()
     with tqdm(desc="analysing", bar_format=remote._BAR, file=screen, mininterval=0) as bar:
-        bar._time = lambda: bar.start_t  # however long this takes
-        writer = remote.Writer(None, None, "table", bar)  # type: ignore[arg-type]  # nothing is opened here
+        bar._time = lambda: bar.start_t  # freezes the elapsed time
+        writer = remote.Writer(None, None, "table", bar)  # type: ignore[arg-type]  # no file is opened
         for position in (10.0, 61.5, 3600.0):
             writer.write(DetectionProgress(position))
     assert screen.getvalue().rstrip().endswith("analysing: 3600 s of audio in 00:00")
 
 
-def test_several_files_with_frames_are_apart(
+def test_frames_of_several_files_are_separated(
     tmp_path: Path, sounds: SimpleNamespace, fake_model: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for n, hz in enumerate(sounds.TONES):
@@ -120,7 +120,7 @@ def test_several_files_with_frames_are_apart(
             assert (arrays["frames"][first : stop - 1].argmax(axis=1) == n).all()
 
 
-def test_the_end_is_the_whole(long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_message_has_the_full_duration(long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[DetectionEnd] = []
     monkeypatch.setattr(remote.Writer, "write", lambda self, m: ends.append(m) if isinstance(m, DetectionEnd) else None)
     main(["detect", str(long), "-p", "tone 400", "--plot", str(tmp_path / "long.png")])

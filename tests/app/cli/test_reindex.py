@@ -1,4 +1,4 @@
-"""`finelap reindex` beside a running service: what it embeds, follows and survives; backup and restore as commands."""
+"""`finelap reindex` while a service runs: embedding, following changes, surviving kills; backup and restore."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KILLS = 2
 
 
 class Turned:
-    """The model with every embedding back to front: another space, with its own stamp."""
+    """The model with every embedding reversed: another embedding space with its own stamp."""
 
     stamp = "turned-stamp"
 
@@ -76,7 +76,7 @@ async def add(client: httpx.AsyncClient, audio: bytes, name: str) -> str:
 
 
 async def answers(client: httpx.AsyncClient) -> list[Any]:
-    """What the library says, by names, since ids are a library's own."""
+    """Search results by file name, because ids differ between libraries."""
     hits = (await client.get("/search", params={"q": "tone 400", "k": 20, "moments": True})).json()["hits"]
     return [(h["clip"]["filename"], pytest.approx(h["similarity"], abs=1e-5), h.get("moments")) for h in hits]
 
@@ -98,7 +98,7 @@ def covered(folder: Path, model: Turned) -> bool:
         return {clip.sha256 for clip in library.clips()} <= side.known
 
 
-async def test_beside_a_service_that_changes(
+async def test_library_changes_while_reindexing(
     make_settings: Callable[..., Settings],
     open_client: Callable[..., httpx.AsyncClient],
     turned: Turned,
@@ -117,7 +117,7 @@ async def test_beside_a_service_that_changes(
         following = asyncio.create_task(asyncio.to_thread(run, "--follow"))
         err: list[str] = []
         await until(lambda: err.append(capsys.readouterr().err) or "watching" in "".join(err))  # type: ignore[func-returns-value]
-        assert await answers(client) == before  # it serves as it did
+        assert await answers(client) == before  # the service is unaffected
         await client.delete(f"/clips/{await add(client, sounds.wav(500), 'gone.wav')}")
         for name, audio in list(files.items())[3:]:
             await add(client, audio, name)
@@ -164,7 +164,7 @@ def audio_of(library: Path, name: str) -> Path:
         return next(reader.audio_path(clip.sha256) for clip in reader.clips() if clip.filename == name)
 
 
-async def test_nothing_is_embedded_twice(library: Path, turned: Turned, run: Callable[..., int], capsys: Any) -> None:
+async def test_no_clip_is_embedded_twice(library: Path, turned: Turned, run: Callable[..., int], capsys: Any) -> None:
     calls = turned.audio_batches
     calls.clear()
     assert await asyncio.to_thread(run) == 0
@@ -179,7 +179,7 @@ async def test_nothing_is_embedded_twice(library: Path, turned: Turned, run: Cal
     assert "nothing to do" in capsys.readouterr().err
 
 
-async def test_a_clip_that_cannot_be_embedded(
+async def test_clips_that_cannot_be_embedded_are_reported(
     library: Path, turned: Turned, fake_model: Any, run: Callable[..., int], capsys: Any
 ) -> None:
     lost, broken = audio_of(library, "200.wav"), audio_of(library, "800.wav")
@@ -200,7 +200,7 @@ async def test_a_clip_that_cannot_be_embedded(
         assert len(catalog) == 5
 
 
-async def test_audio_that_comes_back_while_it_follows(
+async def test_restored_audio_is_embedded_while_following(
     library: Path, turned: Turned, run: Callable[..., int], capsys: Any
 ) -> None:
     lost = audio_of(library, "200.wav")
@@ -215,7 +215,7 @@ async def test_audio_that_comes_back_while_it_follows(
     assert await following == 0
 
 
-async def test_what_is_refused(
+async def test_unusable_libraries_are_rejected(
     library: Path, turned: Turned, run: Callable[..., int], tmp_path: Path, capsys: Any
 ) -> None:
     with exclusive_lock(library / "reindex.lock", ""):
@@ -230,7 +230,7 @@ async def test_what_is_refused(
 
 
 @pytest.mark.parametrize("words", [["reindex"], ["backup", "there"], ["restore", "there"]])
-def test_only_libraries_in_a_folder(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_commands_need_a_library_in_a_folder(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("FINELAP_INDEX_URL", "milvus://host:19530")
     assert main(words) == 2
     assert capsys.readouterr().err.endswith("the library of FINELAP_INDEX_URL=milvus://host:19530 is not in a folder\n")
@@ -258,7 +258,7 @@ sys.exit(main(["reindex", "--checkpoint", "new", "--data-dir", sys.argv[1]]))
 """
 
 
-async def test_killed_at_random_moments(
+async def test_reindex_survives_kills_at_random_moments(
     make_settings: Callable[..., Settings],
     open_client: Callable[..., httpx.AsyncClient],
     fake_model: Any,
@@ -271,7 +271,7 @@ async def test_killed_at_random_moments(
     await fill(settings, fake_model, open_client, files)
     choose, progress, code = random.Random(2), [0], -signal.SIGKILL
     while code == -signal.SIGKILL:
-        most = 15 if len(progress) <= KILLS else 1000  # windows: who is to be killed waits for it long before its end
+        most = 15 if len(progress) <= KILLS else 1000  # windows: a process to be killed stops well before the end
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(settings.data_dir), str(most)],
             stdout=subprocess.PIPE,
@@ -290,12 +290,12 @@ async def test_killed_at_random_moments(
                 process.send_signal(signal.SIGKILL)
             code = await asyncio.to_thread(process.wait, 60)
         progress.append(kept(settings.data_dir, turned))
-        assert progress[-1] >= progress[-2]  # nothing that was kept is lost
+        assert progress[-1] >= progress[-2]  # stored results are never lost
         if progress[-1] < len(files):
             with pytest.raises(CheckpointMismatch):
                 SqliteLibrary.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp)
             SqliteLibrary.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp).close()
-    assert code == 0 and any(0 < number < len(files) for number in progress)  # it was killed on the way
+    assert code == 0 and any(0 < number < len(files) for number in progress)  # at least one kill came midway
     await fill(make_settings(data_dir=tmp_path / "anew"), turned, open_client, files)
     with (
         SqliteLibrary.open(settings.data_dir, dim=turned.dim, checkpoint=turned.stamp) as changed,
@@ -330,7 +330,7 @@ async def test_backup_and_restore(
     assert capsys.readouterr().err == f"finelap restore: {tmp_path / 'nowhere'} is not a folder of backups\n"
 
 
-async def test_finelap_small_under_changed_weights(
+async def test_finelap_small_with_changed_weights(
     make_settings: Callable[..., Settings],
     open_client: Callable[..., httpx.AsyncClient],
     sounds: SimpleNamespace,

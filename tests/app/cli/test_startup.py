@@ -1,4 +1,4 @@
-"""How quick a start is, guarded by what it imports: the seconds of a start are those of libraries that load."""
+"""Start-up time, guarded by imports: loading libraries dominates it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SqliteLibrary.open(Path({folder!r}), dim=model.dim, checkpoint=model.stamp).clos
 
 
 def modules_after(code: str, folder: Path) -> set[str]:
-    """Top-level modules that a new interpreter has after this code."""
+    """Top-level modules loaded in a new interpreter after running this code."""
     report = "import sys; sys.stderr.write(' '.join(sorted({name.partition('.')[0] for name in sys.modules})))"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=120, cwd=folder, check=True
@@ -42,12 +42,12 @@ def modules_after(code: str, folder: Path) -> set[str]:
         ("from model import FineLAP", HEAVY - {"torch"} | {"fastapi", "pydantic", "httpx", "huggingface_hub"}),
     ],
 )
-def test_what_is_not_imported(code: str, without: set[str], repo_dir: Path, tmp_path: Path) -> None:
+def test_heavy_libraries_are_not_imported(code: str, without: set[str], repo_dir: Path, tmp_path: Path) -> None:
     found = modules_after(f"import sys; sys.path.insert(0, {str(repo_dir)!r})\n{code}", tmp_path)
     assert not found & without
 
 
-def test_a_service_with_its_model_and_library_still_lacks(repo_dir: Path, tmp_path: Path) -> None:
+def test_a_loaded_service_does_not_import_optional_libraries(repo_dir: Path, tmp_path: Path) -> None:
     code = LOADED.format(checkpoint=str(repo_dir / "checkpoints/finelap-small"), folder=str(tmp_path / "data"))
     code = f"import sys; sys.path.insert(0, {str(repo_dir)!r})\nfrom pathlib import Path\nimport app.main\n{code}"
     found = modules_after(code, tmp_path)

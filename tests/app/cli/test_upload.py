@@ -1,4 +1,4 @@
-"""Ingest under bad conditions: killed clients, killed servers, full queues, odd files; and the cache of checksums."""
+"""Ingest under adverse conditions: killed clients and servers, full queues, unusual files; and the checksum cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = 60
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What is remembered of files stays in the test; the file it is in."""
+    """The path of the checksum cache, kept inside the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = cache_file()
     assert file is not None
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def many(tmp_path: Path, sounds: SimpleNamespace) -> Path:
-    """A folder with FILES sounds, no two alike."""
+    """A folder with FILES distinct sounds."""
     root = tmp_path / "many"
     root.mkdir()
     for n in range(FILES):
@@ -51,7 +51,7 @@ def many(tmp_path: Path, sounds: SimpleNamespace) -> Path:
 
 @pytest.fixture
 def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are gone after the test."""
+    """Processes to kill after the test."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
@@ -61,7 +61,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 @pytest.fixture
 def hold(tmp_path: Path) -> Path:
-    """As long as this file is there, the service stops before it has half of the files."""
+    """While this file exists, the service pauses before it has half of the files."""
     file = tmp_path / "hold"
     file.touch()
     return file
@@ -69,8 +69,8 @@ def hold(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(tmp_path: Path, repo_dir: Path, processes: list[subprocess.Popen[str]]) -> Callable[[], Any]:
-    """Starts the service in a process of its own, each time at the same address with the same library."""
-    for port in random.sample(range(20_000, 30_000), 100):  # none that somebody gets who asks for any port
+    """Starts the service in a separate process, each time at the same address with the same library."""
+    for port in random.sample(range(20_000, 30_000), 100):  # outside the ephemeral port range
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             break
@@ -99,14 +99,14 @@ def start_ingest(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell may ignore SIGINT
     )
     processes.append(process)
     return process
 
 
 def names_in(server: str) -> list[str]:
-    """File names of the library, each as often as it is there."""
+    """File names of all clips in the library, with repetitions."""
     with Client(server) as client:
         return sorted(clip.filename for clip in client.clips())
 
@@ -118,10 +118,10 @@ def summary_of(arguments: list[str], capsys: pytest.CaptureFixture[str], code: i
     return summary
 
 
-# Killed midway
+# Interruptions
 
 
-def test_a_killed_ingest_is_continued(
+def test_a_killed_ingest_resumes(
     serve: Callable[[], Any],
     hold: Path,
     many: Path,
@@ -141,7 +141,7 @@ def test_a_killed_ingest_is_continued(
     assert names_in(server) == sorted(path.name for path in many.iterdir())
 
 
-def test_a_killed_server_is_waited_for(
+def test_ingest_waits_for_a_restarted_server(
     serve: Callable[[], Any], hold: Path, many: Path, repo_dir: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     server, process = serve()
@@ -161,7 +161,7 @@ def test_a_killed_server_is_waited_for(
     assert names_in(server) == sorted(path.name for path in many.iterdir())
 
 
-def test_ctrl_c_says_what_became_of_it(
+def test_ctrl_c_prints_a_summary(
     serve: Callable[[], Any], hold: Path, many: Path, repo_dir: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     server, _ = serve()
@@ -178,7 +178,7 @@ def test_ctrl_c_says_what_became_of_it(
     assert summary["added"] + summary["unsent"] == FILES
 
 
-def test_a_full_queue_loses_nothing(
+def test_a_full_queue_loses_no_file(
     run_server: Callable[..., str], many: Path, fake_model: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_model.before = lambda: time.sleep(0.02)
@@ -188,10 +188,10 @@ def test_a_full_queue_loses_nothing(
     assert names_in(server) == sorted(path.name for path in many.iterdir())
 
 
-# Odd files
+# Unusual files
 
 
-def test_every_file_that_cannot_be_added_has_its_line(
+def test_every_failed_file_is_reported(
     run_server: Callable[..., str], tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
@@ -220,7 +220,7 @@ def test_every_file_that_cannot_be_added_has_its_line(
     )
 
 
-def test_a_file_above_the_limit_is_not_sent(
+def test_files_above_the_size_limit_are_not_sent(
     run_server: Callable[..., str], many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with (many / "000 huge.wav").open("wb") as file:
@@ -233,10 +233,10 @@ def test_a_file_above_the_limit_is_not_sent(
 
 
 @pytest.mark.parametrize(("answer", "says"), [("breaks", "broke"), ("full", "no room left")])
-def test_a_fault_of_one_file_or_of_the_server(
+def test_file_errors_and_server_errors_are_distinguished(
     run_server: Callable[..., str], many: Path, monkeypatch: pytest.MonkeyPatch, answer: str, says: str
 ) -> None:
-    """A connection that breaks at one file says nothing of the others; a full disk does."""
+    """A lost connection affects one file; a full disk affects all the others."""
     add = Client.add
 
     def faulty(self: Client, file: Path, metadata: Any) -> Any:
@@ -252,7 +252,7 @@ def test_a_fault_of_one_file_or_of_the_server(
     assert len(summary.failed) == FILES - summary.added
 
 
-def test_files_that_vanish_are_named_and_the_others_added(
+def test_files_that_disappear_are_reported_and_the_others_added(
     run_server: Callable[..., str], many: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sources = find_sources([many], {})
@@ -265,7 +265,7 @@ def test_files_that_vanish_are_named_and_the_others_added(
     assert all(reason == "No such file or directory" for _, reason in summary.failed)
 
 
-def test_links_to_folders_are_followed_once(tmp_path: Path, sounds: SimpleNamespace) -> None:
+def test_linked_folders_are_followed_once(tmp_path: Path, sounds: SimpleNamespace) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "a.wav").write_bytes(b"")
@@ -278,8 +278,8 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, sounds: SimpleNamesp
     assert len(find_sources([root, elsewhere, elsewhere / "a.wav"], {})) == 1
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everything can be read here")
-def test_a_folder_that_cannot_be_read_is_named(
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not apply here")
+def test_an_unreadable_folder_is_reported(
     run_server: Callable[..., str], tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     closed = tmp_path / "root" / "closed"
@@ -294,32 +294,32 @@ def test_a_folder_that_cannot_be_read_is_named(
     assert summary["failed"] == [{"file": str(closed), "reason": "Permission denied"}]
 
 
-def test_folders_that_cannot_be_read_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folders_reach_the_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def walk(folder: Path, *, followlinks: bool, onerror: Callable[[OSError], None]) -> Iterator[Any]:
         onerror(PermissionError(13, "Permission denied", "closed"))
         yield str(folder), [], ["a.wav"]
 
     monkeypatch.setattr("os.walk", walk)
     (tmp_path / "a.wav").touch()
-    heard: list[OSError] = []
-    assert len(find_sources([tmp_path], {}, heard.append)) == 1
-    assert [error.filename for error in heard] == ["closed"]
+    reported: list[OSError] = []
+    assert len(find_sources([tmp_path], {}, reported.append)) == 1
+    assert [error.filename for error in reported] == ["closed"]
     with pytest.raises(PermissionError):
         find_sources([tmp_path], {})
 
 
-def test_a_wrong_key_midway_ends_it_at_once(
+def test_a_revoked_key_stops_an_ingest(
     run_server: Callable[..., str], many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key that is taken away while an ingest runs: every file is named, and none is sent for nothing."""
+    """A key revoked during an ingest: every file is reported, and no further file is sent."""
     server = run_server(api_keys="secret")
     clips = Client.clips
 
-    def taken_away(self: Client) -> Iterator[Any]:
+    def revoked(self: Client) -> Iterator[Any]:
         yield from clips(self)
         self._http.headers["Authorization"] = "Bearer another"
 
-    monkeypatch.setattr(Client, "clips", taken_away)
+    monkeypatch.setattr(Client, "clips", revoked)
     with Client(server, "secret") as client, Checksums(None) as sums:
         summary = ingest(client, find_sources([many], {}), sums, workers=2, progress=False)
     assert len(summary.failed) == FILES
@@ -330,7 +330,7 @@ def test_a_wrong_key_midway_ends_it_at_once(
 
 
 def old(path: Path, data: bytes) -> Path:
-    """A file that was changed a while ago."""
+    """A file that was modified an hour ago."""
     path.write_bytes(data)
     os.utime(path, (time.time() - 3600, time.time() - 3600))
     return path
@@ -341,7 +341,7 @@ def sha(data: bytes) -> str:
 
 
 def reads(file: Path | None, *paths: Path) -> int:
-    """How many of the files a new process would have to read."""
+    """The number of files that a new process has to read."""
     with Checksums(file) as sums:
         for path in paths:
             assert sums.of(path) == sha(path.read_bytes())
@@ -354,14 +354,14 @@ def test_unchanged_files_are_read_once(cache: Path, tmp_path: Path) -> None:
     assert reads(cache, *files) == 0
     old(files[0], b"other")  # another size
     os.utime(files[1], (1, 1))  # another time
-    files[2].write_bytes(b"now")  # another time, too near to be trusted: it stays so for as long as this test takes
+    files[2].write_bytes(b"now")  # modified too recently to be cached, for the whole test
     os.utime(files[2], (time.time() + 3600, time.time() + 3600))
     assert reads(cache, *files) == 3
     assert reads(cache, *files) == 1
     assert reads(None, *files) == 600
 
 
-def test_an_ingest_of_known_files_reads_none(
+def test_ingest_of_unchanged_files_reads_none(
     run_server: Callable[..., str], many: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = run_server()
@@ -372,7 +372,9 @@ def test_an_ingest_of_known_files_reads_none(
     assert summary_of([str(many), "--server", server], capsys)["already_there"] == FILES
 
 
-def test_a_relative_path_is_the_same_file(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_and_absolute_paths_share_an_entry(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = old(tmp_path / "a", b"a")
     monkeypatch.chdir(tmp_path)
     assert reads(cache, Path("a")) == 1
@@ -380,7 +382,7 @@ def test_a_relative_path_is_the_same_file(cache: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("damage", ["text", "empty", "folder", "shape", "half"])
-def test_a_damaged_cache_costs_time_alone(cache: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_is_rebuilt(cache: Path, tmp_path: Path, damage: str) -> None:
     file = old(tmp_path / "a", b"a")
     reads(cache, file)
     if damage == "text":
@@ -402,7 +404,7 @@ def test_a_damaged_cache_costs_time_alone(cache: Path, tmp_path: Path, damage: s
     assert reads(cache, file) == (1 if damage in ("folder", "shape") else 0)  # what cannot be mended is left alone
 
 
-def test_a_cache_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_cache_path_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = old(tmp_path / "a", b"a")
     assert reads(file / "below a file", file) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # by the custom's own rule not a place
@@ -425,7 +427,7 @@ def test_processes_share_the_cache(cache: Path, tmp_path: Path, repo_dir: Path) 
     assert reads(cache, *files) == 0
 
 
-def test_a_locked_cache_is_done_without(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_cache_is_ignored(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "_LOCK_TIMEOUT", 0.05)
     file = old(tmp_path / "a", b"a")
     reads(cache, file)
@@ -452,7 +454,7 @@ def test_threads_share_checksums(cache: Path, tmp_path: Path) -> None:
     assert reads(cache, *files) == 0
 
 
-def test_old_entries_are_made_anew(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_entries_expire(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = old(tmp_path / "a", b"a")
     reads(cache, file)
     monkeypatch.setattr(upload, "_MAX_AGE", -1.0)

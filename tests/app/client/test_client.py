@@ -1,4 +1,4 @@
-"""The client against the real service over a real socket, both flavours at once, and against broken services."""
+"""Both clients against the real service over a socket, and against misbehaving services."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from app.client.retry import RetryPolicy
 
 
 class Both:
-    """Calls a method of both clients and returns the answer, once it has found that they agree."""
+    """Calls a method of both clients, checks that the results are equal, and returns one."""
 
     def __init__(self, server: str, **options: Any) -> None:
         self.server, self.options = server, options
@@ -70,7 +70,7 @@ def _outcome(ask: Callable[[], Any]) -> Any:
 
 
 def _comparable(answer: Any) -> Any:
-    """What does not change from one call to the next."""
+    """The parts of a result that are equal in repeated calls."""
     if isinstance(answer, Exception):
         return type(answer), getattr(answer, "status", None), to_json(getattr(answer, "files", ()))
     if isinstance(answer, list) and answer and isinstance(answer[0], api.DetectionStart):
@@ -110,11 +110,11 @@ def test_both_clients_have_the_same_methods() -> None:
     assert set(methods(Client)) >= {"add", "clips", "search", "search_moments", "detect_stream", "embed_files"}
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert all(hasattr(api, name) for name in api.__all__)
 
 
-def test_importing_the_client_is_light(repo_dir: Path) -> None:
+def test_importing_the_client_loads_no_heavy_library(repo_dir: Path) -> None:
     heavy = {
         "torch",
         "faiss",
@@ -135,11 +135,11 @@ def test_importing_the_client_is_light(repo_dir: Path) -> None:
 # The library
 
 
-def test_sounds_are_added_from_wherever_they_are(both: Both, sounds: SimpleNamespace, tmp_path: Path) -> None:
+def test_add_accepts_paths_bytes_and_files(both: Both, sounds: SimpleNamespace, tmp_path: Path) -> None:
     path = tmp_path / "тон 音.wav"
     path.write_bytes(sounds.wav(200))
     with Client(both.server) as client, (tmp_path / "open.wav").open("wb+") as file:
-        file.write(sounds.wav(800))  # and its position is at the end
+        file.write(sounds.wav(800))  # the position is at the end
         added = client.add(
             [path, str(path), ("bytes.wav", sounds.wav(400)), ("io.wav", io.BytesIO(sounds.wav(1600))), file],
             [{"n": 1}, {"n": 2}, None, {}, {"n": 5}],
@@ -151,7 +151,7 @@ def test_sounds_are_added_from_wherever_they_are(both: Both, sounds: SimpleNames
     assert not both.add(path).new
 
 
-def test_a_file_that_fails_leaves_the_others(both: Both, sounds: SimpleNamespace) -> None:
+def test_a_failed_file_does_not_affect_the_others(both: Both, sounds: SimpleNamespace) -> None:
     added = both.add([("text.wav", b"text"), ("a.wav", sounds.wav(200))])
     assert [clip.filename for clip in added.clips] == ["a.wav"]
     assert [(f.filename, f.status) for f in added.failed] == [("text.wav", 415)]
@@ -162,7 +162,7 @@ def test_a_file_that_fails_leaves_the_others(both: Both, sounds: SimpleNamespace
     assert [(f.filename, f.status) for f in caught.value.files] == [("text.wav", 415), ("empty.wav", 422)]
 
 
-def test_all_pages_are_read(both: Both, sounds: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_reads_all_pages(both: Both, sounds: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "PAGE", 2)
     for n, hz in enumerate((200, 400, 800, 1600, 3200)):
         both.add((f"{hz}.wav", sounds.wav(hz)), {"odd": bool(n % 2)})
@@ -171,7 +171,7 @@ def test_all_pages_are_read(both: Both, sounds: SimpleNamespace, monkeypatch: py
     assert list(both.clips({"odd": "never"})) == []
 
 
-def test_a_clip_is_read_changed_and_deleted(both: Both, low: api.Clip) -> None:
+def test_clip_update_and_delete(both: Both, low: api.Clip) -> None:
     assert both.clip(low.id) == low
     assert (low.filename, low.duration, low.sample_rate, low.channels) == ("low.wav", 4.0, 16_000, 1)
     assert both.update(low.id, {"tags": None, "place": "森"}).metadata == {"place": "森"}
@@ -184,7 +184,7 @@ def test_a_clip_is_read_changed_and_deleted(both: Both, low: api.Clip) -> None:
         both.clip("../info?x=/y")
 
 
-def test_audio_comes_back_as_it_was(both: Both, sounds: SimpleNamespace, tmp_path: Path) -> None:
+def test_audio_is_returned_unchanged(both: Both, sounds: SimpleNamespace, tmp_path: Path) -> None:
     data = sounds.encode(sounds.tone(400, 3.0), "FLAC")
     clip = both.add(("a.flac", data)).clips[0]
     assert both.audio(clip.id) == data
@@ -192,20 +192,20 @@ def test_audio_comes_back_as_it_was(both: Both, sounds: SimpleNamespace, tmp_pat
     assert (tmp_path / "copy.flac").read_bytes() == data
     with pytest.raises(api.NotFound):
         both.save_audio("none", tmp_path / "none.flac")
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".flac"] == ["copy.flac"]  # and no half a file
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".flac"] == ["copy.flac"]  # no partial file
 
 
 def test_peaks(both: Both, low: api.Clip) -> None:
-    outline = both.peaks(low.id, 100)
-    assert outline.peaks.shape == (100, 2) and outline.peaks.dtype == np.float32
-    assert outline.duration == 4.0
-    np.testing.assert_allclose(outline.peaks, np.tile([-0.5, 0.5], (100, 1)), atol=0.05)
+    waveform = both.peaks(low.id, 100)
+    assert waveform.peaks.shape == (100, 2) and waveform.peaks.dtype == np.float32
+    assert waveform.duration == 4.0
+    np.testing.assert_allclose(waveform.peaks, np.tile([-0.5, 0.5], (100, 1)), atol=0.05)
 
 
-# Searching
+# Search
 
 
-def test_search_by_words_by_a_sound_and_by_a_clip(both: Both, low: api.Clip, sounds: SimpleNamespace) -> None:
+def test_search_by_text_file_and_clip(both: Both, low: api.Clip, sounds: SimpleNamespace) -> None:
     high = both.add(("high.wav", sounds.wav(6400)), {"tags": ["high"]}).clips[0]
     found = both.search("tone 1600", k=1, moments=True)
     assert found.query == "tone 1600" and len(found) == 1
@@ -240,7 +240,7 @@ def test_moments_of_the_library(both: Both, low: api.Clip) -> None:
     assert after.hits[0].start == pytest.approx(0.0, abs=0.2) and after.hits[0].end == pytest.approx(4.0, abs=0.2)
 
 
-# Listening
+# Analysis
 
 
 def test_classify(both: Both, low: api.Clip, sounds: SimpleNamespace) -> None:
@@ -254,12 +254,12 @@ def test_detect_file_and_clip(both: Both, low: api.Clip) -> None:
     phrases = ["tone 1600", "tone 800"]
     found = both.detect(phrases, clip_id=low.id, frames=True)
     assert (found.filename, found.duration) == ("low.wav", 4.0)
-    heard, absent = found.phrases
-    assert (heard.phrase, absent.phrase) == ("tone 1600", "tone 800")
-    assert [(e.onset, e.offset) for e in heard.events] == [(pytest.approx(2.0, abs=0.2), 4.0)]
+    present, absent = found.phrases
+    assert (present.phrase, absent.phrase) == ("tone 1600", "tone 800")
+    assert [(e.onset, e.offset) for e in present.events] == [(pytest.approx(2.0, abs=0.2), 4.0)]
     assert absent.events == ()
-    assert heard.frame_scores is not None and heard.frame_scores.dtype == np.float32
-    assert len(heard.frame_scores) == round(4.0 / found.frame_hop)
+    assert present.frame_scores is not None and present.frame_scores.dtype == np.float32
+    assert len(present.frame_scores) == round(4.0 / found.frame_hop)
     with Client(both.server) as client:
         audio = ("low.wav", client.audio(low.id))
     assert _comparable(both.detect(phrases, file=audio)) == _comparable(both.detect(phrases, clip_id=low.id))
@@ -290,7 +290,7 @@ def test_detect_as_files(both: Both, low: api.Clip) -> None:
         both.detect_as("pdf", ["tone 200"], clip_id=low.id)
 
 
-def test_a_streamed_detection_ends_with_the_whole(both: Both, low: api.Clip) -> None:
+def test_a_streamed_detection_ends_with_the_complete_result(both: Both, low: api.Clip) -> None:
     phrases = ["tone 1600", "tone 200"]
     messages = both.detect_stream(phrases, clip_id=low.id, frames=True)
     whole = both.detect(phrases, clip_id=low.id, frames=True)
@@ -308,7 +308,7 @@ def test_a_streamed_detection_ends_with_the_whole(both: Both, low: api.Clip) -> 
     )
 
 
-def test_a_stream_may_be_left(both: Both, low: api.Clip) -> None:
+def test_a_stream_can_be_abandoned(both: Both, low: api.Clip) -> None:
     with Client(both.server) as client:
         for message in client.detect_stream(["tone 200"], clip_id=low.id):
             assert isinstance(message, api.DetectionStart)
@@ -345,7 +345,7 @@ def test_info_and_readiness(both: Both, low: api.Clip, fake_model: Any) -> None:
 # Errors
 
 
-def test_wrong_arguments_are_said_before_anything_is_sent() -> None:
+def test_invalid_arguments_are_rejected_before_sending() -> None:
     nowhere = Both("http://127.0.0.1:9")
     for call in (
         lambda: nowhere.search(),
@@ -361,12 +361,12 @@ def test_wrong_arguments_are_said_before_anything_is_sent() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "localhost:8080", "ftp://x", "http://", "http://x:y", "http://exa mple\n"])
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_addresses_are_rejected(address: str) -> None:
     with pytest.raises(ServerError, match="not a server address"):
         Client(address)
 
 
-def test_a_problem_tells_everything(run_server: Callable[..., str]) -> None:
+def test_errors_carry_the_problem_details(run_server: Callable[..., str]) -> None:
     both = Both(run_server(), request_id="the-call")
     with pytest.raises(api.Refused) as caught:
         both.search("tone 200", k=0)
@@ -376,17 +376,17 @@ def test_a_problem_tells_everything(run_server: Callable[..., str]) -> None:
     assert error.problem.request_id == "the-call"
     assert error.problem.detail == str(error) and "k" in str(error)
     assert error.problem.extra["errors"][0]["field"] == "k"
-    assert error.files == ()  # those errors are fields, not files
+    assert error.files == ()  # these errors concern fields, not files
 
 
-def test_keys(run_server: Callable[..., str]) -> None:
+def test_api_keys(run_server: Callable[..., str]) -> None:
     server = run_server(api_keys="secret")
     with pytest.raises(api.Unauthorized, match="FINELAP_API_KEY"):
         Both(server).info()
     assert Both(server, api_key="secret").info().clips == 0
 
 
-def test_nothing_answers() -> None:
+def test_unreachable_service() -> None:
     with pytest.raises(api.Unreachable, match="finelap serve"):
         Both("http://127.0.0.1:9").info()
 
@@ -406,7 +406,7 @@ INFO = json.dumps(
 
 @contextmanager
 def playing(answer: Callable[[int, BaseHTTPRequestHandler], Answer | None]) -> Iterator[str]:
-    """A service that gives what `answer` makes of the number of the request; None: it hangs up."""
+    """A service that returns `answer(request number)`, or closes the connection if that is None."""
     count = iter(range(1 << 30))
 
     class Handler(BaseHTTPRequestHandler):
@@ -428,7 +428,7 @@ def playing(answer: Callable[[int, BaseHTTPRequestHandler], Answer | None]) -> I
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # callers may leave early
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients may disconnect early
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
@@ -440,7 +440,7 @@ def busy_once(retry_after: Callable[[], str]) -> Callable[[int, Any], Answer]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that clients found they should wait, one for each try that failed and was not the last."""
+    """The waits between attempts, in seconds."""
     found: list[float] = []
     wait_after = RetryPolicy.wait_after
 
@@ -452,10 +452,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-def test_a_busy_service_is_asked_again_when_it_says(waits: list[float]) -> None:
+def test_retries_honour_retry_after(waits: list[float]) -> None:
     with playing(busy_once(lambda: "1")) as server:
         began = time.monotonic()
-        assert Both(server).info().clips == 7  # two calls, of which each waits a second
+        assert Both(server).info().clips == 7  # two calls, each waits a second
         assert waits == [1.0, 1.0] and time.monotonic() - began >= 2.0
     in_two = busy_once(lambda: formatdate(time.time() + 2, usegmt=True))
     with playing(in_two) as server, Client(server) as client:
@@ -469,12 +469,12 @@ def test_patience_is_bounded(waits: list[float]) -> None:
         with pytest.raises(api.Busy, match="soon") as caught:
             Both(server, patience=5.0).info()
         assert caught.value.retry_after == 30.0
-        assert waits == []  # thirty seconds are more than it has: it need not wait at all
+        assert waits == []  # 30 s exceed the patience: no wait at all
         with pytest.raises(api.Busy):
             Both(server, patience=0.0).info()
 
 
-def test_reconnect_outlives_a_broken_connection_and_a_file_is_sent_whole_again() -> None:
+def test_reconnect_resends_the_whole_file() -> None:
     bodies = []
 
     def answer(n: int, request: BaseHTTPRequestHandler) -> Answer | None:
@@ -489,10 +489,10 @@ def test_reconnect_outlives_a_broken_connection_and_a_file_is_sent_whole_again()
         Client(server, reconnect=5.0).add(("a.wav", b""))
         bodies.clear()
         assert Both(server, reconnect=5.0).add(("a.wav", io.BytesIO(b"sound" * 1000))).new
-    assert bodies == [True] * 4  # twice by each client
+    assert bodies == [True] * 4  # two attempts per client
 
 
-def test_a_stopped_client_waits_no_longer() -> None:
+def test_stop_ends_the_wait() -> None:
     stop = threading.Event()
     with playing(lambda n, _: (503, {}, b"{}")) as server, Client(server, patience=60.0, stop=stop) as client:
         threading.Timer(0.3, stop.set).start()
@@ -502,7 +502,7 @@ def test_a_stopped_client_waits_no_longer() -> None:
         assert time.monotonic() - began < 5.0
 
 
-async def test_a_cancelled_call_waits_no_longer() -> None:
+async def test_cancellation_ends_the_wait() -> None:
     with playing(lambda n, _: (503, {}, b"{}")) as server:
         async with AsyncClient(server, patience=60.0) as client:
             with pytest.raises(TimeoutError):
@@ -511,12 +511,12 @@ async def test_a_cancelled_call_waits_no_longer() -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'{"version": 1}', b""])
-def test_an_answer_of_something_else(body: bytes) -> None:
+def test_responses_of_another_service_are_rejected(body: bytes) -> None:
     with playing(lambda n, _: (200, {}, body)) as server, pytest.raises(api.ServerFault, match="not FineLAP"):
         Both(server).info()
 
 
-def test_an_error_of_something_else() -> None:
+def test_errors_of_another_service_are_reported() -> None:
     with playing(lambda n, _: (502, {}, b"<html>bad gateway")) as server:
         with pytest.raises(api.ServerFault, match="502") as caught:
             Both(server).info()
@@ -543,7 +543,7 @@ def lines(*names: str) -> bytes:
     return b"".join(json.dumps(LINES[name], ensure_ascii=False).encode() + b"\n" for name in names)
 
 
-def test_lines_of_any_text_and_of_newer_kinds() -> None:
+def test_streams_allow_any_text_and_unknown_messages() -> None:
     with playing(lambda n, _: (200, {}, lines("start", "news", "event", "end")[:-1])) as server:
         messages = Both(server).detect_stream(["x"], clip_id="a")
     assert [type(m).__name__ for m in messages] == ["DetectionStart", "DetectionEvent", "DetectionEnd"]
@@ -559,7 +559,7 @@ def test_lines_of_any_text_and_of_newer_kinds() -> None:
         (lines("start") + b'{"type": "event"}\n', api.ServerFault, "not FineLAP"),
     ],
 )
-def test_streams_that_break(body: bytes, error: type[ServerError], says: str) -> None:
+def test_broken_streams(body: bytes, error: type[ServerError], says: str) -> None:
     with playing(lambda n, _: (200, {}, body)) as server, pytest.raises(error, match=says):
         Both(server).detect_stream(["x"], clip_id="a")
     cut = {"Content-Length": str(len(body) + 100)}
@@ -568,7 +568,7 @@ def test_streams_that_break(body: bytes, error: type[ServerError], says: str) ->
             Both(server).detect_stream(["x"], clip_id="a")
 
 
-def test_messages_come_while_the_service_still_works() -> None:
+def test_messages_arrive_while_the_service_is_still_working() -> None:
     seen = threading.Event()
 
     def answer(n: int, request: BaseHTTPRequestHandler) -> Answer | None:
@@ -576,7 +576,7 @@ def test_messages_come_while_the_service_still_works() -> None:
         request.end_headers()
         request.wfile.write(lines("start", "event"))
         request.wfile.flush()
-        assert seen.wait(30)  # the end only comes when the event was seen
+        assert seen.wait(30)  # the end is sent only after the event was received
         request.wfile.write(lines("end"))
         return None
 
@@ -597,7 +597,7 @@ def drain(request: BaseHTTPRequestHandler) -> int:
     return length
 
 
-def test_a_long_file_is_never_whole_in_memory(tmp_path: Path) -> None:
+def test_uploads_are_streamed(tmp_path: Path) -> None:
     path, size = tmp_path / "long.wav", 200 << 20
     with path.open("wb") as file:
         file.truncate(size)
@@ -618,7 +618,7 @@ def test_a_long_file_is_never_whole_in_memory(tmp_path: Path) -> None:
     assert peak < 8 << 20
 
 
-def test_a_file_that_changes_while_it_is_sent(tmp_path: Path) -> None:
+def test_files_that_change_during_the_upload(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     bodies = []
 
@@ -634,13 +634,13 @@ def test_a_file_that_changes_while_it_is_sent(tmp_path: Path) -> None:
             client._http.send(request)
 
     with playing(answer) as server:
-        sent(lambda: path.open("ab").write(bytes(1 << 20)))  # it grew: what it was is sent
+        sent(lambda: path.open("ab").write(bytes(1 << 20)))  # it grew: only the original size is sent
         assert 1 << 20 < bodies[0] < (1 << 20) + 1000
         with pytest.raises(OSError, match="shorter"):
             sent(lambda: path.open("wb").close())
 
 
-def test_more_than_one_file_or_one() -> None:
+def test_one_or_several_files() -> None:
     as_list = calls.as_list
     file = io.BytesIO()
     pairs = [("a", b""), ("b", b"")]
