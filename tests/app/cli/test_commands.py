@@ -73,7 +73,7 @@ def failure(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str])
     try:
         returned = main(arguments)
     except SystemExit as stop:
-        returned = stop.exit_code
+        returned = stop.code
     out, err = capsys.readouterr()
     assert returned == code
     assert out == ""
