@@ -185,7 +185,7 @@ def test_filters_that_many_pass_and_segments_that_nobody_owns(
     library = open_it(milvus_url(), tmp_path)
     library.add_many([new_clip(i, {"n": i}) for i in range(30)])
     [lost] = [row["id"] for row in library._rows.query("", ["id"], 1)]
-    library._rows.erase([lost])  # as a crash in the middle of a delete leaves it
+    library._rows.delete([lost])  # as a crash in the middle of a delete leaves it
     frames, _ = library.frames(library.list(1)[0][0].id)
     everything = library.search_segments(frames[0], 100)
     assert len(everything) == 29 and lost not in [hit.clip.id for hit in everything]
