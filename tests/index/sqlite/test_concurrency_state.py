@@ -174,7 +174,7 @@ class Library(RuleBasedStateMachine):
         self._start_asking()
 
     def teardown(self) -> None:
-        if not hasattr(self, "catalog"):
+        if not hasattr(self, "library"):
             return
         try:
             self.look()

@@ -126,7 +126,7 @@ class Library(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        if not hasattr(self, "catalog"):
+        if not hasattr(self, "library"):
             return
         assert len(self.library) == len(self.exact.vectors)
         files = {path.name for path in (self.folder / "audio").rglob("*") if path.is_file()}
@@ -135,7 +135,7 @@ class Library(RuleBasedStateMachine):
             np.testing.assert_array_equal(self.library.clip_vector(clip_id), vector)
 
     def teardown(self) -> None:
-        if hasattr(self, "catalog"):
+        if hasattr(self, "library"):
             self.library.close()
             shutil.rmtree(self.folder)
 
