@@ -179,7 +179,7 @@ class AppState:
                 self._idle.set()
 
     async def _wait_idle(self, seconds: float) -> bool:
-        """Waits until no request is running, for at most so many seconds; whether that was reached."""
+        """Waits up to `seconds` until no request is running; returns whether that was reached."""
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:

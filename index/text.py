@@ -1,7 +1,7 @@
 """Text for full-text search: splits clip texts into words and builds FTS5 queries.
 
-The full-text index is SQLite's FTS5 with its Porter stemmer, so "barking" finds "bark". This module adds what file
-names need and the tokenizer lacks: splitting CamelCase, digits next to letters, and scripts written without spaces.
+The full-text index is SQLite's FTS5 with its Porter stemmer, so "barking" finds "bark". This module handles what
+that tokenizer does not: splitting CamelCase, digits next to letters, and scripts written without spaces.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STOP_WORDS = frozenset(
 
 def split_words(text: str) -> str:
     """Inserts spaces at word boundaries: "DogBark_01.wav" → "Dog Bark_01.wav"; also around each CJK character."""
-    text = unicodedata.normalize("NFKC", text.replace("\0", " "))  # NUL ends a text in SQLite
+    text = unicodedata.normalize("NFKC", text.replace("\0", " "))  # SQLite ends strings at NUL
     return _UNSPACED.sub(r" \1 ", _WORD_BOUNDARIES.sub(" ", text))[:_MAX_CHARACTERS]
 
 

@@ -93,7 +93,9 @@ def read_checkpoint(
     try:
         folder = Path(download(source, revision, _WEIGHT_PATTERNS))
     except Exception as error:  # the hub client raises many types, for example when offline or refused
-        raise CheckpointError(f"{source}: no such folder here, and the hub did not give it: {error}") from error
+        raise CheckpointError(
+            f"{source}: no such folder here, and downloading it from the hub failed: {error}"
+        ) from error
     return _read_folder(folder, source, name=source.rsplit("/", 1)[-1])
 
 
@@ -142,7 +144,7 @@ class _SkipInit(TorchFunctionMode):
 
 
 def build_network(content: Checkpoint, network: Callable[[FineLAPConfig], Network]) -> Network:
-    """Builds `network` from the checkpoint's config and loads its tensors, as float32 whatever their stored dtype.
+    """Builds `network` from the checkpoint's config and loads its tensors, as float32 regardless of their stored dtype.
 
     Raises CheckpointError if the config cannot be built or the tensors do not fit it exactly.
     """
@@ -208,7 +210,7 @@ def find_tokenizer(
             try:
                 folder = Path(download(requested, None, _TOKENIZER_PATTERNS))
             except Exception as error:
-                raise CheckpointError(f"tokenizer {requested}: the hub did not give it: {error}") from error
+                raise CheckpointError(f"tokenizer {requested}: downloading it from the hub failed: {error}") from error
         return _read_tokenizer(folder), str(requested)
     if any((content.folder / f).is_file() for f in TOKENIZER_FILES):
         return _read_tokenizer(content.folder), str(content.folder)
@@ -250,7 +252,7 @@ def save_checkpoint(
     """Writes our folder; equal content gives equal bytes.
 
     `dtype` rounds the matrices; vectors, statistics and scalars stay float32. With `shard_text_tower` the text tower's
-    own weights form the first shard, so that file does not change while the tower does not. Each file is replaced
+    own weights form the first shard, so that file stays identical while the tower is unchanged. Each file is replaced
     atomically. Raises CheckpointError for values that `dtype` cannot hold.
     """
     folder = Path(folder)

@@ -1,7 +1,7 @@
 """Translates the published FineLAP's state dict to our tensor names, and infers its config from the shapes.
 
-All three published namings are supported. Every tensor is either used, ignored because it is known to have no part in
-the forward pass, or reported as unknown. None of the published code is run.
+All three published naming schemes are supported. Every tensor is either used, ignored because the forward pass does
+not use it, or reported as unknown. None of the published code is run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Atomic writes: a stop or a full disk at any moment leaves the old file or folder, or the new one, complete."""
+"""Atomic writes: after a crash or on a full disk, either the complete old version or the complete new one remains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def replace_file(file: Path, write: Callable[[Path], object], what: str) -> None:
-    """Replaces `file` by the one that `write(path)` makes. Raises TrainError if writing fails.
+    """Replaces `file` with the one that `write(path)` creates. Raises TrainError if writing fails.
 
     `what` names the checkpoint in the message, such as "of step 10".
     """
@@ -42,7 +42,7 @@ def replace_file(file: Path, write: Callable[[Path], object], what: str) -> None
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object], what: str) -> None:
-    """Replaces `folder` by the one that `write(path)` fills. Raises TrainError if writing fails.
+    """Replaces `folder` with the one that `write(path)` fills. Raises TrainError if writing fails.
 
     Between its two renames `folder` does not exist; `recover` repairs a stop at that moment.
     """
@@ -59,7 +59,7 @@ def replace_folder(folder: Path, write: Callable[[Path], object], what: str) -> 
 
 
 def recover(parent: Path, names: Iterable[str]) -> None:
-    """Restores the folders that a stop in `replace_folder` left without their names, and deletes its leftovers."""
+    """Restores the folders that an interrupted `replace_folder` left under a temporary name; deletes its leftovers."""
     for name in names:
         new, old = _beside(parent / name)
         if old.is_dir() and not (parent / name).exists():

@@ -115,7 +115,7 @@ class TrainConfig:
             raise ConfigError("loss: both weights are 0, so there is nothing to learn")
 
 
-# Keys that may change when a stopped run resumes: they affect where and how often, not what is learned.
+# Keys that may change when a stopped run resumes: they affect where and how often it saves, not what it learns.
 FREE_TO_CHANGE = ("work_dir", "validation", "log_every", "save_every", "cpu", "wandb")
 
 # The bundled checkpoint's recipe
@@ -160,7 +160,7 @@ class AlignConfig:
     weight_decay: float = 0.02
     clip_weight: float = 1.0  # the paper's alpha
     frame_weight: float = 1.0  # the paper's beta
-    teacher_weight: float = 0.3  # of the distillation losses, against forgetting what no caption names
+    teacher_weight: float = 0.3  # of the distillation losses, prevents forgetting sounds that no caption mentions
     phrases: int = 20  # positives and negatives per clip, the paper's N
     noisy: float = 0.5  # share of crops with added white noise
     swap: float = 0.1  # share of positives replaced by another phrase of their cluster
@@ -230,7 +230,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_config(kind: type[T], data: Any, where: str) -> T:
-    """`data`, as YAML or JSON gives it, as a `kind`: a dataclass or any other annotation.
+    """Converts parsed YAML or JSON to `kind`: a dataclass or any other annotation.
 
     Types are not converted, except for int to float and list to tuple. Unknown or missing keys and values of another
     type raise ConfigError with `where` and the path of the key.

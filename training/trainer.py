@@ -55,7 +55,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What the loop needs to know of a run, whatever its task."""
+    """What the loop needs to know about a run, independent of its task."""
 
     steps: int  # optimiser steps
     batch: int  # clips of a step over all ranks and micro-batches
@@ -83,8 +83,9 @@ def train(
 ) -> Path:
     """Runs a `kind: train` configuration and returns the folder of the best checkpoint, or the last without validation.
 
-    With `resume`, continues what the work folder holds. Relative paths start at `root`. `model` and `batches` replace
-    what the configuration describes. Raises ConfigError, TrainError, and the errors of reading the data.
+    With `resume`, continues the run in the work folder. Relative paths are resolved against `root`. `model` and
+    `batches` replace what the configuration describes. Raises ConfigError, TrainError, and the errors of reading the
+    data.
     """
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
@@ -340,7 +341,7 @@ def share(batch: int, parts: int) -> int:
 def make_accelerator(config: TrainConfig) -> Any:
     """An accelerate.Accelerator for a run. Raises ConfigError for a precision that the machine lacks."""
     if config.precision != "fp32" and (config.cpu or not torch.cuda.is_available()):
-        # On a CPU bf16 is not offered: emulated it gains nothing, and on some virtual machines it crashes.
+        # A CPU emulates bf16: it is no faster, and crashes on some virtual machines.
         raise ConfigError(f"precision: {config.precision} needs a GPU; use fp32 on this machine")
     return new_accelerator(config.precision, config.accumulate, config.cpu)
 

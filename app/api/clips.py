@@ -225,7 +225,7 @@ def _open_audio(library: index.Library, clip_id: str) -> _AudioFile:
 
 
 def _for_each(metadata: dict[str, Any] | list[dict[str, Any] | None] | None, files: int) -> list[dict[str, Any]]:
-    """The metadata of each of so many files."""
+    """The metadata of each file."""
     if not isinstance(metadata, list):
         return [dict(metadata or {}) for _ in range(files)]
     if len(metadata) != files:

@@ -1,6 +1,6 @@
 """Waveform peaks: the lowest and highest sample of every 10 ms, collected from a stream, for drawing waveforms.
 
-An hour of samples takes 230 MB, its peaks 3 MB.
+An hour of audio is 230 MB of samples, but 3 MB of peaks.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def waveform_peaks(samples: np.ndarray) -> np.ndarray:
 
 
 def reduce_peaks(levels: np.ndarray, columns: int) -> np.ndarray:
-    """Peaks (2, n) → (2, columns): the lowest and highest value of each column's share of the time.
+    """Peaks (2, n) → (2, columns): the lowest and highest value within each column's time span.
 
-    With more columns than steps, a step fills several columns; without steps, every column is silent. Raises ValueError
+    With more columns than steps, a step fills several columns; without steps, all columns are 0. Raises ValueError
     for other shapes and for fewer than one column.
     """
     levels = np.asarray(levels, dtype=np.float32)

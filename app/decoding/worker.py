@@ -51,7 +51,7 @@ from model.config import SAMPLE_RATE
 _NICENESS = 5  # the server's event loop and the model have priority
 _MAX_BLOCKS = 12  # blocks of a second in one message
 _MAX_DELAY = 0.02  # seconds that decoded audio waits for more before it is sent
-_KEPT = 8 << 20  # bytes of freed memory that a worker keeps: about what a file takes
+_KEPT = 8 << 20  # bytes of freed memory that a worker keeps: about what decoding one file needs
 _MAX_DESCRIPTORS = 24  # a worker needs about six
 _ENCODINGS = ("cp1252", "utf-16", "utf-16-le", "utf-16-be", "latin-1", "ascii")  # of tags
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server decides when decoding ends
@@ -130,7 +130,7 @@ def _load_lazy_modules() -> None:
 
 
 def _confinement_status() -> int:
-    """0 if workers can be confined (app.decoding.sandbox), tested in a process that exits at once."""
+    """0 if workers can be confined (app.decoding.sandbox), checked in a short-lived child process."""
     try:
         pid = os.fork()
     except OSError:
@@ -205,7 +205,7 @@ def _handle_request(sock: socket.socket) -> bool:
     except MemoryError:
         _send(sock, (ERROR, _json(reason=OUT_OF_MEMORY, why="", read=None)))
     except OSError:
-        raise  # usually the socket's
+        raise  # usually a socket error
     except Exception as error:
         _send(sock, (ERROR, _json(reason=UNEXPECTED, why=type(error).__name__, read=None)))
     return False

@@ -9,7 +9,7 @@ Guarantees:
 - The queue is bounded by permits. A caller that gets none is rejected at once; an accepted one never is.
 - A batch is limited by cost and by expected duration. A lane without other callers adds no delay.
 - Callers share a lane fairly (app.inference.fair_queue), in proportion to their urgency.
-- Items whose caller has gone are not computed.
+- Items of a cancelled call are not computed.
 - If a batch fails, its items are retried one by one, and only the callers of failing items get the error.
 - The worker tasks survive any exception, and closing resolves every future.
 """
@@ -160,7 +160,7 @@ class Permits:
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def try_acquire(self, count: int) -> bool:
-        """Takes `count` permits if they are available and nobody waits."""
+        """Takes `count` permits if they are available and no one is waiting."""
         if self._waiters or not self._fits(count):
             return False
         self.taken += count

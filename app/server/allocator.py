@@ -1,9 +1,9 @@
 """Makes glibc keep freed memory for reuse.
 
-By default glibc returns large blocks to the kernel immediately and requests them again moments later, and every page
-then costs a fault and is zeroed.
+By default glibc returns large blocks to the kernel immediately and requests them again moments later, so every page
+incurs a fault and is zeroed again.
 
-Measured: 3 ms of processor time per clip on an Intel Xeon, no difference on an AMD EPYC
+Saves 3 ms of processor time per clip on an Intel Xeon, no difference on an AMD EPYC
 (`python -m benchmarks.model.optimizations --only malloc`, docs/development/log.md).
 """
 
@@ -14,7 +14,7 @@ import os
 
 # parameters of mallopt(3), from glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_MMAP_FROM = 32 << 20  # bytes; larger blocks are still mapped one by one. glibc's maximum
+_MMAP_FROM = 32 << 20  # bytes, glibc's maximum; larger blocks still get a mapping of their own
 
 
 def keep_freed(at_most: int) -> None:

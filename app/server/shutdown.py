@@ -63,7 +63,7 @@ class ShutdownController:
         self.requested.set()
 
     def ignore_signals(self) -> None:
-        """Ignores SIGTERM from now on. Python restores the default handlers while it exits, so the kernel does it."""
+        """Ignores SIGTERM from now on, with SIG_IGN because Python resets its own handlers while it exits."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     @property
@@ -98,7 +98,7 @@ def stop_accepting(listener: socket.socket) -> None:
 
 
 class RequestCutoff:
-    """The moment from which no request of an app may continue."""
+    """A one-shot signal that aborts an app's running requests."""
 
     def __init__(self) -> None:
         self._future: asyncio.Future[None] | None = None
@@ -146,7 +146,7 @@ class GracefulShutdown:
                 MutableHeaders(scope=message)["Connection"] = "close"
                 closes = True
             elif message["type"] == "http.response.body" and not message.get("more_body") and closes and body_pending:
-                await send({**message, "more_body": True})  # the whole response, but not yet its end
+                await send({**message, "more_body": True})  # send the full body, but keep the response open
                 with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                     async with asyncio.timeout(_DRAIN_BODY):
                         while body_pending:

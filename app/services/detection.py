@@ -45,7 +45,7 @@ class DetectionRequest:
 class StreamOptions:
     """What a stream of messages includes besides events.
 
-    frames: the scores of every frame. outline_step: waveform and spectrogram with a column every so many seconds.
+    frames: the scores of every frame. outline_step: seconds per column of waveform and spectrogram; None: neither.
     """
 
     frames: bool = False
@@ -229,10 +229,8 @@ class EventReporter:
 
 def plot(result: DetectionResult, peaks: np.ndarray, request: DetectionRequest) -> bytes:
     """The result as a PNG, with the recording's waveform peaks (2, n)."""
-    from app.export.plot import (
-        DetectionPlot,
-        detection_png,
-    )  # importing Matplotlib takes a second, and most services never plot
+    # importing Matplotlib takes a second, and most services never plot
+    from app.export.plot import DetectionPlot, detection_png
 
     return detection_png(
         DetectionPlot(

@@ -6,12 +6,12 @@ from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
 from index.sqlite.store import Store
 
-_MAX_LEFTOVERS = 100  # audio files without a record; more than interrupted changes can leave
+_MAX_LEFTOVERS = 100  # audio files without a record; interrupted changes never leave this many
 _MAX_REPORTED = 100  # clips without audio that are reported by name
 
 
 def recover(database: Store, audio: AudioFiles) -> list[str]:
-    """Removes leftovers of interrupted changes. Returns a message for each repair or finding; none after a clean stop.
+    """Removes leftovers of interrupted changes. Returns a message per repair or finding; none after a clean shutdown.
 
     Records without audio are kept: searches still find them, their metadata may be valuable, and adding the file again
     restores the audio. Only files that the library itself wrote are removed.

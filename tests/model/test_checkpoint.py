@@ -505,7 +505,9 @@ def test_missing_sources_are_reported_and_only_hub_ids_are_requested(tmp_path: P
         with pytest.raises(CheckpointError, match="no such file or folder"):
             FineLAP.from_pretrained(source, download=hub)
     assert hub.asked == []
-    with pytest.raises(CheckpointError, match="someone/model: no such folder here, and the hub did not give it: 404"):
+    with pytest.raises(
+        CheckpointError, match="someone/model: no such folder here, and downloading it from the hub failed: 404"
+    ):
         FineLAP.from_pretrained("someone/model", download=hub)
     assert hub.asked == [("someone/model", None)]
 
