@@ -464,13 +464,13 @@ def test_wide_clusters_are_read_before_narrow_ones() -> None:
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     codes = Codes.train(vectors, 2)  # 2.8 √2: two groups
     codes.add(np.arange(400), vectors)
-    assert codes._sizes.tolist() == [200, 200] and (codes.reach > 0).all()
+    assert codes._sizes.tolist() == [200, 200] and (codes.radii > 0).all()
     for sign in (1, -1):
         query = np.eye(1, 64, 7, dtype=np.float32)[0] * sign  # at right angles to both centres
         _, nearness, order = codes._rank_clusters(query)
-        assert np.ptp(nearness) < 0.1 < np.ptp(codes.reach)
+        assert np.ptp(nearness) < 0.1 < np.ptp(codes.radii)
         nearest = int((vectors @ query).argmax())
-        assert of[nearest] == 1 and order[0] == codes.reach.argmax()
+        assert of[nearest] == 1 and order[0] == codes.radii.argmax()
 
 
 def test_results_are_the_same_with_a_helper_thread() -> None:
@@ -508,7 +508,7 @@ def test_a_slow_helper_does_not_delay_the_caller() -> None:
 
 
 def test_work_is_not_split_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ivf_rabitq, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(ivf_rabitq, "_MIN_SHARED_CODES", 0)
     codes = Codes.train(clustered(1000), 1000)
     codes.add(np.arange(1000), clustered(1000))
     counts: list[int] = []
