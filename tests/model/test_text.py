@@ -64,7 +64,7 @@ def test_residual_projector_scales_its_change_by_the_gate(text_config: TextConfi
     [
         ({"pooling": "max"}, "unknown text pooling"),
         ({"projector": "linear"}, "unknown text projector"),
-        ({"projector": "residual", "params": {}}, "32 is not 24"),
+        ({"projector": "residual", "params": {}}, "the tower has 32 and the model 24"),
         ({"params": {"hiden": 3}}, "unknown params hiden"),
         ({"hf_config": {}}, "no model_type"),
         ({"hf_config": {"model_type": "no-such-tower"}}, "no-such-tower"),
