@@ -314,7 +314,9 @@ def test_a_library_of_a_newer_release(tmp_path: Path) -> None:
     newer = [*store.MIGRATIONS, "CREATE TABLE of_the_future (a INTEGER) STRICT;"]
     store.Store(tmp_path / "catalog.sqlite3", newer).close()
     before = (tmp_path / "catalog.sqlite3").read_bytes()
-    with pytest.raises(LibraryError, match=f"format {len(newer)}, but this release reads formats up to {len(newer) - 1}.*newer"):
+    with pytest.raises(
+        LibraryError, match=f"format {len(newer)}, but this release reads formats up to {len(newer) - 1}.*newer"
+    ):
         SqliteLibrary.open(tmp_path, dim=8, checkpoint="c")
     assert (tmp_path / "catalog.sqlite3").read_bytes() == before
 
