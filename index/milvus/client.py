@@ -27,6 +27,7 @@ TIMEOUT = 30.0  # seconds per call
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}")
 _OPTIONS = {"collection": "finelap", "files": "", "consistency": "Strong", "index": "HNSW", "tls": "0"}
 _CONNECT_TIMEOUT = 3.0
+_CONNECT_ATTEMPTS = 2  # pymilvus shares connections; one that the server has just closed fails once
 _FULL = {3, 7, 9}  # Milvus error codes: out of memory, out of disk, quota exceeded
 
 
@@ -108,12 +109,14 @@ def connect(url: MilvusUrl) -> Any:
         from pymilvus.exceptions import MilvusException
     except ImportError as error:
         raise LibraryError(f"the library {where} needs pymilvus: pip install 'finelap[milvus]'") from error
-    try:
-        return MilvusClient(
-            uri=url.uri, user=url.user, password=url.password, db_name=url.database, timeout=_CONNECT_TIMEOUT
-        )
-    except MilvusException as error:
-        raise LibraryUnavailable(f"the library {where} cannot be reached: {error.message}") from error
+    for attempt in range(_CONNECT_ATTEMPTS):
+        try:
+            return MilvusClient(
+                uri=url.uri, user=url.user, password=url.password, db_name=url.database, timeout=_CONNECT_TIMEOUT
+            )
+        except MilvusException as error:
+            if attempt + 1 == _CONNECT_ATTEMPTS:
+                raise LibraryUnavailable(f"the library {where} cannot be reached: {error.message}") from error
 
 
 def open_collections(client: Any, url: MilvusUrl, dim: int, checkpoint: str) -> None:
