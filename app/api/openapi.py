@@ -49,7 +49,7 @@ _PROBLEMS = {
         "An unexpected error occurred. The log has the details under this request id.",
     ),
     503: ("Not ready, shutting down, or timed out; see Retry-After", "not-ready", "The model is loading."),
-    507: ("No room left in storage", "storage-full", "there is no room left in data"),
+    507: ("No space left in storage", "storage-full", "no space left in data"),
 }
 ALWAYS = (400, 401, 405, 413, 414, 422, 429, 500, 503)
 TAGS = [

@@ -48,7 +48,7 @@ def test_a_full_disk(small_disk: Path) -> None:
             break
         assert len(kept) > 10 and refused is not None
         assert refused.status_code == 507 and refused.headers["content-type"] == "application/problem+json"
-        assert refused.json()["type"].endswith("storage-full") and "no room" in refused.json()["detail"]
+        assert refused.json()["type"].endswith("storage-full") and "no space left" in refused.json()["detail"]
         assert server.get("/health/ready").status_code == 200
         found = server.get("/search", q="noise", k=1000).json()["hits"]
         assert {hit["clip"]["id"] for hit in found} == set(kept)

@@ -321,7 +321,7 @@ def test_who_takes_too_long_is_told_so(start: Callable[..., Service], tmp_path: 
     assert lines[-1]["type"] == "error" and lines[-1]["problem"]["status"] == 503
     assert got < len(big)
     log = service.log.read_text()
-    assert "3 requests still ran after 2 s" in log and "is cut off" in log, log
+    assert "aborting 3 requests that are still running 2 s after" in log and "connection closed during" in log, log
     assert "shutdown did not finish" not in log, log
 
 
