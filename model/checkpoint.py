@@ -174,10 +174,11 @@ def build_network(content: Checkpoint, network: Callable[[FineLAPConfig], Networ
 def embedding_stamp(config: FineLAPConfig, state: dict[str, Tensor]) -> str:
     """The hex SHA-256 of everything that determines the embedding space.
 
-    That is the config without its name, and the name, shape and values (as float32) of every floating-point tensor
-    except temperatures and biases. Storing equal values in another dtype keeps the stamp; rounding them changes it.
+    That is the config without its name and `matching`, and the name, shape and values (as float32) of every
+    floating-point tensor except temperatures and biases. Storing equal values in another dtype keeps the stamp;
+    rounding them changes it.
     """
-    described = replace(config, name="").to_dict()
+    described = replace(config, name="", matching=None).to_dict()
 
     def digest(item: tuple[str, Tensor]) -> bytes:
         name, tensor = item

@@ -72,6 +72,26 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class MatchingConfig:
+    """How the similarities of a search become scores, and from which score a clip matches the query.
+
+    Fitted on sounds and phrases that the model has not been trained on; see training.evaluation.calibration. A score is
+    sigmoid(cosine / temp + bias), with the model's own pair for a clip and a text.
+    """
+
+    cutoff: float  # a clip with at least this score matches
+    segment: tuple[float, float]  # (temp, bias) for a segment of a clip and a text
+    sound: tuple[float, float]  # (temp, bias) for a clip or a segment and a sound
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cutoff < 1:
+            raise ConfigError(f"matching: cutoff must lie between 0 and 1; it is {self.cutoff}")
+        for name, pair in (("segment", self.segment), ("sound", self.sound)):
+            if len(pair) != 2 or not pair[0] > 0:
+                raise ConfigError(f"matching: {name} must be a positive temperature and a bias; it is {list(pair)}")
+
+
+@dataclass(frozen=True)
 class FineLAPConfig:
     """Everything needed to build a FineLAP network before its weights are loaded."""
 
@@ -82,11 +102,12 @@ class FineLAPConfig:
     audio_encoder: EncoderConfig = EncoderConfig()
     adapter: AdapterConfig = AdapterConfig()
     text: TextConfig = TextConfig()
+    matching: MatchingConfig | None = None  # None: no claim about what matches
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain JSON types, in field order."""
-        return dataclasses.asdict(self)
+        """The config as plain JSON types, in field order, without optional parts that are absent."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FineLAPConfig:
@@ -102,10 +123,11 @@ class FineLAPConfig:
             "audio_encoder": EncoderConfig,
             "adapter": AdapterConfig,
             "text": TextConfig,
+            "matching": MatchingConfig,
         }
         values = dict(data)
         for key, part in parts.items():
-            if key in values:
+            if values.get(key) is not None:
                 values[key] = _build(part, values[key], key)
         return _build(cls, values, "config.json")
 
@@ -117,4 +139,7 @@ def _build(cls: type[Any], values: dict[str, Any], where: str) -> Any:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}")
+    required = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(values)):
+        raise ConfigError(f"{where}: missing keys {', '.join(missing)}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model import CheckpointError, FineLAP
+from model.config import MatchingConfig
 from model.conversion import convert
 from model.finelap import TokenizerMissing
 from model.published import rename, translate
@@ -57,6 +58,7 @@ def same(a: FineLAP, b: FineLAP) -> None:
 
 
 def test_save_and_load_round_trip(tiny: FineLAP, tmp_path: Path) -> None:
+    assert "matching" not in tiny.config.to_dict()
     tiny.save_pretrained(tmp_path)
     loaded = FineLAP.from_pretrained(tmp_path)
     same(loaded, tiny)
@@ -156,6 +158,8 @@ def test_the_stamp_depends_on_what_determines_embeddings(make_tiny: Callable[...
         model.b_local.fill_(3.0)
     assert model.stamp == stamp, "only scores are scaled"
     assert make_tiny(replace(model.config, name="renamed")).stamp == stamp
+    matching = MatchingConfig(cutoff=0.4, segment=(0.1, -3.0), sound=(0.2, -4.0))
+    assert make_tiny(replace(model.config, matching=matching)).stamp == stamp, "only says which scores match"
     windows = replace(model.config.windows, frame_hop=0.15625)
     assert make_tiny(replace(model.config, windows=windows)).stamp != stamp
     model.save_pretrained(tmp_path)
@@ -268,6 +272,9 @@ def test_missing_and_swapped_shards_are_named(tiny: FineLAP, tmp_path: Path) -> 
         ({"format_version": 99}, "format 99"),
         ({"audio_encoder": {"kind": "nope", "params": {}}}, "unknown audio encoder 'nope'"),
         ({"adapter": {"kind": "decoupled", "params": {"layer": 1}}}, "layer"),
+        ({"matching": {"cutoff": 0.5}}, "missing keys segment, sound"),
+        ({"matching": {"cutoff": 1.5, "segment": [1, 0], "sound": [1, 0]}}, "cutoff must lie between 0 and 1"),
+        ({"matching": {"cutoff": 0.5, "segment": [0, 0], "sound": [1, 0]}}, "segment must be a positive temperature"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_named(folder: Path, change: dict, message: str) -> None:
