@@ -1,13 +1,7 @@
-"""Segments: pools a clip's frames into few vectors, which find short sounds in long recordings.
-
-A segment is a run of similar frames, pooled into one unit vector. It ends where the sound changes, so a knock of half a
-second is one segment and a minute of rain is a few. Segments of a fixed length find less with more vectors
-(docs/development/log.md has the measurements).
-"""
+"""The segments of all clips in memory, which find short sounds in long recordings; see model.segments."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,52 +10,16 @@ import numpy as np
 
 from index.quantization import FrameCodes, encode_frames
 from index.vectors.flat import ReadWriteLock
+from model.segments import pool_segments
 
-# Stored segments depend on these: changing one needs a migration that cuts all segments again.
-MAX_SECONDS = 10.0  # of one segment
-THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)  # cosines of a frame and its segment, tried in this order
-MIN_ALLOWED = 4  # segments that a clip of any length may have, plus
-SECONDS_PER_SEGMENT = 2.0  # one for each of these
-
-_DECODE_FRAMES = 4096  # at a time
 _SEGMENTS_PER_CLIP = 4  # in the first search round
 _REMOVED = -1
 _MAX_REMOVED = 0.2  # share of the segments
 
 
 def cut_segments(frames: FrameCodes, frame_hop: float) -> FrameCodes:
-    """Pools a clip's frames (T, D) into segments (S, D) of unit length, in time order; 1 ≤ S ≤ 4 + seconds / 2.
-
-    A frame extends the segment while its cosine with the segment's mean is at least the first of THRESHOLDS, up to
-    MAX_SECONDS. If that gives too many segments, the next threshold is tried; after the last, segments of equal length.
-    """
-    max_frames = max(1, round(MAX_SECONDS / frame_hop))
-    allowed = max(MIN_ALLOWED + len(frames) * frame_hop / SECONDS_PER_SEGMENT, len(frames) / max_frames + 1)
-    for threshold in THRESHOLDS:
-        sums = _segment_sums(frames, threshold, max_frames, allowed)
-        if sums is not None:
-            break
-    else:
-        sums = _segment_sums(frames, -np.inf, math.ceil(len(frames) / int(allowed)), allowed)
-        assert sums is not None
-    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    return encode_frames(sums / np.where(lengths > 0, lengths, 1))
-
-
-def _segment_sums(frames: FrameCodes, threshold: float, max_frames: int, allowed: float) -> np.ndarray | None:
-    """Returns the sum of each segment's frames (S, D) float32, or None if there are more than allowed."""
-    sums: list[np.ndarray] = []
-    total, count = np.zeros(frames.dim, np.float32), 0
-    for start in range(0, len(frames), _DECODE_FRAMES):
-        for frame in frames.decode(start, start + _DECODE_FRAMES):
-            if count and (count == max_frames or frame @ total < threshold * np.sqrt(total @ total)):
-                sums.append(total)
-                if len(sums) + 1 > allowed:
-                    return None
-                total, count = frame.copy(), 1
-            else:
-                total, count = total + frame, count + 1
-    return np.stack([*sums, total])
+    """Pools a clip's frames (T, D) into quantised segments (S, D), in time order; see `pool_segments`."""
+    return encode_frames(pool_segments(frames.decode, len(frames), frame_hop))
 
 
 class SegmentIndex:

@@ -110,21 +110,26 @@ class ConceptHead(nn.Module):
     """Predicts the probabilities of K named concepts and combines the concepts' text embeddings.
 
     The output is the normalised sum of the text embeddings weighted by probability, plus a gated free component that
-    separates sounds the concepts confuse without leaving the text space.
+    separates sounds the concepts confuse without leaving the text space. With `direct`, it is normalised and a linear
+    map from the features to text embeddings is added, which training.evaluation.calibration fits in closed form.
     """
 
-    def __init__(self, width: int, dim: int, concepts: int, hidden: int, gate: float) -> None:
+    def __init__(self, width: int, dim: int, concepts: int, hidden: int, gate: float, direct: bool = False) -> None:
         super().__init__()
         self.gate = gate
+        self.direct = nn.Linear(width, dim) if direct else None
         self.logits = nn.Linear(width, concepts)
         nn.init.constant_(self.logits.bias, -5.0)  # most concepts are absent from most sounds
         self.free = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, features: Tensor, anchors: Tensor) -> Tensor:
-        """(…, C) features and (K, D) anchors → (…, D)."""
+    def forward(self, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """(…, C) features and (K, D) anchors → embeddings (…, D) and class logits (…, K), float32."""
         # float32, because the tiny sum for silence must not underflow before it is normalised
-        probabilities = self.logits(features).float().sigmoid()
-        return F.normalize(probabilities @ anchors.float(), dim=-1) + self.gate * self.free(features).float()
+        logits = self.logits(features).float()
+        named = F.normalize(logits.sigmoid() @ anchors.float(), dim=-1) + self.gate * self.free(features).float()
+        if self.direct is not None:
+            named = F.normalize(named, dim=-1) + self.direct(features).float()
+        return named, logits
 
 
 class ConceptAdapter(Adapter):
@@ -132,17 +137,19 @@ class ConceptAdapter(Adapter):
 
     anchors: Tensor
 
-    def __init__(self, width: int, dim: int, *, concepts: int, hidden: int = 512, gate: float = 0.3) -> None:
+    def __init__(
+        self, width: int, dim: int, *, concepts: int, hidden: int = 512, gate: float = 0.3, direct: bool = False
+    ) -> None:
         super().__init__()
         self.register_buffer("anchors", torch.zeros(concepts, dim))
-        self.clip = ConceptHead(width, dim, concepts, hidden, gate)
-        self.frames = ConceptHead(width, dim, concepts, hidden, gate)
+        self.clip = ConceptHead(width, dim, concepts, hidden, gate, direct)
+        self.frames = ConceptHead(width, dim, concepts, hidden, gate, direct)
 
     def forward_clip(self, pooled: Tensor) -> Tensor:
-        return self.clip(pooled, self.anchors)
+        return self.clip(pooled, self.anchors)[0]
 
     def forward_frames(self, frames: Tensor) -> Tensor:
-        return self.frames(frames, self.anchors)
+        return self.frames(frames, self.anchors)[0]
 
 
 ADAPTERS: dict[str, type[Adapter]] = {

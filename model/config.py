@@ -72,6 +72,22 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class EvidenceConfig:
+    """The part of the joint space that compares classes; see model.evidence. Needs the adapter `concept`."""
+
+    rank: int = 63  # dimensions; one more gives all texts the same length
+    temperature: float = 0.03  # of the softmax over a text's cosines to the classes
+    text_weight: float = 1.0
+    audio_weight: float = 0.01  # of clips
+    frame_weight: float = 2.0  # of frames, in units of `audio_weight`
+    context: float = 0.0  # share of a frame's evidence that is its window's
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.temperature > 0 or not 0 <= self.context <= 1:
+            raise ConfigError("evidence: want rank ≥ 1, temperature > 0 and 0 ≤ context ≤ 1")
+
+
+@dataclass(frozen=True)
 class MatchingConfig:
     """How the similarities of a search become scores, and from which score a clip matches the query.
 
@@ -102,8 +118,14 @@ class FineLAPConfig:
     audio_encoder: EncoderConfig = EncoderConfig()
     adapter: AdapterConfig = AdapterConfig()
     text: TextConfig = TextConfig()
+    evidence: EvidenceConfig | None = None
     matching: MatchingConfig | None = None  # None: no claim about what matches
     format_version: int = FORMAT_VERSION
+
+    @property
+    def core_dim(self) -> int:
+        """The width of what adapter and text tower give: `dim` without the dimensions of the class evidence."""
+        return self.dim if self.evidence is None else self.dim - self.evidence.rank - 1
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON types, in field order, without optional parts that are absent."""
@@ -123,6 +145,7 @@ class FineLAPConfig:
             "audio_encoder": EncoderConfig,
             "adapter": AdapterConfig,
             "text": TextConfig,
+            "evidence": EvidenceConfig,
             "matching": MatchingConfig,
         }
         values = dict(data)

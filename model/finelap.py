@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.adapter import build_adapter
+from model.adapter import ConceptAdapter, build_adapter
 from model.audio import LogMel, mel_frames_begun_in, mel_frames_in, samples_for
-from model.config import MEL_WINDOW, SAMPLE_RATE, FineLAPConfig
+from model.config import MEL_WINDOW, SAMPLE_RATE, ConfigError, FineLAPConfig
 from model.encoders.registry import build_encoder
+from model.evidence import ClassEvidence
 from model.text import TextTower
 from model.threads import limited, share_out
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
@@ -63,8 +64,9 @@ class FineLAP(nn.Module):
         self.tokenizer = tokenizer
         self.log_mel = LogMel(config.mel)
         self.audio_encoder = build_encoder(config.audio_encoder, config.windows, config.mel)
-        self.adapter = build_adapter(config.adapter, self.audio_encoder.width, config.dim)
-        self.text = TextTower(config.text, config.dim)
+        self.adapter = build_adapter(config.adapter, self.audio_encoder.width, config.core_dim)
+        self.text = TextTower(config.text, config.core_dim)
+        self.evidence = self._build_evidence()
         self.temp_global = nn.Parameter(torch.tensor(0.1))
         self.b_global = nn.Parameter(torch.tensor(-10.0))
         self.temp_local = nn.Parameter(torch.tensor(0.1))
@@ -186,13 +188,41 @@ class FineLAP(nn.Module):
     def forward_audio(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """(B, mel_frames, bins) normalised log-mel → clip (B, D) and frames (B, T, D), float32, unit length."""
         output = self.audio_encoder(mel.to(self.dtype))
-        clip = self.adapter.forward_clip(output.pooled)
-        frames = self.adapter.forward_frames(output.frames)
-        return F.normalize(clip.float(), dim=-1), F.normalize(frames.float(), dim=-1)
+        return self.embed_clips(output.pooled), self.embed_frames(output.frames, output.pooled)
+
+    def embed_clips(self, pooled: Tensor) -> Tensor:
+        """The encoder's pooled features (B, C) → clip embeddings (B, D) float32, unit length."""
+        if self.evidence is None:
+            return F.normalize(self.adapter.forward_clip(pooled).float(), dim=-1)
+        core, logits = self._concepts.clip(pooled, self._concepts.anchors)
+        return self.evidence.extend_clip(F.normalize(core, dim=-1), logits)
+
+    def embed_frames(self, frames: Tensor, pooled: Tensor) -> Tensor:
+        """The encoder's features of frames (B, T, C) and pooled (B, C) → (B, T, D) float32, unit length."""
+        if self.evidence is None:
+            return F.normalize(self.adapter.forward_frames(frames).float(), dim=-1)
+        core, logits = self._concepts.frames(frames, self._concepts.anchors)
+        return self.evidence.extend_frames(F.normalize(core, dim=-1), logits, self._concepts.clip.logits(pooled))
 
     def forward_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, N) token ids and mask, 1 at real tokens → (B, D) float32, unit length."""
-        return self.text(input_ids, attention_mask)
+        return self.extend_text(self.text(input_ids, attention_mask))
+
+    def extend_text(self, core: Tensor) -> Tensor:
+        """The text tower's embeddings (B, core_dim), unit length → embeddings in the joint space (B, D)."""
+        return core if self.evidence is None else self.evidence.extend_text(core, self._concepts.anchors)
+
+    @property
+    def _concepts(self) -> ConceptAdapter:
+        assert isinstance(self.adapter, ConceptAdapter)
+        return self.adapter
+
+    def _build_evidence(self) -> ClassEvidence | None:
+        if self.config.evidence is None:
+            return None
+        if not isinstance(self.adapter, ConceptAdapter):
+            raise ConfigError(f"evidence needs the adapter 'concept'; this one is {self.config.adapter.kind!r}")
+        return ClassEvidence(self.config.evidence, len(self.adapter.anchors))
 
     # Inference
 

@@ -11,8 +11,9 @@ import pytest
 
 from index import LibraryError, NewClip, SqliteLibrary
 from index.quantization import FrameCodes, encode_frames
-from index.segments import MAX_SECONDS, MIN_ALLOWED, SECONDS_PER_SEGMENT, THRESHOLDS, SegmentIndex, cut_segments
+from index.segments import SegmentIndex, cut_segments
 from index.sqlite import queries
+from model.segments import MAX_SECONDS, MIN_ALLOWED, SECONDS_PER_SEGMENT, THRESHOLDS
 
 DIM = 16
 HOP = 0.16

@@ -1,8 +1,9 @@
-"""Measures a model on held-out sounds: retrieval, frame and event detection, and its calibration.
+"""Measures a model on held-out sounds: retrieval, frame and event detection.
 
-`Validation` measures a model during training on labelled recordings. The functions after it measure and calibrate a
-checkpoint on single sounds and on mixtures of them; each of their figures comes with the score of chance or of loudness
-alone. The complete evaluation on benchmarks is `training.evaluation.benchmark`.
+`Validation` measures a model during training on labelled recordings. The functions after it measure a checkpoint on
+single sounds and on mixtures of them; each of their figures comes with the score of chance or of loudness alone.
+`training.evaluation.calibration` fits scores on the same sounds, and `training.evaluation.benchmark` is the complete
+evaluation on benchmarks.
 """
 
 from __future__ import annotations
@@ -377,47 +378,3 @@ def score_mixtures(model: FineLAP, mixtures: Sequence[LabelledMixture], classes:
         truth = [mixture.segments.get(name, []) for name in classes]
         result.append(Scored(scores, truth, embedding.frame_hop, len(mixture.samples) / SAMPLE_RATE))
     return result
-
-
-# Calibration
-
-
-def fit_logistic(similarity: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """(temp, bias) of sigmoid(similarity / temp + bias) by maximum likelihood, with Newton's method."""
-    slope, bias = 10.0, -5.0
-    for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(slope * similarity + bias, -50, 50)))
-        w, residual = p * (1 - p) + 1e-9, p - labels
-        gradient = np.array([(residual * similarity).sum(), residual.sum()])
-        off = (w * similarity).sum()
-        hessian = np.array([[(w * similarity**2).sum(), off], [off, w.sum()]])
-        step = np.linalg.solve(hessian + 1e-6 * np.eye(2), gradient)
-        slope, bias = slope - step[0], bias - step[1]
-        if np.abs(step).max() < 1e-6:
-            break
-    return 1 / max(slope, 1e-3), bias
-
-
-def calibrate(model: FineLAP, mixtures: list[LabelledMixture], clips: AudioStore) -> dict[str, float]:
-    """Sets the model's temperatures and biases, in place, so that 0.5 is the best threshold on validation data.
-
-    Temperatures come from a logistic fit. Biases are then moved so that the best event F1 (frames) and the best F1 over
-    (label, clip) pairs (clips) are at 0.5: the fit alone would put most active frames, one in ten, far below 0.5.
-    """
-    found = tracks(model, mixtures)
-    temp, bias = fit_logistic(flat(t.similarity for t in found), flat(t.labels for t in found))
-    threshold, best = best_threshold(found, temp, bias, model.frame_hop, smooth=9)
-    bias -= float(np.log(threshold / (1 - threshold)))
-    model.temp_local.data.fill_(temp)
-    model.b_local.data.fill_(bias)
-
-    labels, relevant, embeddings = _labelled_clips(model, clips)
-    similarity = (model.encode_text(labels) @ embeddings.T).numpy()
-    clip_temp, _ = fit_logistic(similarity.ravel(), relevant.ravel().astype(float))
-    cuts = np.quantile(similarity, np.linspace(0.9, 0.9995, 200))
-    true = int(relevant.sum())
-    scores = [f1(int((similarity[relevant] >= c).sum()), int((similarity >= c).sum()), true) for c in cuts]
-    clip_bias = -float(cuts[int(np.argmax(scores))]) / clip_temp
-    model.temp_global.data.fill_(clip_temp)
-    model.b_global.data.fill_(clip_bias)
-    return {"frame_temp": temp, "frame_bias": bias, "event_f1": best, "clip_temp": clip_temp, "clip_bias": clip_bias}

@@ -20,9 +20,9 @@ from training.config import AlignConfig, DistillConfig, Recipe
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
+from training.evaluation.calibration import calibrate
 from training.evaluation.sed_metrics import MetricsMissing
 from training.evaluation.validation import (
-    calibrate,
     event_report,
     frame_report,
     make_mixtures,

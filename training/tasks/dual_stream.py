@@ -80,11 +80,11 @@ class DualStreamTask(Task):
         pooled, frames = model.audio_encoder(self.mel(batch, seed))
         terms: dict[str, Tensor] = {}
         if self.loss.clip_weight:
-            clips, captions = unit(model.adapter.forward_clip(pooled)), self.embed_texts(batch.captions)
+            clips, captions = model.embed_clips(pooled), self.embed_texts(batch.captions)
             with torch.autocast(device.type, enabled=False):
                 terms["clip"] = self.clip_loss(clips, captions, batch.meanings)
         if self.loss.frame_weight:
-            tracks = unit(model.adapter.forward_frames(frames))
+            tracks = model.embed_frames(frames, pooled)
             flat = [phrase for row in batch.phrases for phrase in row]
             phrases = self.embed_texts(flat, cached=True).view(len(batch.phrases), -1, model.dim)
             valid = batch.strong.to(device)[:, None].expand(phrases.shape[:2])
@@ -136,7 +136,8 @@ class DualStreamTask(Task):
             found = tower.projector(torch.stack([self.cache[text] for text in distinct]))
         else:
             found = tower(*self.tokens(distinct))
-        return unit(found)[torch.from_numpy(np.array([rows[t] for t in texts], np.int64)).to(found.device)]
+        found = self.model.extend_text(F.normalize(found.float(), dim=-1))
+        return found[torch.from_numpy(np.array([rows[t] for t in texts], np.int64)).to(found.device)]
 
     def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, (B, L) each, on the model's device."""
@@ -167,11 +168,6 @@ def meaning_id(meaning: tuple[str, ...]) -> int:
     """A number for a caption's labels, the same on every rank and machine."""
     digest = hashlib.blake2b("\n".join(meaning).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """(…, D) → the same in float32 with unit length."""
-    return F.normalize(vectors.float(), dim=-1)
 
 
 # The alignment stage of the bundled recipe

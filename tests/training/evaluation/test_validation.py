@@ -10,12 +10,11 @@ import torch
 from training.config import EvaluationConfig
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item
+from training.evaluation.calibration import calibrate, fit_logistic
 from training.evaluation.validation import (
     best_threshold,
-    calibrate,
     event_f1,
     event_report,
-    fit_logistic,
     frame_report,
     make_mixtures,
     text_to_clip,

@@ -1,0 +1,188 @@
+"""Fits what turns similarities into scores: temperatures, biases, and the cutoff from which a clip matches a query.
+
+`calibrate` fits a model on mixtures and single sounds. `fit_matching` fits the scores of a search on sounds, phrases of
+other sounds and nonsense. Use sounds that the model has not been trained on: a trained model is surer of its own.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.config import SAMPLE_RATE, MatchingConfig
+from model.finelap import FineLAP
+from model.segments import ReadFrames, pool_segments
+from training.data.audio_cache import AudioStore
+from training.data.phrase_bank import SHIPPED, PhraseBank
+from training.evaluation.metrics import f1
+from training.evaluation.validation import LabelledMixture, best_threshold, flat, relevance, tracks
+
+ALIKE = 0.55  # cosine of two texts from which neither may be absent while the other is present
+LIBRARIES = 20  # random halves of the labels, each a library in which the other half is absent
+FALSE_SHARE = 0.1  # of absent phrases, and of nonsense, that may match something in a library
+NONSENSE = 100
+
+Pair = tuple[float, float]  # temperature and bias
+
+
+class CalibrationError(ValueError):
+    """The sounds do not suffice for a fit."""
+
+
+def fit_logistic(similarity: np.ndarray, labels: np.ndarray) -> Pair:
+    """(temp, bias) of sigmoid(similarity / temp + bias) by maximum likelihood, with Newton's method.
+
+    The similarities are standardised first, so that a narrow range of them is fitted as well as a wide one.
+    """
+    mean, spread = float(similarity.mean()), max(float(similarity.std()), 1e-9)
+    z = (similarity - mean) / spread
+    slope, bias = 1.0, 0.0
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(slope * z + bias, -50, 50)))
+        w, residual = p * (1 - p) + 1e-9, p - labels
+        gradient = np.array([(residual * z).sum(), residual.sum()])
+        off = (w * z).sum()
+        hessian = np.array([[(w * z**2).sum(), off], [off, w.sum()]])
+        step = np.linalg.solve(hessian + 1e-6 * np.eye(2), gradient)
+        slope, bias = slope - step[0], bias - step[1]
+        if np.abs(step).max() < 1e-6:
+            break
+    slope = max(slope, 1e-3)
+    return spread / slope, bias - slope * mean / spread
+
+
+def best_cut(similarity: np.ndarray, relevant: np.ndarray) -> float:
+    """The similarity from which pairs count as relevant with the best F1; both arrays have one entry per pair."""
+    cuts = np.quantile(similarity, np.linspace(0.9, 0.9995, 200))
+    true = int(relevant.sum())
+    scores = [f1(int((similarity[relevant] >= c).sum()), int((similarity >= c).sum()), true) for c in cuts]
+    return float(cuts[int(np.argmax(scores))])
+
+
+def calibrate(model: FineLAP, mixtures: list[LabelledMixture], clips: AudioStore) -> dict[str, float]:
+    """Sets the model's temperatures and biases, in place, so that 0.5 is the best threshold on validation data.
+
+    Temperatures come from a logistic fit. Biases are then moved so that the best event F1 (frames) and the best F1 over
+    (label, clip) pairs (clips) are at 0.5: the fit alone would put most active frames, one in ten, far below 0.5.
+    """
+    found = tracks(model, mixtures)
+    temp, bias = fit_logistic(flat(t.similarity for t in found), flat(t.labels for t in found))
+    threshold, best = best_threshold(found, temp, bias, model.frame_hop, smooth=9)
+    bias -= float(np.log(threshold / (1 - threshold)))
+    model.temp_local.data.fill_(temp)
+    model.b_local.data.fill_(bias)
+
+    sounds = embed_sounds(model, clips)
+    texts = model.encode_text(sounds.distinct).numpy()
+    similarity, relevant = (texts @ sounds.clips.T).ravel(), relevance(sounds.distinct, sounds.labels).ravel()
+    clip_temp, clip_bias = _half_at_best(similarity, relevant)
+    model.temp_global.data.fill_(clip_temp)
+    model.b_global.data.fill_(clip_bias)
+    return {"frame_temp": temp, "frame_bias": bias, "event_f1": best, "clip_temp": clip_temp, "clip_bias": clip_bias}
+
+
+def _half_at_best(similarity: np.ndarray, relevant: np.ndarray) -> Pair:
+    """The pair with the temperature of a logistic fit and the score 0.5 at the best cut; one entry per pair."""
+    temp, _ = fit_logistic(similarity, relevant.astype(float))
+    return temp, -best_cut(similarity, relevant) / temp
+
+
+# Matching
+
+
+@dataclass(frozen=True)
+class EmbeddedSounds:
+    """N labelled sounds: clips (N, D), the segments of each (S, D), and their labels."""
+
+    clips: np.ndarray
+    segments: list[np.ndarray]
+    labels: list[str]
+
+    @property
+    def distinct(self) -> list[str]:
+        """The labels, sorted."""
+        return sorted(set(self.labels))
+
+    def best_segments(self, texts: np.ndarray) -> np.ndarray:
+        """The similarity of each text (B, D) to the best segment of each sound: (B, N)."""
+        stops = np.cumsum([len(own) for own in self.segments])[:-1]
+        return np.maximum.reduceat(texts @ np.concatenate(self.segments).T, [0, *stops], axis=1)
+
+
+def embed_sounds(model: FineLAP, store: AudioStore) -> EmbeddedSounds:
+    """Embeds the labelled sounds of a store, one at a time. Raises CalibrationError with fewer than two labels."""
+    clips, segments, labels = [], [], []
+    for number, item in enumerate(store.items):
+        if item.captions:
+            (embedding,) = model.encode_audio([store.get(number)], SAMPLE_RATE)
+            clips.append(embedding.clip.numpy())
+            frames = embedding.frames.numpy()
+            segments.append(pool_segments(reader_of(frames), len(frames), embedding.frame_hop))
+            labels.append(item.captions[0])
+    if len(set(labels)) < 2:
+        raise CalibrationError("a calibration needs sounds of at least two labels")
+    return EmbeddedSounds(np.stack(clips), segments, labels)
+
+
+def reader_of(frames: np.ndarray) -> ReadFrames:
+    """Reads frames (T, D) that are in memory."""
+    return lambda start, stop: frames[start:stop]
+
+
+def fit_matching(model: FineLAP, sounds: EmbeddedSounds, seed: int = 0) -> MatchingConfig:
+    """Fits the scores of segments and of queries by sound, and the cutoff; the model's clip pair must be fitted.
+
+    Half of the labels at a time form a library. The cutoff is the lowest score at which at most FALSE_SHARE of the
+    absent phrases (the labels of the other half, and phrases of the bank) and of the nonsense match any of its sounds.
+    """
+    texts = model.encode_text(sounds.distinct).numpy()
+    relevant = relevance(sounds.distinct, sounds.labels)
+    segment = _half_at_best(sounds.best_segments(texts).ravel(), relevant.ravel())
+    clip = float(model.temp_global.detach()), float(model.b_global.detach())
+
+    def best_scores(queries: np.ndarray) -> np.ndarray:
+        scores = [_sigmoid(queries @ sounds.clips.T, clip), _sigmoid(sounds.best_segments(queries), segment)]
+        return np.maximum(*scores)
+
+    rng = np.random.default_rng(seed)
+    phrases = [cluster[0] for cluster in PhraseBank.read(SHIPPED).clusters]
+    others = model.encode_text(phrases).numpy()
+    absent = np.concatenate([texts, others])
+    alike = absent @ texts.T > ALIKE  # (absent phrases, labels)
+    scores, noise = best_scores(absent), best_scores(model.encode_text(nonsense(NONSENSE, rng)).numpy())
+    label_rows = relevant.argmax(0)  # (N,) of each sound
+    tops, noise_tops = [], []
+    for _ in range(LIBRARIES):
+        inside = rng.permutation(len(texts))[: len(texts) // 2]
+        members = np.isin(label_rows, inside)
+        free = ~alike[:, inside].any(1)
+        tops.append(scores[free][:, members].max(1, initial=0))
+        noise_tops.append(noise[:, members].max(1, initial=0))
+    quantile = 1 - FALSE_SHARE
+    cutoff = max(float(np.quantile(np.concatenate(found), quantile)) for found in (tops, noise_tops))
+    return MatchingConfig(round(min(max(cutoff, 1e-4), 1 - 1e-4), 4), segment, _fit_sound(sounds))
+
+
+def _fit_sound(sounds: EmbeddedSounds) -> Pair:
+    """The pair for two sounds: of one label or of two. Labels with one sound say nothing about the first."""
+    rows, columns = np.triu_indices(len(sounds.labels), 1)
+    labels = np.array(sounds.labels)
+    same = labels[rows] == labels[columns]
+    if not same.any():
+        raise CalibrationError("a calibration needs labels with several sounds")
+    return _half_at_best((sounds.clips @ sounds.clips.T)[rows, columns], same)
+
+
+def nonsense(count: int, rng: np.random.Generator) -> list[str]:
+    """Strings that name nothing: random letters in words of three to nine."""
+    letters = np.array(list(string.ascii_lowercase))
+    return [
+        " ".join("".join(rng.choice(letters, rng.integers(3, 10))) for _ in range(rng.integers(1, 4)))
+        for _ in range(count)
+    ]
+
+
+def _sigmoid(similarity: np.ndarray, pair: Pair) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-np.clip(similarity / pair[0] + pair[1], -50, 50))))
