@@ -141,9 +141,11 @@ def _ingest(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> None:
     from app.cli.remote import run_search
 
-    by = {"query": args.query is not None, "audio": args.audio is not None, "clip": args.similar_to is not None}
-    if not any(by.values()) or (by["clip"] and sum(by.values()) > 1):
-        raise UsageError('give a query ("dog barking"), --audio FILE, both, or --similar-to ID')
+    described = any(given is not None for given in (args.query, args.audio, args.like))
+    if described == (args.similar_to is not None):
+        raise UsageError(
+            'give a query ("dog barking"), --audio FILE or --like ID, or several of these, or --similar-to ID'
+        )
     if args.query is not None and not args.query.strip():
         raise UsageError("the query is empty")
     if any(not text.strip() for text in args.without or ()):

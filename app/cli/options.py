@@ -48,8 +48,8 @@ def search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--moments", action="store_true", help="show the matching moments in each clip")
     parser.add_argument("--filter", type=json_object, metavar="JSON", help="only clips with this metadata")
     parser.add_argument("--without", action="append", metavar="TEXT", help="sound to exclude; may be repeated")
-    for name, effect in (("--like", "raise"), ("--unlike", "lower")):
-        about = f"{effect} clips that sound like this clip, or this stretch of it in seconds; may be repeated"
+    for name, effect in (("--like", "should"), ("--unlike", "should not")):
+        about = f"clip, or stretch of it in seconds, that hits {effect} sound like; may be repeated"
         parser.add_argument(name, action="append", type=example, metavar="ID[@START-END]", help=about)
     parser.add_argument("--mode", choices=["hybrid", "semantic", "lexical"], help="by both, sound or words (hybrid)")
     parser.add_argument("--min-score", type=fraction, metavar="X", help="drop hits with a lower score")

@@ -136,9 +136,9 @@ def peaks(clip_id: str, n: int | None) -> Call[types.Peaks]:
 
 
 def search(query: str | None, file: Audio | None, options: SearchOptions) -> Call[types.SearchResult]:
-    """POST /search, by text, by audio, or by both. Raises ValueError if neither is given."""
-    if query is None and file is None:
-        raise ValueError("a search takes a query, a file, or both")
+    """POST /search, by text, by audio, by examples in `like`, or by several. Raises ValueError if none is given."""
+    if query is None and file is None and not options.get("like"):
+        raise ValueError("a search takes a query, a file, examples in like, or several of these")
     chosen = _given({"query": query, **options})
     examples = {name: _examples(chosen.pop(name)) for name in ("like", "unlike") if name in chosen}
     read = _json(types.SearchResult.from_json)

@@ -339,7 +339,10 @@ def detection_message(json: Json) -> DetectionMessage | None:
 
 @dataclass(frozen=True)
 class ModelInfo(_Response):
-    """The model in use. Embeddings with equal `stamp` are comparable."""
+    """The model in use. Embeddings with equal `stamp` are comparable.
+
+    `match_cutoff` is the score from which a hit is a match; None if the checkpoint has none.
+    """
 
     name: str
     stamp: str
@@ -347,6 +350,11 @@ class ModelInfo(_Response):
     frame_hop: float
     device: str
     dtype: str
+    match_cutoff: float | None
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return super().from_json({"match_cutoff": None, **json})
 
 
 @dataclass(frozen=True)

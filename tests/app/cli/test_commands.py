@@ -93,6 +93,7 @@ def failure(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str])
         (["search"], "--audio"),
         (["search", "   "], "empty"),
         (["search", "dog", "--audio", "x.wav", "--similar-to", "x"], "--similar-to"),
+        (["search", "--like", "x", "--similar-to", "x"], "--similar-to"),
         (["search", "dog", "--like", "@1-2"], "ID@START-END"),
         (["search", "dog", "--unlike", "x@1"], "ID@START-END"),
         (["search", "dog", "--like", "x@2-1.5"], "ends before"),
@@ -475,6 +476,8 @@ def test_search_by_text_and_examples(monkeypatch: pytest.MonkeyPatch, capsys: py
             "mode": "semantic",
         }
     ]
+    assert main(["search", "--like", "a1"]) == 0
+    assert asked[1] == {"query": None, "file": None, "k": 10, "moments": False, "like": [{"clip_id": "a1"}]}
 
 
 def test_json_output_equals_the_response(

@@ -245,6 +245,7 @@ def test_a_search_sends_every_option(low: api.Clip) -> None:
             "like": [{"clip_id": "a"}, {"clip_id": low.id}, *examples],
             "unlike": [{"clip_id": "c"}],
         }
+        assert json.loads(sent(None, like=low).content) == {"like": [{"clip_id": low.id}]}
         form = sent("a dog", file=("a.wav", b"sound"), like=(low, stretch), without=["x", "y"], k=3).content.decode()
     fields = re.findall(r'name="(\w+)"(?:; filename="(.*?)")?.*?\r\n\r\n(.*?)\r\n', form, re.DOTALL)
     assert [(name, value) for name, _, value in fields if name not in ("like", "file")] == [
@@ -407,7 +408,7 @@ def test_invalid_arguments_are_rejected_before_sending() -> None:
     nowhere = Both("http://127.0.0.1:9")
     for call in (
         lambda: nowhere.search(),
-        lambda: nowhere.search(mode="semantic"),
+        lambda: nowhere.search(mode="semantic", like=[], unlike=["a"]),
         lambda: nowhere.search_moments(),
         lambda: nowhere.detect(["a"]),
         lambda: nowhere.classify(["a"], file="a.wav", clip_id="b"),
