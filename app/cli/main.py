@@ -141,13 +141,16 @@ def _ingest(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> None:
     from app.cli.remote import run_search
 
-    if sum(x is not None for x in (args.query, args.audio, args.similar_to)) != 1:
-        raise UsageError('give exactly one of: a query ("dog barking"), --audio FILE, --similar-to ID')
+    described = any(given is not None for given in (args.query, args.audio, args.like))
+    if described == (args.similar_to is not None):
+        raise UsageError(
+            'give a query ("dog barking"), --audio FILE or --like ID, or several of these, or --similar-to ID'
+        )
     if args.query is not None and not args.query.strip():
         raise UsageError("the query is empty")
     if any(not text.strip() for text in args.without or ()):
         raise UsageError("--without is empty")
-    named = ("filter", "without", "min_score", "mode")
+    named = ("filter", "without", "like", "unlike", "min_score", "mode")
     options = {name: getattr(args, name) for name in named if getattr(args, name) is not None}
     if args.similar_to is not None and (options or args.moments):
         raise UsageError("--similar-to can only be combined with -k")

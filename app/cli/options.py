@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,13 +42,16 @@ def ingest(parser: argparse.ArgumentParser) -> None:
 
 def search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", help='description of the sound, as in "dog barking"')
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="search by this recording instead")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="search by this recording, alone or with a query")
     parser.add_argument("--similar-to", metavar="ID", help="search by this clip of the library instead")
     parser.add_argument("-k", type=positive, default=10, metavar="N", help="number of hits (10)")
     parser.add_argument("--moments", action="store_true", help="show the matching moments in each clip")
     parser.add_argument("--filter", type=json_object, metavar="JSON", help="only clips with this metadata")
     parser.add_argument("--without", action="append", metavar="TEXT", help="sound to exclude; may be repeated")
-    parser.add_argument("--mode", choices=["semantic", "hybrid", "lexical"], help="by sound, words or both (semantic)")
+    for name, effect in (("--like", "should"), ("--unlike", "should not")):
+        about = f"clip, or stretch of it in seconds, that hits {effect} sound like; may be repeated"
+        parser.add_argument(name, action="append", type=example, metavar="ID[@START-END]", help=about)
+    parser.add_argument("--mode", choices=["hybrid", "semantic", "lexical"], help="by both, sound or words (hybrid)")
     parser.add_argument("--min-score", type=fraction, metavar="X", help="drop hits with a lower score")
     _server(parser)
     parser.add_argument("--json", action="store_true", help="print the service's response")
@@ -151,6 +155,20 @@ def fraction(text: str) -> float:
 def seconds(text: str) -> float:
     """A non-negative number of seconds."""
     return _number(text, "a non-negative number of seconds", lambda x: 0 <= x < float("inf"))
+
+
+def example(text: str) -> dict[str, Any]:
+    """A clip of the library, or a stretch of one: ID or ID@START-END, in seconds."""
+    clip_id, at, stretch = text.partition("@")
+    found = re.fullmatch(r"(\d+\.?\d*)-(\d+\.?\d*)", stretch)
+    if not clip_id or bool(at) != bool(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a clip's ID, or ID@START-END in seconds")
+    if found is None:
+        return {"clip_id": clip_id}
+    start, end = float(found[1]), float(found[2])
+    if end <= start:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it starts")
+    return {"clip_id": clip_id, "start": start, "end": end}
 
 
 def _number(text: str, expected: str, is_valid: Callable[[float], bool]) -> float:

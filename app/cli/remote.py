@@ -24,6 +24,7 @@ from app.export.formats import FORMATS
 _INGEST_PATIENCE = 3600.0  # seconds to retry one file while the server is busy
 _INGEST_RECONNECT = 120.0  # seconds to retry one file while the server is unreachable
 _CALL_PATIENCE = 20.0  # seconds to retry any other call while the server is busy
+_MATCH = {True: "yes", False: "–", None: ""}
 _BAR = "{desc}: {n:.0f} s of audio in {elapsed}"
 
 
@@ -65,13 +66,21 @@ def run_search(
     server: str,
     as_json: bool,
 ) -> None:
-    """Prints the hits for a text query, an audio file, or a clip of the library."""
+    """Prints the hits for a text query, an audio file, both, or a clip of the library.
+
+    Tells on standard error if the service corrected the query; JSON contains the correction.
+    """
     with _client(server) as client:
         if similar_to is None:
             found = client.search(query, file=audio, **options)
         else:
             found = client.similar(similar_to, options.get("k"))
-    print(json.dumps(to_json(found), ensure_ascii=False, indent=2) if as_json else _table(found))
+    if as_json:
+        print(json.dumps(to_json(found), ensure_ascii=False, indent=2))
+        return
+    if found.did_you_mean is not None:
+        print(f"Showing results for “{found.did_you_mean}” instead of “{query}”.", file=sys.stderr)
+    print(_table(found))
 
 
 def run_detect(
@@ -86,14 +95,25 @@ def run_detect(
 
 
 def _table(found: SearchResult) -> str:
-    """A table of hits, best first, with moments indented under their clip."""
+    """A table of hits, best first, with moments indented under their clip.
+
+    It has a column for `match` if the service says so for any hit.
+    """
     if not found.hits:
         return "nothing found"
-    lines = [f"{'score':>5}  {'similarity':>10}  {'duration':>9}  file"]
+    judged = any(hit.match is not None for hit in found)
+
+    def match(text: str) -> str:
+        return f"  {text:<5}" if judged else ""
+
+    lines = ["No close match; the nearest sounds:"] if found.matches == 0 else []
+    lines.append(f"{'score':>5}{match('match')}  {'similarity':>10}  {'duration':>9}  file")
     for hit in found:
-        lines.append(f"{hit.score:5.2f}  {hit.similarity:10.3f}  {hit.clip.duration:7.2f} s  {hit.clip.filename}")
+        score, clip = f"{hit.score:5.2f}{match(_MATCH[hit.match])}", hit.clip
+        lines.append(f"{score}  {hit.similarity:10.3f}  {clip.duration:7.2f} s  {clip.filename}")
         for moment in hit.moments or ():
-            lines.append(f"{'':19}{moment.start:8.2f} – {moment.end:.2f} s, score {moment.score:.2f}")
+            stretch = f"{moment.start:8.2f} – {moment.end:.2f} s, score {moment.score:.2f}"
+            lines.append(f"{'':19}{match('')}{stretch}")
     return "\n".join(lines)
 
 

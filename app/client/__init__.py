@@ -5,7 +5,7 @@ loads httpx and NumPy, but no model.
 """
 
 from app.client.aio import AsyncClient
-from app.client.calls import Audio, DetectOptions, SearchOptions
+from app.client.calls import Audio, DetectOptions, Example, SearchOptions
 from app.client.errors import (
     Busy,
     NotFound,
@@ -62,6 +62,7 @@ __all__ = [
     "DetectionStart",
     "Embedded",
     "Event",
+    "Example",
     "FileError",
     "Hit",
     "Info",

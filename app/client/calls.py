@@ -24,6 +24,8 @@ U = TypeVar("U")
 # Audio to upload: a path; a name with bytes or with an open binary file; an open binary file, sent under its own name.
 Audio = str | os.PathLike[str] | tuple[str, bytes | BinaryIO] | BinaryIO
 Filter = Mapping[str, Any]  # metadata keys with a value, or with a list of values of which one must match
+# A sound of the library as an example: a clip, its id, a hit, or {"clip_id": …, "start": …, "end": …} in seconds.
+Example = str | types.Clip | types.Hit | types.MomentHit | Mapping[str, Any]
 Form = dict[str, str | list[str]]
 
 PAGE = 1000  # clips per request when listing the library
@@ -36,8 +38,10 @@ class SearchOptions(TypedDict, total=False):
     filter: Filter | None  # only clips with this metadata
     moments: bool  # whether to return the matching stretches of each clip
     min_score: float | None  # drops hits with a lower score
-    mode: Literal["semantic", "hybrid", "lexical"]
+    mode: Literal["hybrid", "semantic", "lexical"]  # by sound and words, by sound, by words; hybrid
     without: Sequence[str]  # sounds to exclude, in words
+    like: Example | Sequence[Example]  # ranks clips that sound like these higher
+    unlike: Example | Sequence[Example]  # ranks clips that sound like these lower
 
 
 class DetectOptions(TypedDict, total=False):
@@ -132,13 +136,16 @@ def peaks(clip_id: str, n: int | None) -> Call[types.Peaks]:
 
 
 def search(query: str | None, file: Audio | None, options: SearchOptions) -> Call[types.SearchResult]:
-    """POST /search, by text or by audio. Raises ValueError unless exactly one is given."""
-    if (query is None) == (file is None):
-        raise ValueError("a search takes either a query or a file")
-    chosen = _given(options)
+    """POST /search, by text, by audio, by examples in `like`, or by several. Raises ValueError if none is given."""
+    if query is None and file is None and not options.get("like"):
+        raise ValueError("a search takes a query, a file, examples in like, or several of these")
+    chosen = _given({"query": query, **options})
+    examples = {name: _examples(chosen.pop(name)) for name in ("like", "unlike") if name in chosen}
+    read = _json(types.SearchResult.from_json)
     if file is None:
-        return Call("POST", "/search", _json(types.SearchResult.from_json), json={"query": query} | chosen)
-    return Call("POST", "/search", _json(types.SearchResult.from_json), form=_form(chosen), files=[("file", file)])
+        return Call("POST", "/search", read, json=chosen | examples)
+    form = _form(chosen) | {name: _field(given) for name, given in examples.items()}  # each is one field of JSON
+    return Call("POST", "/search", read, form=form, files=[("file", file)])
 
 
 def search_moments(
@@ -258,6 +265,23 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if value is not None
     }
+
+
+def _examples(given: Example | list[Example]) -> list[dict[str, Any]]:
+    """Sounds of the library as JSON; for a `MomentHit` its stretch of the clip."""
+    return [_example(each) for each in (given if isinstance(given, list) else [given])]
+
+
+def _example(example: Example) -> dict[str, Any]:
+    if isinstance(example, str):
+        return {"clip_id": example}
+    if isinstance(example, types.Clip):
+        return {"clip_id": example.id}
+    if isinstance(example, types.Hit):
+        return {"clip_id": example.clip.id}
+    if isinstance(example, types.MomentHit):
+        return {"clip_id": example.clip.id, "start": example.start, "end": example.end}
+    return dict(example)
 
 
 def _form(values: Mapping[str, Any]) -> Form:

@@ -113,7 +113,10 @@ class Client:
     def search(
         self, query: str | None = None, *, file: Audio | None = None, **options: Unpack[SearchOptions]
     ) -> types.SearchResult:
-        """Returns the clips that match a text, or that sound like `file`. `options`: see SearchOptions."""
+        """Returns the clips that fit a text, or sound like `file` or the examples in `like`, or several of these.
+
+        `options`: see SearchOptions.
+        """
         return self._send(calls.search(query, file, options))
 
     def search_moments(

@@ -1,6 +1,7 @@
 """The service's responses as frozen dataclasses; embeddings and scores are NumPy arrays.
 
-Each type reads itself with `from_json`. Members that a newer service adds are ignored; a missing one raises KeyError.
+Each type reads itself with `from_json`. Members that a newer service adds are ignored; a missing one raises KeyError,
+except those that may be None.
 """
 
 from __future__ import annotations
@@ -135,29 +136,41 @@ class Moment(_Response):
 
 @dataclass(frozen=True)
 class Hit(_Response):
-    """A clip that matches: `similarity` is the cosine, `score` its calibrated probability."""
+    """A clip and how well it fits: `similarity` is the cosine, `score` its calibrated probability.
+
+    `match` says whether the score reaches the checkpoint's cutoff; None if the checkpoint has none.
+    """
 
     clip: Clip
     similarity: float
     score: float
+    match: bool | None
     moments: tuple[Moment, ...] | None
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
-        return cls(Clip.from_json(json["clip"]), json["similarity"], json["score"], _moments(json.get("moments")))
+        clip, moments = Clip.from_json(json["clip"]), _moments(json.get("moments"))
+        return cls(clip, json["similarity"], json["score"], json.get("match"), moments)
 
 
 @dataclass(frozen=True)
 class SearchResult(_Response):
-    """Hits, best first; iterable. `query` is the text, or the name of the file or clip searched with."""
+    """Hits, best first; iterable. `query` is the text, or the name of the file or clip searched with.
+
+    `matches` counts the clips of the whole library that match, up to 1,000; None if the checkpoint has no cutoff.
+    `did_you_mean` is the corrected query that the service searched with instead, if it corrected one.
+    """
 
     query: str
     took_ms: float
+    matches: int | None
+    did_you_mean: str | None
     hits: tuple[Hit, ...]
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
-        return cls(json["query"], json["took_ms"], _all(Hit, json["hits"]))
+        hits = _all(Hit, json["hits"])
+        return cls(json["query"], json["took_ms"], json.get("matches"), json.get("did_you_mean"), hits)
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -326,7 +339,10 @@ def detection_message(json: Json) -> DetectionMessage | None:
 
 @dataclass(frozen=True)
 class ModelInfo(_Response):
-    """The model in use. Embeddings with equal `stamp` are comparable."""
+    """The model in use. Embeddings with equal `stamp` are comparable.
+
+    `match_cutoff` is the score from which a hit is a match; None if the checkpoint has none.
+    """
 
     name: str
     stamp: str
@@ -334,6 +350,11 @@ class ModelInfo(_Response):
     frame_hop: float
     device: str
     dtype: str
+    match_cutoff: float | None
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return super().from_json({"match_cutoff": None, **json})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ const KEYS = ["tags", "category"]; // suggested first
 /** A chip with a remove button. */
 export function chip(text, remove) {
   const button = el("button", { type: "button", "aria-label": `Remove ${text}`, onclick: remove }, icon("close"));
-  return el("span", { class: "chip removable" }, text, button);
+  return el("span", { class: "chip removable" }, el("span", { text }), button);
 }
 
 /** The chips of a filter: one per key, or per value of a list. `change(filter)` receives the rest after a removal. */

@@ -1,17 +1,24 @@
-// The list of search results with keyboard navigation: each has its waveform, matching moments, score and tags.
+// The list of search results with keyboard navigation: each has its waveform, matching moments, score and tags. A line
+// separates results that match from less likely ones.
 
 import { soundUrl } from "./api.js";
 import { announce, clock, el, icon } from "./dom.js";
 import { cachedPeaks, peaksOf } from "./peaks.js";
 import { seekStep, Wave } from "./sound.js";
 
-/** @typedef {{clip: any, score?: number, similarity?: number, moments?: {start: number, end: number, score: number}[]}} Hit */
+/**
+ * `match`: whether it is a match, or null if the service makes no claim; `example`: in which list of examples it is, or
+ * undefined if the search takes none.
+ * @typedef {{clip: any, score?: number, similarity?: number, match?: boolean | null, example?: "more" | "less" | null,
+ *           moments?: {start: number, end: number, score: number}[]}} Hit
+ */
 
 const TAGS = ["tags", "category", "subcategory", "label", "genre"]; // metadata shown as filter buttons
 const SHOWN_TAGS = 4;
 const ABOUT = ["title", "description"];
 const CREATORS = ["artist", "author", "creator", "designer", "originator"];
 const RIGHTS = ["license", "licence"];
+const IDENTICAL = 0.9995; // similarity of the same sound
 
 export class HitList {
   #list;
@@ -19,11 +26,13 @@ export class HitList {
   #rows = [];
   #pending = new AbortController();
   #watch = null;
+  #divider = el("li", { class: "divider", text: "Less likely" });
 
   /**
    * @param {HTMLOListElement} list
    * @param {{open: (hit: Hit) => void, similar: (hit: Hit) => void, download: (hit: Hit) => void,
-   *          filter: (key: string, value: any) => void, leave: () => void, used: () => void, letters: () => boolean}} on
+   *          example: (hit: Hit, which: "more" | "less") => void, filter: (key: string, value: any) => void,
+   *          leave: () => void, used: () => void, letters: () => boolean}} on
    *   `leave`: focus moves up out of the list; `used`: a hit was played or opened.
    */
   constructor(list, on) {
@@ -37,7 +46,7 @@ export class HitList {
     return this.#rows.map(({ hit }) => hit);
   }
 
-  /** Shows hits. If they extend the current ones, as when `k` grew, the existing rows are kept. */
+  /** Shows hits, those that match first. If they extend the current ones, as when `k` grew, existing rows are kept. */
   show(hits) {
     const focused = this.#list.contains(document.activeElement);
     const same = this.#rows.findIndex((row, i) => !hits[i] || id(row.hit) !== id(hits[i]));
@@ -48,6 +57,9 @@ export class HitList {
     this.#rows.push(...fresh);
     this.#watch ??= new IntersectionObserver((seen) => this.#seen(seen), { rootMargin: "200px" });
     for (const { item } of fresh) this.#watch.observe(item);
+    const unlikely = hits.findIndex(({ match }) => match === false);
+    if (unlikely > 0) this.#rows[unlikely].item.before(this.#divider);
+    else this.#divider.remove();
     if (this.#rows.length && !this.#rows.some(({ link }) => link.tabIndex === 0)) this.#setCurrent(this.#rows[0]);
     if (focused && !keep) (this.#rows[0]?.link ?? this.#list).focus();
   }
@@ -86,7 +98,7 @@ export class HitList {
   }
 
   #row(hit) {
-    const { clip, score, similarity, moments } = hit;
+    const { clip, match, example, moments } = hit;
     const best = moments?.[0];
     const name = el("span", { class: "name", text: clip.filename });
     const link = el("a", { class: "title", href: `?open=${encodeURIComponent(clip.id)}`, tabindex: -1 }, name);
@@ -95,26 +107,18 @@ export class HitList {
     const stage = el("div", { class: "stage" });
     const similar = action("similar", `Find sounds like ${clip.filename}`, "Find similar sounds (S)");
     const download = action("download", `Download ${clip.filename}`, "Download (D)");
-    const meter =
-      score === undefined
-        ? null
-        : el("span", { class: "score", title: similarity === undefined ? null : `similarity ${similarity.toFixed(3)}` });
-    if (meter) {
-      const bar = el("span", { class: "bar" });
-      bar.style.setProperty("--share", score);
-      meter.append(el("span", { class: "unseen", text: "score " }), score.toFixed(2), bar);
-    }
+    const examples = example === undefined ? [] : [this.#example(hit, "more"), this.#example(hit, "less")];
     const tags = this.#tags(clip);
     const texts = aboutOf(clip).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));
     const facts = el("div", { class: "about" }, time, tags, ...texts);
     const item = el(
       "li",
-      { class: "hit", dataset: { clip: clip.id } },
+      { class: match === false ? "hit unlikely" : "hit", dataset: { clip: clip.id } },
       play,
       el("div", { class: "info" }, link, facts),
       stage,
-      meter,
-      el("div", { class: "tools" }, similar, download),
+      meter(hit),
+      el("div", { class: "tools" }, ...examples, similar, download),
     );
     const wave = new Wave(stage, {
       light: true,
@@ -130,7 +134,7 @@ export class HitList {
       },
       onState: (state, error) => this.#changed(row, state, error),
     });
-    const row = { hit, item, link, play, wave, touched: false, controls: [play, similar, download, link] };
+    const row = { hit, item, link, play, wave, touched: false, controls: [play, ...examples, similar, download, link] };
     row.controls.push(...item.querySelectorAll(".tags button"));
     this.#changed(row, "paused");
     play.addEventListener("click", () => this.#toggle(row));
@@ -143,6 +147,15 @@ export class HitList {
     similar.addEventListener("click", () => this.#on.similar(hit));
     download.addEventListener("click", () => this.#on.download(hit));
     return row;
+  }
+
+  #example(hit, which) {
+    const [word, name, key] = which === "more" ? ["More", "plus", "+"] : ["Less", "minus", "−"];
+    const button = action(name, `${word} like ${hit.clip.filename}`, `${word} like this (${key})`);
+    button.classList.add("example");
+    button.setAttribute("aria-pressed", String(hit.example === which));
+    button.addEventListener("click", () => this.#on.example(hit, which));
+    return button;
   }
 
   #tags(clip) {
@@ -220,6 +233,10 @@ export class HitList {
         "]": () => this.#moment(row, 1),
         s: () => this.#on.similar(row.hit),
         d: () => this.#on.download(row.hit),
+        ...(row.hit.example !== undefined && {
+          "+": () => this.#on.example(row.hit, "more"),
+          "-": () => this.#on.example(row.hit, "less"),
+        }),
       }),
     };
     const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
@@ -247,7 +264,23 @@ export class HitList {
   }
 }
 
-const id = ({ clip, score, moments }) => `${clip.id} ${score} ${moments?.[0]?.start}`;
+const id = ({ clip, score, match, example, moments }) => `${clip.id} ${score} ${match} ${example} ${moments?.[0]?.start}`;
+
+/** The score as a number and as a bar, or null without one. */
+function meter({ score, similarity, match }) {
+  if (score === undefined) return null;
+  const about = similarity === undefined ? null : `similarity ${similarity.toFixed(3)}`;
+  const bar = el("span", { class: "bar" });
+  bar.style.setProperty("--share", score);
+  const label = el("span", { class: "unseen", text: match === false ? "less likely, score " : "score " });
+  return el("span", { class: "score", title: about }, label, scoreText(score, similarity), bar);
+}
+
+/** Two decimals, or three near 1, where two would show different sounds as equal. Only the same sound has 1.00. */
+function scoreText(score, similarity) {
+  if (score < 0.99 || similarity >= IDENTICAL) return score.toFixed(2);
+  return (Math.min(Math.floor(score * 1000), 999) / 1000).toFixed(3);
+}
 
 function action(name, label, title) {
   return el("button", { type: "button", class: "ghost round", "aria-label": label, title, tabindex: -1 }, icon(name));

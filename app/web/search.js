@@ -1,11 +1,13 @@
 // The Search tab: the query, stored in the URL, its request, and the result. The list of hits is in hits.js, filters in
-// filters.js, a clip's details in clip.js.
+// filters.js, matches in matches.js, examples in examples.js, a clip's details in clip.js.
 
 import { call, download, get, json, Problem } from "./api.js";
 import { mark } from "./clip.js";
-import { $, announce, count, debounce, el } from "./dom.js";
+import { $, announce, debounce, el } from "./dom.js";
+import { clipIdOf, nameOf, toApi, toggled } from "./examples.js";
 import { chip, FilterForm, filterChips, including } from "./filters.js";
 import { HitList } from "./hits.js";
+import { clearNotes, heading, matchingFirst, showNotes } from "./matches.js";
 
 const PAUSE = 80; // ms after the last keystroke
 const STEP = 20; // hits per page
@@ -13,9 +15,10 @@ const MAX_HITS = 1000;
 const IDEAS = ["dog barking", "rain on a roof", "glass breaking", "footsteps", "thunder", "a door slams"];
 
 /**
- * The query. `like`: a clip's id; `example`: a file's name; `mode`: the API's three modes, or "moments".
+ * The query. `like`: a clip's id, for similar sounds; `example`: a file's name, alone or with `q`; `more`, `less`:
+ * results as examples, as in examples.js; `mode`: the API's three modes, or "moments".
  */
-const DEFAULT_QUERY = { q: "", like: "", example: "", mode: "semantic", without: [], filter: {}, k: STEP };
+const DEFAULT_QUERY = { q: "", like: "", example: "", mode: "hybrid", more: [], less: [], without: [], filter: {}, k: STEP };
 
 function fromParams(params) {
   let filter = {};
@@ -27,20 +30,23 @@ function fromParams(params) {
   const text = (name) => params.get(name) ?? DEFAULT_QUERY[name];
   return {
     ...{ q: text("q"), like: text("like"), example: text("example"), mode: text("mode") },
-    without: params.getAll("without"),
+    ...{ more: params.getAll("more"), less: params.getAll("less"), without: params.getAll("without") },
     filter: filter && typeof filter === "object" && !Array.isArray(filter) ? filter : {},
     k: Math.min(Math.max(Number(params.get("k")) || STEP, STEP), MAX_HITS),
   };
 }
 
-function toParams({ q, like, example, mode, without, filter, k }) {
+function toParams({ q, like, example, mode, more, less, without, filter, k }) {
   return {
-    ...{ q, like, example, without },
+    ...{ q, like, example, more, less, without },
     mode: mode === DEFAULT_QUERY.mode ? null : mode,
     filter: Object.keys(filter).length ? JSON.stringify(filter) : null,
     k: k === STEP ? null : k,
   };
 }
+
+/** Whether the search takes examples: searches by words or a file do, unless they only compare words. */
+const takesExamples = ({ q, like, example, mode }) => Boolean(q || example) && !like && ["hybrid", "semantic"].includes(mode);
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
 export function mount(panel, shell) {
@@ -56,6 +62,7 @@ export function mount(panel, shell) {
     open: ({ clip, moments }) => shell.openClip(clip, moments ?? []),
     similar: ({ clip }) => findSimilar(clip),
     download: ({ clip }) => download(clip).catch(showError),
+    example: (hit, which) => change(toggled(asked, which, hit)),
     filter: (key, value) => change({ filter: including(asked.filter, key, value), like: "" }),
     leave: () => $("query").focus(),
     used: () => (settled = true),
@@ -67,6 +74,7 @@ export function mount(panel, shell) {
   function change(changes, { replace = false } = {}) {
     const q = $("query").value.trim(); // includes input that is still debounced
     const next = { ...asked, q, k: STEP, ...changes };
+    if (!next.q && !next.example) next.more = next.less = [];
     shell.setParams(toParams(next), { replace });
     settled ||= !replace;
     run(next);
@@ -74,8 +82,8 @@ export function mount(panel, shell) {
 
   const typed = debounce(() => {
     const q = $("query").value.trim();
-    if (q === asked.q && !asked.like && !asked.example) return;
-    change({ q, like: "", example: "" }, { replace: !settled });
+    if (q === asked.q && !asked.like) return;
+    change({ q, like: "", more: [], less: [] }, { replace: !settled });
     settled = false;
   }, PAUSE);
 
@@ -87,7 +95,8 @@ export function mount(panel, shell) {
 
   function useFile(file) {
     files.set(file.name, file);
-    change({ q: "", like: "", example: file.name, mode: ["semantic", "hybrid"].includes(asked.mode) ? asked.mode : "semantic" });
+    const mode = ["hybrid", "semantic"].includes(asked.mode) ? asked.mode : DEFAULT_QUERY.mode;
+    change({ like: "", example: file.name, mode });
   }
 
   /** Shows the query in the controls and runs it. */
@@ -99,6 +108,7 @@ export function mount(panel, shell) {
     const { signal } = pending;
     typed.cancel();
     showControls();
+    nameExamples();
     panel.classList.add("busy");
     try {
       const answer = await ask(next, signal);
@@ -113,33 +123,54 @@ export function mount(panel, shell) {
     panel.classList.remove("busy");
   }
 
-  async function ask({ q, like, example, mode, without, filter, k }, signal) {
+  /** @returns {Promise<import("./matches.js").Answer>} */
+  async function ask(query, signal) {
+    const { q, like, example, mode, more, less, without, filter, k } = query;
     const some = Object.keys(filter).length ? filter : null;
     if (like) {
-      const found = await get(`/clips/${encodeURIComponent(like)}/similar`, { k }, { signal });
-      names.set(like, found.query);
-      return found.hits;
+      const answer = await get(`/clips/${encodeURIComponent(like)}/similar`, { k }, { signal });
+      names.set(like, answer.query);
+      return answer;
     }
+    const examples = {};
+    if (takesExamples(query) && more.length) examples.like = toApi(more);
+    if (takesExamples(query) && less.length) examples.unlike = toApi(less);
     if (example) {
       const file = files.get(example);
       if (!file) throw new Problem(0, { detail: `Choose ${example} again: reloading the page discards files.` });
       const body = new FormData();
-      const fields = { file, k, moments: true, filter: some && JSON.stringify(some) };
+      const inJson = Object.entries({ filter: some, ...examples }).map(([name, value]) => [name, value && JSON.stringify(value)]);
+      const fields = { file, query: q || null, k, moments: true, mode, ...Object.fromEntries(inJson) };
       for (const [name, value] of Object.entries(fields)) if (value !== null) body.append(name, value);
       for (const text of without) body.append("without", text);
-      return (await (await call("/search", { body, signal })).json()).hits;
+      return json("/search", { body, signal });
     }
-    if (!q) return (await get("/clips", { limit: k, filter: some && JSON.stringify(some) }, { signal })).clips.map((clip) => ({ clip }));
+    if (!q) {
+      const { clips } = await get("/clips", { limit: k, filter: some && JSON.stringify(some) }, { signal });
+      return { hits: clips.map((clip) => ({ clip })) };
+    }
     if (mode !== "moments") {
-      return (await json("/search", { body: { query: q, k, moments: true, mode, without, filter: some }, signal })).hits;
+      return json("/search", { body: { query: q, k, moments: true, mode, without, filter: some, ...examples }, signal });
     }
     const sounds = q.split(">").map((sound) => sound.trim()).filter(Boolean);
     const what = sounds.length > 1 ? { sequence: sounds } : { query: sounds[0] ?? q };
     const found = await json("/search/moments", { body: { ...what, k, filter: some }, signal });
-    return found.hits.map(({ clip, start, end, score, parts }) => ({ clip, score, moments: parts ?? [{ start, end, score }] }));
+    return { hits: found.hits.map(({ clip, start, end, score, parts }) => ({ clip, score, moments: parts ?? [{ start, end, score }] })) };
   }
 
-  function show(found) {
+  const isFiltered = () => Object.keys(asked.filter).length > 0 || asked.without.length > 0;
+
+  /** The hits in the order of the list, with the lists of examples that they are in. */
+  function arranged(found) {
+    const ordered = matchingFirst(found);
+    if (!takesExamples(asked)) return ordered;
+    const [more, less] = [asked.more, asked.less].map((examples) => new Set(examples.map(clipIdOf)));
+    return ordered.map((hit) => ({ ...hit, example: more.has(hit.clip.id) ? "more" : less.has(hit.clip.id) ? "less" : null }));
+  }
+
+  /** @param {import("./matches.js").Answer} answer */
+  function show(answer) {
+    const found = arranged(answer.hits);
     hits.show(found);
     for (const { clip } of found) names.set(clip.id, clip.filename);
     if (asked.like) nameQuery();
@@ -148,27 +179,35 @@ export function mount(panel, shell) {
     const noun = mode === "moments" && q ? "moment" : "sound";
     const order = !searched ? "newest first" : like ? "most similar first" : "best first";
     $("search-message").classList.remove("wrong");
-    $("search-message").textContent = found.length ? `${count(found.length, noun)}, ${order}` : "";
+    const summary = heading(answer, noun, order);
+    $("search-message").textContent = summary;
+    const hint = q ? `Try other words${isFiltered() ? " or fewer filters" : ""}.` : "";
+    showNotes(answer, { q, hint, correct });
     $("more").hidden = found.length < asked.k || asked.k >= MAX_HITS;
     showEmpty(!found.length, searched);
-    announce(found.length ? `${count(found.length, noun)}${q ? ` for ${q}` : ""}` : "No results");
+    if (!found.length) announce("No results");
+    else announce(answer.matches === 0 ? "" : `${summary}${q ? `, for ${q}` : ""}`); // the notes announce themselves
     const open = shell.params.get("open");
     const hit = open && found.find(({ clip }) => clip.id === open);
     if (hit?.moments) mark(open, hit.moments);
   }
 
+  function correct(text) {
+    change({ q: text });
+    $("query").focus();
+  }
+
   function showEmpty(empty, searched) {
-    const filtered = Object.keys(asked.filter).length || asked.without.length;
     $("no-hits").hidden = !empty;
     if (!empty) return $("no-hits").replaceChildren();
     const button = (text, act) => el("button", { type: "button", text, onclick: act });
-    if (filtered) {
+    if (isFiltered()) {
       const all = button("Clear filters", () => change({ filter: {}, without: [] }));
       return $("no-hits").replaceChildren(el("h2", { text: "No sounds match the filters" }), all);
     }
     if (searched) {
-      const hint = "No name, tag or metadata contains these words. A semantic search matches the sound itself.";
-      const act = button("Use semantic search", () => change({ mode: "semantic" }));
+      const hint = "No name, tag or metadata contains these words. A hybrid search matches the sound itself too.";
+      const act = button("Use hybrid search", () => change({ mode: "hybrid" }));
       const lexical = asked.mode === "lexical" && shell.info?.clips;
       if (lexical) return $("no-hits").replaceChildren(el("h2", { text: "No results" }), el("p", { text: hint }), act);
     }
@@ -184,6 +223,7 @@ export function mount(panel, shell) {
     $("search-message").classList.add("wrong");
     $("search-message").replaceChildren(error.message, " ", again);
     $("more").hidden = $("no-hits").hidden = true;
+    clearNotes();
     announce(error.message);
   }
 
@@ -199,12 +239,34 @@ export function mount(panel, shell) {
     );
     $("without").placeholder = without.length ? "" : "music, speech …";
     form.show(filter);
-    const ideas = !q && by === "words" && !Object.keys(filter).length;
+    showChips();
+  }
+
+  /** The chips below the form: examples and filters, or suggestions before anything is asked. */
+  function showChips() {
+    const { q, like, example, filter } = asked;
+    const ideas = !q && !like && !example && !Object.keys(filter).length;
     const suggestions = IDEAS.map((text) => el("button", { type: "button", class: "chip", text, onclick: () => change({ q: text }) }));
+    const examples = (which) =>
+      asked[which].map((each) =>
+        chip(`${which} like ${nameOf(each, names.get(clipIdOf(each)))}`, () => {
+          change({ [which]: asked[which].filter((other) => other !== each) });
+          $("query").focus();
+        }),
+      );
     $("filter-chips").replaceChildren(
-      ...(by === "like" ? [] : filterChips(filter, (left) => change({ filter: left }))),
+      ...(takesExamples(asked) ? [...examples("more"), ...examples("less")] : []),
+      ...(like ? [] : filterChips(filter, (left) => change({ filter: left }))),
       ...(ideas ? suggestions : []),
     );
+  }
+
+  /** Finds the names of examples that come from the URL. */
+  async function nameExamples() {
+    const unknown = [...asked.more, ...asked.less].map(clipIdOf).filter((id) => !names.has(id));
+    const find = (id) => get(`/clips/${encodeURIComponent(id)}`).then(({ filename }) => names.set(id, filename));
+    await Promise.allSettled(unknown.map(find)); // the search reports what fails
+    if (unknown.length) showChips();
   }
 
   /** Shows the query's clip or file as a chip in the search field. */
@@ -213,7 +275,7 @@ export function mount(panel, shell) {
     $("query-chip").hidden = !(like || example);
     const name = like ? `similar to ${names.get(like) ?? "a clip"}` : example;
     $("query-chip").replaceChildren(...(like || example ? [chip(name, () => change({ like: "", example: "" }))] : []));
-    $("query").placeholder = like || example ? "" : "Describe a sound, or drop an audio file here";
+    $("query").placeholder = like ? "" : example ? "Add words" : "Describe a sound, or drop an audio file here";
   }
 
   $("query").addEventListener("input", typed);

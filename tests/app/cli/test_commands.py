@@ -24,6 +24,7 @@ import pytest
 from app.cli import local
 from app.cli.main import main
 from app.cli.upload import find_sources
+from app.client import Client, SearchResult
 from app.export.formats import FORMATS
 
 
@@ -91,7 +92,12 @@ def failure(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str])
         (["fly"], "fly"),
         (["search"], "--audio"),
         (["search", "   "], "empty"),
-        (["search", "dog", "--audio", "x.wav"], "--audio"),
+        (["search", "dog", "--audio", "x.wav", "--similar-to", "x"], "--similar-to"),
+        (["search", "--like", "x", "--similar-to", "x"], "--similar-to"),
+        (["search", "dog", "--like", "@1-2"], "ID@START-END"),
+        (["search", "dog", "--unlike", "x@1"], "ID@START-END"),
+        (["search", "dog", "--like", "x@2-1.5"], "ends before"),
+        (["search", "dog", "--mode", "both"], "hybrid"),
         (["search", "dog", "--similar-to", "x"], "--similar-to"),
         (["search", "--similar-to", "x", "--without", "y"], "combined with -k"),
         (["search", "dog", "--without", " "], "--without"),
@@ -397,6 +403,81 @@ def test_search_by_clip_and_with_exclusions(
     assert [hit["clip"]["filename"] for hit in similar] == ["both.wav", "other.wav"]
     assert [hit["clip"]["filename"] for hit in hits("tone 6400", "--min-score", "0.9")] == ["other.wav"]
     assert "no clip" in failure(["search", "--similar-to", "nothing"], 1, capsys)
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Makes every search return `answer`; collects what was asked."""
+    asked: list[dict[str, Any]] = []
+
+    def search(self: Client, query: str | None = None, **options: Any) -> SearchResult:
+        asked.append({"query": query, **options})
+        return SearchResult.from_json({"query": query, "took_ms": 1.0, **answer})
+
+    monkeypatch.setattr("app.client.Client.search", search)
+    return asked
+
+
+CLIP = {"id": "7", "sha256": "", "duration": 2.5, "sample_rate": 16_000, "channels": 1, "created": "", "metadata": {}}
+HITS = [
+    {
+        "clip": {**CLIP, "filename": name},
+        "similarity": similarity,
+        "score": score,
+        "match": match,
+        "moments": [{"start": 0.5, "end": 1.0, "score": 0.75}],
+    }
+    for name, similarity, score, match in (("dog.wav", 0.412, 0.71, True), ("wind.wav", 0.2, 0.08, False))
+]
+
+
+def test_search_says_what_matches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = {"matches": 1, "did_you_mean": "dog barking", "hits": HITS}
+    answering(monkeypatch, answer)
+    assert main(["search", "dog barkng", "--moments"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "Showing results for “dog barking” instead of “dog barkng”.\n"
+    assert out.splitlines() == [
+        "score  match  similarity   duration  file",
+        " 0.71  yes         0.412     2.50 s  dog.wav",
+        "                              0.50 – 1.00 s, score 0.75",
+        " 0.08  –           0.200     2.50 s  wind.wav",
+        "                              0.50 – 1.00 s, score 0.75",
+    ]
+    assert main(["search", "dog barkng", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"query": "dog barkng", "took_ms": 1.0, **answer} and err == ""
+
+
+def test_search_says_that_nothing_matches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answering(monkeypatch, {"matches": 0, "did_you_mean": None, "hits": HITS[1:]})
+    assert main(["search", "asdfgh"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:2] == [
+        "No close match; the nearest sounds:",
+        "score  match  similarity   duration  file",
+    ]
+    assert err == ""
+
+
+def test_search_by_text_and_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    unjudged = [{key: value for key, value in hit.items() if key != "match"} for hit in HITS]
+    asked = answering(monkeypatch, {"hits": unjudged})
+    arguments = ["--like", "a1", "--like", "b2@0.5-12", "--unlike", "c3", "--mode", "semantic"]
+    assert main(["search", "a dog", "--audio", "dog.wav", *arguments]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["score", "similarity", "duration", "file"]
+    assert asked == [
+        {
+            "query": "a dog",
+            "file": Path("dog.wav"),
+            "k": 10,
+            "moments": False,
+            "like": [{"clip_id": "a1"}, {"clip_id": "b2", "start": 0.5, "end": 12.0}],
+            "unlike": [{"clip_id": "c3"}],
+            "mode": "semantic",
+        }
+    ]
+    assert main(["search", "--like", "a1"]) == 0
+    assert asked[1] == {"query": None, "file": None, "k": 10, "moments": False, "like": [{"clip_id": "a1"}]}
 
 
 def test_json_output_equals_the_response(

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -222,6 +224,63 @@ def test_search_by_text_file_and_clip(both: Both, low: api.Clip, sounds: SimpleN
     assert [h.clip for h in both.similar(low.id, k=5)] == [high]
 
 
+def test_a_search_sends_every_option(low: api.Clip) -> None:
+    """As JSON, and with a file as a form whose examples are one JSON field each."""
+    hit = api.Hit(low, 0.5, 0.5, None, None)
+    moment = api.MomentHit(low, 1.0, 2.5, 0.5, None)
+    stretch = {"clip_id": "b", "start": 0.5, "end": 2.0}
+    with Client("http://127.0.0.1:9") as client:
+
+        def sent(query: str | None, **options: Any) -> httpx.Request:
+            call = calls.search(query, options.pop("file", None), options)
+            with call.request(client._http) as request:
+                request.read()
+                return request
+
+        examples = [{"clip_id": low.id}, {"clip_id": low.id, "start": 1.0, "end": 2.5}, stretch]
+        body = json.loads(sent("dog", like=["a", low, hit, moment, stretch], unlike="c", mode="hybrid").content)
+        assert body == {
+            "query": "dog",
+            "mode": "hybrid",
+            "like": [{"clip_id": "a"}, {"clip_id": low.id}, *examples],
+            "unlike": [{"clip_id": "c"}],
+        }
+        assert json.loads(sent(None, like=low).content) == {"like": [{"clip_id": low.id}]}
+        form = sent("a dog", file=("a.wav", b"sound"), like=(low, stretch), without=["x", "y"], k=3).content.decode()
+    fields = re.findall(r'name="(\w+)"(?:; filename="(.*?)")?.*?\r\n\r\n(.*?)\r\n', form, re.DOTALL)
+    assert [(name, value) for name, _, value in fields if name not in ("like", "file")] == [
+        ("query", "a dog"),
+        ("without", "x"),
+        ("without", "y"),
+        ("k", "3"),
+    ]
+    assert ("file", "a.wav", "sound") in fields
+    assert [json.loads(value) for name, _, value in fields if name == "like"] == [[{"clip_id": low.id}, stretch]]
+
+
+def test_search_results_say_what_matches(low: api.Clip) -> None:
+    hit = {"clip": to_json(low), "similarity": 0.4, "score": 0.7}
+    whole = {"query": "dog barkng", "took_ms": 1.5, "matches": 1, "did_you_mean": "dog barking"}
+    moment = {"start": 0.0, "end": 1.0, "score": 0.5}
+    given = [{**hit, "match": True, "moments": [moment]}, {**hit, "match": False, "moments": None}]
+    with playing(lambda n, _: (200, {}, json.dumps({**whole, "hits": given}).encode())) as server:
+        found = Both(server).search("dog barkng", moments=True)
+    assert (found.matches, found.did_you_mean, [h.match for h in found]) == (1, "dog barking", [True, False])
+    assert to_json(found) == {**whole, "hits": given}
+
+
+def test_a_service_without_a_cutoff_claims_nothing(low: api.Clip) -> None:
+    """Whether the members are null, or missing as in an older service."""
+    hit = {"clip": to_json(low), "similarity": 0.4, "score": 0.7}
+    null = {"matches": None, "did_you_mean": None, "hits": [{**hit, "match": None, "moments": None}]}
+    for members in (null, {"hits": [hit]}):
+        body = json.dumps({"query": "dog", "took_ms": 1.5, **members}).encode()
+        with playing(lambda n, _, body=body: (200, {}, body)) as server:
+            found = Both(server).search("dog")
+        assert found.matches is found.did_you_mean is found.hits[0].match is None
+        assert found.hits[0].clip == low
+
+
 def test_search_without(both: Both, low: api.Clip, sounds: SimpleNamespace) -> None:
     pure = both.add(("pure.wav", sounds.wav(1600))).clips[0]
     assert {h.clip for h in both.search("tone 1600")} == {low, pure}
@@ -349,7 +408,7 @@ def test_invalid_arguments_are_rejected_before_sending() -> None:
     nowhere = Both("http://127.0.0.1:9")
     for call in (
         lambda: nowhere.search(),
-        lambda: nowhere.search("a", file="a.wav"),
+        lambda: nowhere.search(mode="semantic", like=[], unlike=["a"]),
         lambda: nowhere.search_moments(),
         lambda: nowhere.detect(["a"]),
         lambda: nowhere.classify(["a"], file="a.wav", clip_id="b"),

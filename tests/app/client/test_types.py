@@ -97,7 +97,7 @@ def split_none(hint: Any) -> tuple[Any, bool]:
 
 
 def value_differences(document: Schema, where: str, hint: Any, schema: Schema) -> list[str]:
-    plain = {str: "string", int: "integer", float: "number"}
+    plain = {str: "string", int: "integer", float: "number", bool: "boolean"}
     if dataclasses.is_dataclass(hint):
         return differences(document, typing.cast(type, hint), schema)
     if typing.get_origin(hint) is tuple:

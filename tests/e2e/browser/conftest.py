@@ -84,6 +84,15 @@ def server(small_checkpoint: Path) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    """`expect` waits as long as everything else does."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    expect.set_options(timeout=PATIENCE)
+    yield
+    expect.set_options(timeout=5_000)
+
+
 class Complaints:
     """Errors in the console, uncaught ones, requests that failed or went elsewhere."""
 

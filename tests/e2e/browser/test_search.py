@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -28,15 +28,6 @@ _LISTEN = """() => {
     return play.call(this);
   };
 }"""
-
-
-@pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
-    """The machine may be busy."""
-    expect = pytest.importorskip("playwright.sync_api").expect
-    expect.set_options(timeout=30_000)
-    yield
-    expect.set_options(timeout=5_000)
 
 
 def hits(page: Page) -> Locator:
@@ -79,7 +70,7 @@ def test_by_keys_alone(open_page: Callable[..., Page], server: Server, width: in
     assert 1 <= len(searches) < len("dog barking"), "a request a letter"
     assert asked(page)["q"] == ["dog barking"]
 
-    answer = server.post("/search", json={"query": "dog barking", "k": 20, "moments": True, "mode": "semantic"}).json()
+    answer = server.post("/search", json={"query": "dog barking", "k": 20, "moments": True, "mode": "hybrid"}).json()
     names = [hit["clip"]["filename"] for hit in answer["hits"]]
     expect(hits(page).locator(".name")).to_have_text(names)
     for i, hit in enumerate(answer["hits"][:5]):
@@ -137,10 +128,10 @@ def test_by_keys_alone(open_page: Callable[..., Page], server: Server, width: in
 def test_the_address_says_what_is_asked(open_page: Callable[..., Page]) -> None:
     from playwright.sync_api import expect
 
-    page = open_page(path="/?q=thunder&mode=hybrid&without=rain")
+    page = open_page(path="/?q=thunder&mode=semantic&without=rain")
     wait_for_hits(page, re.compile("^thunder"))
     expect(page.locator("#query")).to_have_value("thunder")
-    assert page.is_checked("input[value=hybrid]")
+    assert page.is_checked("input[value=semantic]")
     expect(page.locator("#without-chips")).to_have_text("rain")
 
     page.locator("#hits .chip", has_text="thunder").first.click()  # only this tag
@@ -173,7 +164,7 @@ def test_the_address_says_what_is_asked(open_page: Callable[..., Page]) -> None:
         page.locator("#filter-chips button").first.click()
     expect(page.locator("#filter-chips")).to_be_empty()
     page.locator("#without-chips button").click()
-    assert asked(page) == {"q": ["thunder"], "mode": ["hybrid"]}
+    assert asked(page) == {"q": ["thunder"], "mode": ["semantic"]}
 
 
 def test_words_that_are_not_wanted(page: Page) -> None:
