@@ -175,7 +175,7 @@ def choose_sounds(
         label = sounds.label[i]
         if len(chosen) == count:
             break
-        if label not in known or "ambience" in label or not allowed(i):
+        if label not in known or not allowed(i):
             continue
         samples = trim(sounds.store.get(i))[:longest]
         if len(samples) >= shortest and not alike(label, [background, *(other for other, _ in chosen)]):

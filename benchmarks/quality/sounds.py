@@ -26,7 +26,7 @@ from training.data.sentence_embeddings import Embed, embedder
 RECIPE = REPO / "training" / "configs" / "finelap-small.yaml"
 ALIKE = 0.6  # cosine of two labels' sentence embeddings above which they may name the same sound
 
-# Labels that do not tell a listener what to expect. They are not used as phrases, except in retrieval.
+# Labels that do not tell a listener what to expect. Only retrieval uses them as queries.
 _VAGUE = """
 afro string, alien creak, break, damage, dig dig immediate, dig oddly breakable by hand, digging choppy, digging cracky,
 digging crumbly, digging snappy, dirt bullet explosion, dirty whir, disembark, drum buzz, dug metal, dug node,
@@ -41,12 +41,12 @@ zombie dead, zombie strike, zoop
 VAGUE = frozenset(label.strip() for label in _VAGUE.split(","))
 # Words for sounds that are parts of each other or easily taken for each other: a label is alike any other of its row.
 KINDS = (
-    "bird owl duck goose rooster crow eagle chicken",
+    "bird owl duck goose rooster crow eagle chicken forest country",
     "cat kitten meow",
     "dog wolf",
     "water river waterfall rain splash ripple bubble plop wave ocean fountain",
     "footstep step walking",
-    "engine car motorcycle vehicle tank locomotive train helicopter airplane jet traffic",
+    "engine car motorcycle vehicle tank locomotive train helicopter airplane jet traffic city",
     "explosion explode firework thunder cannon shot gunshot bomb tnt nuke",
     "metal steel anvil hammer clang",
     "door gate fencegate",
@@ -54,8 +54,8 @@ KINDS = (
     "cymbal gong bell",
     "horn klaxon siren trumpet",
     "fire furnace lava flame burning",
-    "laugh laughter scream cough sneeze",
-    "cricket insect frog",
+    "laugh laughter scream cough sneeze party",
+    "cricket insect frog swamp night",
     "hum buzz drone",
     "wind storm blizzard turbine fan",
 )
@@ -72,8 +72,8 @@ class Sizes:
     mixtures: int = 200  # frames: mixtures of ten seconds
     recordings: int = 20  # long: recordings
     minutes: float = 3.0  # of each
-    libraries: int = 5  # presence: libraries
-    phrases: int = 20  # present ones of each library, and as many absent ones
+    libraries: int = 7  # presence: libraries
+    phrases: int = 15  # present ones of each library, and as many absent ones
     nonsense: int = 50  # strings asked of each library
     searched: int = 40  # search: recordings of two minutes
     distractors: int = 200  # single clips beside them
@@ -134,8 +134,8 @@ class Sounds:
 
     @cached_property
     def phrases(self) -> list[str]:
-        """The labels that say what to expect, sorted."""
-        return sorted(set(self.label) - VAGUE)
+        """The labels of single sounds that say what to expect, sorted; scenes, which contain other sounds, are not."""
+        return sorted(label for label in set(self.label) - VAGUE if "ambience" not in label)
 
     @cached_property
     def manifest(self) -> dict[str, dict[str, Any]]:
