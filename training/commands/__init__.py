@@ -3,4 +3,4 @@
 `finelap --help` imports them all, so slow imports belong inside `run`.
 """
 
-NAMES = ("train", "simulate", "ablate", "evaluate", "cluster")
+NAMES = ("train", "simulate", "ablate", "evaluate", "calibrate", "cluster")

@@ -50,7 +50,7 @@ def fit_logistic(similarity: np.ndarray, labels: np.ndarray) -> Pair:
         if np.abs(step).max() < 1e-6:
             break
     slope = max(slope, 1e-3)
-    return spread / slope, bias - slope * mean / spread
+    return float(spread / slope), float(bias - slope * mean / spread)
 
 
 def best_cut(similarity: np.ndarray, relevant: np.ndarray) -> float:
@@ -86,7 +86,7 @@ def calibrate(model: FineLAP, mixtures: list[LabelledMixture], clips: AudioStore
 def _half_at_best(similarity: np.ndarray, relevant: np.ndarray) -> Pair:
     """The pair with the temperature of a logistic fit and the score 0.5 at the best cut; one entry per pair."""
     temp, _ = fit_logistic(similarity, relevant.astype(float))
-    return temp, -best_cut(similarity, relevant) / temp
+    return round(temp, 5), round(-best_cut(similarity, relevant) / temp, 4)
 
 
 # Matching

@@ -10,7 +10,7 @@ import torch
 from training.config import EvaluationConfig
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item
-from training.evaluation.calibration import calibrate, fit_logistic
+from training.evaluation.calibration import calibrate
 from training.evaluation.validation import (
     best_threshold,
     event_f1,
@@ -110,11 +110,3 @@ def test_calibration_moves_the_best_threshold_to_a_half(store: AudioStore) -> No
     report = event_report(model, found)  # type: ignore[arg-type]
     assert report["F1 at the best threshold"] == pytest.approx(100 * best, abs=0.01)
     assert report["F1, chance"] < report["F1, loudness alone"] + 20 < report["F1 at 0.5"]
-
-
-def test_logistic_fit_recovers_the_true_parameters() -> None:
-    rng = np.random.default_rng(0)
-    similarity = rng.uniform(-0.2, 0.8, 200_000)
-    labels = rng.random(len(similarity)) < 1 / (1 + np.exp(-(similarity / 0.08 - 6)))
-    temp, bias = fit_logistic(similarity, labels.astype(float))
-    assert temp == pytest.approx(0.08, rel=0.03) and bias == pytest.approx(-6, rel=0.03)
