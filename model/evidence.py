@@ -108,5 +108,5 @@ def fit_basis(shares: Tensor, logits: Tensor, rank: int) -> EvidenceBasis:
     root = (vectors * values.sqrt()) @ vectors.T
     inverse = (vectors / values.sqrt()) @ vectors.T
     _, _, right = torch.linalg.svd(shares.double() @ root, full_matrices=False)
-    kept = right[:rank].T
+    kept = F.pad(right[:rank], (0, 0, 0, max(0, rank - len(right)))).T  # (K, R)
     return EvidenceBasis((root @ kept).float(), (inverse @ kept).float(), mean, scale)

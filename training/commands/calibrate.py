@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         fitted = calibrate(model, make_mixtures(store, EvaluationConfig(mixtures=args.mixtures)), store)
         matching = fit_matching(model, embed_sounds(model, store))
     model.config = replace(model.config, matching=matching)
-    half = all(bool((p.half().float() == p).all()) for p in model.adapter.parameters())
+    half = all(bool((p.half().float() == p).all()) for p in model.parameters() if p.ndim > 1)
     model.save_pretrained(
         args.out or args.checkpoint,
         shard_text_tower=(args.checkpoint / "model.safetensors.index.json").is_file(),

@@ -137,31 +137,30 @@ def fit_matching(model: FineLAP, sounds: EmbeddedSounds, seed: int = 0) -> Match
     Half of the labels at a time form a library. The cutoff is the lowest score at which at most FALSE_SHARE of the
     absent phrases (the labels of the other half, and phrases of the bank) and of the nonsense match any of its sounds.
     """
+    rng = np.random.default_rng(seed)
     texts = model.encode_text(sounds.distinct).numpy()
     relevant = relevance(sounds.distinct, sounds.labels)
-    segment = _half_at_best(sounds.best_segments(texts).ravel(), relevant.ravel())
+    others = model.encode_text([cluster[0] for cluster in PhraseBank.read(SHIPPED).clusters]).numpy()
+    noise = model.encode_text(nonsense(NONSENSE, rng)).numpy()
+    queries = np.concatenate([texts, others, noise])
+    by_clip, by_segment = queries @ sounds.clips.T, sounds.best_segments(queries)
+    alike = queries @ texts.T > ALIKE  # (queries, labels)
+    alike[-NONSENSE:] = False
+    libraries = [rng.permutation(len(texts))[: len(texts) // 2] for _ in range(LIBRARIES)]
+    members = [np.isin(relevant.argmax(0), inside) for inside in libraries]
+
+    def false_cut(best: np.ndarray) -> float:
+        """What (queries, sounds) may reach in a library before too many queries match that have nothing in it."""
+        tops = np.stack([best[:, own].max(1) for own in members], axis=1)  # (queries, libraries)
+        free = ~np.stack([alike[:, inside].any(1) for inside in libraries], axis=1)
+        groups = [tops[:-NONSENSE][free[:-NONSENSE]], tops[-NONSENSE:].ravel()]
+        return max(float(np.quantile(group, 1 - FALSE_SHARE)) for group in groups if len(group))
+
     clip = float(model.temp_global.detach()), float(model.b_global.detach())
-
-    def best_scores(queries: np.ndarray) -> np.ndarray:
-        scores = [_sigmoid(queries @ sounds.clips.T, clip), _sigmoid(sounds.best_segments(queries), segment)]
-        return np.maximum(*scores)
-
-    rng = np.random.default_rng(seed)
-    phrases = [cluster[0] for cluster in PhraseBank.read(SHIPPED).clusters]
-    others = model.encode_text(phrases).numpy()
-    absent = np.concatenate([texts, others])
-    alike = absent @ texts.T > ALIKE  # (absent phrases, labels)
-    scores, noise = best_scores(absent), best_scores(model.encode_text(nonsense(NONSENSE, rng)).numpy())
-    label_rows = relevant.argmax(0)  # (N,) of each sound
-    tops, noise_tops = [], []
-    for _ in range(LIBRARIES):
-        inside = rng.permutation(len(texts))[: len(texts) // 2]
-        members = np.isin(label_rows, inside)
-        free = ~alike[:, inside].any(1)
-        tops.append(scores[free][:, members].max(1, initial=0))
-        noise_tops.append(noise[:, members].max(1, initial=0))
-    quantile = 1 - FALSE_SHARE
-    cutoff = max(float(np.quantile(np.concatenate(found), quantile)) for found in (tops, noise_tops))
+    temp, _ = fit_logistic(by_segment[: len(texts)].ravel(), relevant.ravel().astype(float))
+    # as many false matches by segments as by clips
+    segment = round(temp, 5), round(false_cut(by_clip) / clip[0] + clip[1] - false_cut(by_segment) / temp, 4)
+    cutoff = false_cut(np.maximum(_sigmoid(by_clip, clip), _sigmoid(by_segment, segment)))
     return MatchingConfig(round(min(max(cutoff, 1e-4), 1 - 1e-4), 4), segment, _fit_sound(sounds))
 
 

@@ -68,7 +68,7 @@ def test_the_direct_head_brings_sounds_to_their_labels(model: FineLAP, store: Au
     assert right(extended) > 0.9 > right(model)
     assert extended.config.adapter.params["direct"] is True and extended.stamp != model.stamp
     added = extended.adapter.clip.direct(sounds.pooled[:18])  # type: ignore[union-attr, operator]
-    assert added.norm(dim=-1).mean() == pytest.approx(3.0, rel=0.01)
+    assert float(added.detach().norm(dim=-1).mean()) == pytest.approx(3.0, rel=0.01)
 
 
 def test_ridge_equals_ordinary_least_squares_without_a_penalty() -> None:
