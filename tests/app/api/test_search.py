@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.services import moments, search
+from app.services.ranking import WEIGHTS
 from index import NewClip
+from model.config import MatchingConfig
 
 
 @pytest.fixture
@@ -45,8 +48,11 @@ async def test_text_search_finds_the_sound(
     assert answer["query"] == "tone 6400" and answer["took_ms"] >= 0
     hits = answer["hits"]
     assert hits[0]["similarity"] == pytest.approx(1, abs=1e-3) and hits[0]["moments"] is None
-    assert [h["similarity"] for h in hits] == sorted((h["similarity"] for h in hits), reverse=True)
-    assert hits[0]["score"] == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-3)
+    assert [h["score"] for h in hits] == sorted((h["score"] for h in hits), reverse=True)
+    assert answer["matches"] is answer["did_you_mean"] is hits[0]["match"] is None, "the checkpoint has no cutoff"
+    by_sound = (await client.get("/search", params={"q": "tone 6400", "mode": "semantic"})).json()["hits"]
+    assert by_sound[0]["score"] == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-3)
+    assert by_sound[0]["score"] < hits[0]["score"], "the name has a word of the query"
 
 
 async def test_get_and_post_return_the_same_hits(client: httpx.AsyncClient, library: dict[str, str]) -> None:
@@ -70,8 +76,16 @@ async def test_filters(client: httpx.AsyncClient, library: dict[str, str]) -> No
 
 
 async def test_min_score(client: httpx.AsyncClient, library: dict[str, str]) -> None:
-    response = await client.post("/search", json={"query": "tone 800", "min_score": 0.9})
-    assert names(response) == ["800.wav"]
+    response = await client.post("/search", json={"query": "tone 800", "min_score": 0.9, "mode": "semantic"})
+    assert names(response) == ["800.wav", "both.wav"]
+
+
+async def test_a_clip_ranks_by_its_best_moment(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    hits = (await client.get("/search", params={"q": "tone 800", "k": 3, "mode": "semantic"})).json()["hits"]
+    first, second, third = hits
+    assert [hit["clip"]["filename"] for hit in (first, second)] == ["800.wav", "both.wav"]
+    assert second["similarity"] == pytest.approx(0.25, abs=0.01), "the whole clip is mostly silence"
+    assert second["score"] == pytest.approx(first["score"], abs=1e-3) and third["score"] < 0.01
 
 
 async def test_moments_locate_the_sound(client: httpx.AsyncClient, library: dict[str, str]) -> None:
@@ -163,8 +177,9 @@ async def test_search_by_audio_requires_one_file(client: httpx.AsyncClient, soun
     assert (await client.post("/search", files=two)).status_code == 422
     assert (await client.post("/search", data={"k": "3"})).status_code == 422
     assert (await client.post("/search", files={"file": ("a.wav", b"text")})).status_code == 415
-    by_words = await client.post("/search", files={"file": ("a.wav", sounds.wav())}, data={"query": "rain"})
-    assert by_words.status_code == 422
+    file = {"file": ("a.wav", sounds.wav())}
+    by_words = await client.post("/search", files=file, data={"mode": "lexical"})
+    assert by_words.status_code == 422 and "lexical" in by_words.json()["detail"]
     assert (await client.post("/search", content=b"x", headers={"content-type": "text/plain"})).status_code == 415
 
 
@@ -206,11 +221,15 @@ async def test_without_excludes_clips_with_a_short_occurrence(
 async def test_without_searches_deeper_than_k(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await add_mixtures(client, sounds, 60)  # all more similar than both.wav, and more than the first round checks
-    asked = {"query": "tone 800", "k": 2, "without": ["tone 1600"]}
-    assert names(await client.post("/search", json=asked)) == ["800.wav", "both.wav"]
+    await add_mixtures(client, sounds, 60)  # all as good as late.wav, and more than the first round checks
+    late = np.concatenate([sounds.tone(800, 2), np.zeros(4 * sounds.RATE, np.float32)])
+    await client.post("/clips", files={"files": ("late.wav", sounds.encode(late))})
+    monkeypatch.setattr(search, "FIRST_DEPTH", 10)
+    asked = {"query": "tone 800", "k": 3, "without": ["tone 1600"], "mode": "semantic"}
+    assert set(names(await client.post("/search", json=asked))) == {"800.wav", "both.wav", "late.wav"}
     monkeypatch.setattr(search, "WITHOUT_CLIPS", 20)
-    assert names(await client.post("/search", json=asked)) == ["800.wav"]
+    fewer = names(await client.post("/search", json=asked))
+    assert "800.wav" in fewer and len(fewer) < 3, "not all are among the best 20"
 
 
 async def test_lexical_mode_ranks_by_name_and_tags(client: httpx.AsyncClient, library: dict[str, str]) -> None:
@@ -220,7 +239,8 @@ async def test_lexical_mode_ranks_by_name_and_tags(client: httpx.AsyncClient, li
     found = await client.post("/search", json={"query": "kettles whistle", "mode": "lexical", "moments": True})
     (hit,) = found.json()["hits"]
     assert hit["clip"]["id"] == clip and hit["moments"]
-    for hit_by_meaning in (await client.post("/search", json={"query": "kettles whistle"})).json()["hits"]:
+    by_sound = {"query": "kettles whistle", "mode": "semantic"}
+    for hit_by_meaning in (await client.post("/search", json=by_sound)).json()["hits"]:
         if hit_by_meaning["clip"]["id"] == clip:
             assert hit_by_meaning["similarity"] == pytest.approx(hit["similarity"], abs=2e-6)
     assert (await client.get("/search", params={"q": "zebra", "mode": "lexical"})).json()["hits"] == []
@@ -228,14 +248,80 @@ async def test_lexical_mode_ranks_by_name_and_tags(client: httpx.AsyncClient, li
     assert len(everything) == len(library) and name in everything[:2]
 
 
-async def test_hybrid_mode_prefers_clips_in_both_rankings(client: httpx.AsyncClient, library: dict[str, str]) -> None:
-    by_meaning = names(await client.post("/search", json={"query": "tone 800"}))
-    third = (await client.post("/search", json={"query": "tone 800"})).json()["hits"][2]["clip"]["id"]
-    await client.patch(f"/clips/{third}", json={"metadata": {"tags": ["tone 800"]}})
-    both = names(await client.post("/search", json={"query": "tone 800", "mode": "hybrid"}))
-    assert set(both) == set(by_meaning) and both.index(by_meaning[2]) < 2
-    none = await client.post("/search", json={"query": "tone 800", "mode": "hybrid", "filter": {"tags": "none"}})
-    assert names(none) == []
+async def test_hybrid_mode_adds_the_evidence_of_words(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    asked = {"query": "tone 800"}
+    by_sound = (await client.post("/search", json=asked | {"mode": "semantic"})).json()["hits"]
+    last = by_sound[-1]["clip"]
+    await client.patch(f"/clips/{last['id']}", json={"metadata": {"tags": ["tone 800"]}})
+    both = (await client.post("/search", json=asked)).json()["hits"]
+    lifted = next(hit for hit in both if hit["clip"]["id"] == last["id"])
+    logit = np.log(lifted["score"] / (1 - lifted["score"]))
+    before = np.log(by_sound[-1]["score"] / (1 - by_sound[-1]["score"]))
+    assert logit - before == pytest.approx(WEIGHTS.words, abs=0.05), "it has all words of the query"
+    assert len(both) == len(by_sound) and both.index(lifted) < by_sound.index(by_sound[-1])
+    assert both == (await client.post("/search", json=asked | {"mode": "hybrid"})).json()["hits"]
+    assert names(await client.post("/search", json=asked | {"filter": {"tags": "none"}})) == []
+
+
+@pytest.fixture
+def matching(fake_model: Any) -> MatchingConfig:
+    """Gives the checkpoint a cutoff; use it before `client`."""
+    pair = (0.1, -5.0)
+    fake_model.config = replace(fake_model.config, matching=MatchingConfig(0.5, segment=pair, sound=pair))
+    return fake_model.config.matching
+
+
+async def test_hits_match_from_the_cutoff_on(
+    matching: MatchingConfig, client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    for mode in ("semantic", "hybrid"):
+        answer = (await client.get("/search", params={"q": "tone 800", "mode": mode})).json()
+        assert [hit["match"] for hit in answer["hits"]] == [hit["score"] >= 0.5 for hit in answer["hits"]]
+        assert {hit["clip"]["filename"] for hit in answer["hits"] if hit["match"]} == {"800.wav", "both.wav"}
+        assert answer["matches"] == 2
+    one = (await client.get("/search", params={"q": "tone 800", "k": 1, "min_score": 0.99})).json()
+    assert len(one["hits"]) == 1 and one["matches"] == 2, "counted in the whole library, whatever k and min_score are"
+    low = (await client.get("/search", params={"q": "tone 800", "filter": '{"tags": "low"}'})).json()
+    assert low["matches"] == 1
+    without = (await client.get("/search", params={"q": "tone 800", "without": "tone 6400"})).json()
+    assert without["matches"] == 2
+    similar = (await client.get(f"/clips/{library['800']}/similar")).json()
+    assert similar["matches"] == 1 and similar["hits"][0]["match"] and not similar["hits"][1]["match"]
+    by_file = (await client.post("/search", files={"file": ("x.wav", sounds.wav(6400, 1))})).json()
+    assert by_file["matches"] == 1 and by_file["hits"][0]["clip"]["filename"] == "6400.wav"
+    info = (await client.get("/info")).json()
+    assert info["model"]["match_cutoff"] == 0.5
+
+
+async def test_nothing_matches_a_sound_that_is_not_there(
+    matching: MatchingConfig, client: httpx.AsyncClient, library: dict[str, str]
+) -> None:
+    clip = library["200"]
+    for asked in ({"query": "rain"}, {"query": "rain", "mode": "lexical"}, {"query": "rain", "without": ["wind"]}):
+        answer = (await client.post("/search", json=asked)).json()
+        assert answer["matches"] == 0 and not any(hit["match"] for hit in answer["hits"])
+    await client.patch(f"/clips/{clip}", json={"metadata": {"tags": ["rain"]}})
+    for mode, matches in (("semantic", 0), ("hybrid", 0), ("lexical", 0)):
+        answer = (await client.post("/search", json={"query": "rain", "mode": mode})).json()
+        assert answer["matches"] == matches, "a tag alone is not enough for a sound that scores 0.007"
+
+
+async def test_matches_are_counted_deeper_than_k(
+    matching: MatchingConfig,
+    client: httpx.AsyncClient,
+    library: dict[str, str],
+    sounds: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await add_mixtures(client, sounds, 30)  # match too
+    monkeypatch.setattr(search, "FIRST_DEPTH", 4)
+    for asked in ({}, {"mode": "semantic"}, {"k": 1}, {"without": "tone 6400"}):
+        answer = (await client.post("/search", json={"query": "tone 800"} | asked)).json()
+        assert answer["matches"] == 32, asked
+    alone = (await client.post("/search", json={"query": "tone 800", "without": "tone 1600", "k": 1})).json()
+    assert alone["matches"] == 2
+    monkeypatch.setattr(search, "MAX_MATCHES", 20)
+    assert (await client.get("/search", params={"q": "tone 800"})).json()["matches"] == 20
 
 
 def best(response: httpx.Response) -> list[tuple[str, float, float]]:
@@ -331,8 +417,8 @@ async def test_a_half_second_sound_in_an_hour_is_found(
         (hit,) = answer["hits"]
         assert hit["clip"]["filename"] == "0.wav" and answer["candidates"] == 2 and hit["score"] > 0.9
         assert (hit["start"], hit["end"]) == pytest.approx((2000, 2000.48), abs=0.01)
-        by_clip = (await client.get("/search", params={"q": "tone 800", "k": 9})).json()["hits"]
-        assert "0.wav" not in {h["clip"]["filename"] for h in by_clip}
+        plain = (await client.get("/search", params={"q": "tone 800", "k": 1})).json()["hits"]
+        assert [h["clip"]["filename"] for h in plain] == ["0.wav"]
 
 
 @pytest.mark.parametrize(
