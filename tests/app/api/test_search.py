@@ -443,3 +443,33 @@ async def test_invalid_moment_searches_are_rejected(client: httpx.AsyncClient, b
 async def test_moments_in_an_empty_library(client: httpx.AsyncClient) -> None:
     response = await client.post("/search/moments", json={"sequence": ["rain", "wind"]})
     assert response.json()["hits"] == [] and response.json()["candidates"] == 0
+
+
+async def test_misspelled_queries_are_corrected(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    await client.patch(f"/clips/{library['200']}", json={"metadata": {"tags": ["whistling kettle"]}})
+    for asked in ({"query": "whistlng kettel"}, {"query": "whistlng kettel", "mode": "lexical"}):
+        answer = (await client.post("/search", json=asked)).json()
+        assert answer["query"] == "whistlng kettel" and answer["did_you_mean"] == "whistling kettle"
+    assert [hit["clip"]["id"] for hit in answer["hits"]] == [library["200"]]
+    right = (await client.get("/search", params={"q": "whistling kettle", "mode": "lexical"})).json()
+    assert right["did_you_mean"] is None and right["hits"] == answer["hits"]
+
+
+async def test_nonsense_matches_nothing_by_its_sound(
+    matching: MatchingConfig,
+    client: httpx.AsyncClient,
+    library: dict[str, str],
+    fake_model: Any,
+    sounds: SimpleNamespace,
+) -> None:
+    encode = fake_model.encode_text
+    fake_model.encode_text = lambda texts: encode(["tone 800" if text == "asdfgh" else text for text in texts])
+    answer = (await client.get("/search", params={"q": "asdfgh"})).json()
+    assert answer["hits"][0]["score"] > 0.9 and not any(hit["match"] for hit in answer["hits"])
+    assert answer["matches"] == 0 and answer["did_you_mean"] is None
+    await client.patch(f"/clips/{library['800']}", json={"metadata": {"tags": ["asdfgh"]}})
+    answer = (await client.get("/search", params={"q": "asdfgh"})).json()
+    assert answer["matches"] == 2 and answer["hits"][0]["match"], "a word that a clip has is known"
+    file = {"file": ("x.wav", sounds.wav(800, 1))}
+    both = (await client.post("/search", files=file, data={"query": "qqqq"})).json()
+    assert {hit["clip"]["filename"] for hit in both["hits"][:2]} == {"800.wav", "both.wav"}
