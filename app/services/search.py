@@ -88,18 +88,17 @@ class Found:
 
 @dataclass(frozen=True)
 class ExclusionRule:
-    """When an unwanted text excludes a clip: a frame, its clip score or its words show that the clip contains it.
+    """When an unwanted text excludes a clip: a frame, the whole clip or its words show that the clip contains it.
 
-    A frame: the score of the unwanted text, smoothed as in detection, is at least `frame_score`, and at least that of
-    the query there: the unwanted sound explains that moment better than the wanted one.
-    The clip: its score for the unwanted text matches, or is at least `clip_score` where the checkpoint has no cutoff,
-    and its logit is above the query's by `margin`.
+    A frame: its score for the unwanted text, smoothed as in detection, is at least `frame_score`, and its logit exceeds
+    that for the query by `margin`: the unwanted sound explains that moment better than the wanted one.
+    The clip: the same of its clip score, with the cutoff of matches, or `clip_score` if the checkpoint has none.
     Words: file name and tags contain all content words of the unwanted text.
     """
 
-    frame_score: float = 0.6
-    clip_score: float = 0.5
-    margin: float = 1.0
+    frame_score: float = 0.5
+    clip_score: float = 0.1
+    margin: float = 1.0  # measured, as the scores: docs/development/log.md
     median: float = 0.48  # seconds
 
 
@@ -276,7 +275,13 @@ def _is_present(engine: Engine, query: Query, frames: np.ndarray, hop: float, wi
         logits = engine.match_logits(np.full(len(frames), np.nan), frames @ part.vector, sound=True)
         wanted = 1 / (1 + np.exp(-logits[None]))
     wanted = median_smooth(wanted, EXCLUSION.median, hop)
-    return bool(((unwanted >= EXCLUSION.frame_score) & (unwanted >= wanted)).any())
+    clearly = _logit(unwanted) >= _logit(wanted) + EXCLUSION.margin
+    return bool(((unwanted >= EXCLUSION.frame_score) & clearly).any())
+
+
+def _logit(scores: np.ndarray) -> np.ndarray:
+    """The logits of scores, up to ±14."""
+    return np.asarray(np.log(np.clip(scores, 1e-6, 1) / np.clip(1 - scores, 1e-6, 1)))
 
 
 def _find_moments(engine: Engine, library: Library, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:

@@ -214,8 +214,8 @@ async def test_without_excludes_clips_with_a_short_occurrence(
         data={"k": "2", "without": ["tone 1600", "tone 6400"]},
     )
     assert names(example) == kept
-    nothing = await client.post("/search", json={"query": "tone 800", "without": ["tone 800"]})
-    assert names(nothing)[:1] != ["800.wav"] and all("mixed" not in name for name in names(nothing))
+    by_words = names(await client.post("/search", json={"query": "tone 800", "without": ["800"]}))
+    assert "800.wav" not in by_words and "both.wav" in by_words, "its name has the unwanted word"
 
 
 async def test_without_searches_deeper_than_k(
@@ -473,3 +473,105 @@ async def test_nonsense_matches_nothing_by_its_sound(
     file = {"file": ("x.wav", sounds.wav(800, 1))}
     both = (await client.post("/search", files=file, data={"query": "qqqq"})).json()
     assert {hit["clip"]["filename"] for hit in both["hits"][:2]} == {"800.wav", "both.wav"}
+
+
+async def test_text_and_sound_in_one_query(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    mixed = np.concatenate([sounds.tone(800, 2), sounds.tone(3200, 2)])
+    await client.post("/clips", files={"files": ("mixed.wav", sounds.encode(mixed))})
+    file = {"file": ("x.wav", sounds.wav(3200, 1))}
+    answer = (await client.post("/search", files=file, data={"query": "tone 800", "moments": "true"})).json()
+    assert answer["query"] == "tone 800"
+    best, others = answer["hits"][0], answer["hits"][1:]
+    assert best["clip"]["filename"] == "mixed.wav" and best["score"] > 0.99 > others[0]["score"]
+    assert best["moments"][0]["end"] == pytest.approx(2, abs=0.17), "moments are those of the text"
+    by_words = (await client.post("/search", files=file, data={"query": "800", "mode": "lexical"})).json()
+    assert [hit["clip"]["filename"] for hit in by_words["hits"]] == ["800.wav"]
+
+
+async def test_examples_replace_or_refine_a_query(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    whole = {"like": [{"clip_id": library["800"]}]}
+    answer = (await client.post("/search", json=whole)).json()
+    similar = (await client.get(f"/clips/{library['800']}/similar")).json()
+    assert answer["hits"] == similar["hits"] and answer["query"] == similar["query"] == "800.wav"
+    assert "800.wav" not in {hit["clip"]["filename"] for hit in answer["hits"]}
+    part = {"like": [{"clip_id": library["both"], "start": 4.2, "end": 5.8}]}
+    assert set(names(await client.post("/search", json=part | {"k": 2}))) == {"800.wav", "both.wav"}
+    silence = {"like": [{"clip_id": library["both"], "end": 3.0}]}
+    assert names(await client.post("/search", json=silence | {"k": 1})) == ["both.wav"]
+    both = await client.post("/search", json=part | {"query": "tone 800", "k": 2, "mode": "semantic"})
+    assert set(names(both)) == {"800.wav", "both.wav"} and both.json()["query"] == "tone 800"
+    several = {"like": [{"clip_id": library["200"]}, {"clip_id": library["400"]}]}
+    assert (await client.post("/search", json=several)).json()["query"] == "200.wav, 400.wav"
+
+
+async def test_unlike_lowers_what_sounds_like_it(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    await add_mixtures(client, sounds, 2)
+    asked = {"query": "tone 800", "mode": "semantic"}
+    before = {h["clip"]["filename"]: h["score"] for h in (await client.post("/search", json=asked)).json()["hits"]}
+    unlike = {"unlike": [{"clip_id": library["1600"]}]}
+    answer = (await client.post("/search", json=asked | unlike)).json()["hits"]
+    after = {hit["clip"]["filename"]: hit["score"] for hit in answer}
+    assert "1600.wav" in before and "1600.wav" not in after, "a whole clip among the examples is no result"
+    assert after["800.wav"] == pytest.approx(before["800.wav"], abs=0.001)
+    assert before["mixed 1.wav"] > 0.9 > 0.6 > after["mixed 1.wav"]
+    form = {"file": ("x.wav", sounds.wav(800, 1))}, {"unlike": json.dumps(unlike["unlike"]), "k": "2"}
+    assert set(names(await client.post("/search", files=form[0], data=form[1]))) == {"800.wav", "both.wav"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({"like": []}, 422, "like"),
+        ({"unlike": [{"clip_id": "CLIP"}]}, 422, "like"),
+        ({"like": [{"clip_id": "0" * 32}]}, 404, "0" * 32),
+        ({"query": "rain", "unlike": [{"clip_id": "nobody"}]}, 404, "nobody"),
+        ({"like": [{"clip_id": "CLIP", "start": 1, "end": 1}]}, 422, "from 1 to 1 s"),
+        ({"like": [{"clip_id": "CLIP", "start": 2.5}]}, 422, "lasts 2 s"),
+        ({"like": [{"clip_id": "CLIP", "end": 3}]}, 422, "lasts 2 s"),
+        ({"like": [{"clip_id": "CLIP", "start": -1}]}, 422, "start"),
+        ({"like": [{"clip_id": "CLIP"}] * 21}, 422, "20"),
+        ({"like": [{"id": "CLIP"}]}, 422, "clip_id"),
+        ({"like": [{"clip_id": "CLIP"}], "mode": "lexical"}, 422, "lexical"),
+    ],
+)
+async def test_invalid_examples_are_rejected(
+    client: httpx.AsyncClient, library: dict[str, str], body: dict[str, Any], status: int, word: str
+) -> None:
+    text = json.dumps(body).replace("CLIP", library["800"])
+    response = await client.post("/search", content=text, headers={"content-type": "application/json"})
+    assert response.status_code == status and word in response.json()["detail"], response.text
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+async def test_without_keeps_what_the_wanted_sound_explains_better(
+    make_app: Callable[..., FastAPI], open_client: Callable[..., httpx.AsyncClient], fake_model: Any, calibrated: bool
+) -> None:
+    if calibrated:
+        pair = (0.1, -5.0)
+        fake_model.config = replace(fake_model.config, matching=MatchingConfig(0.5, segment=pair, sound=pair))
+    wanted, unwanted, rest = fake_model.encode_text(["tone 800", "tone 1600", "rain"])
+    alike, less, short = (0.8 * wanted + 0.6 * unwanted, 0.7 * wanted + 0.7 * unwanted, 0.6 * wanted + 0.8 * unwanted)
+    clips = {"alike": [alike] * 20, "as alike": [less] * 20, "short": [rest] * 16 + [short] * 4, "clean": [wanted] * 20}
+    app = make_app()
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        for name, frames in clips.items():
+            clip = np.mean(frames, axis=0)
+            audio = name.encode()
+            app.state.service.library.add(
+                NewClip(f"{name}.wav", hashlib.sha256(audio).hexdigest(), 3.2, 16_000, 1, {},
+                        (clip / np.linalg.norm(clip)).astype(np.float32), np.array(frames, np.float32), 0.16, audio)
+            )  # fmt: skip
+        asked = {"query": "tone 800", "without": ["tone 1600"]}
+        assert set(names(await client.post("/search", json=asked))) == {"clean.wav", "alike.wav", "as alike.wav"}
+        back = {"query": "tone 1600", "without": ["tone 800"]}
+        assert set(names(await client.post("/search", json=back))) == {"short.wav", "as alike.wav"}
+        assert "alike.wav" not in names(await client.post("/search", json=asked | {"without": ["someone alike"]}))
+        by_clip = {"like": [{"clip_id": next(iter(app.state.service.library.list(9)[0])).id}], "without": ["tone 1600"]}
+        found = set(names(await client.post("/search", json=by_clip)))
+        assert "short.wav" not in found and ("alike.wav" in found) == calibrated, "frames are compared if calibrated"
