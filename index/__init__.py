@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from index.sqlite.library import SqliteLibrary
     from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
     from index.sqlite.reindex import SideDatabase, remove_side, side_path
+    from index.text import STOP_WORDS, stem_words, text_columns, words_of
 
 __all__ = [
     "AudioMissing",
@@ -62,6 +63,7 @@ __all__ = [
     "LibraryUnavailable",
     "MilvusLibrary",
     "NewClip",
+    "STOP_WORDS",
     "SideDatabase",
     "SqliteLibrary",
     "StorageFull",
@@ -74,6 +76,9 @@ __all__ = [
     "remove_side",
     "restore",
     "side_path",
+    "stem_words",
+    "text_columns",
+    "words_of",
 ]
 
 _MODULES = {
@@ -87,6 +92,7 @@ _MODULES = {
     "index.sqlite.library": ("SqliteLibrary",),
     "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),
     "index.sqlite.reindex": ("SideDatabase", "remove_side", "side_path"),
+    "index.text": ("STOP_WORDS", "stem_words", "text_columns", "words_of"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

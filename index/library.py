@@ -55,8 +55,32 @@ class Library(Protocol):
         A hit's similarity is that of its segment.
         """
 
+    def nearest(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
+        """Returns `search` without the records, which is cheaper for many clips: ids and similarities."""
+
+    def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
+        """Returns `search_segments` without the records: ids and similarities."""
+
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips that best match the words of `query`; their similarity is that to `vector` (D,)."""
+
+    def word_counts(self, words: Sequence[str]) -> dict[str, int]:
+        """Returns the number of clips with each word in file name, tags or other metadata, compared by stem.
+
+        A store that cannot count returns 1 for every word that occurs.
+        """
+
+    def similar_words(self, word: str, distance: int) -> dict[str, int]:
+        """Returns words of the clips within `distance` edits (Damerau, Levenshtein) of `word`, in lower case.
+
+        With each its number of clips. A store without a list of its words returns nothing.
+        """
+
+    def clips(self, clip_ids: Sequence[str]) -> dict[str, Clip]:
+        """Returns the existing clips by id."""
+
+    def similarities(self, clip_ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the similarities (2, Q) of each existing clip to vectors (Q, D): the clip's, its best segment's."""
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
         """Returns the clip's embedding (D,) float32, unit length. Raises ClipNotFound."""

@@ -1,14 +1,17 @@
 """Text for full-text search: splits clip texts into words and builds FTS5 queries.
 
 The full-text index is SQLite's FTS5 with its Porter stemmer, so "barking" finds "bark". This module handles what
-that tokenizer does not: splitting CamelCase, digits next to letters, and scripts written without spaces.
+that tokenizer does not: splitting CamelCase, digits next to letters, and scripts written without spaces. `stem_words`
+gives its stems to callers that compare words outside of the index.
 """
 
 from __future__ import annotations
 
 import re
+import sqlite3
+import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 TOKENIZER = "porter unicode61 remove_diacritics 2"
@@ -25,7 +28,9 @@ _UNSPACED = re.compile(
     r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff])"
 )
 _WORD = re.compile(r"\w", re.UNICODE)
-_STOP_WORDS = frozenset(
+_WORDS = re.compile(r"[^\W_]+")
+_MAX_STEMS = 200_000  # that are remembered
+STOP_WORDS = frozenset(
     ["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "or", "some", "the", "to", "with"]
 )
 
@@ -49,9 +54,51 @@ def fts_query(query: str) -> str | None:
     A word that `split_words` splits becomes a phrase. Stop words count only if there are no other words.
     """
     terms = [term for term in query.split() if _WORD.search(term)][:_MAX_TERMS]
-    content = [term for term in terms if term.lower() not in _STOP_WORDS]
+    content = [term for term in terms if term.lower() not in STOP_WORDS]
     phrases = ['"' + " ".join(split_words(term).replace('"', " ").split()) + '"' for term in content or terms]
     return " OR ".join(dict.fromkeys(phrases)) or None
+
+
+def words_of(text: str) -> list[str]:
+    """Returns a text's words in lower case, separated as in the full-text index."""
+    return _WORDS.findall(split_words(text).lower())
+
+
+def stem_words(words: Sequence[str]) -> list[str]:
+    """Returns the stem of each word as the full-text index has it: "barking" → "bark", "Café" → "cafe"."""
+    return _STEMMER.stems(words)
+
+
+class _Stemmer:
+    """Stems by FTS5 itself, in a database in memory that is created on first use; remembers words."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._database: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+
+    def stems(self, words: Sequence[str]) -> list[str]:
+        with self._lock:
+            unknown = [word for word in dict.fromkeys(words) if word not in self._known]
+            if unknown:
+                if len(self._known) + len(unknown) > _MAX_STEMS:
+                    self._known, unknown = {}, list(dict.fromkeys(words))
+                self._learn(unknown)
+            return [self._known[word] for word in words]
+
+    def _learn(self, words: Sequence[str]) -> None:
+        if self._database is None:
+            self._database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            self._database.execute(f"CREATE VIRTUAL TABLE texts USING fts5(body, tokenize = '{TOKENIZER}')")
+            self._database.execute("CREATE VIRTUAL TABLE found USING fts5vocab(texts, instance)")
+        self._database.execute("BEGIN")
+        self._database.executemany("INSERT INTO texts (rowid, body) VALUES (?, ?)", enumerate(words))
+        found = dict(self._database.execute("SELECT doc, term FROM found ORDER BY doc, offset DESC").fetchall())
+        self._database.execute("ROLLBACK")
+        self._known.update((word, found.get(number, word)) for number, word in enumerate(words))
+
+
+_STEMMER = _Stemmer()
 
 
 def _texts(value: Any) -> Iterator[str]:

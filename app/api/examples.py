@@ -34,11 +34,13 @@ SEARCHES = {
     "words": {"query": "dog barking", "k": 5},
     "filter": {"query": "rain", "filter": {"tags": ["field", "garden"]}, "min_score": 0.2},
     "without": {"query": "dog barking", "without": ["howling"], "moments": True},
+    "like": {"query": "dog barking", "like": [{"clip_id": CLIP["id"], "start": 1.1, "end": 2.1}]},
 }
 FOUND = {
     "query": "dog barking",
     "took_ms": 4.1,
-    "hits": [{"clip": CLIP, "similarity": 0.5312, "score": 0.8271, "moments": [MOMENT]}],
+    "matches": 3,
+    "hits": [{"clip": CLIP, "similarity": 0.5312, "score": 0.8271, "match": True, "moments": [MOMENT]}],
 }
 MOMENT_SEARCHES = {
     "one sound": {"query": "glass breaking", "k": 5},
@@ -125,6 +127,7 @@ INFO = {
         "frame_hop": 0.16,
         "device": "cpu",
         "dtype": "float32",
+        "match_cutoff": 0.4,
     },
     "clips": 102,
     "limits": {

@@ -13,7 +13,7 @@ from app import errors
 from app.api import schemas
 from app.services.ingest import Failure
 from app.services.moments import ClipMoment
-from app.services.search import SearchHit
+from app.services.search import Found, SearchHit
 from model.detection import Moment
 
 
@@ -40,17 +40,26 @@ def file_errors(outcomes: Sequence[Any]) -> list[schemas.FileError]:
     return problems
 
 
-def hits(found: Sequence[SearchHit]) -> list[schemas.Hit]:
-    """The hits of a search."""
-    return [
-        schemas.Hit(
-            clip=clip(hit.clip),
-            similarity=round(hit.similarity, 6),
-            score=round(hit.score, 6),
-            moments=None if hit.moments is None else [moment(m) for m in hit.moments],
-        )
-        for hit in found
-    ]
+def search_result(found: Found, took_ms: float) -> schemas.SearchResult:
+    """The result of a search."""
+    return schemas.SearchResult(
+        query=found.title,
+        took_ms=took_ms,
+        matches=found.matches,
+        did_you_mean=found.did_you_mean,
+        hits=[hit(item) for item in found.hits],
+    )
+
+
+def hit(hit: SearchHit) -> schemas.Hit:
+    """A hit of a search."""
+    return schemas.Hit(
+        clip=clip(hit.clip),
+        similarity=round(hit.similarity, 6),
+        score=round(hit.score, 6),
+        match=hit.match,
+        moments=None if hit.moments is None else [moment(m) for m in hit.moments],
+    )
 
 
 def moment(moment: Moment) -> schemas.Moment:

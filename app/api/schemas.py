@@ -21,6 +21,7 @@ MAX_TEXT = 1000  # characters of a query, phrase or label; the model reads far f
 MAX_TEXTS = 1000  # per request to /embed
 MAX_INPUTS = 2048  # per request to /v1/embeddings
 MAX_WITHOUT = 20  # texts that a search excludes
+MAX_EXAMPLES = 20  # in `like` and in `unlike`
 MAX_SEQUENCE = 10  # sounds of a sequence
 MAX_PEAKS = 10_000
 
@@ -54,9 +55,7 @@ Without = Annotated[
 ]
 Mode = Annotated[
     Literal["semantic", "hybrid", "lexical"],
-    Field(
-        description="semantic: by sound; lexical: by the words of file name, tags and metadata; hybrid: both, fused."
-    ),
+    Field(description="semantic: by sound; lexical: by the words of file name, tags and metadata; hybrid: by both."),
 ]
 _WITHOUT = "Sounds to exclude: a text, or a list of texts."
 Filter = Annotated[
@@ -284,23 +283,38 @@ class OpenAIModels(BaseModel):
     data: list[OpenAIModel]
 
 
+class Example(_Request):
+    """A clip of the library as an example, or a part of it, in seconds."""
+
+    clip_id: str
+    start: Seconds | None = Field(None, description="Default: the start of the clip.")
+    end: Seconds | None = Field(None, description="Default: the end of the clip.")
+
+
+Examples = Annotated[list[Example], Field(max_length=MAX_EXAMPLES)]
+
+
 class _SearchOptions(_Request):
     k: K = 10
     filter: Filter | None = None
     moments: bool = Field(False, description="Also return the best moments of each clip.")
     min_score: Score | None = Field(None, description="Drop hits with a lower score.")
-    mode: Mode = "semantic"
+    mode: Mode = "hybrid"
     without: Without = Field([], description=_WITHOUT)
+    like: Examples = Field([], description="Clips, or parts of clips, that the results should sound like.")
+    unlike: Examples = Field([], description="Clips, or parts of clips, that the results should not sound like.")
 
 
 class SearchRequest(_SearchOptions):
-    """JSON body of POST /search."""
+    """JSON body of POST /search: a `query`, examples in `like`, or both."""
 
-    query: Text
+    query: Text | None = Field(None, description="A description of the sound.")
 
 
 class SearchForm(_SearchOptions):
     """Form fields of POST /search, besides `file`."""
+
+    query: Text | None = Field(None, description="A description of the sound, in addition to the file.")
 
 
 class SearchQuery(_Request):
@@ -316,7 +330,7 @@ class SearchQuery(_Request):
     )
     moments: bool = Field(False, description="Also return the best moments of each clip.")
     min_score: Score | None = Field(None, description="Drop hits with a lower score.")
-    mode: Mode = "semantic"
+    mode: Mode = "hybrid"
     without: Without = Field([], description=_WITHOUT)
 
 
@@ -356,19 +370,29 @@ class Moment(BaseModel):
 
 
 class Hit(BaseModel):
-    """A matching clip. `similarity` is the cosine similarity, `score` its calibrated probability."""
+    """A found clip. `similarity` is the clip's cosine similarity, `score` the calibrated probability that it matches.
+
+    `match` is whether the score reaches the checkpoint's cutoff, null if it has none.
+    """
 
     clip: Clip
     similarity: float
     score: float
+    match: bool | None
     moments: list[Moment] | None = None
 
 
 class SearchResult(BaseModel):
-    """Hits, best first. `query` is the text or the file name of the search."""
+    """Hits, best first. `query` is the text of the search, or the names of the sounds.
+
+    `matches` is the number of matching clips in the library, at most 1,000; null if the checkpoint has no cutoff.
+    `did_you_mean` is the text that was searched if `query` has misspelled words, else null.
+    """
 
     query: str
     took_ms: float
+    matches: int | None
+    did_you_mean: str | None = None
     hits: list[Hit]
 
 
@@ -496,7 +520,10 @@ class Health(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """The loaded model. `stamp` identifies its embedding space: embeddings with equal stamps are comparable."""
+    """The loaded model. `stamp` identifies its embedding space: embeddings with equal stamps are comparable.
+
+    `match_cutoff` is the score from which a hit matches, null if the checkpoint has none.
+    """
 
     name: str
     stamp: str
@@ -504,6 +531,7 @@ class ModelInfo(BaseModel):
     frame_hop: float
     device: str
     dtype: str
+    match_cutoff: float | None
 
 
 class Limits(BaseModel):

@@ -11,8 +11,9 @@ from app.api import examples, openapi, requests, responses
 from app.api.requests import Serving
 from app.api.schemas import Moments, MomentsRequest, SearchForm, SearchQuery, SearchRequest, SearchResult, SimilarQuery
 from app.errors import Invalid
+from app.services.audio_source import AudioFile
 from app.services.moments import search_moments
-from app.services.search import SearchOptions, search_by_audio, search_by_clip, search_by_text
+from app.services.search import Example, SearchOptions, search, search_by_clip
 from app.state import AppState
 
 router = APIRouter(tags=["search"])
@@ -27,40 +28,35 @@ async def search_by_query(state: Serving, query: Annotated[SearchQuery, Query()]
     """Same as POST /search with JSON; `without` may be repeated."""
     where = None if query.filter is None else requests.parse_json(query.filter, "the filter")
     values = query.model_dump(exclude={"q", "filter"}) | {"query": query.q, "filter": where}
-    return await _search_by_text(state, requests.validate(SearchRequest, values))
+    return await _search(state, requests.validate(SearchRequest, values))
 
 
 @router.post(
     "/search",
-    summary="Search by text or by audio",
+    summary="Search by text, by audio or by both",
     response_model=SearchResult,
-    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS, 415)),
+    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS, 404, 415)),
     openapi_extra=openapi.body(
         json=SearchRequest,
         examples=examples.SEARCHES,
         form=SearchForm,
         file="file",
-        form_example={"file": "(an audio file)", "k": 5},
+        form_example={"file": "(an audio file)", "query": "in a large hall", "k": 5},
     ),
 )
 async def search_by_body(request: Request, state: Serving) -> SearchResult:
-    """Searches with the `query` of a JSON body, or with the `file` of a form as an example.
+    """Searches with the `query` of a JSON body, with the `file` of a form as an example, or with both in a form.
 
-    `without` excludes clips that contain an unwanted sound for about half a second, or that are more similar to an
-    unwanted text than to the query. At most the 2,000 best clips are considered.
+    `like` and `unlike` refine either with clips of the library, or replace the query. `without` excludes clips that
+    contain an unwanted sound; at most the 2,000 best clips are considered then.
     """
     if requests.media_type_of(request) not in requests.FORM_TYPES:
-        return await _search_by_text(state, await requests.read_json(request, SearchRequest))
-    began = time.perf_counter()
-    async with requests.open_form(request, SearchForm, files="file", json_fields=("filter",)) as form:
+        return await _search(state, await requests.read_json(request, SearchRequest))
+    fields = ("filter", "like", "unlike")
+    async with requests.open_form(request, SearchForm, files="file", json_fields=fields) as form:
         if len(form.files) != 1:
             raise Invalid(f"A search by audio requires exactly one `file`; the form has {len(form.files)}.")
-        options = form.fields
-        if options.mode == "lexical":
-            raise Invalid("The mode 'lexical' requires a text query.")
-        file = form.files[0]
-        hits = await search_by_audio(state, file, _options(options))
-    return SearchResult(query=file.filename, took_ms=_ms_since(began), hits=responses.hits(hits))
+        return await _search(state, form.fields, form.files[0])
 
 
 @router.post(
@@ -99,14 +95,14 @@ async def search_for_moments(request: Request, state: Serving) -> Moments:
 async def similar(clip_id: str, state: Serving, query: Annotated[SimilarQuery, Query()]) -> SearchResult:
     """Searches with a clip of the library, which is not one of the hits."""
     began = time.perf_counter()
-    clip, hits = await search_by_clip(state, clip_id, SearchOptions(k=query.k))
-    return SearchResult(query=clip.filename, took_ms=_ms_since(began), hits=responses.hits(hits))
+    found = await search_by_clip(state, clip_id, SearchOptions(k=query.k))
+    return responses.search_result(found, _ms_since(began))
 
 
-async def _search_by_text(state: AppState, request: SearchRequest) -> SearchResult:
+async def _search(state: AppState, request: SearchRequest | SearchForm, file: AudioFile | None = None) -> SearchResult:
     began = time.perf_counter()
-    hits = await search_by_text(state, request.query, _options(request))
-    return SearchResult(query=request.query, took_ms=_ms_since(began), hits=responses.hits(hits))
+    found = await search(state, _options(request), text=request.query, file=file)
+    return responses.search_result(found, _ms_since(began))
 
 
 def _options(request: SearchRequest | SearchForm) -> SearchOptions:
@@ -117,6 +113,8 @@ def _options(request: SearchRequest | SearchForm) -> SearchOptions:
         min_score=request.min_score,
         moments=request.moments,
         without=request.without,
+        like=[Example(one.clip_id, one.start, one.end) for one in request.like],
+        unlike=[Example(one.clip_id, one.start, one.end) for one in request.unlike],
     )
 
 

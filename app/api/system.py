@@ -67,6 +67,7 @@ async def info(state: Serving) -> Info:
             frame_hop=engine.frame_hop,
             device=engine.device,
             dtype=engine.dtype,
+            match_cutoff=None if engine.matching is None else engine.matching.cutoff,
         ),
         clips=await state.read(len, state.library),
         limits=Limits(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _TEXT_BATCH = 64  # texts
 _TEXT_CACHE = 4096  # embeddings
+_TOKEN_CACHE = 10_000  # words
+_NO_WORD = "\U00012000"  # cuneiform, which no vocabulary has
 _CHECK_TTL = 1.0  # seconds for which a passed check is valid
 _PROBE_SAMPLES = 8_000  # half a second
 _BATCH_SECONDS = 0.25  # maximum duration of a batch, and so of a search's wait for an audio batch
@@ -48,6 +50,8 @@ class Model(Protocol):
     def frame_hop(self) -> float: ...
     @property
     def temp_global(self) -> Any: ...
+    @property
+    def b_global(self) -> Any: ...
     @property
     def device(self) -> Any: ...
     @property
@@ -105,6 +109,7 @@ class Engine:
         self._device = Device("audio", side_by_side, prepare)
         self._text_device = self._device if side_by_side == 1 else Device("text", prepare=prepare)
         self._text_cache: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._tokens: dict[str, bool] = {}  # word → whether it is a single token
         self._checked_at = -_CHECK_TTL
         self._checking = asyncio.Lock()
         self.on_batch: Callable[[str, BatchReport], None] = lambda lane, report: None
@@ -128,6 +133,7 @@ class Engine:
         )
         self.name, self.stamp = model.name, model.stamp
         self.dim, self.frame_hop = model.dim, model.frame_hop
+        self.matching = model.config.matching
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
 
     async def start(self) -> None:
@@ -188,11 +194,39 @@ class Engine:
         weights = np.exp(logits - logits.max())
         return np.asarray(weights / weights.sum())
 
-    def score_of(self, similarity: np.ndarray) -> np.ndarray:
-        """Similarities (A,) of clips to a query → their scores (A,)."""
-        # the product of one-dimensional vectors is the similarity itself
-        column = np.asarray(similarity, dtype=np.float32)[:, None]
-        return self.clip_score(column, np.ones((1, 1), dtype=np.float32))[:, 0]
+    def match_logits(self, clip: np.ndarray, segment: np.ndarray, *, sound: bool = False) -> np.ndarray:
+        """Cosines (A,) of clips and of their best segments to a query, NaN where unknown → logits of their scores (A,).
+
+        The larger logit of the two counts: a clip is as good as its best moment. Each cosine has its own pair of
+        temperature and bias (model.config.MatchingConfig), and a query that is a sound has one for both; without them,
+        the model's pair for a clip and a text stands in.
+        """
+        whole = part = (float(self._model.temp_global), float(self._model.b_global))
+        if self.matching is not None:
+            part = self.matching.segment
+            if sound:
+                whole = part = self.matching.sound
+        logits = [np.asarray(c, np.float64) / temp + bias for c, (temp, bias) in ((clip, whole), (segment, part))]
+        return np.asarray(np.fmax(*logits))
+
+    async def single_tokens(self, words: Sequence[str]) -> set[str]:
+        """Those of the words (lower case) that are single tokens of the model; none if it has no tokenizer."""
+        tokenise = getattr(self._model, "tokenise", None)
+        unseen = [word for word in dict.fromkeys(words) if word not in self._tokens]
+        if tokenise is not None and unseen:
+            # the first two show which tokens every text has, and the token of unknown characters, if there is one
+            texts = ["", _NO_WORD, *(f" {word}" for word in unseen)]
+            ids, mask = await self._text_device.call(tokenise, texts)
+            rows = [
+                row[kept.astype(bool)].tolist() for row, kept in zip(np.asarray(ids), np.asarray(mask), strict=True)
+            ]
+            frame = len(rows[0])
+            unknown = set(rows[1]) - set(rows[0]) if len(rows[1]) == frame + 1 else set()
+            if len(self._tokens) + len(unseen) > _TOKEN_CACHE:
+                self._tokens.clear()
+            for word, row in zip(unseen, rows[2:], strict=True):
+                self._tokens[word] = len(row) == frame + 1 and unknown.isdisjoint(row)
+        return {word for word in words if self._tokens.get(word, False)}
 
     def refuse_if_full(self) -> None:
         """Raises QueueFull or Closed if new audio would be rejected; for checks before decoding."""

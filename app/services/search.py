@@ -1,177 +1,287 @@
-"""Searching the library by text, by audio or by a clip: semantic, lexical or hybrid ranking, exclusions, moments."""
+"""Searching the library by text, by sounds or by both: exclusions, how many clips match, and the best moments."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.audio_source import AudioFile, open_file
+from app.services.ranking import FIRST_DEPTH, Mode, Part, Query, Ranked, Ranking
+from app.services.words import has_all_words, read_words
 from app.state import AppState
-from index import Clip, ClipNotFound, Hit, Library
+from index import Clip, ClipNotFound, Library
 from model.detection import Moment, find_moments, median_smooth
 
-Mode = Literal["semantic", "hybrid", "lexical"]
-
 MOMENTS = 3  # per hit, at most
-WITHOUT_SCORE = 0.6  # smoothed frame score from which an excluded sound is present; see docs/development/log.md
-FUSION_DEPTH = 100  # clips of each ranking that a hybrid search fuses, at least
+MAX_MATCHES = 1000  # that are counted
 WITHOUT_CLIPS = 2000  # clips that a search with exclusions considers, at most
-_WITHOUT_MEDIAN_S = 0.48  # as in detection
 _CHUNK = 25  # clips whose frames are read at once; a client that disconnects is noticed in between
-_RRF_K = 60  # damps the weight of the first ranks; the value of the paper
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip of the library, or the part of it from `start` to `end`, in seconds."""
+
+    clip_id: str
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start is None and self.end is None
 
 
 @dataclass(frozen=True)
 class SearchOptions:
     """How to rank and filter.
 
-    mode: "semantic" ranks by similarity, "lexical" by BM25 over file name, tags and other metadata, "hybrid" fuses
-    both by rank. without: texts; a clip is left out when it is at least as similar to one of them as to the query, or
-    contains one: a frame score, smoothed as in detection, of WITHOUT_SCORE or more.
+    mode: "semantic" ranks by sound, "lexical" by BM25 over file name, tags and other metadata, "hybrid" by sound and
+    words (app.services.ranking). without: texts of unwanted sounds (`ExclusionRule`). like, unlike: wanted and unwanted
+    examples; whole clips among them are no results.
     """
 
     k: int = 10
-    mode: Mode = "semantic"
+    mode: Mode = "hybrid"
     filter: Mapping[str, Any] | None = None
     min_score: float | None = None
     moments: bool = False
     without: Sequence[str] = ()
+    like: Sequence[Example] = ()
+    unlike: Sequence[Example] = ()
 
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A matching clip. similarity: cosine to the query; score: the calibrated probability; moments: best first."""
+    """A found clip. similarity: its cosine to the query; score: the calibrated probability; moments: best first.
+
+    match: whether the score reaches the checkpoint's cutoff; None if it has none.
+    """
 
     clip: Clip
     similarity: float
     score: float
+    match: bool | None
     moments: list[Moment] | None
 
 
 @dataclass(frozen=True)
-class _Query:
-    """An embedding (D,), the words of a text query, and the id of a clip that is not a result."""
+class Found:
+    """The result of a search. title: the text, or the names of the sounds. hits: best first, in lexical mode by BM25.
 
-    vector: np.ndarray
-    words: str = ""
-    exclude: str | None = None
-
-
-async def search_by_text(state: AppState, text: str, options: SearchOptions) -> list[SearchHit]:
-    """The k clips that match a text best, best first."""
-    (vector,) = await state.engine.embed_texts([text], urgency=Urgency.SEARCH)
-    return await _search(state, _Query(vector, words=text), options)
-
-
-async def search_by_audio(state: AppState, file: AudioFile, options: SearchOptions) -> list[SearchHit]:
-    """The k clips that sound most like an uploaded file, best first. The mode must be "semantic"."""
-    async with open_file(state, file, urgency=Urgency.SEARCH) as stream:
-        async for _ in stream:
-            pass
-    return await _search(state, _Query(stream.embedding), options)
-
-
-async def search_by_clip(state: AppState, clip_id: str, options: SearchOptions) -> tuple[Clip, list[SearchHit]]:
-    """A clip, and the k other clips that sound most like it, best first. Raises ClipNotFound."""
-    clip = await state.read(state.library.get, clip_id)
-    vector = await state.read(state.library.clip_vector, clip_id)
-    return clip, await _search(state, _Query(vector, exclude=clip_id), options)
-
-
-async def _search(state: AppState, query: _Query, options: SearchOptions) -> list[SearchHit]:
-    engine, library = state.engine, state.library
-    without = await engine.embed_texts(options.without, urgency=Urgency.SEARCH) if options.without else None
-    if without is None:
-        hits = await _rank(state, query, options, options.k + (query.exclude is not None))
-        hits = [hit for hit in hits if hit.clip.id != query.exclude]
-    else:
-        hits = await _rank_without(state, query, options, without)
-    hits = hits[: options.k]
-    if not hits:
-        return []
-    scores = engine.score_of(np.array([hit.similarity for hit in hits])).tolist()
-    least = options.min_score
-    scored = [(hit, score) for hit, score in zip(hits, scores, strict=True) if least is None or score >= least]
-    if not options.moments:
-        return [SearchHit(hit.clip, hit.similarity, score, None) for hit, score in scored]
-    moments = await state.compute(_find_moments, engine, library, [hit.clip for hit, _ in scored], query.vector)
-    return [SearchHit(hit.clip, hit.similarity, score, own) for (hit, score), own in zip(scored, moments, strict=True)]
-
-
-async def _rank(state: AppState, query: _Query, options: SearchOptions, k: int) -> list[Hit]:
-    """The k best clips, nothing excluded yet."""
-    library = state.library
-    if options.mode == "lexical":
-        return await state.read(library.search_words, query.words, query.vector, k, options.filter)
-    depth = k if options.mode == "semantic" else max(k, FUSION_DEPTH)
-    with state.metrics.vector_search():
-        similar = await state.read(library.search, query.vector, depth, options.filter)
-    if options.mode == "semantic":
-        return similar
-    lexical = await state.read(library.search_words, query.words, query.vector, depth, options.filter)
-    return fuse([similar, lexical])[:k]
-
-
-async def _rank_without(state: AppState, query: _Query, options: SearchOptions, without: np.ndarray) -> list[Hit]:
-    """The best clips that none of the excluded texts (W, D) rules out.
-
-    Excluded clips make room for the next best, down to the best WITHOUT_CLIPS of the library: each round ranks deeper
-    and checks the clips that are new.
+    matches: clips of the library that pass the filter and match, MAX_MATCHES at most; None if the checkpoint has no
+    cutoff. did_you_mean: the text that was searched, if misspelled words were corrected.
     """
-    depth = min(2 * (options.k + (query.exclude is not None)) + 50, WITHOUT_CLIPS)
-    seen: set[str | None] = {query.exclude}
-    hits: list[Hit] = []
-    while True:
-        ranked = await _rank(state, query, options, depth)
-        new = [hit for hit in ranked if hit.clip.id not in seen]
-        seen.update(hit.clip.id for hit in new)
-        for start in range(0, len(new), _CHUNK):
-            chunk = new[start : start + _CHUNK]
-            hits += await state.compute(_filter_without, state.engine, state.library, chunk, without)
-            if len(hits) >= options.k:
+
+    title: str
+    hits: list[SearchHit]
+    matches: int | None
+    did_you_mean: str | None
+
+
+@dataclass(frozen=True)
+class ExclusionRule:
+    """When an unwanted text excludes a clip: a frame, the whole clip or its words show that the clip contains it.
+
+    A frame: its score for the unwanted text, smoothed as in detection, is at least `frame_score`, and its logit exceeds
+    that for the query by `margin`: the unwanted sound explains that moment better than the wanted one.
+    The clip: the same of its clip score, with the cutoff of matches, or `clip_score` if the checkpoint has none.
+    Words: file name and tags contain all content words of the unwanted text.
+    """
+
+    frame_score: float = 0.5
+    clip_score: float = 0.1
+    margin: float = 1.0  # measured, as the scores: docs/development/log.md
+    median: float = 0.48  # seconds
+
+
+EXCLUSION = ExclusionRule()
+
+
+async def search(
+    state: AppState, options: SearchOptions, *, text: str | None = None, file: AudioFile | None = None
+) -> Found:
+    """The k clips that match a text, a sound, examples of the library, or several of these together, best first.
+
+    Raises Invalid if nothing is wanted, or a lexical search has no text; ClipNotFound for unknown examples.
+    """
+    if text is None and options.mode == "lexical":
+        raise Invalid("The mode 'lexical' requires a text query.")
+    if text is None and file is None and not options.like:
+        raise Invalid("Provide a `query`, a file, or examples in `like`.")
+    words, parts, names = None, [], []
+    if text is not None:
+        words, (vector,) = await asyncio.gather(
+            read_words(state, text), state.engine.embed_texts([text], urgency=Urgency.SEARCH)
+        )
+        if words.corrected:
+            (vector,) = await state.engine.embed_texts([words.text], urgency=Urgency.SEARCH)
+        parts.append(Part(vector))
+    if file is not None:
+        async with open_file(state, file, urgency=Urgency.SEARCH) as stream:
+            async for _ in stream:
+                pass
+        parts.append(Part(stream.embedding, sound=True))
+        names.append(file.filename)
+    if options.like:
+        vector, clips = await _embed_examples(state, options.like)
+        parts.append(Part(vector, sound=True))
+        names += [clip.filename for clip in clips]
+    unlike = (await _embed_examples(state, options.unlike))[0] if options.unlike else None
+    whole = frozenset(example.clip_id for example in (*options.like, *options.unlike) if example.is_whole)
+    query = Query(tuple(parts), unlike, words, whole)
+    hits, matches = await _Search(state, query, options).run()
+    title = text if text is not None else ", ".join(dict.fromkeys(names))
+    return Found(title, hits, matches, words.text if words is not None and words.corrected else None)
+
+
+async def search_by_clip(state: AppState, clip_id: str, options: SearchOptions) -> Found:
+    """The k other clips that sound most like a clip, best first. Raises ClipNotFound."""
+    return await search(state, SearchOptions(k=options.k, like=(Example(clip_id),)))
+
+
+async def _embed_examples(state: AppState, examples: Sequence[Example]) -> tuple[np.ndarray, list[Clip]]:
+    """The mean direction (D,) of the examples, and their clips. Raises ClipNotFound, Invalid."""
+    found = [await state.read(_embed_example, state.library, example) for example in examples]
+    return _unit(np.mean([vector for _, vector in found], axis=0)), [clip for clip, _ in found]
+
+
+def _embed_example(library: Library, example: Example) -> tuple[Clip, np.ndarray]:
+    """The clip and its vector (D,), or the mean direction of the frames in the given part of it."""
+    clip = library.get(example.clip_id)
+    if example.is_whole:
+        return clip, library.clip_vector(clip.id)
+    start, end = example.start or 0.0, clip.duration if example.end is None else example.end
+    if not start < end or start >= clip.duration or end > clip.duration + 0.1:
+        raise Invalid(
+            f"The part from {start:g} to {end:g} s is not within clip {clip.id}, which lasts {clip.duration:g} s."
+        )
+    codes, hop = library.frame_codes(clip.id)
+    first = min(int(start / hop), len(codes) - 1)
+    return clip, _unit(codes.decode(first, max(first + 1, math.ceil(end / hop))).mean(axis=0))
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), dtype=np.float32)
+
+
+class _Search:
+    """One search: ranks deeper until there are k hits and the matches are counted."""
+
+    def __init__(self, state: AppState, query: Query, options: SearchOptions) -> None:
+        self._state, self._query, self._options = state, query, options
+        self._ranking = Ranking(state, query, options.mode, options.filter)
+        self._excluded: dict[str, bool] = {}
+
+    async def run(self) -> tuple[list[SearchHit], int | None]:
+        """The hits, and the number of matches."""
+        options, ranking = self._options, self._ranking
+        without = None
+        if options.without:
+            without = await self._state.engine.embed_texts(options.without, urgency=Urgency.SEARCH)
+        depth = max(options.k + len(self._query.leave_out), FIRST_DEPTH)
+        first: list[Ranked] | None = None
+        while True:
+            ranked = [item for item in await ranking.best(depth) if item.clip_id not in self._query.leave_out]
+            passing = ranked if without is None else await self._exclude(ranked, without)
+            if first is None or len(first) < options.k:
+                first = passing
+            if ranking.exhausted:
                 break
-        if len(hits) >= options.k or len(ranked) < depth or depth == WITHOUT_CLIPS:
-            return hits
-        depth = min(4 * depth, WITHOUT_CLIPS)
+            more_hits = len(passing) < options.k and without is not None and depth < WITHOUT_CLIPS
+            more_matches = ranking.may_match_deeper and depth < MAX_MATCHES
+            if not (more_hits or more_matches):
+                break
+            depth = min(4 * depth, WITHOUT_CLIPS) if more_hits else MAX_MATCHES
+        matches = None
+        if self._state.engine.matching is not None:
+            matching = {item.clip_id for item in (*first, *passing) if ranking.is_match(item)}
+            matches = min(len(matching), MAX_MATCHES)
+        return await self._hits(first[: options.k]), matches
+
+    async def _hits(self, ranked: Sequence[Ranked]) -> list[SearchHit]:
+        least = self._options.min_score
+        ranked = await self._ranking.complete([item for item in ranked if least is None or item.score >= least])
+        clips = [self._ranking.clips[item.clip_id] for item in ranked]
+        moments: Sequence[list[Moment] | None] = [None] * len(clips)
+        if self._options.moments and clips:
+            wanted = self._query.parts[0].vector  # the text, if there is one
+            moments = await self._state.compute(_find_moments, self._state.engine, self._state.library, clips, wanted)
+        return [
+            SearchHit(clip, item.similarity, item.score, self._ranking.is_match(item), own)
+            for item, clip, own in zip(ranked, clips, moments, strict=True)
+        ]
+
+    async def _exclude(self, ranked: Sequence[Ranked], without: np.ndarray) -> list[Ranked]:
+        """The clips that no unwanted text (W, D) excludes, best first, as far as needed: k, and all that match."""
+        passing: list[Ranked] = []
+        last_match = max((n for n, item in enumerate(ranked) if self._ranking.is_match(item)), default=-1)
+        for start in range(0, len(ranked), _CHUNK):
+            if len(passing) >= self._options.k and start > last_match:
+                break
+            chunk = ranked[start : start + _CHUNK]
+            new = [item for item in chunk if item.clip_id not in self._excluded]
+            self._excluded.update(await self._state.compute(self._check, await self._ranking.complete(new), without))
+            passing += [item for item in chunk if not self._excluded.get(item.clip_id, True)]
+        return passing
+
+    def _check(self, ranked: Sequence[Ranked], without: np.ndarray) -> dict[str, bool]:
+        """Whether unwanted texts (W, D) exclude each clip that still exists, by id."""
+        engine, library, query = self._state.engine, self._state.library, self._query
+        cosines = library.similarities([item.clip_id for item in ranked], np.concatenate([query.vectors, without]))
+        excluded = {}
+        for clip_id, (clip_cosines, _) in cosines.items():
+            try:
+                frames, hop = library.frames(clip_id)
+            except ClipNotFound:  # deleted since
+                continue
+            clip, parts = self._ranking.clips[clip_id], len(query.parts)
+            excluded[clip_id] = (
+                any(has_all_words(text, clip) for text in self._options.without)
+                or _is_mostly(engine, query, clip_cosines[:parts], clip_cosines[-len(without) :])
+                or _is_present(engine, query, frames, hop, without)
+            )
+        return excluded
 
 
-def fuse(rankings: Sequence[Sequence[Hit]]) -> list[Hit]:
-    """Reciprocal rank fusion (Cormack, Clarke, Büttcher, SIGIR 2009): all hits of the rankings, each once, best first.
+def _is_mostly(engine: Engine, query: Query, wanted: np.ndarray, unwanted: np.ndarray) -> bool:
+    """Whether a clip matches one of W unwanted texts (W,) more clearly than what is wanted (P,), given its cosines."""
+    parts = [
+        engine.match_logits(wanted[[n]], np.array([np.nan]), sound=part.sound) for n, part in enumerate(query.parts)
+    ]
+    logit = float(engine.match_logits(unwanted, np.full(len(unwanted), np.nan)).max())
+    cutoff = EXCLUSION.clip_score if engine.matching is None else engine.matching.cutoff
+    return logit >= math.log(cutoff / (1 - cutoff)) and logit >= float(np.mean(parts)) + EXCLUSION.margin
 
-    A hit's weight is the sum of 1 / (60 + rank) over the rankings that contain it; ties are ordered by similarity. Of
-    a clip in several rankings, the first ranking's hit is returned.
+
+def _is_present(engine: Engine, query: Query, frames: np.ndarray, hop: float, without: np.ndarray) -> bool:
+    """Whether one of W unwanted texts (W, D) occurs in frames (T, D) and explains them better than what is wanted.
+
+    The scores of frames for a sound are only comparable if the checkpoint calibrates them.
     """
-    weights: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
-    for ranking in rankings:
-        for rank, hit in enumerate(ranking, start=1):
-            weights[hit.clip.id] = weights.get(hit.clip.id, 0.0) + 1 / (_RRF_K + rank)
-            hits.setdefault(hit.clip.id, hit)
-    return sorted(hits.values(), key=lambda hit: (-weights[hit.clip.id], -hit.similarity))
+    unwanted = median_smooth(engine.frame_score(frames, without), EXCLUSION.median, hop)
+    part = query.parts[0]  # the text, if there is one
+    wanted = np.zeros((1, len(frames)), np.float32)
+    if not part.sound:
+        wanted = engine.frame_score(frames, part.vector[None])
+    elif engine.matching is not None:
+        logits = engine.match_logits(np.full(len(frames), np.nan), frames @ part.vector, sound=True)
+        wanted = 1 / (1 + np.exp(-logits[None]))
+    wanted = median_smooth(wanted, EXCLUSION.median, hop)
+    clearly = _logit(unwanted) >= _logit(wanted) + EXCLUSION.margin
+    return bool(((unwanted >= EXCLUSION.frame_score) & clearly).any())
 
 
-def _filter_without(engine: Engine, library: Library, hits: list[Hit], without: np.ndarray) -> list[Hit]:
-    """The hits that none of the excluded texts (W, D) rules out."""
-    remaining = []
-    for hit in hits:
-        try:
-            nearest = float((without @ library.clip_vector(hit.clip.id)).max())
-            frames, hop = library.frames(hit.clip.id)
-        except ClipNotFound:  # deleted since the search
-            continue
-        if nearest < hit.similarity and not _is_present(engine.frame_score(frames, without), hop):
-            remaining.append(hit)
-    return remaining
-
-
-def _is_present(scores: np.ndarray, frame_hop: float) -> bool:
-    """Whether frame scores (W, T) show that one of W excluded texts occurs."""
-    return bool(median_smooth(scores, _WITHOUT_MEDIAN_S, frame_hop).max() >= WITHOUT_SCORE)
+def _logit(scores: np.ndarray) -> np.ndarray:
+    """The logits of scores, up to ±14."""
+    return np.asarray(np.log(np.clip(scores, 1e-6, 1) / np.clip(1 - scores, 1e-6, 1)))
 
 
 def _find_moments(engine: Engine, library: Library, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:

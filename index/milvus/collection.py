@@ -103,17 +103,19 @@ class Collection:
         self, field: str, query: Any, k: int, where: str, fields: Sequence[str], parameters: dict[str, Any]
     ) -> list[dict[str, Any]]:
         """Returns the best k hits (at most MAX_HITS) in a vector field: {"distance", "entity"}, best first."""
+        options = {"filter": where, "output_fields": list(fields), "search_params": parameters}
+        return self._search(field, [query], min(k, MAX_HITS), options)[0]
+
+    def any_hits(self, field: str, queries: Sequence[Any], parameters: dict[str, Any]) -> list[bool]:
+        """Returns whether each query has a hit, in one call."""
+        found = self._search(field, list(queries), 1, {"output_fields": ["id"], "search_params": parameters})
+        return [len(hits) > 0 for hits in found]
+
+    def _search(self, field: str, queries: list[Any], limit: int, options: dict[str, Any]) -> list[list[dict]]:
         found = self._call(
-            "search",
-            data=[query],
-            anns_field=field,
-            limit=min(k, MAX_HITS),
-            filter=where,
-            output_fields=list(fields),
-            search_params=parameters,
-            consistency_level=self._consistency,
+            "search", data=queries, anns_field=field, limit=limit, consistency_level=self._consistency, **options
         )
-        return list(found[0])
+        return [list(hits) for hits in found]
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Inserts rows, replacing those with the same id."""

@@ -200,11 +200,19 @@ class MilvusLibrary:
 
     def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """See Library. At most 16,384 hits, as exact as the index: HNSW with an `ef` that grows with k."""
+        return [Hit(read_clip(entity), similarity) for entity, similarity in self._search(vector, k, filter, RECORD)]
+
+    def nearest(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
+        return [(entity["id"], similarity) for entity, similarity in self._search(vector, k, filter, ["id"])]
+
+    def _search(
+        self, vector: np.ndarray, k: int, filter: Filter | None, fields: Sequence[str]
+    ) -> Iterator[tuple[dict[str, Any], float]]:
         _check_count(k, "k")
         query = check_vector(vector, self._dim, "query", unit=False)
         where = expression(parse_filter(filter))
-        found = self._rows.search("vector", query.tolist(), k, where, RECORD, self._search_parameters(k))
-        return [Hit(read_clip(hit["entity"]), float(hit["distance"])) for hit in found]
+        for hit in self._rows.search("vector", query.tolist(), k, where, fields, self._search_parameters(k)):
+            yield hit["entity"], float(hit["distance"])
 
     def _search_parameters(self, k: int) -> dict[str, Any]:
         ef = {"ef": min(max(2 * k, 128), _MAX_EF)} if self._index == "HNSW" else {}
@@ -212,6 +220,16 @@ class MilvusLibrary:
 
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """See Library. If more than 2,000 clips pass the filter, only the best 16,384 segments are considered."""
+        found = self._search_segments(vector, k, filter, RECORD)
+        return [Hit(read_clip(row), similarity) for row, similarity in found]
+
+    def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
+        return [(row["id"], similarity) for row, similarity in self._search_segments(vector, k, filter, ["id"])]
+
+    def _search_segments(
+        self, vector: np.ndarray, k: int, filter: Filter | None, fields: Sequence[str]
+    ) -> list[tuple[dict[str, Any], float]]:
+        """Returns the rows, with `fields` and the id, of the k clips with the best segments, and the similarities."""
         _check_count(k, "k")
         query = check_vector(vector, self._dim, "query", unit=False).tolist()
         where, within = expression(parse_filter(filter)), ""
@@ -220,18 +238,23 @@ class MilvusLibrary:
             if not passing:
                 return []
             if len(passing) <= _MAX_LISTED:
-                within = "clip in [{}]".format(", ".join(f'"{clip_id}"' for clip_id in passing))
+                within = _of_clips(passing)
         wanted = _SEGMENTS_PER_CLIP * k
         while True:
             wanted = min(wanted, MAX_HITS)
-            found = self._segments.search("vector", query, wanted, within, ["clip"], self._search_parameters(wanted))
-            best: dict[str, float] = {}
-            for hit in found:
-                best.setdefault(hit["entity"]["clip"], float(hit["distance"]))
-            clips = self._rows.by_id(best, where)
-            if len(clips) >= k or len(found) < wanted or wanted == MAX_HITS:
-                return [Hit(clips[clip_id], nearest) for clip_id, nearest in best.items() if clip_id in clips][:k]
+            best, found = self._best_segments(query, wanted, within)
+            rows = {row["id"]: row for row in self._rows.rows(best, fields, where)}
+            if len(rows) >= k or found < wanted or wanted == MAX_HITS:
+                return [(rows[clip_id], nearest) for clip_id, nearest in best.items() if clip_id in rows][:k]
             wanted *= 4  # one long recording may own many of the segments
+
+    def _best_segments(self, query: list[float], wanted: int, within: str) -> tuple[dict[str, float], int]:
+        """Returns clip id → best similarity among the `wanted` best segments, best first, and how many there were."""
+        found = self._segments.search("vector", query, wanted, within, ["clip"], self._search_parameters(wanted))
+        best: dict[str, float] = {}
+        for hit in found:
+            best.setdefault(hit["entity"]["clip"], float(hit["distance"]))
+        return best, len(found)
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """See Library. Uses Milvus' BM25 over the stems that SQLite's FTS5 produces."""
@@ -242,6 +265,31 @@ class MilvusLibrary:
             return []
         found = self._rows.search("terms", wanted, k, where, [*RECORD, "vector"], {"metric_type": "BM25"})
         return [Hit(read_clip(hit["entity"]), float(read_vector(hit["entity"]) @ target)) for hit in found]
+
+    def word_counts(self, words: Sequence[str]) -> dict[str, int]:
+        """See Library. Milvus doesn't count, so the count is 1 or 0."""
+        asked = [query_stems(word) or word for word in words]
+        found = self._rows.any_hits("terms", asked, {"metric_type": "BM25"}) if asked else []
+        return {word: int(occurs) for word, occurs in zip(words, found, strict=True)}
+
+    def similar_words(self, word: str, distance: int) -> dict[str, int]:
+        """See Library. Milvus has no list of words."""
+        return {}
+
+    def clips(self, clip_ids: Sequence[str]) -> dict[str, Clip]:
+        return self._rows.by_id(clip_ids)
+
+    def similarities(self, clip_ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """See Library. Of clips with more than 16,384 segments in total, some segments may be left out."""
+        rows = {row["id"]: read_vector(row) for row in self._rows.rows(clip_ids, ["vector"])}
+        if not rows:
+            return {}
+        vectors = np.asarray(vectors, dtype=np.float32)
+        best = [self._best_segments(vector, MAX_HITS, _of_clips(rows))[0] for vector in vectors.tolist()]
+        return {
+            clip_id: np.stack([vectors @ own, [segments.get(clip_id, np.nan) for segments in best]])
+            for clip_id, own in rows.items()
+        }
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
         return read_vector(self._rows.row(clip_id, ["vector"]))
@@ -303,6 +351,11 @@ class MilvusLibrary:
             clips = self._rows.by_id([clip_id for _, _, clip_id in positions])
         more = write_cursor(positions[-1], sort) if len(found) > limit else None
         return [clips[clip_id] for _, _, clip_id in positions if clip_id in clips], more
+
+
+def _of_clips(clip_ids: Iterable[str]) -> str:
+    """The expression for the segments of these clips."""
+    return "clip in [{}]".format(", ".join(f'"{clip_id}"' for clip_id in clip_ids))
 
 
 class KeyLocks:

@@ -16,7 +16,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -53,11 +55,14 @@ from index.sqlite.queries import SqliteVectors
 from index.sqlite.recovery import recover
 from index.sqlite.reindex import remove_side, side_path, take_over
 from index.sqlite.store import AUDIO_FOLDER, DATABASE_FILE, RESTORING_FILE, Store, storage_errors
-from index.text import fts_query
+from index.text import fts_query, stem_words, words_of
 from index.vectors.index import Limits, VectorIndex
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
+_SIMILAR_STEMS = 30  # stems whose words are compared with an unknown word
+_TEXTS_PER_STEM = 5  # that are read for its words
+_MAX_READING = 0.02  # share of the time that reading all terms may take
 _RESERVE_BYTES = 1 << 20  # a delete writes some pages of 4 KiB; opening a library, a shared memory file of 32 KiB
 
 
@@ -80,6 +85,8 @@ class SqliteLibrary:
         self._reserve = DiskReserve(folder / "reserve")
         self._writing = threading.Lock()
         self._broken: str | None = None
+        self._changes = 0  # of clips' words
+        self._terms = TermCache()
 
     @classmethod
     def open(
@@ -192,6 +199,7 @@ class SqliteLibrary:
 
     def _commit(self, encoded: list[EncodedClip], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """Renames the staged audio, inserts the clips in one transaction and adds them to the indexes."""
+        self._changes += 1
         results: list[tuple[Clip, bool]] = []
         added: dict[int, EncodedClip] = {}
         placed: list[str] = []
@@ -227,6 +235,7 @@ class SqliteLibrary:
             row, clip, vector = self._row_and_vector(clip_id)
             with self._store.read() as view:
                 segments = FrameCodes.from_bytes(queries.segments(view, row), self._index.dim).decode()
+            self._changes += 1
             self._index.remove(np.array([row]))
             self._segments.remove(row)
             try:
@@ -273,6 +282,7 @@ class SqliteLibrary:
         if not isinstance(changes, dict):
             raise InvalidMetadata(f"a metadata patch must be a JSON object, not {type(changes).__name__}")
         with self._writing, self._store.write() as change:
+            self._changes += 1
             row, clip = _found(queries.by_id(change, clip_id), clip_id)
             text = dump_metadata(merge_patch(clip.metadata, changes))
             changed = replace(clip, metadata=json.loads(text))
@@ -303,12 +313,7 @@ class SqliteLibrary:
         the library is small or few clips pass, otherwise approximate: see index/vectors/index.py. Raises
         InvalidFilter, and ValueError for a vector of the wrong shape or not finite, or k < 1.
         """
-        _check_count(k, "k")
-        query = check_vector(vector, self._index.dim, "query", unit=False)
-        conditions = parse_filter(filter)
-        with self._index.reading(), self._store.read() as view:
-            only = queries.rows_passing(view, conditions) if conditions else None
-            rows, similarities = self._index.search(query, k, only)
+        with self._nearest(self._index, vector, k, filter) as (view, rows, similarities):
             clips = queries.by_rows(view, rows)
         return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
 
@@ -317,14 +322,31 @@ class SqliteLibrary:
 
         A hit's similarity is that of its segment. Filter and errors as in `search`.
         """
+        with self._nearest(self._segments, vector, k, filter) as (view, rows, similarities):
+            clips = queries.by_rows(view, rows)
+        return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
+
+    def nearest(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
+        """Returns `search` without the records: ids and similarities."""
+        with self._nearest(self._index, vector, k, filter) as (view, rows, similarities):
+            return _with_ids(queries.ids(view, rows), rows, similarities)
+
+    def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
+        """Returns `search_segments` without the records: ids and similarities."""
+        with self._nearest(self._segments, vector, k, filter) as (view, rows, similarities):
+            return _with_ids(queries.ids(view, rows), rows, similarities)
+
+    @contextmanager
+    def _nearest(
+        self, index: VectorIndex | SegmentIndex, vector: np.ndarray, k: int, filter: Filter | None
+    ) -> Iterator[tuple[sqlite3.Connection, np.ndarray, np.ndarray]]:
+        """The rows (≤ k,) nearest to `vector` and their similarities, with the view to read them in."""
         _check_count(k, "k")
         query = check_vector(vector, self._index.dim, "query", unit=False)
         conditions = parse_filter(filter)
-        with self._segments.reading(), self._store.read() as view:
+        with index.reading(), self._store.read() as view:
             only = queries.rows_passing(view, conditions) if conditions else None
-            rows, similarities = self._segments.search(query, k, only)
-            clips = queries.by_rows(view, rows)
-        return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
+            yield (view, *index.search(query, k, only))
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips whose file name, tags or other metadata contain words of `query`, best first by BM25.
@@ -342,6 +364,51 @@ class SqliteLibrary:
             rows = np.array([row for row, _ in found], dtype=np.int64)
             clips, vectors = queries.by_rows(view, rows), queries.vectors(view, rows)
         return [Hit(clips[row], float(vectors[row] @ wanted)) for row, _ in found]
+
+    def word_counts(self, words: Sequence[str]) -> dict[str, int]:
+        """Returns the number of clips with each word in file name, tags or other metadata, compared by stem."""
+        stems = stem_words(words)
+        with self._store.read() as view:
+            counts = queries.count_terms(view, stems)
+        return {word: counts.get(stem, 0) for word, stem in zip(words, stems, strict=True)}
+
+    def similar_words(self, word: str, distance: int) -> dict[str, int]:
+        """Returns words of the clips within `distance` edits of `word` (lower case), with their numbers of clips.
+
+        Stems are compared first, one edit more generously, and then the words that clips spell with these stems.
+        """
+        from rapidfuzz.distance import DamerauLevenshtein
+        from rapidfuzz.process import extract
+
+        (stem,) = stem_words([word])
+        with self._store.read() as view:
+            terms = self._terms.read(view, self._changes)
+            near = extract(
+                stem, list(terms), scorer=DamerauLevenshtein.distance, score_cutoff=distance + 1, limit=_SIMILAR_STEMS
+            )
+            texts = {term: queries.texts_with(view, term, _TEXTS_PER_STEM) for term, _, _ in near}
+        found: dict[str, int] = {}
+        for term, own in texts.items():
+            spelled = list(dict.fromkeys(other for text in own for other in words_of(text)))
+            for other, its_stem in zip(spelled, stem_words(spelled), strict=True):
+                if its_stem == term and DamerauLevenshtein.distance(word, other, score_cutoff=distance) <= distance:
+                    found[other] = terms[term]
+        return found
+
+    def clips(self, clip_ids: Sequence[str]) -> dict[str, Clip]:
+        """Returns the existing clips by id."""
+        with self._store.read() as view:
+            return queries.by_ids(view, clip_ids)
+
+    def similarities(self, clip_ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns for each existing clip its similarities (2, Q) to vectors (Q, D): the clip's, its best segment's."""
+        vectors = np.asarray(vectors, dtype=np.float32)
+        found = {}
+        with self._store.read() as view:
+            for clip_id, embedding, codes in queries.vectors_and_segments(view, clip_ids):
+                segments = FrameCodes.from_bytes(codes, self._index.dim).decode()
+                found[clip_id] = np.stack([vectors @ embedding, (segments @ vectors.T).max(axis=0)])
+        return found
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
         """Returns the clip's embedding (D,) float32, unit length. Raises ClipNotFound."""
@@ -397,6 +464,23 @@ class SqliteLibrary:
         return [clip for _, clip in page], _make_cursor(*page[-1], sort) if len(found) > limit else None
 
 
+class TermCache:
+    """The terms of the full-text index. After a change they are read again, but for at most 2 % of the time."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, int] = {}
+        self._changes, self._until = -1, 0.0
+
+    def read(self, view: sqlite3.Connection, changes: int) -> dict[str, int]:
+        """The terms and their numbers of clips; `changes` counts the changes of the library."""
+        began = time.monotonic()
+        if changes != self._changes and began >= self._until:
+            self._terms = queries.all_terms(view)
+            ended = time.monotonic()
+            self._changes, self._until = changes, ended + (ended - began) / _MAX_READING
+        return self._terms
+
+
 class DiskReserve:
     """A file that reserves disk space, so that a library on a full disk can still be opened and clips deleted."""
 
@@ -425,6 +509,10 @@ class DiskReserve:
         except OSError:
             return False
         return True
+
+
+def _with_ids(ids: dict[int, str], rows: np.ndarray, similarities: np.ndarray) -> list[tuple[str, float]]:
+    return [(ids[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
 
 
 def _check_database_exists(folder: Path, audio: AudioFiles) -> None:

@@ -118,6 +118,22 @@ def by_rows(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, Clip]
     return {columns[0]: _clip(columns[1:]) for columns in found}
 
 
+def by_ids(connection: sqlite3.Connection, clip_ids: Sequence[str]) -> dict[str, Clip]:
+    """Returns the existing clips by id."""
+    found = connection.execute(
+        f"SELECT {_CLIP} FROM clips WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(clip_ids)),)
+    )
+    return {columns[0]: _clip(columns) for columns in found}
+
+
+def ids(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, str]:
+    """Returns the ids of the existing clips by row."""
+    found = connection.execute(
+        "SELECT row, id FROM clips WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows.tolist()),)
+    )
+    return dict(found.fetchall())
+
+
 def _passing(conditions: list[Condition]) -> tuple[str, list[object]]:
     """Returns a query for the rows that pass all conditions (at least one), with its parameters."""
     queries: list[str] = []
@@ -182,6 +198,26 @@ def rows_matching(
     return [(int(row), -float(relevance)) for row, relevance in found]
 
 
+def count_terms(connection: sqlite3.Connection, terms: Sequence[str]) -> dict[str, int]:
+    """Returns the number of clips with each term of the full-text index, of those that occur."""
+    one = "SELECT term, doc FROM vocabulary WHERE term = ?"  # which is a lookup; IN would read all terms
+    return {term: count for wanted in terms for term, count in connection.execute(one, (wanted,))}
+
+
+def all_terms(connection: sqlite3.Connection) -> dict[str, int]:
+    """Returns all terms of the full-text index with their numbers of clips."""
+    return dict(connection.execute("SELECT term, doc FROM vocabulary").fetchall())
+
+
+def texts_with(connection: sqlite3.Connection, term: str, limit: int) -> list[str]:
+    """Returns texts (file names, tags, other texts) of clips that contain a term of the full-text index."""
+    found = connection.execute("SELECT DISTINCT doc, col FROM occurrences WHERE term = ? LIMIT ?", (term, limit))
+    return [
+        connection.execute(f"SELECT {column} FROM words WHERE rowid = ?", (row,)).fetchone()[0]
+        for row, column in found.fetchall()
+    ]
+
+
 SORTS = ("created", "filename", "duration")
 
 
@@ -230,6 +266,19 @@ def vectors(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, np.nd
         "SELECT row, embedding FROM vectors WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows.tolist()),)
     )
     return {row: np.frombuffer(blob, dtype="<f4").astype(np.float32) for row, blob in found}
+
+
+def vectors_and_segments(
+    connection: sqlite3.Connection, clip_ids: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray, bytes]]:
+    """Yields (id, vector (D,) float32, segments as FrameCodes.to_bytes) of the existing clips."""
+    found = connection.execute(
+        "SELECT id, embedding, codes FROM clips JOIN vectors USING (row) JOIN segments USING (row) "
+        "WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(clip_ids)),),
+    )
+    for clip_id, embedding, codes in found:
+        yield clip_id, np.frombuffer(embedding, dtype="<f4").astype(np.float32), codes
 
 
 def segments(connection: sqlite3.Connection, row: int) -> bytes:

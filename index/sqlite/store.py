@@ -85,6 +85,13 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 
+# The terms of the full-text index, for reading: each term with its number of clips, and where each term occurs.
+_VOCABULARY = """
+PRAGMA temp_store = MEMORY;
+CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab(main, words, row);
+CREATE VIRTUAL TABLE temp.occurrences USING fts5vocab(main, words, instance);
+"""
+
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _TRANSIENT = {  # locked by another process, read-only or failing disk, missing permission
@@ -229,6 +236,7 @@ class Store:
         with self._errors():
             if connection is None:
                 connection = self._connect()
+                connection.executescript(_VOCABULARY)
                 connection.execute("PRAGMA query_only = ON")
             try:
                 connection.execute("BEGIN")

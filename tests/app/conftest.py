@@ -42,7 +42,7 @@ class FakeModel:
         self.name, self.stamp, self.dim = "fake", "fake-stamp", DIM
         self.frame_hop = self.config.windows.frame_hop
         self.device, self.dtype = "cpu", "torch.float32"
-        self.temp_global = 0.1
+        self.temp_global, self.b_global = 0.1, -5.0
         self.max_windows, self.at_once = max_windows, 1
         self.audio_batches: list[int] = []
         self.text_batches: list[list[str]] = []
@@ -97,7 +97,8 @@ class FakeModel:
         return vector / np.linalg.norm(vector)
 
     def clip_score(self, clip: np.ndarray, text: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-(np.asarray(clip) @ np.asarray(text).T / self.temp_global - 5)))
+        logits = np.asarray(clip) @ np.asarray(text).T / self.temp_global + self.b_global
+        return 1 / (1 + np.exp(-logits))
 
     def frame_score(self, frames: np.ndarray, text: np.ndarray) -> np.ndarray:
         return self.clip_score(text, frames)

@@ -194,6 +194,46 @@ def test_the_first_hit_answers(service: Service, demo: Path, query: str) -> None
     assert matches(hits[0]["clip"]["filename"], QUERIES[query]), [hit["clip"]["filename"] for hit in hits[:3]]
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("dog barkng", "dog"), ("thunderstrom", "thunder"), ("glas breaking", "glass"), ("explotion", "explosion")],
+)
+def test_a_misspelled_query_finds_the_sound(service: Service, typed: str, meant: str) -> None:
+    answer = service.get("/search", q=typed)
+    assert answer["hits"][0]["clip"]["filename"].startswith(meant) and answer["did_you_mean"] != typed
+
+
+def test_examples_of_real_sounds(service: Service) -> None:
+    clips = {clip["filename"].rsplit("-", 1)[0]: clip["id"] for clip in service.get("/clips", limit=1000)["clips"]}
+
+    def scores(**body: Any) -> dict[str, float]:
+        hits = service.post("/search", json={"k": 1000} | body).json()["hits"]
+        return {hit["clip"]["filename"].rsplit("-", 1)[0]: hit["score"] for hit in reversed(hits)}
+
+    dogs = list(reversed(scores(like=[{"clip_id": clips["dog-barking"]}])))
+    assert "dog-barking" in dogs[:1]
+    doors = scores(query="door")
+    without_glass = scores(query="door", unlike=[{"clip_id": clips["glass-door-opening"]}])
+    assert "glass-door-opening" not in without_glass
+    assert without_glass["glass-door-closing"] / doors["glass-door-closing"] < without_glass["door"] / doors["door"]
+    splashing = scores(query="water", like=[{"clip_id": clips["water-splash"]}])
+    dripping = scores(query="water", like=[{"clip_id": clips["water-drip"]}])
+    assert splashing["swimming"] > dripping["swimming"]
+
+
+def test_text_and_sound_together(service: Service, demo: Path) -> None:
+    (rain,) = demo.glob("rain-*")
+    answer = service.post("/search", files={"file": rain.open("rb")}, data={"query": "thunder", "k": "8"}).json()
+    found = [hit["clip"]["filename"].split("-")[0] for hit in answer["hits"]]
+    assert answer["query"] == "thunder" and {"rain", "thunder"} <= set(found), found
+
+
+def test_water_without_splashes_keeps_other_water(service: Service) -> None:
+    hits = service.get("/search", q="water", without="splash", k=8)["hits"]
+    found = [hit["clip"]["filename"].rsplit("-", 1)[0] for hit in hits]
+    assert "water-splash" not in found and {"waterfall", "boiling-water"} <= set(found), found
+
+
 def test_a_sound_finds_itself(service: Service, demo: Path) -> None:
     path = files_of(demo)[3]
     done = service.run("search", "--audio", str(path), "-k", "1", "--moments", "--json")

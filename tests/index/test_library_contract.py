@@ -30,6 +30,7 @@ from index.library import Library
 from index.quantization import encode_frames
 from index.segments import cut_segments
 from index.vectors.exact import ExactLibrary, matches
+from tests.support.clips import unit
 
 DIM = 16
 Make = Callable[..., NewClip]
@@ -336,6 +337,46 @@ def test_clips_are_found_by_their_nearest_segment(library: Library, new_clip: Ma
     for bad in (np.ones(DIM - 1), np.full(DIM, np.nan)):
         with pytest.raises(ValueError):
             library.search_segments(bad, 1)
+
+
+def test_nearest_clips_without_records(library: Library, new_clip: Make) -> None:
+    clips = [clip for clip, _ in library.add_many([new_clip(i, {"n": i}) for i in range(12)])]
+    library.delete(clips.pop().id)
+    for seed, filter in ((50, None), (51, {"n": {"lt": 5}})):
+        query = new_clip(seed).embedding
+        for ask, full in ((library.nearest, library.search), (library.nearest_segments, library.search_segments)):
+            hits = full(query, 4, filter)
+            assert ask(query, 4, filter) == [(hit.clip.id, pytest.approx(hit.similarity, abs=1e-6)) for hit in hits]
+    assert library.clips([clips[3].id, "0" * 32, 'no"id', clips[1].id]) == {c.id: c for c in (clips[3], clips[1])}
+    assert library.clips([]) == {}
+
+
+def test_similarities_are_those_of_the_clip_and_its_best_segment(library: Library, new_clip: Make) -> None:
+    rng = np.random.default_rng(3)
+    news = [new_clip(i, frames=unit(rng.standard_normal((9, DIM)))) for i in range(4)]
+    clips = [clip for clip, _ in library.add_many(news)]
+    vectors = unit(rng.standard_normal((3, DIM)))
+    found = library.similarities([clips[2].id, "0" * 32, clips[0].id], vectors)
+    assert found.keys() == {clips[2].id, clips[0].id} and library.similarities([], vectors) == {}
+    for number in (0, 2):
+        segments = cut_segments(encode_frames(news[number].frames), 0.16).decode()
+        expected = np.stack([vectors @ news[number].embedding, (segments @ vectors.T).max(axis=0)])
+        np.testing.assert_allclose(found[clips[number].id], expected, atol=2e-3)
+
+
+def test_words_are_counted_by_stem(library: Library, new_clip: Make) -> None:
+    library.add(new_clip(1, {"tags": ["Theremin"]}, filename="DogBarking_01.wav"))
+    (clip, _) = library.add(new_clip(2, {"note": "a dog barks"}, filename="take 2.wav"))
+    counts = library.word_counts(["dogs", "bark", "theremin", "zebra"])
+    if isinstance(library, SqliteLibrary):
+        assert counts == {"dogs": 2, "bark": 2, "theremin": 1, "zebra": 0}
+        assert library.similar_words("barkng", 1) == {"barking": 2}
+        assert library.similar_words("thermin", 1) == {"theremin": 1} and library.similar_words("zebra", 1) == {}
+    else:
+        assert counts == {"dogs": 1, "bark": 1, "theremin": 1, "zebra": 0}
+        assert library.similar_words("thermin", 1) == {}
+    library.update_metadata(clip.id, {"note": "zebra"})
+    assert library.word_counts(["zebra"]) == {"zebra": 1} and library.word_counts([]) == {}
 
 
 def test_invalid_queries_are_rejected(library: Library) -> None:

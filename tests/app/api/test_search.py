@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.services import moments, search
+from app.services.ranking import WEIGHTS
 from index import NewClip
+from model.config import MatchingConfig
 
 
 @pytest.fixture
@@ -45,8 +48,11 @@ async def test_text_search_finds_the_sound(
     assert answer["query"] == "tone 6400" and answer["took_ms"] >= 0
     hits = answer["hits"]
     assert hits[0]["similarity"] == pytest.approx(1, abs=1e-3) and hits[0]["moments"] is None
-    assert [h["similarity"] for h in hits] == sorted((h["similarity"] for h in hits), reverse=True)
-    assert hits[0]["score"] == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-3)
+    assert [h["score"] for h in hits] == sorted((h["score"] for h in hits), reverse=True)
+    assert answer["matches"] is answer["did_you_mean"] is hits[0]["match"] is None, "the checkpoint has no cutoff"
+    by_sound = (await client.get("/search", params={"q": "tone 6400", "mode": "semantic"})).json()["hits"]
+    assert by_sound[0]["score"] == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-3)
+    assert by_sound[0]["score"] < hits[0]["score"], "the name has a word of the query"
 
 
 async def test_get_and_post_return_the_same_hits(client: httpx.AsyncClient, library: dict[str, str]) -> None:
@@ -70,8 +76,16 @@ async def test_filters(client: httpx.AsyncClient, library: dict[str, str]) -> No
 
 
 async def test_min_score(client: httpx.AsyncClient, library: dict[str, str]) -> None:
-    response = await client.post("/search", json={"query": "tone 800", "min_score": 0.9})
-    assert names(response) == ["800.wav"]
+    response = await client.post("/search", json={"query": "tone 800", "min_score": 0.9, "mode": "semantic"})
+    assert names(response) == ["800.wav", "both.wav"]
+
+
+async def test_a_clip_ranks_by_its_best_moment(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    hits = (await client.get("/search", params={"q": "tone 800", "k": 3, "mode": "semantic"})).json()["hits"]
+    first, second, third = hits
+    assert [hit["clip"]["filename"] for hit in (first, second)] == ["800.wav", "both.wav"]
+    assert second["similarity"] == pytest.approx(0.25, abs=0.01), "the whole clip is mostly silence"
+    assert second["score"] == pytest.approx(first["score"], abs=1e-3) and third["score"] < 0.01
 
 
 async def test_moments_locate_the_sound(client: httpx.AsyncClient, library: dict[str, str]) -> None:
@@ -163,8 +177,9 @@ async def test_search_by_audio_requires_one_file(client: httpx.AsyncClient, soun
     assert (await client.post("/search", files=two)).status_code == 422
     assert (await client.post("/search", data={"k": "3"})).status_code == 422
     assert (await client.post("/search", files={"file": ("a.wav", b"text")})).status_code == 415
-    by_words = await client.post("/search", files={"file": ("a.wav", sounds.wav())}, data={"query": "rain"})
-    assert by_words.status_code == 422
+    file = {"file": ("a.wav", sounds.wav())}
+    by_words = await client.post("/search", files=file, data={"mode": "lexical"})
+    assert by_words.status_code == 422 and "lexical" in by_words.json()["detail"]
     assert (await client.post("/search", content=b"x", headers={"content-type": "text/plain"})).status_code == 415
 
 
@@ -199,18 +214,22 @@ async def test_without_excludes_clips_with_a_short_occurrence(
         data={"k": "2", "without": ["tone 1600", "tone 6400"]},
     )
     assert names(example) == kept
-    nothing = await client.post("/search", json={"query": "tone 800", "without": ["tone 800"]})
-    assert names(nothing)[:1] != ["800.wav"] and all("mixed" not in name for name in names(nothing))
+    by_words = names(await client.post("/search", json={"query": "tone 800", "without": ["800"]}))
+    assert "800.wav" not in by_words and "both.wav" in by_words, "its name has the unwanted word"
 
 
 async def test_without_searches_deeper_than_k(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await add_mixtures(client, sounds, 60)  # all more similar than both.wav, and more than the first round checks
-    asked = {"query": "tone 800", "k": 2, "without": ["tone 1600"]}
-    assert names(await client.post("/search", json=asked)) == ["800.wav", "both.wav"]
+    await add_mixtures(client, sounds, 60)  # all as good as late.wav, and more than the first round checks
+    late = np.concatenate([sounds.tone(800, 2), np.zeros(4 * sounds.RATE, np.float32)])
+    await client.post("/clips", files={"files": ("late.wav", sounds.encode(late))})
+    monkeypatch.setattr(search, "FIRST_DEPTH", 10)
+    asked = {"query": "tone 800", "k": 3, "without": ["tone 1600"], "mode": "semantic"}
+    assert set(names(await client.post("/search", json=asked))) == {"800.wav", "both.wav", "late.wav"}
     monkeypatch.setattr(search, "WITHOUT_CLIPS", 20)
-    assert names(await client.post("/search", json=asked)) == ["800.wav"]
+    fewer = names(await client.post("/search", json=asked))
+    assert "800.wav" in fewer and len(fewer) < 3, "not all are among the best 20"
 
 
 async def test_lexical_mode_ranks_by_name_and_tags(client: httpx.AsyncClient, library: dict[str, str]) -> None:
@@ -220,7 +239,8 @@ async def test_lexical_mode_ranks_by_name_and_tags(client: httpx.AsyncClient, li
     found = await client.post("/search", json={"query": "kettles whistle", "mode": "lexical", "moments": True})
     (hit,) = found.json()["hits"]
     assert hit["clip"]["id"] == clip and hit["moments"]
-    for hit_by_meaning in (await client.post("/search", json={"query": "kettles whistle"})).json()["hits"]:
+    by_sound = {"query": "kettles whistle", "mode": "semantic"}
+    for hit_by_meaning in (await client.post("/search", json=by_sound)).json()["hits"]:
         if hit_by_meaning["clip"]["id"] == clip:
             assert hit_by_meaning["similarity"] == pytest.approx(hit["similarity"], abs=2e-6)
     assert (await client.get("/search", params={"q": "zebra", "mode": "lexical"})).json()["hits"] == []
@@ -228,14 +248,80 @@ async def test_lexical_mode_ranks_by_name_and_tags(client: httpx.AsyncClient, li
     assert len(everything) == len(library) and name in everything[:2]
 
 
-async def test_hybrid_mode_prefers_clips_in_both_rankings(client: httpx.AsyncClient, library: dict[str, str]) -> None:
-    by_meaning = names(await client.post("/search", json={"query": "tone 800"}))
-    third = (await client.post("/search", json={"query": "tone 800"})).json()["hits"][2]["clip"]["id"]
-    await client.patch(f"/clips/{third}", json={"metadata": {"tags": ["tone 800"]}})
-    both = names(await client.post("/search", json={"query": "tone 800", "mode": "hybrid"}))
-    assert set(both) == set(by_meaning) and both.index(by_meaning[2]) < 2
-    none = await client.post("/search", json={"query": "tone 800", "mode": "hybrid", "filter": {"tags": "none"}})
-    assert names(none) == []
+async def test_hybrid_mode_adds_the_evidence_of_words(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    asked = {"query": "tone 800"}
+    by_sound = (await client.post("/search", json=asked | {"mode": "semantic"})).json()["hits"]
+    last = by_sound[-1]["clip"]
+    await client.patch(f"/clips/{last['id']}", json={"metadata": {"tags": ["tone 800"]}})
+    both = (await client.post("/search", json=asked)).json()["hits"]
+    lifted = next(hit for hit in both if hit["clip"]["id"] == last["id"])
+    logit = np.log(lifted["score"] / (1 - lifted["score"]))
+    before = np.log(by_sound[-1]["score"] / (1 - by_sound[-1]["score"]))
+    assert logit - before == pytest.approx(WEIGHTS.words, abs=0.05), "it has all words of the query"
+    assert len(both) == len(by_sound) and both.index(lifted) < by_sound.index(by_sound[-1])
+    assert both == (await client.post("/search", json=asked | {"mode": "hybrid"})).json()["hits"]
+    assert names(await client.post("/search", json=asked | {"filter": {"tags": "none"}})) == []
+
+
+@pytest.fixture
+def matching(fake_model: Any) -> MatchingConfig:
+    """Gives the checkpoint a cutoff; use it before `client`."""
+    pair = (0.1, -5.0)
+    fake_model.config = replace(fake_model.config, matching=MatchingConfig(0.5, segment=pair, sound=pair))
+    return fake_model.config.matching
+
+
+async def test_hits_match_from_the_cutoff_on(
+    matching: MatchingConfig, client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    for mode in ("semantic", "hybrid"):
+        answer = (await client.get("/search", params={"q": "tone 800", "mode": mode})).json()
+        assert [hit["match"] for hit in answer["hits"]] == [hit["score"] >= 0.5 for hit in answer["hits"]]
+        assert {hit["clip"]["filename"] for hit in answer["hits"] if hit["match"]} == {"800.wav", "both.wav"}
+        assert answer["matches"] == 2
+    one = (await client.get("/search", params={"q": "tone 800", "k": 1, "min_score": 0.99})).json()
+    assert len(one["hits"]) == 1 and one["matches"] == 2, "counted in the whole library, whatever k and min_score are"
+    low = (await client.get("/search", params={"q": "tone 800", "filter": '{"tags": "low"}'})).json()
+    assert low["matches"] == 1
+    without = (await client.get("/search", params={"q": "tone 800", "without": "tone 6400"})).json()
+    assert without["matches"] == 2
+    similar = (await client.get(f"/clips/{library['800']}/similar")).json()
+    assert similar["matches"] == 1 and similar["hits"][0]["match"] and not similar["hits"][1]["match"]
+    by_file = (await client.post("/search", files={"file": ("x.wav", sounds.wav(6400, 1))})).json()
+    assert by_file["matches"] == 1 and by_file["hits"][0]["clip"]["filename"] == "6400.wav"
+    info = (await client.get("/info")).json()
+    assert info["model"]["match_cutoff"] == 0.5
+
+
+async def test_nothing_matches_a_sound_that_is_not_there(
+    matching: MatchingConfig, client: httpx.AsyncClient, library: dict[str, str]
+) -> None:
+    clip = library["200"]
+    for asked in ({"query": "rain"}, {"query": "rain", "mode": "lexical"}, {"query": "rain", "without": ["wind"]}):
+        answer = (await client.post("/search", json=asked)).json()
+        assert answer["matches"] == 0 and not any(hit["match"] for hit in answer["hits"])
+    await client.patch(f"/clips/{clip}", json={"metadata": {"tags": ["rain"]}})
+    for mode, matches in (("semantic", 0), ("hybrid", 0), ("lexical", 0)):
+        answer = (await client.post("/search", json={"query": "rain", "mode": mode})).json()
+        assert answer["matches"] == matches, "a tag alone is not enough for a sound that scores 0.007"
+
+
+async def test_matches_are_counted_deeper_than_k(
+    matching: MatchingConfig,
+    client: httpx.AsyncClient,
+    library: dict[str, str],
+    sounds: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await add_mixtures(client, sounds, 30)  # match too
+    monkeypatch.setattr(search, "FIRST_DEPTH", 4)
+    for asked in ({}, {"mode": "semantic"}, {"k": 1}, {"without": "tone 6400"}):
+        answer = (await client.post("/search", json={"query": "tone 800"} | asked)).json()
+        assert answer["matches"] == 32, asked
+    alone = (await client.post("/search", json={"query": "tone 800", "without": "tone 1600", "k": 1})).json()
+    assert alone["matches"] == 2
+    monkeypatch.setattr(search, "MAX_MATCHES", 20)
+    assert (await client.get("/search", params={"q": "tone 800"})).json()["matches"] == 20
 
 
 def best(response: httpx.Response) -> list[tuple[str, float, float]]:
@@ -331,8 +417,8 @@ async def test_a_half_second_sound_in_an_hour_is_found(
         (hit,) = answer["hits"]
         assert hit["clip"]["filename"] == "0.wav" and answer["candidates"] == 2 and hit["score"] > 0.9
         assert (hit["start"], hit["end"]) == pytest.approx((2000, 2000.48), abs=0.01)
-        by_clip = (await client.get("/search", params={"q": "tone 800", "k": 9})).json()["hits"]
-        assert "0.wav" not in {h["clip"]["filename"] for h in by_clip}
+        plain = (await client.get("/search", params={"q": "tone 800", "k": 1})).json()["hits"]
+        assert [h["clip"]["filename"] for h in plain] == ["0.wav"]
 
 
 @pytest.mark.parametrize(
@@ -357,3 +443,135 @@ async def test_invalid_moment_searches_are_rejected(client: httpx.AsyncClient, b
 async def test_moments_in_an_empty_library(client: httpx.AsyncClient) -> None:
     response = await client.post("/search/moments", json={"sequence": ["rain", "wind"]})
     assert response.json()["hits"] == [] and response.json()["candidates"] == 0
+
+
+async def test_misspelled_queries_are_corrected(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    await client.patch(f"/clips/{library['200']}", json={"metadata": {"tags": ["whistling kettle"]}})
+    for asked in ({"query": "whistlng kettel"}, {"query": "whistlng kettel", "mode": "lexical"}):
+        answer = (await client.post("/search", json=asked)).json()
+        assert answer["query"] == "whistlng kettel" and answer["did_you_mean"] == "whistling kettle"
+    assert [hit["clip"]["id"] for hit in answer["hits"]] == [library["200"]]
+    right = (await client.get("/search", params={"q": "whistling kettle", "mode": "lexical"})).json()
+    assert right["did_you_mean"] is None and right["hits"] == answer["hits"]
+
+
+async def test_nonsense_matches_nothing_by_its_sound(
+    matching: MatchingConfig,
+    client: httpx.AsyncClient,
+    library: dict[str, str],
+    fake_model: Any,
+    sounds: SimpleNamespace,
+) -> None:
+    encode = fake_model.encode_text
+    fake_model.encode_text = lambda texts: encode(["tone 800" if text == "asdfgh" else text for text in texts])
+    answer = (await client.get("/search", params={"q": "asdfgh"})).json()
+    assert answer["hits"][0]["score"] > 0.9 and not any(hit["match"] for hit in answer["hits"])
+    assert answer["matches"] == 0 and answer["did_you_mean"] is None
+    await client.patch(f"/clips/{library['800']}", json={"metadata": {"tags": ["asdfgh"]}})
+    answer = (await client.get("/search", params={"q": "asdfgh"})).json()
+    assert answer["matches"] == 2 and answer["hits"][0]["match"], "a word that a clip has is known"
+    file = {"file": ("x.wav", sounds.wav(800, 1))}
+    both = (await client.post("/search", files=file, data={"query": "qqqq"})).json()
+    assert {hit["clip"]["filename"] for hit in both["hits"][:2]} == {"800.wav", "both.wav"}
+
+
+async def test_text_and_sound_in_one_query(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    mixed = np.concatenate([sounds.tone(800, 2), sounds.tone(3200, 2)])
+    await client.post("/clips", files={"files": ("mixed.wav", sounds.encode(mixed))})
+    file = {"file": ("x.wav", sounds.wav(3200, 1))}
+    answer = (await client.post("/search", files=file, data={"query": "tone 800", "moments": "true"})).json()
+    assert answer["query"] == "tone 800"
+    best, others = answer["hits"][0], answer["hits"][1:]
+    assert best["clip"]["filename"] == "mixed.wav" and best["score"] > 0.99 > others[0]["score"]
+    assert best["moments"][0]["end"] == pytest.approx(2, abs=0.17), "moments are those of the text"
+    by_words = (await client.post("/search", files=file, data={"query": "800", "mode": "lexical"})).json()
+    assert [hit["clip"]["filename"] for hit in by_words["hits"]] == ["800.wav"]
+
+
+async def test_examples_replace_or_refine_a_query(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    whole = {"like": [{"clip_id": library["800"]}]}
+    answer = (await client.post("/search", json=whole)).json()
+    similar = (await client.get(f"/clips/{library['800']}/similar")).json()
+    assert answer["hits"] == similar["hits"] and answer["query"] == similar["query"] == "800.wav"
+    assert "800.wav" not in {hit["clip"]["filename"] for hit in answer["hits"]}
+    part = {"like": [{"clip_id": library["both"], "start": 4.2, "end": 5.8}]}
+    assert set(names(await client.post("/search", json=part | {"k": 2}))) == {"800.wav", "both.wav"}
+    silence = {"like": [{"clip_id": library["both"], "end": 3.0}]}
+    assert names(await client.post("/search", json=silence | {"k": 1})) == ["both.wav"]
+    both = await client.post("/search", json=part | {"query": "tone 800", "k": 2, "mode": "semantic"})
+    assert set(names(both)) == {"800.wav", "both.wav"} and both.json()["query"] == "tone 800"
+    several = {"like": [{"clip_id": library["200"]}, {"clip_id": library["400"]}]}
+    assert (await client.post("/search", json=several)).json()["query"] == "200.wav, 400.wav"
+
+
+async def test_unlike_lowers_what_sounds_like_it(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    await add_mixtures(client, sounds, 2)
+    asked = {"query": "tone 800", "mode": "semantic"}
+    before = {h["clip"]["filename"]: h["score"] for h in (await client.post("/search", json=asked)).json()["hits"]}
+    unlike = {"unlike": [{"clip_id": library["1600"]}]}
+    answer = (await client.post("/search", json=asked | unlike)).json()["hits"]
+    after = {hit["clip"]["filename"]: hit["score"] for hit in answer}
+    assert "1600.wav" in before and "1600.wav" not in after, "a whole clip among the examples is no result"
+    assert after["800.wav"] == pytest.approx(before["800.wav"], abs=0.001)
+    assert before["mixed 1.wav"] > 0.9 > 0.6 > after["mixed 1.wav"]
+    form = {"file": ("x.wav", sounds.wav(800, 1))}, {"unlike": json.dumps(unlike["unlike"]), "k": "2"}
+    assert set(names(await client.post("/search", files=form[0], data=form[1]))) == {"800.wav", "both.wav"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({"like": []}, 422, "like"),
+        ({"unlike": [{"clip_id": "CLIP"}]}, 422, "like"),
+        ({"like": [{"clip_id": "0" * 32}]}, 404, "0" * 32),
+        ({"query": "rain", "unlike": [{"clip_id": "nobody"}]}, 404, "nobody"),
+        ({"like": [{"clip_id": "CLIP", "start": 1, "end": 1}]}, 422, "from 1 to 1 s"),
+        ({"like": [{"clip_id": "CLIP", "start": 2.5}]}, 422, "lasts 2 s"),
+        ({"like": [{"clip_id": "CLIP", "end": 3}]}, 422, "lasts 2 s"),
+        ({"like": [{"clip_id": "CLIP", "start": -1}]}, 422, "start"),
+        ({"like": [{"clip_id": "CLIP"}] * 21}, 422, "20"),
+        ({"like": [{"id": "CLIP"}]}, 422, "clip_id"),
+        ({"like": [{"clip_id": "CLIP"}], "mode": "lexical"}, 422, "lexical"),
+    ],
+)
+async def test_invalid_examples_are_rejected(
+    client: httpx.AsyncClient, library: dict[str, str], body: dict[str, Any], status: int, word: str
+) -> None:
+    text = json.dumps(body).replace("CLIP", library["800"])
+    response = await client.post("/search", content=text, headers={"content-type": "application/json"})
+    assert response.status_code == status and word in response.json()["detail"], response.text
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+async def test_without_keeps_what_the_wanted_sound_explains_better(
+    make_app: Callable[..., FastAPI], open_client: Callable[..., httpx.AsyncClient], fake_model: Any, calibrated: bool
+) -> None:
+    if calibrated:
+        pair = (0.1, -5.0)
+        fake_model.config = replace(fake_model.config, matching=MatchingConfig(0.5, segment=pair, sound=pair))
+    wanted, unwanted, rest = fake_model.encode_text(["tone 800", "tone 1600", "rain"])
+    alike, less, short = (0.8 * wanted + 0.6 * unwanted, 0.7 * wanted + 0.7 * unwanted, 0.6 * wanted + 0.8 * unwanted)
+    clips = {"alike": [alike] * 20, "as alike": [less] * 20, "short": [rest] * 16 + [short] * 4, "clean": [wanted] * 20}
+    app = make_app()
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        for name, frames in clips.items():
+            clip = np.mean(frames, axis=0)
+            audio = name.encode()
+            app.state.service.library.add(
+                NewClip(f"{name}.wav", hashlib.sha256(audio).hexdigest(), 3.2, 16_000, 1, {},
+                        (clip / np.linalg.norm(clip)).astype(np.float32), np.array(frames, np.float32), 0.16, audio)
+            )  # fmt: skip
+        asked = {"query": "tone 800", "without": ["tone 1600"]}
+        assert set(names(await client.post("/search", json=asked))) == {"clean.wav", "alike.wav", "as alike.wav"}
+        back = {"query": "tone 1600", "without": ["tone 800"]}
+        assert set(names(await client.post("/search", json=back))) == {"short.wav", "as alike.wav"}
+        assert "alike.wav" not in names(await client.post("/search", json=asked | {"without": ["someone alike"]}))
+        by_clip = {"like": [{"clip_id": next(iter(app.state.service.library.list(9)[0])).id}], "without": ["tone 1600"]}
+        found = set(names(await client.post("/search", json=by_clip)))
+        assert "short.wav" not in found and ("alike.wav" in found) == calibrated, "frames are compared if calibrated"

@@ -294,7 +294,10 @@ async def test_scores(fake_model: Any) -> None:
         assert engine.frame_score(frames, texts).shape == (2, 3)
         similarity = np.array([-1.0, 0.3, 0.5, 1.0], dtype=np.float32)
         expected = engine.clip_score(similarity[:, None] * texts[:1], texts[:1])[:, 0]
-        np.testing.assert_allclose(engine.score_of(similarity), expected, rtol=1e-5)
+        logits = engine.match_logits(similarity, np.array([np.nan, 0.2, 0.6, np.nan]))
+        best = np.array([-1.0, 0.3, 0.6, 1.0], dtype=np.float32)
+        np.testing.assert_allclose(logits, best / 0.1 - 5, rtol=1e-5)
+        np.testing.assert_allclose((1 / (1 + np.exp(-logits)))[[0, 1, 3]], expected[[0, 1, 3]], rtol=1e-5)
         chances = engine.label_probabilities(texts[0], texts)
         assert chances.sum() == pytest.approx(1) and chances[0] > 0.99
 

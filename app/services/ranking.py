@@ -1,0 +1,253 @@
+"""Ranks the clips of the library for a query by evidence: how well a clip or its best moment sounds like what is
+wanted, and how many of the query's words the clip has.
+
+The logit of a hit's score is the sum of the logit of its sound and of what its words add.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from app.inference.engine import Engine
+from app.services.words import QueryWords, coverage
+from app.state import AppState
+from index import Clip, Hit
+
+Mode = Literal["semantic", "hybrid", "lexical"]
+
+FIRST_DEPTH = 100  # clips that a search takes from each list (clips, segments, words), at least
+UNLIKE_WEIGHT = 0.5  # of unwanted examples in the vector that is searched with
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """What a query's words add to the logit of a clip that has them.
+
+    With these, all of the words make a match of a middling sound (0.05), and half of them don't.
+    """
+
+    words: float = 4.5  # if the clip has all of them
+    name: float = 1.0  # share of `words` for a word of the file name
+    tags: float = 1.0
+    others: float = 0.7  # of other metadata, descriptions mostly, which also mention what isn't heard
+
+
+WEIGHTS = FusionWeights()
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of what is wanted: an embedding (D,) of unit length, of a text or of a sound."""
+
+    vector: np.ndarray
+    sound: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What is wanted: at least one part. Their logits are averaged.
+
+    unlike: an embedding (D,) of unwanted examples. words: of the text. leave_out: ids of clips that are no results.
+    """
+
+    parts: tuple[Part, ...]
+    unlike: np.ndarray | None = None
+    words: QueryWords | None = None
+    leave_out: frozenset[str] = frozenset()
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The parts' vectors and that of the unwanted examples (Q, D)."""
+        return np.stack([part.vector for part in self.parts] + ([] if self.unlike is None else [self.unlike]))
+
+    @property
+    def vector(self) -> np.ndarray:
+        """The vector (D,) of unit length that is searched with (Rocchio, The SMART Retrieval System, 1971, ch. 14)."""
+        total = sum(part.vector for part in self.parts) - UNLIKE_WEIGHT * (0 if self.unlike is None else self.unlike)
+        length = float(np.linalg.norm(total))
+        return np.asarray(total / length if length > 1e-6 else self.parts[0].vector, dtype=np.float32)
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether cosines with `vector` are all that scores depend on."""
+        return len(self.parts) == 1 and self.unlike is None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A clip in a ranking. similarity: its cosine to the query's vector, NaN where unknown; logit: of its score."""
+
+    clip_id: str
+    similarity: float
+    logit: float
+    coverage: float
+
+    @property
+    def score(self) -> float:
+        return float(1 / (1 + np.exp(-self.logit)))
+
+
+class Ranking:
+    """The ranking of one search, deeper on request. Records of clips that it has read are in `clips`."""
+
+    def __init__(self, state: AppState, query: Query, mode: Mode, filter: Mapping[str, Any] | None) -> None:
+        self._state, self._query, self._filter = state, query, filter
+        self._mode: Mode = mode if query.words is not None else "semantic"
+        self._cosines: dict[str, np.ndarray] = {}  # (2, Q) of clip and best segment, where all are known
+        self._coverage: dict[str, float] = {}
+        self.clips: dict[str, Clip] = {}
+        self.exhausted = False  # no clip is missing from the last ranking
+        self.may_match_deeper = False  # the last clip of a list that was cut off matches
+
+    def is_match(self, ranked: Ranked) -> bool | None:
+        """Whether a clip matches; None if the checkpoint doesn't say from which score.
+
+        If the query has no known word, the model cannot have understood it, and only words can match.
+        """
+        matching, query = self._state.engine.matching, self._query
+        if matching is None:
+            return None
+        understood = query.words is None or query.words.known or not query.is_simple
+        return ranked.score >= matching.cutoff and (understood or ranked.coverage > 0)
+
+    async def best(self, depth: int) -> list[Ranked]:
+        """The best of the first `depth` clips of each list, best first: most similar clips, segments and words.
+
+        In the mode "semantic" the first `depth` clips and their scores are exact: a clip whose better cosine is among
+        the best `depth` of all is in the list of that cosine, and the other cosine is at most the last of its list.
+        """
+        clips, segments, words = await asyncio.gather(
+            self._nearest(depth), self._nearest_segments(depth), self._by_words(depth)
+        )
+        self.clips.update((hit.clip.id, hit.clip) for hit in words)
+        cosines = _join(clips, segments, words)
+        await self._read_evidence(cosines, words_cut_off=len(words) == depth)
+        ranked = {item.clip_id: item for item in self._score(cosines)}
+        lists = [[clip_id for clip_id, _ in clips], [clip_id for clip_id, _ in segments], [h.clip.id for h in words]]
+        cut_off = [ranked[ids[-1]] for ids in lists if len(ids) == depth]
+        self.exhausted = not cut_off
+        self.may_match_deeper = any(self.is_match(last) for last in cut_off)
+        if self._mode == "lexical":
+            return list(ranked.values())
+        return sorted(ranked.values(), key=lambda item: -item.logit)
+
+    async def complete(self, ranked: Sequence[Ranked]) -> list[Ranked]:
+        """The ranked clips that still exist, with their records read and their similarities known."""
+        unread = [item.clip_id for item in ranked if item.clip_id not in self.clips]
+        unknown = [item.clip_id for item in ranked if np.isnan(item.similarity)]
+        records, cosines = await asyncio.gather(
+            self._records(unread), self._similarities(unknown, self._query.vector[None])
+        )
+        self.clips.update(records)
+        found = [
+            replace(item, similarity=float(cosines[item.clip_id][0, 0])) if item.clip_id in cosines else item
+            for item in ranked
+        ]
+        return [item for item in found if item.clip_id in self.clips and not np.isnan(item.similarity)]
+
+    # Reading
+
+    async def _nearest(self, depth: int) -> list[tuple[str, float]]:
+        if self._mode == "lexical":
+            return []
+        with self._state.metrics.vector_search():
+            return await self._state.read(self._state.library.nearest, self._query.vector, depth, self._filter)
+
+    async def _nearest_segments(self, depth: int) -> list[tuple[str, float]]:
+        if self._mode == "lexical":
+            return []
+        with self._state.metrics.vector_search():
+            return await self._state.read(self._state.library.nearest_segments, self._query.vector, depth, self._filter)
+
+    async def _by_words(self, depth: int) -> list[Hit]:
+        words = self._query.words
+        if self._mode == "semantic" or words is None:
+            return []
+        library = self._state.library
+        return await self._state.read(library.search_words, words.text, self._query.vector, depth, self._filter)
+
+    async def _records(self, ids: Sequence[str]) -> dict[str, Clip]:
+        return await self._state.read(self._state.library.clips, ids) if ids else {}
+
+    async def _similarities(self, ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
+        return await self._state.read(self._state.library.similarities, ids, vectors) if ids else {}
+
+    async def _read_evidence(self, cosines: Mapping[str, np.ndarray], *, words_cut_off: bool) -> None:
+        """Reads what the scores of these clips depend on and is not known yet: words, and missing cosines.
+
+        Only clips in the list of words have words, unless it was cut off: then the others' words are read too, but only
+        for the first ranking, because deeper ones serve to count.
+        """
+        if self._mode != "semantic":
+            if words_cut_off and not self._coverage:
+                self.clips.update(await self._records([clip_id for clip_id in cosines if clip_id not in self.clips]))
+            new = [clip for clip_id, clip in self.clips.items() if clip_id not in self._coverage]
+            assert self._query.words is not None
+            self._coverage.update(await self._state.compute(_cover, self._query.words, new))
+        unknown = [
+            clip_id
+            for clip_id, own in cosines.items()
+            if clip_id not in self._cosines
+            and (not self._query.is_simple or (self._coverage.get(clip_id) and np.isnan(own).any()))
+        ]
+        self._cosines.update(await self._similarities(unknown, self._query.vectors))
+
+    # Scores
+
+    def _score(self, cosines: Mapping[str, np.ndarray]) -> list[Ranked]:
+        """The clips with their scores, in the order given; clips that were deleted since are scored too."""
+        query = self._query
+        ids = list(cosines)
+        if not ids:
+            return []
+        known = [self._cosines.get(clip_id) for clip_id in ids]
+        if query.is_simple:
+            table = np.stack(
+                [own if full is None else full[:, 0] for own, full in zip(cosines.values(), known, strict=True)]
+            )
+            logits = self._state.engine.match_logits(table[:, 0], table[:, 1], sound=query.parts[0].sound)
+        else:
+            nothing = np.full((2, len(query.vectors)), -1.0)  # deleted meanwhile
+            logits = sound_logits(self._state.engine, query, np.stack([nothing if f is None else f for f in known]))
+        covered = np.array([self._coverage.get(clip_id, 0.0) for clip_id in ids])
+        logits = logits + WEIGHTS.words * covered
+        return [
+            Ranked(clip_id, float(own[0]), float(logit), float(share))
+            for clip_id, own, logit, share in zip(ids, cosines.values(), logits, covered, strict=True)
+        ]
+
+
+def sound_logits(engine: Engine, query: Query, cosines: np.ndarray) -> np.ndarray:
+    """Cosines (A, 2, Q) of clips and their best segments to a query's parts → logits of the scores of their sound (A,).
+
+    The mean over the parts. Unwanted examples multiply the odds by the probability that the clip doesn't sound so.
+    """
+    parts = [
+        engine.match_logits(cosines[:, 0, number], cosines[:, 1, number], sound=part.sound)
+        for number, part in enumerate(query.parts)
+    ]
+    logits = np.mean(parts, axis=0)
+    if query.unlike is not None:
+        logits -= np.logaddexp(0, engine.match_logits(cosines[:, 0, -1], cosines[:, 1, -1], sound=True))
+    return np.asarray(logits)
+
+
+def _join(
+    clips: Sequence[tuple[str, float]], segments: Sequence[tuple[str, float]], words: Sequence[Hit]
+) -> dict[str, np.ndarray]:
+    """The cosines (2,) to the query's vector of all clips in the lists, of clip and segment; NaN where unknown."""
+    joined: dict[str, np.ndarray] = {}
+    for column, found in ((0, [(hit.clip.id, hit.similarity) for hit in words]), (0, clips), (1, segments)):
+        for clip_id, cosine in found:
+            joined.setdefault(clip_id, np.full(2, np.nan))[column] = cosine
+    return joined
+
+
+def _cover(words: QueryWords, clips: Sequence[Clip]) -> dict[str, float]:
+    columns = (WEIGHTS.name, WEIGHTS.tags, WEIGHTS.others)
+    return {clip.id: coverage(words, clip, columns) for clip in clips}
