@@ -303,7 +303,7 @@ class SearchSet:
 
 
 def search_set(sounds: Sounds, sizes: Sizes) -> SearchSet:
-    """Recordings of validation sounds in faint noise, no label in more than two, and clips of other packages."""
+    """Recordings of validation sounds in faint noise, no label in more than three, and clips of other packages."""
     alike = sounds.alike([SILENCE.label, *(item.captions[0] for item in sounds.others)])
 
     def recordings() -> Iterator[Recording]:
@@ -311,7 +311,7 @@ def search_set(sounds: Sounds, sizes: Sizes) -> SearchSet:
         for number in range(sizes.searched):
             rng = np.random.default_rng([17, number])
             chosen = choose_sounds(
-                sounds, lambda i: used.get(sounds.label[i], 0) < 2, SILENCE.label, alike, rng, SEARCHED_EVENTS
+                sounds, lambda i: used.get(sounds.label[i], 0) < 3, SILENCE.label, alike, rng, SEARCHED_EVENTS
             )
             used.update((label, used.get(label, 0) + 1) for label, _ in chosen)
             bed = background_samples(SILENCE, sounds, round(SEARCHED_SECONDS * SAMPLE_RATE), rng)
