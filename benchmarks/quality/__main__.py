@@ -68,9 +68,8 @@ class Measurement:
         """The summary of each figure of a section; see figures.summary."""
         self.notes = {}
         found = getattr(self, f"_{name}")()
-        return {
-            figure: summary([own[figure] for own in found]) for figure in found[0] if all(figure in f for f in found)
-        }
+        names = dict.fromkeys(figure for own in found for figure in own)
+        return {figure: summary([own.get(figure) for own in found]) for figure in names}
 
     def _retrieval(self) -> list[dict[str, Figure]]:
         return [retrieval.retrieval_figures(model, self.sounds) for model in self.models]

@@ -102,25 +102,29 @@ def draws_of(units: int, count: int = DRAWS) -> np.ndarray:
     return np.stack([np.bincount(row, minlength=units) for row in drawn]).astype(float)
 
 
-def summary(figures: Sequence[Figure], count: int = DRAWS) -> dict[str, Any]:
+def summary(figures: Sequence[Figure | None], count: int = DRAWS) -> dict[str, Any]:
     """The values of one figure for each checkpoint with 95 % intervals, and the paired difference of the second.
 
     Keys: `units`, `values`, `intervals`, and with two checkpoints `difference` and `difference_interval`. What is
-    undefined is None. Raises ValueError if the figures are not over the same units.
+    undefined is None, and so is what a checkpoint does not have. Raises ValueError if the figures are not over the same
+    units.
     """
-    if len({figure.units for figure in figures}) > 1:
-        raise ValueError(f"figures over {', '.join(str(figure.units) for figure in figures)} units")
-    draws = draws_of(figures[0].units, count)
-    drawn = [np.array([figure.of(weights) for weights in draws]) for figure in figures]
-    values = [figure.value for figure in figures]
+    known = [figure for figure in figures if figure is not None]
+    if len({figure.units for figure in known}) > 1:
+        raise ValueError(f"figures over {', '.join(str(figure.units) for figure in known)} units")
+    draws = draws_of(known[0].units, count)
+    drawn = [np.array([figure.of(weights) for weights in draws]) for figure in known]
+    values = iter(zip([rounded(figure.value) for figure in known], map(_interval, drawn), strict=True))
+    found = [(None, None) if figure is None else next(values) for figure in figures]
     report: dict[str, Any] = {
-        "units": figures[0].units,
-        "values": [rounded(value) for value in values],
-        "intervals": [_interval(own) for own in drawn],
+        "units": known[0].units,
+        "values": [value for value, _ in found],
+        "intervals": [interval for _, interval in found],
     }
     if len(figures) == 2:
-        difference = rounded(values[1] - values[0])
-        report |= {"difference": difference, "difference_interval": _interval(drawn[1] - drawn[0])}
+        paired = len(known) == 2
+        report["difference"] = rounded(known[1].value - known[0].value) if paired else None
+        report["difference_interval"] = _interval(drawn[1] - drawn[0]) if paired else None
     return report
 
 

@@ -103,10 +103,9 @@ def by_service(
     client: TestClient, sounds: Sounds, part: SubLibrary, strings: list[str]
 ) -> tuple[Answers | None, str | None]:
     """Matches of each query in a library of the service, under the files' original names; or why there are none."""
-    for i in part.sounds:
-        item = sounds.store.items[i]
-        original = Path(sounds.manifest[item.audio_id].get("source") or item.audio_id).name
-        add(client, original, item.path.read_bytes())
+    items = [sounds.store.items[i] for i in part.sounds]
+    names = [Path(sounds.manifest[item.audio_id].get("source") or item.audio_id).name for item in items]
+    add(client, [(name, item.path.read_bytes()) for name, item in zip(names, items, strict=True)])
     queries = [*part.present, *part.absent, *strings]
     matches = []
     for query in queries:

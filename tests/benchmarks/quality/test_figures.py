@@ -70,6 +70,12 @@ def test_what_is_undefined_is_none() -> None:
     assert summary([ratio(np.zeros(3), np.zeros(3))], 10) == {"units": 3, "values": [None], "intervals": [None]}
 
 
+def test_a_figure_that_one_checkpoint_lacks_has_no_difference() -> None:
+    found = summary([None, mean(np.ones(3))], 10)
+    assert (found["values"], found["intervals"]) == ([None, 100], [None, [100, 100]])
+    assert found["difference"] is None and found["difference_interval"] is None
+
+
 def test_figures_over_other_units_are_not_compared() -> None:
     with pytest.raises(ValueError, match="3, 4 units"):
         summary([Figure(3, lambda weights: 0.0), Figure(4, lambda weights: 0.0)])
