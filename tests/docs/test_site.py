@@ -70,7 +70,7 @@ def test_paths_in_pages_exist(repo_dir: Path) -> None:
     """Paths of the checkout, such as app/export/formats.py, in prose, tables and code."""
     roots = "app|model|index|training|tests|benchmarks|checkpoints|demo|docs|docker"
     path = re.compile(
-        rf"(?<!\]\()(?<![\w/.-])((?:{roots})/[\w./-]+?\.(?:py|md|ya?ml|jsonl|csv|tsv|json|png|js|css|html))\b"
+        rf"(?<!\]\()(?<![\w/.-])((?:{roots})/[\w./-]+?\.(?:py|md|ya?ml|jsonl|csv|tsv|json|png|js|css|html)(?:\.gz)?)\b"
     )
     extra = [repo_dir / "checkpoints" / "finelap-small" / "README.md"]
     wrong = [
