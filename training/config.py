@@ -207,7 +207,6 @@ class Recipe:
     distill: DistillConfig = DistillConfig()  # with `start_from`, trains the teacher heads alone
     align: AlignConfig = AlignConfig()
     second: AlignConfig = AlignConfig(steps=0)  # continues the first; the checkpoint averages both results
-    average: bool = True  # False: the checkpoint is the second's result
     closed_form: ClosedFormConfig = ClosedFormConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -210,8 +210,7 @@ class RecipeRun:
         if self.recipe.second.steps:
             first = {name: value.clone() for name, value in model.state_dict().items()}
             learn("second", self.recipe.second)
-            if self.recipe.average:
-                model.load_state_dict(mean_weights(first, model.state_dict()))
+            model.load_state_dict(mean_weights(first, model.state_dict()))
 
     def extend(self, model: FineLAP) -> FineLAP:
         """The model with the parts that need no gradient, fitted on the training sounds."""

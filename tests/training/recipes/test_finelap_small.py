@@ -195,7 +195,7 @@ def test_the_bundled_recipe_continues_the_first_edition(repo_dir: Path) -> None:
     configs = repo_dir / "training" / "configs"
     first, recipe = (read_recipe(configs / f"finelap-small{name}.yaml") for name in ("-first", ""))
     assert first.second.encoder_learning_rate > first.align.encoder_learning_rate and not first.start_from
-    assert recipe.start_from == first.output and recipe.second.steps > 0 and not recipe.average
+    assert recipe.start_from == first.output and recipe.second.steps > 0
     assert set(recipe.corpora) > set(first.corpora) and recipe.validation_groups == first.validation_groups
     assert recipe.closed_form.direct_weight and recipe.closed_form.evidence_share
 
