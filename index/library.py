@@ -61,7 +61,7 @@ class Library(Protocol):
     def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
         """Returns `search_segments` without the records: ids and similarities.
 
-        In a large library, a store may compare the segments of short clips only for the k best clips of `nearest`.
+        In a large library, a store may compare the segments of short clips only for the best clips of `nearest`.
         """
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:

@@ -60,6 +60,7 @@ from index.vectors.index import Limits, VectorIndex
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
+_ALIKE = 200  # short clips whose segments are compared in a large library
 _SIMILAR_STEMS = 30  # stems whose words are compared with an unknown word
 _TEXTS_PER_STEM = 5  # that are read for its words
 _MAX_READING = 0.02  # share of the time that reading all terms may take
@@ -337,12 +338,12 @@ class SqliteLibrary:
         """Returns `search_segments` without the records: ids and similarities.
 
         If there are so many segments that comparing all of them takes too long (SegmentIndexes.are_many), those of
-        clips up to ten seconds are compared only for the k clips most similar to `vector`.
+        clips up to ten seconds are compared only for the k, at most 200, clips most similar to `vector`.
         """
         if not self._segments.are_many:
             with self._nearest(self._segments, vector, k, filter) as (view, rows, similarities):
                 return _with_ids(queries.ids(view, rows), rows, similarities)
-        with self._nearest(self._index, vector, k, filter) as (view, rows, _):
+        with self._nearest(self._index, vector, min(k, _ALIKE), filter) as (view, rows, _):
             alike = list(queries.ids(view, rows).values())
         best = {clip_id: float(own[1, 0]) for clip_id, own in self.similarities(alike, vector[None]).items()}
         conditions = parse_filter(filter)
