@@ -59,7 +59,10 @@ class Library(Protocol):
         """Returns `search` without the records, which is cheaper for many clips: ids and similarities."""
 
     def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        """Returns `search_segments` without the records: ids and similarities."""
+        """Returns `search_segments` without the records: ids and similarities.
+
+        In a large library, a store may compare the segments of short clips only for the best clips of `nearest`.
+        """
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips that best match the words of `query`; their similarity is that to `vector` (D,)."""

@@ -12,6 +12,9 @@ from index.quantization import FrameCodes, encode_frames
 from index.vectors.flat import ReadWriteLock
 from model.segments import pool_segments
 
+LONG_SECONDS = 10.0  # clips that last longer are long: more than one window of the model
+ALL_BYTES = 160_000_000  # of segments that one core compares with a query in about 20 ms
+
 _SEGMENTS_PER_CLIP = 4  # in the first search round
 _REMOVED = -1
 _MAX_REMOVED = 0.2  # share of the segments
@@ -101,6 +104,55 @@ class SegmentIndex:
                 return rows[firsts], similarities[firsts]
             wanted *= 4  # one long recording may own many of the segments
         return np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+class SegmentIndexes:
+    """All segments, those of short and of long clips apart, so that a search can leave out those of short clips.
+
+    A short clip's segments add little to its vector, and in most large libraries they are most of the segments. The
+    methods are those of SegmentIndex.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._short, self._long = SegmentIndex(dim), SegmentIndex(dim)
+        self._few = ALL_BYTES // (2 * dim)
+
+    def __len__(self) -> int:
+        return len(self._short) + len(self._long)
+
+    @property
+    def are_many(self) -> bool:
+        """Whether comparing all segments takes longer than a search should."""
+        return len(self) > self._few
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Blocks additions and removals for the block."""
+        with self._short.reading(), self._long.reading():
+            yield
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray, seconds: np.ndarray) -> None:
+        """Adds segments (N, D) float32 of the clips in rows (N,) int64, which last `seconds` (N,)."""
+        is_long = seconds > LONG_SECONDS
+        for part, chosen in ((self._short, ~is_long), (self._long, is_long)):
+            if chosen.any():
+                part.add(rows[chosen], vectors[chosen])
+
+    def remove(self, row: int) -> int:
+        """Removes the segments of the clip in this row and returns their number."""
+        return self._short.remove(row) + self._long.remove(row)
+
+    def search(
+        self, vector: np.ndarray, clips: int, only: np.ndarray | None = None, *, of_long_clips: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See SegmentIndex; with `of_long_clips` only among clips of more than LONG_SECONDS."""
+        found = self._long.search(vector, clips, only)
+        if of_long_clips:
+            return found
+        parts = zip(found, self._short.search(vector, clips, only), strict=True)
+        rows, similarities = (np.concatenate(pair) for pair in parts)
+        order = np.argsort(-similarities, kind="stable")[:clips]
+        return rows[order], similarities[order]
 
 
 def _owned_by(owners: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -134,6 +134,7 @@ class Engine:
         self.name, self.stamp = model.name, model.stamp
         self.dim, self.frame_hop = model.dim, model.frame_hop
         self.matching = model.config.matching
+        self._pair = (_number(model.temp_global), _number(model.b_global))  # of a clip and a text
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
 
     async def start(self) -> None:
@@ -201,7 +202,7 @@ class Engine:
         temperature and bias (model.config.MatchingConfig), and a query that is a sound has one for both; without them,
         the model's pair for a clip and a text stands in.
         """
-        whole = part = (float(self._model.temp_global), float(self._model.b_global))
+        whole = part = self._pair
         if self.matching is not None:
             part = self.matching.segment
             if sound:
@@ -288,6 +289,11 @@ class Engine:
             for size in sizes:
                 self._encode_windows([np.zeros(samples, dtype=np.float32)] * size)
         self._encode_texts(["a sound"])
+
+
+def _number(value: Any) -> float:
+    """A scalar of the model, which may be a tensor with a gradient."""
+    return float(value.detach() if hasattr(value, "detach") else value)
 
 
 @contextlib.contextmanager

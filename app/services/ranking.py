@@ -126,7 +126,8 @@ class Ranking:
         )
         self.clips.update((hit.clip.id, hit.clip) for hit in words)
         cosines = _join(clips, segments, words)
-        await self._read_evidence(cosines, words_cut_off=len(words) == depth)
+        if self._mode != "semantic" or not self._query.is_simple:
+            await self._state.read(self._read_evidence, cosines, len(words) == depth)
         ranked = {item.clip_id: item for item in self._score(cosines)}
         lists = [[clip_id for clip_id, _ in clips], [clip_id for clip_id, _ in segments], [h.clip.id for h in words]]
         cut_off = [ranked[ids[-1]] for ids in lists if len(ids) == depth]
@@ -138,17 +139,7 @@ class Ranking:
 
     async def complete(self, ranked: Sequence[Ranked]) -> list[Ranked]:
         """The ranked clips that still exist, with their records read and their similarities known."""
-        unread = [item.clip_id for item in ranked if item.clip_id not in self.clips]
-        unknown = [item.clip_id for item in ranked if np.isnan(item.similarity)]
-        records, cosines = await asyncio.gather(
-            self._records(unread), self._similarities(unknown, self._query.vector[None])
-        )
-        self.clips.update(records)
-        found = [
-            replace(item, similarity=float(cosines[item.clip_id][0, 0])) if item.clip_id in cosines else item
-            for item in ranked
-        ]
-        return [item for item in found if item.clip_id in self.clips and not np.isnan(item.similarity)]
+        return await self._state.read(self._read_records, ranked) if ranked else []
 
     # Reading
 
@@ -171,31 +162,42 @@ class Ranking:
         library = self._state.library
         return await self._state.read(library.search_words, words.text, self._query.vector, depth, self._filter)
 
-    async def _records(self, ids: Sequence[str]) -> dict[str, Clip]:
-        return await self._state.read(self._state.library.clips, ids) if ids else {}
+    # Each of these runs on one thread, because every switch of threads costs a search time.
 
-    async def _similarities(self, ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
-        return await self._state.read(self._state.library.similarities, ids, vectors) if ids else {}
+    def _read_records(self, ranked: Sequence[Ranked]) -> list[Ranked]:
+        unread = [item.clip_id for item in ranked if item.clip_id not in self.clips]
+        unknown = [item.clip_id for item in ranked if np.isnan(item.similarity)]
+        if unread:
+            self.clips.update(self._state.library.clips(unread))
+        cosines = self._state.library.similarities(unknown, self._query.vector[None]) if unknown else {}
+        found = [
+            replace(item, similarity=float(cosines[item.clip_id][0, 0])) if item.clip_id in cosines else item
+            for item in ranked
+        ]
+        return [item for item in found if item.clip_id in self.clips and not np.isnan(item.similarity)]
 
-    async def _read_evidence(self, cosines: Mapping[str, np.ndarray], *, words_cut_off: bool) -> None:
+    def _read_evidence(self, cosines: Mapping[str, np.ndarray], words_cut_off: bool) -> None:
         """Reads what the scores of these clips depend on and is not known yet: words, and missing cosines.
 
         Only clips in the list of words have words, unless it was cut off: then the others' words are read too, but only
         for the first ranking, because deeper ones serve to count.
         """
+        query, library = self._query, self._state.library
         if self._mode != "semantic":
             if words_cut_off and not self._coverage:
-                self.clips.update(await self._records([clip_id for clip_id in cosines if clip_id not in self.clips]))
+                self.clips.update(library.clips([clip_id for clip_id in cosines if clip_id not in self.clips]))
+            assert query.words is not None
+            columns = (WEIGHTS.name, WEIGHTS.tags, WEIGHTS.others)
             new = [clip for clip_id, clip in self.clips.items() if clip_id not in self._coverage]
-            assert self._query.words is not None
-            self._coverage.update(await self._state.compute(_cover, self._query.words, new))
+            self._coverage.update((clip.id, coverage(query.words, clip, columns)) for clip in new)
         unknown = [
             clip_id
             for clip_id, own in cosines.items()
             if clip_id not in self._cosines
-            and (not self._query.is_simple or (self._coverage.get(clip_id) and np.isnan(own).any()))
+            and (not query.is_simple or (self._coverage.get(clip_id) and np.isnan(own).any()))
         ]
-        self._cosines.update(await self._similarities(unknown, self._query.vectors))
+        if unknown:
+            self._cosines.update(library.similarities(unknown, query.vectors))
 
     # Scores
 
@@ -246,8 +248,3 @@ def _join(
         for clip_id, cosine in found:
             joined.setdefault(clip_id, np.full(2, np.nan))[column] = cosine
     return joined
-
-
-def _cover(words: QueryWords, clips: Sequence[Clip]) -> dict[str, float]:
-    columns = (WEIGHTS.name, WEIGHTS.tags, WEIGHTS.others)
-    return {clip.id: coverage(words, clip, columns) for clip in clips}

@@ -48,7 +48,7 @@ from index.records import (
     dump_metadata,
     merge_patch,
 )
-from index.segments import SegmentIndex
+from index.segments import SegmentIndexes
 from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
 from index.sqlite.queries import SqliteVectors
@@ -60,6 +60,7 @@ from index.vectors.index import Limits, VectorIndex
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
+_ALIKE = 200  # short clips whose segments are compared in a large library
 _SIMILAR_STEMS = 30  # stems whose words are compared with an unknown word
 _TEXTS_PER_STEM = 5  # that are read for its words
 _MAX_READING = 0.02  # share of the time that reading all terms may take
@@ -81,7 +82,7 @@ class SqliteLibrary:
         self._store = database
         self._audio = audio
         self._index = index
-        self._segments = SegmentIndex(index.dim)
+        self._segments = SegmentIndexes(index.dim)
         self._reserve = DiskReserve(folder / "reserve")
         self._writing = threading.Lock()
         self._broken: str | None = None
@@ -164,8 +165,8 @@ class SqliteLibrary:
 
     def _fill_segments(self) -> None:
         with self._store.read() as view:
-            for rows, vectors in queries.all_segments(view, self._index.dim):
-                self._segments.add(rows, vectors)
+            for rows, vectors, seconds in queries.all_segments(view, self._index.dim):
+                self._segments.add(rows, vectors, seconds)
 
     # Changes
 
@@ -223,7 +224,9 @@ class SqliteLibrary:
         if added:
             with self._index_change("an added clip"):
                 parts = [item.segments.decode() for item in added.values()]
-                self._segments.add(np.repeat(list(added), [len(part) for part in parts]), np.concatenate(parts))
+                counts = [len(part) for part in parts]
+                seconds = np.repeat([item.clip.duration for item in added.values()], counts)
+                self._segments.add(np.repeat(list(added), counts), np.concatenate(parts), seconds)
                 self._index.add(
                     np.fromiter(added, dtype=np.int64), np.stack([item.embedding for item in added.values()])
                 )
@@ -242,7 +245,7 @@ class SqliteLibrary:
                 self._delete_row(row)
             except BaseException:
                 with self._index_change("a clip whose deletion failed"):
-                    self._segments.add(np.full(len(segments), row), segments)
+                    self._segments.add(np.full(len(segments), row), segments, np.full(len(segments), clip.duration))
                     self._index.add(np.array([row]), vector[None])
                 raise
             with suppress(OSError):  # recovery removes the file at the next start
@@ -332,13 +335,27 @@ class SqliteLibrary:
             return _with_ids(queries.ids(view, rows), rows, similarities)
 
     def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        """Returns `search_segments` without the records: ids and similarities."""
-        with self._nearest(self._segments, vector, k, filter) as (view, rows, similarities):
-            return _with_ids(queries.ids(view, rows), rows, similarities)
+        """Returns `search_segments` without the records: ids and similarities.
+
+        If there are so many segments that comparing all of them takes too long (SegmentIndexes.are_many), those of
+        clips up to ten seconds are compared only for the k, at most 200, clips most similar to `vector`.
+        """
+        if not self._segments.are_many:
+            with self._nearest(self._segments, vector, k, filter) as (view, rows, similarities):
+                return _with_ids(queries.ids(view, rows), rows, similarities)
+        with self._nearest(self._index, vector, min(k, _ALIKE), filter) as (view, rows, _):
+            alike = list(queries.ids(view, rows).values())
+        best = {clip_id: float(own[1, 0]) for clip_id, own in self.similarities(alike, vector[None]).items()}
+        conditions = parse_filter(filter)
+        with self._segments.reading(), self._store.read() as view:
+            only = queries.rows_passing(view, conditions) if conditions else None
+            rows, similarities = self._segments.search(vector, k, only, of_long_clips=True)
+            best.update(_with_ids(queries.ids(view, rows), rows, similarities))
+        return sorted(best.items(), key=lambda item: -item[1])[:k]
 
     @contextmanager
     def _nearest(
-        self, index: VectorIndex | SegmentIndex, vector: np.ndarray, k: int, filter: Filter | None
+        self, index: VectorIndex | SegmentIndexes, vector: np.ndarray, k: int, filter: Filter | None
     ) -> Iterator[tuple[sqlite3.Connection, np.ndarray, np.ndarray]]:
         """The rows (≤ k,) nearest to `vector` and their similarities, with the view to read them in."""
         _check_count(k, "k")

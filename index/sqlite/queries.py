@@ -288,12 +288,15 @@ def segments(connection: sqlite3.Connection, row: int) -> bytes:
 
 def all_segments(
     connection: sqlite3.Connection, dim: int, batch: int = 1024
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields batches in row order: for each segment its clip's row, (N,) int64, and its vector, (N, D) float32."""
-    found = connection.execute("SELECT row, codes FROM segments ORDER BY row")
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields batches in row order: for each segment its clip's row, (N,) int64, its vector, (N, D) float32, and the
+    clip's duration in seconds (N,)."""
+    found = connection.execute("SELECT row, codes, duration FROM segments JOIN clips USING (row) ORDER BY row")
     while chunk := found.fetchmany(batch):
-        parts = [FrameCodes.from_bytes(codes, dim).decode() for _, codes in chunk]
-        yield np.repeat([row for row, _ in chunk], [len(part) for part in parts]), np.concatenate(parts)
+        parts = [FrameCodes.from_bytes(codes, dim).decode() for _, codes, _ in chunk]
+        counts = [len(part) for part in parts]
+        rows, seconds = [row for row, _, _ in chunk], [duration for _, _, duration in chunk]
+        yield np.repeat(rows, counts), np.concatenate(parts), np.repeat(seconds, counts)
 
 
 def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from index import LibraryError, NewClip, SqliteLibrary
+from index import LibraryError, NewClip, SqliteLibrary, segments
 from index.quantization import FrameCodes, encode_frames
-from index.segments import SegmentIndex, cut_segments
+from index.segments import SegmentIndex, SegmentIndexes, cut_segments
 from index.sqlite import queries
 from model.segments import MAX_SECONDS, MIN_ALLOWED, SECONDS_PER_SEGMENT, THRESHOLDS
+from tests.support.clips import make_clip
 
 DIM = 16
 HOP = 0.16
@@ -81,9 +83,11 @@ class Reference:
         return sorted(best, key=lambda pair: -pair[1])[:clips]
 
 
-def test_the_index_equals_the_reference_through_changes() -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_index_equals_the_reference_through_changes(apart: bool) -> None:
     rng = np.random.default_rng(3)
-    index, reference, row = SegmentIndex(DIM), Reference(), 0
+    index: SegmentIndex | SegmentIndexes = SegmentIndexes(DIM) if apart else SegmentIndex(DIM)
+    reference, row = Reference(), 0
     for _ in range(120):
         if reference.parts and rng.random() < 0.3:
             gone = int(rng.choice(list(reference.parts)))
@@ -96,7 +100,11 @@ def test_the_index_equals_the_reference_through_changes() -> None:
                 centre = unit(rng.standard_normal(DIM))
                 size, spread = (int(rng.integers(60, 90)), 0.05) if rng.random() < 0.2 else (int(rng.integers(1, 6)), 1)
                 added[row] = unit(centre + spread * rng.standard_normal((size, DIM)))
-            index.add(np.repeat(list(added), [len(p) for p in added.values()]), np.concatenate(list(added.values())))
+            rows = np.repeat(list(added), [len(p) for p in added.values()])
+            if isinstance(index, SegmentIndexes):
+                index.add(rows, np.concatenate(list(added.values())), seconds=np.where(rows % 3, 2.0, 60.0))
+            else:
+                index.add(rows, np.concatenate(list(added.values())))
             reference.parts |= added
         assert len(index) == sum(map(len, reference.parts.values()))
         query = unit(rng.standard_normal(DIM))
@@ -113,6 +121,37 @@ def test_the_index_equals_the_reference_through_changes() -> None:
         best = dict(reference.search(query, 10**6, only))  # rounding may exchange neighbours
         np.testing.assert_allclose([best[row] for row in rows.tolist()], similarities, atol=1e-3)
         np.testing.assert_allclose(similarities, [s for _, s in expected], atol=1e-3)
+        if isinstance(index, SegmentIndexes):
+            with index.reading():
+                rows, similarities = index.search(query, clips, only, of_long_clips=True)
+            expected = [pair for pair in best.items() if pair[0] % 3 == 0][:clips]
+            np.testing.assert_allclose(similarities, [s for _, s in expected], atol=1e-3)
+            assert not (rows % 3).any()
+
+
+def test_segments_of_short_clips_in_a_large_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the clips most similar as a whole, and of all long clips, by whatever they contain."""
+    rng = np.random.default_rng(4)
+    monkeypatch.setattr(segments, "ALL_BYTES", 0)
+    news = [
+        make_clip(i, {"odd": i % 2}, frames=unit(rng.standard_normal((6, DIM))), duration=5.0 + i % 10)
+        for i in range(60)
+    ]
+    with SqliteLibrary.open(tmp_path, dim=DIM, checkpoint="c") as library:
+        clips = [clip for clip, _ in library.add_many(news)]
+        assert library._segments.are_many
+        query = unit(rng.standard_normal(DIM))
+        everything = {hit.clip.id: hit.similarity for hit in library.search_segments(query, 60)}
+        assert len(everything) == 60, "a search for moments compares all"
+        for filter in (None, {"odd": 1}):
+            alike = {clip_id for clip_id, _ in library.nearest(query, 9, filter)}
+            passing = [clip for clip in clips if filter is None or clip.metadata["odd"]]
+            compared = [everything[clip.id] for clip in passing if clip.duration > 10 or clip.id in alike]
+            found = library.nearest_segments(query, 9, filter)
+            assert [s for _, s in found] == pytest.approx(sorted(compared, reverse=True)[:9], abs=2e-3)
+            assert all(everything[clip_id] == pytest.approx(s, abs=2e-3) for clip_id, s in found)
+        library.delete(found[0][0])
+        assert found[0][0] not in dict(library.nearest_segments(query, 9))
 
 
 def test_an_empty_index_finds_nothing() -> None:

@@ -15,7 +15,7 @@ import pytest
 from app.inference.engine import Engine
 from app.services import words
 from app.services.words import QueryWords, content_words, coverage, has_all_words, read_words
-from index import STOP_WORDS, Clip, SqliteLibrary, words_of
+from index import STOP_WORDS, Clip, SqliteLibrary, stem_words, words_of
 from model.tokenizer import read_fast
 from tests.support.clips import DIM, make_clip
 
@@ -144,6 +144,15 @@ def test_coverage_is_the_weight_of_the_words_that_a_clip_has() -> None:
     ):
         assert coverage(query, found, (1.0, 1.0, 0.6)) == pytest.approx(expected)
     assert coverage(QueryWords("?", False, (), (), False), clip("dog.wav"), (1, 1, 1)) == 0
+
+
+def test_clips_with_a_word_pass_the_quick_test() -> None:
+    every = [word for word in words.sound_words() if word.isalpha()]
+    for word, stem in zip(every, stem_words(every), strict=True):
+        query = QueryWords(word, False, (stem,), (1.0,), True)
+        assert coverage(query, clip(f"{word.upper()}_01.wav"), (1, 1, 1)) == 1, word
+    for name in ("Café.wav", "cafe\u0301.wav", "ＣＡＦＥ.wav", "MyCafe2.wav"):
+        assert coverage(QueryWords("cafés", False, ("cafe",), (1.0,), True), clip(name), (1, 1, 1)) == 1, name
 
 
 def test_all_words_of_a_text_in_name_and_tags() -> None:
