@@ -29,6 +29,7 @@ from app.server.middleware import AccessControl, RequestCancellation, RequestCon
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
 from app.services.waveforms import PeaksCache
+from app.services.words import sound_stems
 from app.settings import FAISS, Settings
 from app.state import AppState, Load, ReadinessMonitor
 from index import Library, LibraryError, MilvusLibrary, SqliteLibrary
@@ -87,6 +88,7 @@ def _loader(settings: Settings) -> Load:
             max_queue_windows=settings.max_queue_windows,
             max_wait=settings.max_wait_ms / 1000,
         )
+        sound_stems()  # now, so that the first search does not wait for them
         return engine, _open_library(settings, model.dim, model.stamp)
 
     return load

@@ -64,7 +64,7 @@ MOMENTS = {
 TEXTS = {"texts": {"texts": ["dog barking", "rain"]}}
 EMBEDDINGS = {
     "model": "finelap-small",
-    "dim": 384,
+    "dim": 448,
     "audio": [
         {
             "filename": "dog.wav",
@@ -123,7 +123,7 @@ INFO = {
     "model": {
         "name": "finelap-small",
         "stamp": "finelap-small-0f3c",
-        "dim": 384,
+        "dim": 448,
         "frame_hop": 0.16,
         "device": "cpu",
         "dtype": "float32",

@@ -119,7 +119,8 @@ class Ranking:
         """The best of the first `depth` clips of each list, best first: most similar clips, segments and words.
 
         In the mode "semantic" the first `depth` clips and their scores are exact: a clip whose better cosine is among
-        the best `depth` of all is in the list of that cosine, and the other cosine is at most the last of its list.
+        the best `depth` of all is in the list of that cosine, and the other cosine is at most the last of its list. (As
+        far as the lists are exact, which those of large libraries are not quite: see Library.)
         """
         clips, segments, words = await asyncio.gather(
             self._nearest(depth), self._nearest_segments(depth), self._by_words(depth)
