@@ -89,7 +89,7 @@ class Ranked:
 
     @property
     def score(self) -> float:
-        return float(1 / (1 + np.exp(-self.logit)))
+        return float(np.exp(-np.logaddexp(0, -self.logit)))
 
 
 class Ranking:
@@ -163,7 +163,7 @@ class Ranking:
         library = self._state.library
         return await self._state.read(library.search_words, words.text, self._query.vector, depth, self._filter)
 
-    # Each of these runs on one thread, because every switch of threads costs a search time.
+    # These two run on a thread as a whole, because every switch of threads takes time.
 
     def _read_records(self, ranked: Sequence[Ranked]) -> list[Ranked]:
         unread = [item.clip_id for item in ranked if item.clip_id not in self.clips]
