@@ -100,6 +100,7 @@ class Ranking:
         self._mode: Mode = mode if query.words is not None else "semantic"
         self._cosines: dict[str, np.ndarray] = {}  # (2, Q) of clip and best segment, where all are known
         self._coverage: dict[str, float] = {}
+        self._all_with_words: list[Hit] | None = None  # once a list of words was not cut off
         self.clips: dict[str, Clip] = {}
         self.exhausted = False  # no clip is missing from the last ranking
         self.may_match_deeper = False  # the last clip of a list that was cut off matches
@@ -160,8 +161,13 @@ class Ranking:
         words = self._query.words
         if self._mode == "semantic" or words is None:
             return []
-        library = self._state.library
-        return await self._state.read(library.search_words, words.text, self._query.vector, depth, self._filter)
+        if self._all_with_words is None:
+            search = self._state.library.search_words
+            found = await self._state.read(search, words.text, self._query.vector, depth, self._filter)
+            if len(found) == depth:
+                return found
+            self._all_with_words = found
+        return self._all_with_words
 
     # These two run on a thread as a whole, because every switch of threads takes time.
 
