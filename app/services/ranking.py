@@ -89,7 +89,7 @@ class Ranked:
 
     @property
     def score(self) -> float:
-        return float(1 / (1 + np.exp(-self.logit)))
+        return float(np.exp(-np.logaddexp(0, -self.logit)))
 
 
 class Ranking:
@@ -100,6 +100,7 @@ class Ranking:
         self._mode: Mode = mode if query.words is not None else "semantic"
         self._cosines: dict[str, np.ndarray] = {}  # (2, Q) of clip and best segment, where all are known
         self._coverage: dict[str, float] = {}
+        self._all_with_words: list[Hit] | None = None  # once a list of words was not cut off
         self.clips: dict[str, Clip] = {}
         self.exhausted = False  # no clip is missing from the last ranking
         self.may_match_deeper = False  # the last clip of a list that was cut off matches
@@ -160,10 +161,15 @@ class Ranking:
         words = self._query.words
         if self._mode == "semantic" or words is None:
             return []
-        library = self._state.library
-        return await self._state.read(library.search_words, words.text, self._query.vector, depth, self._filter)
+        if self._all_with_words is None:
+            search = self._state.library.search_words
+            found = await self._state.read(search, words.text, self._query.vector, depth, self._filter)
+            if len(found) == depth:
+                return found
+            self._all_with_words = found
+        return self._all_with_words
 
-    # Each of these runs on one thread, because every switch of threads costs a search time.
+    # These two run on a thread as a whole, because every switch of threads takes time.
 
     def _read_records(self, ranked: Sequence[Ranked]) -> list[Ranked]:
         unread = [item.clip_id for item in ranked if item.clip_id not in self.clips]

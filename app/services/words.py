@@ -194,7 +194,7 @@ def _replace(text: str, corrections: Mapping[str, str]) -> str:
     pattern = re.compile(
         r"(?<![^\W_])(" + "|".join(re.escape(word) for word in corrections) + r")(?![^\W_])", re.IGNORECASE
     )
-    return pattern.sub(lambda match: corrections[match.group().lower()], text)
+    return pattern.sub(lambda match: corrections.get(match.group().lower(), match.group()), text)
 
 
 def _weigh(words: Sequence[str], counts: Mapping[str, int], clips: int) -> tuple[tuple[str, ...], tuple[float, ...]]:

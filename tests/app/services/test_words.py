@@ -123,6 +123,11 @@ async def test_nonsense_is_not_known(read: Callable[..., Any], query: str) -> No
     assert (await read(f"{query} dog")).known
 
 
+async def test_letters_that_only_resemble_a_misspelled_word_are_left_alone(read: Callable[..., Any]) -> None:
+    found = await read("gla\u017f breaking")  # a long s, which counts as an s when case is ignored
+    assert (found.text, found.corrected) == ("gla\u017f breaking", False)
+
+
 async def test_rare_words_weigh_more(read: Callable[..., Any]) -> None:
     found = await read("a dog bellt")  # two clips have "dog", one has "bellt"
     assert found.stems == ("dog", "bellt") and sum(found.weights) == pytest.approx(1)
