@@ -12,6 +12,7 @@ frames     frame AP and event F1 in mixtures of ten seconds
 long       recordings of three minutes with eight events over steady backgrounds, eight present and eight absent phrases
 presence   whether phrases that are in a library have matches and others and nonsense have none
 search     whether a search finds the recording of two minutes that contains a sound
+queries    what comes first for what people type, over the demo library
 
 Intervals are 95 % bootstrap intervals over queries, mixtures or recordings. With two checkpoints there are also the
 differences and their paired intervals.
@@ -34,7 +35,7 @@ from app.inference.engine import Engine
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.common import REPO, machine, revision, section, table, write_json
-from benchmarks.quality import presence, recordings, retrieval
+from benchmarks.quality import presence, queries, recordings, retrieval
 from benchmarks.quality.figures import Figure, summary
 from benchmarks.quality.sounds import CachedModel, Sizes, Sounds
 from index import SqliteLibrary
@@ -42,7 +43,8 @@ from model.finelap import FineLAP
 from training.data.sentence_embeddings import Embed
 
 FULL = Sizes()
-SECTIONS = ("retrieval", "frames", "long", "presence", "search")
+SECTIONS = ("retrieval", "frames", "long", "presence", "search", "queries")
+DEMO = REPO / "demo" / "sounds"
 DEFAULT = REPO / "checkpoints" / "finelap-small"
 
 
@@ -131,6 +133,13 @@ class Measurement:
                 found.append(recordings.search_figures(client, self.sounds, searched))
         return found
 
+    def _queries(self) -> list[dict[str, Figure]]:
+        self.notes["grid"] = []
+        for model in self.models:
+            with service(model.model) as client:
+                self.notes["grid"].append(queries.first_hits(client, sorted(DEMO.glob("*.ogg"))[: self.sizes.demo]))
+        return [{} for _ in self.models]
+
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes = FULL, embed: Embed | None = None) -> dict[str, Any]:
     """Runs the command and returns the report. `embed` replaces the sentence model that finds labels that are alike."""
@@ -171,7 +180,8 @@ def show(name: str, figures: dict[str, Any], notes: dict[str, Any]) -> None:
         if both:
             cells.append(_with_interval(found["difference"], found["difference_interval"], "+.1f"))
         rows.append([figure, *cells, found["units"]])
-    print(table(head, rows), end="\n\n", flush=True)
+    if rows:
+        print(table(head, rows), end="\n\n", flush=True)
     for grid in notes.get("grid", []):
         print(table(list(grid[0]), [list(row.values()) for row in grid]), end="\n\n")
     for reason in notes.get("skipped", []):

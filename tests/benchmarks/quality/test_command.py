@@ -20,7 +20,9 @@ from training.data.manifests import read_labelled
 from training.evaluation.validation import event_report, frame_report, make_mixtures, tracks
 
 LABELS = ["dog", "clock", "sheep", "typing", "flute", "splash", "gong", "hammer", "cow", "balloon", "thunder", "slurp"]
-SIZES = Sizes(mixtures=3, recordings=1, minutes=0.5, libraries=1, phrases=4, nonsense=2, searched=1, distractors=2)
+SIZES = Sizes(
+    mixtures=3, recordings=1, minutes=0.5, libraries=1, phrases=4, nonsense=2, searched=1, distractors=2, demo=3
+)
 
 
 def embed(labels: list[str]) -> np.ndarray:
@@ -60,6 +62,10 @@ def test_every_section_reports(folder: Path, small_checkpoint: Path, tmp_path: P
     assert {"recording in the first ten, /search", "ratio of the two shares"} <= figures["search"]
     assert report["sections"]["long"]["recall at the default settings"]["units"] == 1
     assert len(report["notes"]["long"]["grid"][0]) == 26
+    asked = report["notes"]["queries"]["grid"][0]
+    assert {"dog barking", "horse", "asdfgh"} < {row["query"] for row in asked}
+    assert {row["matches"] for row in asked} == {None}, "this checkpoint has no cutoff"
+    assert {"UI click", "airplane engine"} >= {row["first by sound"] for row in asked} - {"animal snorting"}
     for found in report["sections"].values():
         for figure in found.values():
             assert set(figure) == {"units", "values", "intervals"} and len(figure["values"]) == 1
