@@ -17,6 +17,6 @@ def test_the_same_sound_has_the_same_embedding(small_checkpoint: Path) -> None:
     assert len(lossy) == 2 and len(rows) == 16
     for what, row in rows.items():
         if what in lossy:  # other samples: as near as they sound
-            assert row.clip > 0.99 and row.frame > 0.95, row
+            assert row.clip > 0.98 and row.frame > 0.9, row
         else:
             assert row.difference < 1e-5, row

@@ -23,6 +23,7 @@ ALIKE = 0.55  # cosine of two texts from which neither may be absent while the o
 LIBRARIES = 20  # random halves of the labels, each a library in which the other half is absent
 FALSE_SHARE = 0.1  # of absent phrases, and of nonsense, that may match something in a library
 NONSENSE = 100
+SEGMENT_MARGIN = 0.5  # by which the logits of segments are lowered
 
 Pair = tuple[float, float]  # temperature and bias
 
@@ -134,8 +135,8 @@ def reader_of(frames: np.ndarray) -> ReadFrames:
 def fit_matching(model: FineLAP, sounds: EmbeddedSounds, seed: int = 0) -> MatchingConfig:
     """Fits the scores of segments and of queries by sound, and the cutoff; the model's clip pair must be fitted.
 
-    Half of the labels at a time form a library. The cutoff is the lowest score at which at most FALSE_SHARE of the
-    absent phrases (the labels of the other half, and phrases of the bank) and of the nonsense match any of its sounds.
+    Half of the labels at a time form a library. The cutoff is the lowest score at which at most FALSE_SHARE each of
+    the other half's labels, of the bank's phrases that are absent, and of the nonsense match any of its sounds.
     """
     rng = np.random.default_rng(seed)
     texts = model.encode_text(sounds.distinct).numpy()
@@ -153,13 +154,15 @@ def fit_matching(model: FineLAP, sounds: EmbeddedSounds, seed: int = 0) -> Match
         """What (queries, sounds) may reach in a library before too many queries match that have nothing in it."""
         tops = np.stack([best[:, own].max(1) for own in members], axis=1)  # (queries, libraries)
         free = ~np.stack([alike[:, inside].any(1) for inside in libraries], axis=1)
-        groups = [tops[:-NONSENSE][free[:-NONSENSE]], tops[-NONSENSE:].ravel()]
-        return max(float(np.quantile(group, 1 - FALSE_SHARE)) for group in groups if len(group))
+        ends = [len(texts), len(texts) + len(others)]
+        groups = zip(np.split(tops, ends), np.split(free, ends), strict=True)
+        return max(float(np.quantile(top[absent], 1 - FALSE_SHARE)) for top, absent in groups if absent.any())
 
     clip = float(model.temp_global.detach()), float(model.b_global.detach())
     temp, _ = fit_logistic(by_segment[: len(texts)].ravel(), relevant.ravel().astype(float))
-    # as many false matches by segments as by clips
-    segment = round(temp, 5), round(false_cut(by_clip) / clip[0] + clip[1] - false_cut(by_segment) / temp, 4)
+    # as many false matches by segments as by clips, and then fewer: where both are alike, the clip ranks better
+    bias = false_cut(by_clip) / clip[0] + clip[1] - false_cut(by_segment) / temp - SEGMENT_MARGIN
+    segment = round(temp, 5), round(bias, 4)
     cutoff = false_cut(np.maximum(_sigmoid(by_clip, clip), _sigmoid(by_segment, segment)))
     return MatchingConfig(round(min(max(cutoff, 1e-4), 1 - 1e-4), 4), segment, _fit_sound(sounds))
 
