@@ -246,7 +246,7 @@ async def test_all_documented_metrics_exist(client: httpx.AsyncClient, sounds: S
     assert values["finelap_audio_seconds_total"] == "2.0"
     assert values['finelap_decode_failures_total{reason="not_audio"}'] == "1.0"
     assert values["finelap_index_clips"] == "1.0"
-    assert values["finelap_index_search_duration_seconds_count"] == "1.0"
+    assert values["finelap_index_search_duration_seconds_count"] == "2.0"  # of clips and of segments
     assert values['finelap_requests_total{endpoint="/clips",outcome="ok"}'] == "1.0"
     assert values['finelap_requests_total{endpoint="/clips",outcome="invalid"}'] == "1.0"
     assert values['finelap_requests_total{endpoint="/clips/{clip_id}",outcome="invalid"}'] == "1.0"
