@@ -30,7 +30,7 @@ __all__ = [
 
 Method = Literal["threshold", "sebb"]
 
-LOW_SHARE = 0.75  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
+LOW_SHARE = 0.5  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
 
 _EPS = 1e-6  # seconds; absorbs rounding of frame × hop when it is compared with a caller's seconds
 _MOMENT_MEDIAN = 0.48  # seconds

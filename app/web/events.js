@@ -5,7 +5,7 @@
 
 /**
  * @typedef {{threshold: number, lowThreshold: ?number, medianFilter: number, minDuration: number, maxGap: number}} Settings
- *   lowThreshold null: three quarters of the threshold; durations in seconds
+ *   lowThreshold null: half of the threshold; durations in seconds
  * @typedef {{onset: number, offset: number, score: number}} Event  seconds
  */
 
@@ -21,7 +21,7 @@ export const DEFAULTS = Object.freeze({
 export const MAX_MEDIAN_FILTER = 60; // seconds
 
 const EPS = 1e-6; // seconds; absorbs rounding when frame × hop is compared with seconds of the settings
-const LOW_SHARE = 0.75;
+const LOW_SHARE = 0.5;
 
 /** The odd number of frames nearest to `seconds`, ties up; 1 means no smoothing. */
 export function medianFrames(seconds, hop) {

@@ -56,7 +56,7 @@ def slow_events(
     scores = [s for t, s in enumerate(scores) if t == 0 or t * hop < duration - 1e-6]
     smooth = [float(np.float32(s)) for s in slow_median(scores, median_frames(how.median_filter, hop))]
     threshold = float(np.float32(how.threshold))
-    low = float(np.float32(0.75 * how.threshold if how.low_threshold is None else how.low_threshold))
+    low = float(np.float32(0.5 * how.threshold if how.low_threshold is None else how.low_threshold))
     events: list[list[int]] = []
     for t, score in enumerate(smooth):
         if score >= low:

@@ -23,7 +23,6 @@ ALIKE = 0.55  # cosine of two texts from which neither may be absent while the o
 LIBRARIES = 20  # random halves of the labels, each a library in which the other half is absent
 FALSE_SHARE = 0.1  # of absent phrases, and of nonsense, that may match something in a library
 NONSENSE = 100
-SEGMENT_MARGIN = 0.5  # by which the logits of segments are lowered
 
 Pair = tuple[float, float]  # temperature and bias
 
@@ -160,9 +159,8 @@ def fit_matching(model: FineLAP, sounds: EmbeddedSounds, seed: int = 0) -> Match
 
     clip = float(model.temp_global.detach()), float(model.b_global.detach())
     temp, _ = fit_logistic(by_segment[: len(texts)].ravel(), relevant.ravel().astype(float))
-    # as many false matches by segments as by clips, and then fewer: where both are alike, the clip ranks better
-    bias = false_cut(by_clip) / clip[0] + clip[1] - false_cut(by_segment) / temp - SEGMENT_MARGIN
-    segment = round(temp, 5), round(bias, 4)
+    # as many false matches by segments as by clips
+    segment = round(temp, 5), round(false_cut(by_clip) / clip[0] + clip[1] - false_cut(by_segment) / temp, 4)
     cutoff = false_cut(np.maximum(_sigmoid(by_clip, clip), _sigmoid(by_segment, segment)))
     return MatchingConfig(round(min(max(cutoff, 1e-4), 1 - 1e-4), 4), segment, _fit_sound(sounds))
 
