@@ -31,6 +31,7 @@ __all__ = [
 Method = Literal["threshold", "sebb"]
 
 LOW_SHARE = 0.5  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
+EDGE_SHARE = 0.5  # by default an event begins and ends where its score is this share of its highest
 
 _EPS = 1e-6  # seconds; absorbs rounding of frame × hop when it is compared with a caller's seconds
 _MOMENT_MEDIAN = 0.48  # seconds
@@ -71,7 +72,7 @@ class DetectionSettings:
     median_filter: float = 0.48  # length of the sliding median; 0 turns it off. Method "threshold" only
     min_duration: float = 0.0  # shorter events are dropped, after merging
     max_gap: float = 0.2  # events separated by at most this much are merged
-    low_threshold: float | None = None  # an event extends to frames at this score; None: LOW_SHARE × `threshold`
+    low_threshold: float | None = None  # an event extends to frames at this score; None: see `find_events`
     method: Method = "threshold"
     step_filter_length: float = 0.32  # "sebb": length of the change filter, half of it on each side of an instant
     merge_threshold_abs: float = 1.0  # "sebb": boxes stay apart if the score between them drops by this much
@@ -117,7 +118,8 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
 
     Method "threshold": the scores are smoothed by `median_filter`; consecutive frames at or above `low_threshold` form
     a run, and a run is an event if one of its frames reaches `threshold`; events at most `max_gap` apart are merged;
-    events shorter than `min_duration` are dropped.
+    events shorter than `min_duration` are dropped. Without a `low_threshold` it is LOW_SHARE × `threshold`, and a run
+    is cut to the first and last of its frames with at least EDGE_SHARE of its highest score.
     Method "sebb": boxes (model.sebb) over the unsmoothed scores whose score reaches `threshold` are events; they are
     merged and dropped in the same way.
 
@@ -131,9 +133,14 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
     firsts, stops = _runs(smooth >= np.float32(settings.lowest))
     certain = np.flatnonzero(smooth >= np.float32(settings.threshold))
     reached = np.searchsorted(certain, stops) > np.searchsorted(certain, firsts)
+    firsts, stops = firsts[reached], stops[reached]
+    if settings.low_threshold is None:
+        for number, (first, stop) in enumerate(zip(firsts.tolist(), stops.tolist(), strict=True)):
+            begin, end = _edges(smooth[first:stop])
+            firsts[number], stops[number] = first + begin, first + end
     events = [
         _event(first, stop, float(smooth[first:stop].max()), frame_hop, duration)
-        for first, stop in _merged(firsts[reached], stops[reached], _gap_frames(settings.max_gap, frame_hop))
+        for first, stop in _merged(firsts, stops, _gap_frames(settings.max_gap, frame_hop))
     ]
     return [event for event in events if _long_enough(event, settings)]
 
@@ -142,8 +149,8 @@ class EventStream:
     """`find_events` for a track that arrives in pieces: the same events in the same order, each as soon as it is final.
 
     An event is final when later frames can neither extend it nor merge with it. With "threshold" that is half a median
-    filter, `max_gap` and `spare` frames after its end, and the stream buffers about that much. "sebb" buffers all
-    scores and returns every event from `finish`.
+    filter, `max_gap` and `spare` frames after its end, and the stream buffers about that much, and the scores of the
+    run that is going on. "sebb" buffers all scores and returns every event from `finish`.
 
     The last `spare` frames pushed may begin after the end of the recording: the frames of a decoded recording are
     counted in samples, and its exact duration may be slightly shorter.
@@ -155,7 +162,7 @@ class EventStream:
         self._smoother = MedianStream(settings.median_filter, frame_hop, spare)
         self._pushed = 0  # frames received
         self._searched = 0  # frames smoothed and searched
-        self._run: tuple[int, float] | None = None  # first frame and highest score of the open run
+        self._run: tuple[int, list[np.ndarray]] | None = None  # first frame and smoothed scores of the open run
         self._event: tuple[int, int, float] | None = None  # first, stop, score of an event that may still grow
         self._sebb_scores: list[np.ndarray] = []
 
@@ -192,9 +199,8 @@ class EventStream:
         edges = np.flatnonzero(np.diff(active, prepend=self._run is not None)).tolist()
         for edge, next_edge in zip([0, *edges], [*edges, len(smooth)], strict=True):
             if edge < next_edge and active[edge]:
-                peak = float(smooth[edge:next_edge].max())
-                first, before = self._run or (self._searched + edge, peak)
-                self._run = (first, max(before, peak))
+                self._run = self._run or (self._searched + edge, [])
+                self._run[1].append(smooth[edge:next_edge].copy())
             if next_edge < len(smooth) and self._run is not None and not active[next_edge]:
                 found += self._close_run(self._searched + next_edge, duration)
         self._searched += len(smooth)
@@ -203,9 +209,14 @@ class EventStream:
     def _close_run(self, stop: int, duration: float) -> list[Event]:
         """Ends the open run before frame `stop`: drops it, merges it into the pending event, or starts a new one."""
         assert self._run is not None
-        (first, peak), self._run = self._run, None
+        (first, parts), self._run = self._run, None
+        scores = np.concatenate(parts)
+        peak = float(scores.max())
         if peak < np.float32(self._settings.threshold):
             return []
+        if self._settings.low_threshold is None:
+            begin, end = _edges(scores)
+            first, stop = first + begin, first + end
         if self._event is not None and not self._apart(self._event[1], first):
             self._event = (self._event[0], stop, max(self._event[2], peak))
             return []
@@ -215,10 +226,21 @@ class EventStream:
 
     def _flush_final(self) -> list[Event]:
         """The pending event, if nothing that follows can merge with it."""
-        upcoming = self._searched if self._run is None else self._run[0]
-        if self._event is not None and self._apart(self._event[1], upcoming):
+        if self._event is not None and self._apart(self._event[1], self._upcoming()):
             return self._flush(math.inf)
         return []
+
+    def _upcoming(self) -> int:
+        """The first frame with which the next event can begin."""
+        if self._run is None:
+            return self._searched
+        first, parts = self._run
+        if self._settings.low_threshold is not None:
+            return first
+        scores = np.concatenate(parts)
+        least = np.float32(EDGE_SHARE) * max(scores.max(), np.float32(self._settings.threshold))
+        high = scores >= least
+        return first + int(high.argmax()) if high.any() else self._searched
 
     def _apart(self, stop: int, first: int) -> bool:
         return first - stop > _gap_frames(self._settings.max_gap, self._frame_hop)
@@ -228,6 +250,12 @@ class EventStream:
             return []
         event, self._event = _event(*self._event, self._frame_hop, duration), None
         return [event] if _long_enough(event, self._settings) else []
+
+
+def _edges(run: np.ndarray) -> tuple[int, int]:
+    """The part [begin, end) of a run's scores (n,) from the first to the last that is EDGE_SHARE of the highest."""
+    high = np.flatnonzero(run >= np.float32(EDGE_SHARE) * run.max())
+    return int(high[0]), int(high[-1]) + 1
 
 
 def find_moments(scores: np.ndarray, frame_hop: float, duration: float, limit: int) -> list[Moment]:

@@ -66,7 +66,7 @@ def detect(parser: argparse.ArgumentParser) -> None:
     add(
         "--low-threshold",
         **scores,
-        help="score below which an event ends (half of --threshold); once, or once per phrase",
+        help="score below which an event ends (half of its highest score); once, or once per phrase",
     )
     add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
     add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")

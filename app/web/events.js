@@ -5,7 +5,7 @@
 
 /**
  * @typedef {{threshold: number, lowThreshold: ?number, medianFilter: number, minDuration: number, maxGap: number}} Settings
- *   lowThreshold null: half of the threshold; durations in seconds
+ *   lowThreshold null: an event ends at half of its highest score; durations in seconds
  * @typedef {{onset: number, offset: number, score: number}} Event  seconds
  */
 
@@ -22,6 +22,7 @@ export const MAX_MEDIAN_FILTER = 60; // seconds
 
 const EPS = 1e-6; // seconds; absorbs rounding when frame × hop is compared with seconds of the settings
 const LOW_SHARE = 0.5;
+const EDGE_SHARE = 0.5;
 
 /** The odd number of frames nearest to `seconds`, ties up; 1 means no smoothing. */
 export function medianFrames(seconds, hop) {
@@ -169,10 +170,15 @@ function cutEvents(smooth, count, settings, hop, duration) {
   };
   for (let t = 0; t < count; t++) {
     if (smooth[t] < lowest) continue;
-    const begin = t;
+    let begin = t;
     let highest = smooth[t];
     while (++t < count && smooth[t] >= lowest) if (smooth[t] > highest) highest = smooth[t];
     if (highest < threshold) continue;
+    let end = t;
+    if ((settings.lowThreshold ?? null) === null) {
+      while (smooth[begin] < EDGE_SHARE * highest) begin++;
+      while (smooth[end - 1] < EDGE_SHARE * highest) end--;
+    }
     if (stop >= 0 && begin - stop <= gap) {
       peak = Math.max(peak, highest);
     } else {
@@ -180,7 +186,7 @@ function cutEvents(smooth, count, settings, hop, duration) {
       first = begin;
       peak = highest;
     }
-    stop = t;
+    stop = end;
   }
   emit();
   return events;

@@ -65,6 +65,12 @@ def slow_events(
             else:
                 events.append([t, t + 1])
     events = [e for e in events if any(score >= threshold for score in smooth[e[0] : e[1]])]
+    for event in events if how.low_threshold is None else []:
+        half = max(smooth[event[0] : event[1]]) / 2
+        while smooth[event[0]] < half:
+            event[0] += 1
+        while smooth[event[1] - 1] < half:
+            event[1] -= 1
     merged = True
     while merged:
         merged = False
@@ -237,9 +243,10 @@ def test_a_stream_returns_an_event_as_soon_as_it_is_final(
     given_out: list[Event] = []
     for t in range(len(scores)):
         given_out += stream.push(scores[t : t + 1])
-        # possible continuations: high scores, low scores, none, and one after the other
+        # possible continuations: high scores, just high enough ones, low ones, none, and high after low ones
         ends = []
-        for future in (np.ones(200), np.zeros(200), np.ones(0), np.r_[np.zeros(60), np.ones(100)]):
+        enough = np.full(200, how.threshold)
+        for future in (np.ones(200), enough, np.zeros(200), np.ones(0), np.r_[np.zeros(60), np.ones(100)]):
             whole = np.concatenate([scores[: t + 1], future])
             ends.append(find_events(whole, how, HOP, len(whole) * HOP))
         certain = [e for e in ends[0] if all(e in other for other in ends)]

@@ -184,7 +184,7 @@ def test_a_slider_cuts_again_without_the_service(
         page.keyboard.press("ArrowLeft")
     expect(page.locator("#threshold-value")).to_have_text("0.20")
     lower = shown(page)
-    assert lower > before
+    assert lower != before
     page.keyboard.press("End")
     expect(page.locator("#no-events")).to_contain_text("No score reaches the threshold")
     page.fill("#threshold", "0.2")
