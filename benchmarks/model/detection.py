@@ -43,15 +43,18 @@ COARSE = THRESHOLDS[6::2]  # for choosing settings
 
 @dataclass(frozen=True)
 class Method:
-    """A method: settings with a free threshold; `ratio` is the low threshold as a share of it."""
+    """A method: settings with a free threshold; `ratio` is the low threshold as a share of it, None the default.
+
+    PSDS needs a ratio: events that end at half of their own highest score are no cut of one track at every threshold.
+    """
 
     name: str
     settings: DetectionSettings
-    ratio: float = 1.0
+    ratio: float | None = 1.0
 
     def at(self, threshold: float) -> DetectionSettings:
         """The settings at one threshold."""
-        low = None if self.settings.method == "sebb" else self.ratio * threshold
+        low = None if self.settings.method == "sebb" or self.ratio is None else self.ratio * threshold
         return replace(self.settings, threshold=threshold, low_threshold=low)
 
     def over_all_thresholds(self, recording: Scored) -> Scored:
@@ -60,6 +63,8 @@ class Method:
         if settings.method == "sebb":
             rows = [_boxes_as_track(row, settings, recording) for row in recording.scores]
             return replace(recording, scores=np.stack(rows), frame_hop=hop / FINE)
+        if self.ratio is None:
+            raise ValueError(f"{self.name} is no cut of one track at every threshold")
         smooth = median_smooth(recording.scores, settings.median_filter, hop)
         return replace(recording, scores=reaching(smooth, self.ratio))
 

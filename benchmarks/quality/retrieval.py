@@ -10,7 +10,7 @@ from benchmarks.model.detection import THRESHOLDS, Method, event_counts
 from benchmarks.quality.figures import Figure, average_precision, best, f1, mean
 from benchmarks.quality.sounds import CachedModel, Embedded, Sounds
 from model.config import SAMPLE_RATE
-from model.detection import LOW_SHARE, DetectionSettings
+from model.detection import DetectionSettings
 from training.data.activity import frame_labels
 from training.evaluation.metrics import retrieval
 from training.evaluation.sed_metrics import Scored
@@ -68,7 +68,7 @@ def figures_of(scored: list[Scored]) -> dict[str, Figure]:
     ]
     unit = np.repeat(np.arange(len(scored)), [r.scores.size for r in scored])
     defaults = DetectionSettings()
-    counts = event_counts(Method("default", defaults, LOW_SHARE), scored, [defaults.threshold, *THRESHOLDS])
+    counts = event_counts(Method("default", defaults, None), scored, [defaults.threshold, *THRESHOLDS])
     at = [f1(*counts[i].T) for i in range(len(counts))]
     return {
         "frame AP": average_precision(flat(r.scores for r in scored), flat(labels), unit),
