@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> None:
         store = AudioStore(Path(scratch) / "sounds.i16", items, progress=True)
         if len(store) < 2:
             raise CalibrationError(f"{args.sounds}: no labelled sounds that can be decoded")
-        fitted = calibrate(model, make_mixtures(store, EvaluationConfig(mixtures=args.mixtures)), store)
-        matching = fit_matching(model, embed_sounds(model, store))
+        sounds = embed_sounds(model, store)
+        fitted = calibrate(model, make_mixtures(store, EvaluationConfig(mixtures=args.mixtures)), sounds)
+        matching = fit_matching(model, sounds)
     model.config = replace(model.config, matching=matching)
     half = all(bool((p.half().float() == p).all()) for p in model.parameters() if p.ndim > 1)
     model.save_pretrained(

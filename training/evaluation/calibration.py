@@ -61,7 +61,7 @@ def best_cut(similarity: np.ndarray, relevant: np.ndarray) -> float:
     return float(cuts[int(np.argmax(scores))])
 
 
-def calibrate(model: FineLAP, mixtures: list[LabelledMixture], clips: AudioStore) -> dict[str, float]:
+def calibrate(model: FineLAP, mixtures: list[LabelledMixture], sounds: EmbeddedSounds) -> dict[str, float]:
     """Sets the model's temperatures and biases, in place, so that 0.5 is the best threshold on validation data.
 
     Temperatures come from a logistic fit. Biases are then moved so that the best event F1 (frames) and the best F1 over
@@ -74,7 +74,6 @@ def calibrate(model: FineLAP, mixtures: list[LabelledMixture], clips: AudioStore
     model.temp_local.data.fill_(temp)
     model.b_local.data.fill_(bias)
 
-    sounds = embed_sounds(model, clips)
     texts = model.encode_text(sounds.distinct).numpy()
     similarity, relevant = (texts @ sounds.clips.T).ravel(), relevance(sounds.distinct, sounds.labels).ravel()
     clip_temp, clip_bias = _half_at_best(similarity, relevant)

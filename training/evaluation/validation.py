@@ -192,7 +192,10 @@ def _items(config: ValidationConfig, root: Path) -> list[Item]:
 
 def text_to_clip(model: FineLAP, store: AudioStore) -> dict[str, float]:
     """Retrieval of the store's clips by their labels, for each query template and for chance; percent."""
-    labels, relevant, clips = _labelled_clips(model, store)
+    captions = [item.captions[0] for item in store.items]
+    labels = sorted(set(captions))
+    relevant = relevance(labels, captions)
+    clips = torch.stack([e.clip for e in model.encode_audio(list(store), SAMPLE_RATE)])
     report: dict[str, float] = {}
     for name, template in QUERIES.items():
         texts = model.encode_text([template.format(label) for label in labels])
@@ -200,14 +203,6 @@ def text_to_clip(model: FineLAP, store: AudioStore) -> dict[str, float]:
     rng = np.random.default_rng(0)
     chance = [retrieval(rng.random(relevant.shape), relevant) for _ in range(20)]
     return report | percent({f"chance {k}": float(np.mean([c[k] for c in chance])) for k in chance[0]})
-
-
-def _labelled_clips(model: FineLAP, store: AudioStore) -> tuple[list[str], np.ndarray, Tensor]:
-    """The sorted labels, their relevance (labels, clips), and the clip embeddings (clips, dim)."""
-    captions = [item.captions[0] for item in store.items]
-    labels = sorted(set(captions))
-    clips = torch.stack([e.clip for e in model.encode_audio(list(store), SAMPLE_RATE)])
-    return labels, relevance(labels, captions), clips
 
 
 # Detection in mixtures

@@ -234,8 +234,9 @@ class RecipeRun:
             for offset in (1, 2)
             for mixture in make_mixtures(self.validation_store, self.recipe.evaluation, offset)
         ]
-        fitted = calibrate(model, others, self.validation_store)
-        matching = fit_matching(model, embed_sounds(model, self.validation_store))
+        sounds = embed_sounds(model, self.validation_store)
+        fitted = calibrate(model, others, sounds)
+        matching = fit_matching(model, sounds)
         model.config = replace(model.config, matching=matching)
         found = tracks(model, make_mixtures(self.validation_store, self.recipe.evaluation))
         report = {

@@ -10,7 +10,7 @@ import torch
 from training.config import EvaluationConfig
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item
-from training.evaluation.calibration import calibrate
+from training.evaluation.calibration import calibrate, embed_sounds
 from training.evaluation.validation import (
     best_threshold,
     event_f1,
@@ -103,7 +103,7 @@ def test_calibration_moves_the_best_threshold_to_a_half(store: AudioStore) -> No
     mixtures = make_mixtures(store, CONFIG)
     found = tracks(model, mixtures)  # type: ignore[arg-type]
     assert event_f1(found, 0.1, -10.0, 0.5, 0.16) < 0.5  # uncalibrated: few frames reach 0.5
-    calibrate(model, mixtures, store)  # type: ignore[arg-type]
+    calibrate(model, mixtures, embed_sounds(model, store))  # type: ignore[arg-type]
     temp, bias = float(model.temp_local), float(model.b_local)
     _, best = best_threshold(found, temp, bias, 0.16)
     assert event_f1(found, temp, bias, 0.5, 0.16) >= 0.95 * best > 0.4
