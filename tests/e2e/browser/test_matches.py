@@ -68,6 +68,25 @@ def start(open_page: Callable[..., Page], found: list[dict[str, Any]]) -> Callab
     return start
 
 
+@pytest.fixture(params=["1280-light", "1280-dark", "390-light", "390-dark"])
+def everywhere(
+    request: pytest.FixtureRequest,
+    start: Callable[..., tuple[Page, Service]],
+    check_accessibility: Callable[[Page], None],
+    shoot: Callable[..., None],
+) -> tuple[Page, Service, Callable[[str], None]]:
+    """The page in each width and scheme, its service, and a function that checks accessibility and takes a picture."""
+    width, scheme = request.param.split("-")
+    page, service = start(int(width), scheme=scheme)
+
+    def inspect(name: str) -> None:
+        page.wait_for_load_state("networkidle")
+        check_accessibility(page)
+        shoot(page, f"{name}-{request.param}")
+
+    return page, service, inspect
+
+
 def search(page: Page, query: str) -> None:
     """Types a query and waits for its answer."""
     with page.expect_response(re.compile("/search$")):
@@ -76,18 +95,10 @@ def search(page: Page, query: str) -> None:
     wait_until(page, "!document.getElementById('search').classList.contains('busy')")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_close_match(
-    start: Callable[..., tuple[Page, Service]],
-    check_accessibility: Callable[[Page], None],
-    shoot: Callable[..., None],
-    width: int,
-    scheme: str,
-) -> None:
+def test_no_close_match(everywhere: tuple[Page, Service, Callable[[str], None]]) -> None:
     from playwright.sync_api import expect
 
-    page, service = start(width, scheme=scheme)
+    page, service, inspect = everywhere
     service.matches, service.marks = 0, [False] * 4
     search(page, "asdfgh")
     expect(page.get_by_role("status").filter(has_text="No close match")).to_be_visible()
@@ -95,9 +106,7 @@ def test_no_close_match(
     expect(page.locator("#search-message")).to_have_text("Nearest sounds")
     expect(page.locator("#hits .unlikely")).to_have_count(4)
     expect(page.locator("#hits .divider")).to_have_count(0)
-    page.wait_for_load_state("networkidle")
-    check_accessibility(page)
-    shoot(page, f"no-match-{width}-{scheme}")
+    inspect("no-match")
 
     service.matches, service.marks = 4, [True] * 4
     search(page, "dog")
@@ -105,18 +114,10 @@ def test_no_close_match(
     expect(page.locator("#hits .unlikely")).to_have_count(0)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_line_separates_less_likely_results(
-    start: Callable[..., tuple[Page, Service]],
-    check_accessibility: Callable[[Page], None],
-    shoot: Callable[..., None],
-    width: int,
-    scheme: str,
-) -> None:
+def test_a_line_separates_less_likely_results(everywhere: tuple[Page, Service, Callable[[str], None]]) -> None:
     from playwright.sync_api import expect
 
-    page, service = start(width, scheme=scheme)
+    page, service, inspect = everywhere
     names = [hit["clip"]["filename"] for hit in service.hits]
     service.matches, service.marks = 2, [True, False, True, False]
     search(page, "dog barking")
@@ -128,9 +129,7 @@ def test_a_line_separates_less_likely_results(
         expect(lines.nth(i)).to_contain_text(text)
     expect(page.locator("#hits .unlikely .name")).to_have_text(order[3:])
     expect(page.locator("#hits .unlikely .score").first).to_contain_text("less likely")
-    page.wait_for_load_state("networkidle")
-    check_accessibility(page)
-    shoot(page, f"less-likely-{width}-{scheme}")
+    inspect("less-likely")
 
 
 def test_the_heading_counts_matches_of_the_library(start: Callable[..., tuple[Page, Service]]) -> None:
