@@ -4,8 +4,8 @@ The index is in one of three states, and a background thread builds the next one
 
 - flat: all vectors are in memory (index/vectors/flat.py) and every search compares all of them.
 - codes: codes of about D / 4 bytes a vector are in memory (index/vectors/ivf_rabitq.py) and select candidates, whose
-  vectors are read from the database and compared exactly. Similarities are always exact; a clip is missed only if its
-  code is not among the candidates.
+  vectors are read and compared exactly: from a copy (index/vectors/copies.py), or until it has them from the database.
+  Similarities are always exact; a clip is missed only if its code is not among the candidates.
 - stored: nothing is in memory yet and every search reads all vectors from the database. Exact but slow; lasts until
   codes are built after a start without a snapshot.
 
@@ -26,6 +26,7 @@ from typing import Protocol
 import numpy as np
 
 from index.vectors import snapshot
+from index.vectors.copies import VectorCopies
 from index.vectors.flat import FaissIndex, ReadWriteLock
 from index.vectors.ivf_rabitq import (
     MIN_VECTORS,
@@ -105,7 +106,8 @@ class VectorIndex:
     ) -> None:
         """Creates an empty index.
 
-        stamp: the checkpoint that made the vectors. folder: where snapshots are written; None writes none.
+        stamp: the checkpoint that made the vectors. folder: where snapshots and the copies of vectors are written; None
+        writes none.
         gpu: cluster vectors on a GPU; searches stay on the CPU. Raises GpuMissing if FAISS has no GPU.
         """
         if gpu:
@@ -121,6 +123,8 @@ class VectorIndex:
         self._live = RowSet()
         self._flat: FaissIndex | None = FaissIndex(dim)
         self._codes: Codes | None = None
+        self._copies: VectorCopies | None = None  # of the codes' vectors
+        self._copied = True  # whether nothing but what `add` adds is missing there
         self._builder: threading.Thread | None = None
         self._closing = False
         self._retry_at = 0.0
@@ -156,6 +160,7 @@ class VectorIndex:
             report = []
             try:
                 self._codes = self._from_snapshot(rows, keys)
+                self._copied = self._codes is None
             except SnapshotRefused as reason:
                 report = [f"rebuilding the search index: {reason}"]
             self._build_if_needed()
@@ -169,6 +174,8 @@ class VectorIndex:
                 self._flat.add(rows, vectors)
             elif self._codes is not None:
                 self._codes.add(rows, vectors)
+                if self._copies is not None:
+                    self._copies.add(rows, vectors)
             self._live.add(rows)
             self._build_if_needed()
 
@@ -245,6 +252,7 @@ class VectorIndex:
             builder.join()
         with self._lock.write():  # waits for running searches
             codes, self._codes = self._codes, None
+            self._replace_copies(None)
         self._helper.close()
         if codes is not None and self._has_drifted(codes, 0.01):
             self._save(codes)
@@ -258,9 +266,15 @@ class VectorIndex:
                 return
             builder.join()
 
-    # Vectors from the database
+    # Whole vectors
 
     def _vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the vectors of rows, those that are copied first."""
+        if self._copies is not None:
+            found, vectors = self._copies.read(rows)
+            if len(found):
+                yield found, vectors
+            rows = rows[~np.isin(rows, found)] if len(found) < len(rows) else rows[:0]
         for first in range(0, len(rows), PAGE_SIZE):
             yield self._stored.vectors(rows[first : first + PAGE_SIZE])
 
@@ -273,7 +287,7 @@ class VectorIndex:
     # Background builds
 
     def _wanted_build(self) -> str | None:
-        """Returns the state to build for, or None if the current index is good enough."""
+        """Returns what to build: the index of a state, or the copies; None if the current ones are good enough."""
         count = len(self._live)
         if self._flat is not None:
             return "codes" if count > self.limits.flat_rows else None
@@ -283,7 +297,9 @@ class VectorIndex:
             return "codes"
         grown = len(self._codes) - self._codes.trained_for
         gone = len(self._codes) - count
-        return "codes" if max(grown, gone) > self.limits.drift * len(self._codes) else None
+        if max(grown, gone) > self.limits.drift * len(self._codes):
+            return "codes"
+        return None if self._copied else "copies"
 
     def _build_if_needed(self) -> None:
         """Starts a build if one is needed and none runs. Call with the write lock held."""
@@ -298,8 +314,10 @@ class VectorIndex:
             _leave_one_core_free()
             if target == "flat":
                 self._build_flat()
-            else:
+            elif target == "codes":
                 self._build_codes()
+            else:
+                self._build_copies()
         except BuildCancelled:
             pass
         except Exception:
@@ -325,13 +343,46 @@ class VectorIndex:
         sample = np.concatenate([vectors for _, vectors in self._vectors(np.sort(chosen))])
         codes = Codes.train(sample, total, self._is_open, self._gpu)
         del sample
-        for found, vectors in self._stored.pages():
-            if not self._is_open():
-                raise BuildCancelled
+        copies = self._new_copies()
+
+        def add(found: np.ndarray, vectors: np.ndarray) -> None:
             codes.add(found, vectors)
-        self._save(codes)
-        self._swap_in(codes.rows, codes.add, None, codes)
+            if copies is not None:
+                copies.add(found, vectors)
+
+        try:
+            for found, vectors in self._stored.pages():
+                if not self._is_open():
+                    raise BuildCancelled
+                add(found, vectors)
+            self._save(codes)
+            self._swap_in(codes.rows, add, None, codes, copies)
+        except BaseException:
+            if copies is not None:
+                copies.close()
+            raise
         _log.info("built the search index of %d vectors in %.1f s", total, time.monotonic() - began)
+
+    def _build_copies(self) -> None:
+        """Copies the vectors of codes that a snapshot had. Meanwhile searches use what is copied."""
+        with self._lock.write():
+            copies = self._new_copies()
+            self._replace_copies(copies)
+        if copies is not None:
+            for found, vectors in self._stored.pages():
+                if not self._is_open():
+                    raise BuildCancelled
+                copies.add(found, vectors)
+        self._copied = True
+
+    def _new_copies(self) -> VectorCopies | None:
+        return None if self._folder is None else VectorCopies(self.dim, self._folder)
+
+    def _replace_copies(self, copies: VectorCopies | None) -> None:
+        """Call with the write lock held."""
+        old, self._copies = self._copies, copies
+        if old is not None:
+            old.close()
 
     def _build_flat(self) -> None:
         flat, rows = FaissIndex(self.dim), RowSet()
@@ -340,13 +391,18 @@ class VectorIndex:
             flat.add(found, vectors)
             rows.add(found)
 
-        self._swap_in(rows, add, flat, None)
+        self._swap_in(rows, add, flat, None, None)
         if self._folder is not None:
             snapshot.remove(self._folder)
             self._saved = None
 
     def _swap_in(
-        self, rows: RowSet, add: Callable[[np.ndarray, np.ndarray], None], flat: FaissIndex | None, codes: Codes | None
+        self,
+        rows: RowSet,
+        add: Callable[[np.ndarray, np.ndarray], None],
+        flat: FaissIndex | None,
+        codes: Codes | None,
+        copies: VectorCopies | None,
     ) -> None:
         """Replaces the current index by a new one that has `rows`, after adding what it lacks.
 
@@ -373,6 +429,8 @@ class VectorIndex:
                 self._flat, self._codes = flat, None
             else:
                 self._codes, self._flat = codes, None
+            self._replace_copies(copies)
+            self._copied = True
 
     # Snapshots
 

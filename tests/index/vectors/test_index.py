@@ -116,6 +116,35 @@ def test_large_libraries_have_high_recall_and_exact_similarities(make: Callable[
     assert library.stored.reads <= SMALL.spare + 20  # and not the whole library
 
 
+def test_whole_vectors_are_read_from_copies(make: Callable[..., Library], tmp_path: Path) -> None:
+    """After a build, an addition, a start from a snapshot and another build; and from the database without copies."""
+    plain, library = _large(make), _large(make, folder=tmp_path / "index")
+
+    def check() -> None:
+        library.index.wait()
+        plain.index.wait()
+        library.stored.reads = 0
+        for query in clustered(20, 3):
+            for only in (None, np.arange(0, 3000, 2), np.arange(40)):
+                rows, similarities = library.search(query, 10, only)
+                expected = plain.search(query, 10, only)
+                assert rows.tolist() == expected[0].tolist()
+                np.testing.assert_array_equal(similarities, expected[1])
+        assert library.stored.reads == 0
+
+    check()
+    for own in (plain, library):
+        own.add(np.arange(4000, 4050), clustered(50, 5))
+        own.delete(np.arange(4000, 4020))
+    check()
+    library = _reopened(make, library, tmp_path / "index")
+    check()
+    for own in (plain, library):
+        own.add(np.arange(5000, 5700), clustered(700, 6))
+    check()
+    assert library.index._copies is not None and len(library.index._copies) == 1500 + 30 + 700, "without deleted rows"
+
+
 def test_only_candidates_that_can_make_the_top_k_are_reranked(make: Callable[..., Library]) -> None:
     """With estimates that are off by 0.3 in the mean and 0.1 around it, the best are not all among the first 50."""
     library = _large(make)
@@ -243,15 +272,20 @@ def _reopened(make: Callable[..., Library], library: Library, folder: Path) -> L
     return again
 
 
-def test_a_snapshot_avoids_a_build(make: Callable[..., Library], tmp_path: Path) -> None:
+def test_a_snapshot_avoids_a_build(
+    make: Callable[..., Library], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     library = _large(make, folder=tmp_path / "index")
     rows = np.array(list(library.stored.by_row))
     library.add(np.arange(10_000, 10_100), clustered(100, 7))
     library.delete(rows[:100])
     expected = [library.search(query, 10)[0].tolist() for query in clustered(10, 1)]
+    monkeypatch.setattr(Codes, "train", lambda *_, **__: pytest.fail("a build"))
     again = _reopened(make, library, tmp_path / "index")
-    assert again.report == [] and again.index.state == "codes" and again.index._builder is None
+    assert again.report == [] and again.index.state == "codes"
     assert [again.search(query, 10)[0].tolist() for query in clustered(10, 1)] == expected
+    again.index.wait()
+    assert again.index._copies is not None and len(again.index._copies) == 1500 and not caplog.records
 
 
 def test_changes_after_the_snapshot_are_applied(make: Callable[..., Library], tmp_path: Path) -> None:

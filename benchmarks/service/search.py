@@ -1,0 +1,174 @@
+"""Measures whole searches over HTTP in a large library of made-up clips, by how many clips match.
+
+    python -m benchmarks.service.search --work /somewhere/with/5/GB [--clips 100000] [--tree ANOTHER_CHECKOUT]
+
+The library is created once in --work, with the text embeddings of the bundled checkpoint: each clip is drawn from one
+of the phrase bank's phrases (of uneven frequency, as words are) at a cosine of 0 to 0.35 to it, around and above the
+cutoff of matches, plus noise. Half of the clips have their phrase as a name, the others random words of the bank. One
+in twenty lasts a minute and has 20 segments, the others 2.5 s and 4 segments.
+
+Queries are phrases of the bank in any of its spellings; the table groups them by the number of matches that the service
+reports. Spaces after a query make it another text each time, so that the service has to embed it. Latency is that of
+sequential requests over a kept connection. Of each query's rounds the best counts, because other programs only ever
+slow a search down. `--tree` measures the code of another checkout on the same library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks.common import REPO, Latency, Server, machine, revision, section, table, write_json
+from index import Clip, encode_frames
+from index.new_clip import EncodedClip
+from index.sqlite import queries
+from index.sqlite.store import DATABASE_FILE, Store
+from model import FineLAP
+
+BANK = REPO / "training" / "data" / "phrase_bank.jsonl"
+MODES = ("semantic", "hybrid", "lexical")
+GROUPS = ((0, 0), (1, 99), (100, 999), (1000, 1000))  # matches that the service reports
+_LONG = 20  # every how many-th clip is long
+_COSINES = (0.0, 0.35)  # of a clip to its phrase
+_BLOCK = 2000
+_ROUNDS = 4
+
+
+def phrases() -> list[list[str]]:
+    """The spellings of each phrase of the bank."""
+    rows = [json.loads(line) for line in BANK.read_text(encoding="utf-8").splitlines()]
+    return [[row["phrase"], *row["alternatives"]] for row in rows]
+
+
+def fill(folder: Path, clips: int) -> None:
+    """Writes a library of made-up clips without audio files, deterministically and without fsync."""
+    model = FineLAP.from_pretrained(REPO / "checkpoints" / "finelap-small")
+    names = [spellings[0] for spellings in phrases()]
+    texts = model.encode_text(names).numpy()
+    rng = np.random.default_rng(0)
+    shares = np.arange(1, len(names) + 1) ** -0.8
+    phrase_of = rng.choice(rng.permutation(len(names)), clips, p=shares / shares.sum())
+    common = np.linalg.svd(texts, full_matrices=False)[2][
+        :64
+    ]  # what texts share, and sounds unlike them have little of
+    words = [name.replace(",", "").split()[0].lower() for name in names]
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / "part.sqlite3"
+    aside.unlink(missing_ok=True)
+    Store(aside).close()
+    store = Store(aside)
+    with store.write() as change:
+        queries.set_stamp(change, model.stamp, model.dim)
+    for first in range(0, clips, _BLOCK):
+        with store.write() as change:
+            for number in range(first, min(first + _BLOCK, clips)):
+                phrase = int(phrase_of[number])
+                name = names[phrase] if rng.random() < 0.5 else " ".join(rng.choice(words, 3))
+                segments = 20 if number % _LONG == 0 else 4
+                vectors = _around(texts[phrase], common, 1 + segments, rng)
+                queries.insert(change, _clip(number, name, vectors))
+    store.close()
+    aside.rename(folder / DATABASE_FILE)
+
+
+def _around(text: np.ndarray, common: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Unit vectors (count, D) of a clip and its segments, alike, at one cosine to a text."""
+    noise = rng.standard_normal((1, len(text))) + 0.3 * rng.standard_normal((count, len(text)))
+    noise -= noise @ common.T @ common
+    noise -= (noise @ text)[:, None] * text
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    cosine = rng.uniform(*_COSINES)
+    return (cosine * text + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
+
+
+def _clip(number: int, name: str, vectors: np.ndarray) -> EncodedClip:
+    seconds = 60.0 if len(vectors) > 5 else 2.5
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    created = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    metadata = {"number": number}
+    clip = Clip(digest[:32], f"{name} {number}.wav", digest, seconds, 48_000, 1, created, metadata)
+    parts = encode_frames(vectors[1:])
+    return EncodedClip(clip, json.dumps(metadata), vectors[0], parts.to_bytes(), seconds / len(parts), parts)
+
+
+def asked(count: int) -> list[str]:
+    """Distinct texts to search for."""
+    rng = np.random.default_rng(1)
+    spellings = sorted({text.lower() for own in phrases() for text in own})
+    return [spellings[i] for i in rng.permutation(len(spellings))[:count]]
+
+
+def measure(server: Server, count: int) -> dict[str, list[dict[str, Any]]]:
+    """For each mode the queries with their matches, first hits and best seconds; see `summary`."""
+    texts = asked(count)
+    found: dict[str, list[dict[str, Any]]] = {mode: [{"query": x, "seconds": np.inf} for x in texts] for mode in MODES}
+    with httpx.Client(base_url=server.address, timeout=120, trust_env=False) as client:
+        for asked_before in range(_ROUNDS):
+            for number, mode in enumerate(MODES):
+                for row in found[mode]:
+                    text = row["query"] + " " * (asked_before * len(MODES) + number)
+                    began = time.perf_counter()
+                    answer = client.get("/search", params={"q": text, "mode": mode, "k": 10})
+                    seconds = time.perf_counter() - began
+                    answer.raise_for_status()
+                    hits = answer.json()["hits"]
+                    row["matches"] = answer.json()["matches"]
+                    row["hits"] = [[hit["clip"]["id"], round(hit["score"], 4)] for hit in hits]
+                    row["seconds"] = min(row["seconds"], seconds)
+    return found
+
+
+def summary(found: dict[str, list[dict[str, Any]]]) -> list[list[object]]:
+    """Rows of a table: mode, matches, queries, p50, p95 and maximum in ms."""
+    rows: list[list[object]] = []
+    for mode, own in found.items():
+        for low, high in (*GROUPS, (0, 1000)):
+            chosen = [row["seconds"] for row in own if low <= row["matches"] <= high]
+            if not chosen:
+                continue
+            matches = "all" if (low, high) == (0, 1000) else str(low) if low == high else f"{low} to {high}"
+            times = Latency.of(chosen)
+            rows.append([mode, matches, len(chosen), 1000 * times.p50, 1000 * times.p95, 1000 * times.max])
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the library, kept for later runs")
+    parser.add_argument("--clips", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=140)
+    parser.add_argument("--tree", type=Path, default=REPO, help="checkout whose code is measured")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    folder = options.work / f"clips-{options.clips}"
+    if not (folder / DATABASE_FILE).exists():
+        with section(f"a library of {options.clips} clips"):
+            fill(folder, options.clips)
+    with section("the server"):
+        server = Server({"data_dir": folder, "rate_limit": 0}, tree=options.tree, wait=600).__enter__()
+    try:
+        with section("waiting for the index"):
+            while server.get("/search", q="dog", mode="semantic").elapsed.total_seconds() > 0.5:
+                time.sleep(1)
+            time.sleep(20)
+        with section("searches"):
+            found = measure(server, options.queries)
+    finally:
+        server.stop()
+    print(table(["mode", "matches", "queries", "p50 ms", "p95 ms", "max ms"], summary(found)))
+    about = {"machine": machine(), "revision": revision(options.tree)}
+    write_json(options.json, about | {"found": found})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
