@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         NewClip,
         StorageFull,
     )
-    from index.segments import cut_segments
+    from index.segments import LONG_SECONDS, cut_segments
     from index.sqlite.backup import BackupResult, back_up, restore
     from index.sqlite.library import SqliteLibrary
     from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
@@ -55,6 +55,7 @@ __all__ = [
     "InvalidCursor",
     "InvalidFilter",
     "InvalidMetadata",
+    "LONG_SECONDS",
     "Library",
     "LibraryDamaged",
     "LibraryError",
@@ -87,7 +88,7 @@ _MODULES = {
     "index.milvus.client": ("parse_milvus_url",),
     "index.milvus.library": ("MilvusLibrary",),
     "index.quantization": ("FrameCodes", "encode_frames"),
-    "index.segments": ("cut_segments",),
+    "index.segments": ("LONG_SECONDS", "cut_segments"),
     "index.sqlite.backup": ("BackupResult", "back_up", "restore"),
     "index.sqlite.library": ("SqliteLibrary",),
     "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),

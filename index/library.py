@@ -55,14 +55,18 @@ class Library(Protocol):
         A hit's similarity is that of its segment.
         """
 
-    def nearest(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        """Returns `search` without the records, which is cheaper for many clips: ids and similarities."""
+    def nearest(
+        self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
+    ) -> list[tuple[str, float]]:
+        """Returns the k clips most similar to `vector` (D,) among those that pass the filter, best first.
 
-    def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        """Returns `search_segments` without the records: ids and similarities.
-
-        In a large library, a store may compare the segments of short clips only for the best clips of `nearest`.
+        Ids and similarities, those of at least `least`. Records are read with `clips`.
         """
+
+    def nearest_segments(
+        self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
+    ) -> list[tuple[str, float]]:
+        """Returns `nearest` by the most similar segment of each clip, of clips longer than LONG_SECONDS only."""
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips that best match the words of `query`; their similarity is that to `vector` (D,)."""
@@ -83,7 +87,10 @@ class Library(Protocol):
         """Returns the existing clips by id."""
 
     def similarities(self, clip_ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the similarities (2, Q) of each existing clip to vectors (Q, D): the clip's, its best segment's."""
+        """Returns the similarities (2, Q) of each existing clip to vectors (Q, D): the clip's, its best segment's.
+
+        The latter is NaN for clips up to LONG_SECONDS.
+        """
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
         """Returns the clip's embedding (D,) float32, unit length. Raises ClipNotFound."""

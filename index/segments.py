@@ -13,7 +13,6 @@ from index.vectors.flat import ReadWriteLock
 from model.segments import pool_segments
 
 LONG_SECONDS = 10.0  # clips that last longer are long: more than one window of the model
-ALL_BYTES = 160_000_000  # of segments that one core compares with a query in about 20 ms
 
 _SEGMENTS_PER_CLIP = 4  # in the first search round
 _REMOVED = -1
@@ -78,10 +77,13 @@ class SegmentIndex:
                 self._removed = 0
             return len(numbers)
 
-    def search(self, vector: np.ndarray, clips: int, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, vector: np.ndarray, clips: int, only: np.ndarray | None = None, *, least: float = -np.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the `clips` rows with the best segment for `vector` (D,) and those similarities, best first.
 
-        `only` (M,) int64 restricts the search to those rows. Call inside `reading()`.
+        `only` (M,) int64 restricts the search to those rows, `least` to similarities of at least this. Call inside
+        `reading()`.
         """
         total = int(self._index.ntotal)
         owners = self._owners[:total]
@@ -96,10 +98,10 @@ class SegmentIndex:
             found, numbers = self._index.search(query, min(wanted, total), params=parameters)
             valid = numbers[0] >= 0  # FAISS pads with -1
             numbers, found = numbers[0][valid], found[0][valid]
-            live = owners[numbers] != _REMOVED
+            live = (owners[numbers] != _REMOVED) & (found >= least)
             rows, similarities = owners[numbers[live]], found[live]
             firsts = np.sort(np.unique(rows, return_index=True)[1])
-            if len(firsts) >= clips or len(numbers) < wanted:
+            if len(firsts) >= clips or len(numbers) < wanted or found[-1] < least:
                 firsts = firsts[:clips]
                 return rows[firsts], similarities[firsts]
             wanted *= 4  # one long recording may own many of the segments
@@ -109,21 +111,15 @@ class SegmentIndex:
 class SegmentIndexes:
     """All segments, those of short and of long clips apart, so that a search can leave out those of short clips.
 
-    A short clip's segments add little to its vector, and in most large libraries they are most of the segments. The
-    methods are those of SegmentIndex.
+    A short clip's segments add nothing to its vector (docs/development/log.md), and in most large libraries they are
+    most of the segments. The methods are those of SegmentIndex.
     """
 
     def __init__(self, dim: int) -> None:
         self._short, self._long = SegmentIndex(dim), SegmentIndex(dim)
-        self._few = ALL_BYTES // (2 * dim)
 
     def __len__(self) -> int:
         return len(self._short) + len(self._long)
-
-    @property
-    def are_many(self) -> bool:
-        """Whether comparing all segments takes longer than a search should."""
-        return len(self) > self._few
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -142,17 +138,18 @@ class SegmentIndexes:
         """Removes the segments of the clip in this row and returns their number."""
         return self._short.remove(row) + self._long.remove(row)
 
-    def search(
-        self, vector: np.ndarray, clips: int, only: np.ndarray | None = None, *, of_long_clips: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See SegmentIndex; with `of_long_clips` only among clips of more than LONG_SECONDS."""
-        found = self._long.search(vector, clips, only)
-        if of_long_clips:
-            return found
-        parts = zip(found, self._short.search(vector, clips, only), strict=True)
+    def search(self, vector: np.ndarray, clips: int, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See SegmentIndex."""
+        parts = zip(self.search_long(vector, clips, only), self._short.search(vector, clips, only), strict=True)
         rows, similarities = (np.concatenate(pair) for pair in parts)
         order = np.argsort(-similarities, kind="stable")[:clips]
         return rows[order], similarities[order]
+
+    def search_long(
+        self, vector: np.ndarray, clips: int, only: np.ndarray | None = None, *, least: float = -np.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See SegmentIndex; only among clips of more than LONG_SECONDS."""
+        return self._long.search(vector, clips, only, least=least)
 
 
 def _owned_by(owners: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -202,13 +202,20 @@ class Engine:
         temperature and bias (model.config.MatchingConfig), and a query that is a sound has one for both; without them,
         the model's pair for a clip and a text stands in.
         """
-        whole = part = self._pair
-        if self.matching is not None:
-            part = self.matching.segment
-            if sound:
-                whole = part = self.matching.sound
-        logits = [np.asarray(c, np.float64) / temp + bias for c, (temp, bias) in ((clip, whole), (segment, part))]
+        both = zip((clip, segment), self._pairs(sound), strict=True)
+        logits = [np.asarray(cosines, np.float64) / temp + bias for cosines, (temp, bias) in both]
         return np.asarray(np.fmax(*logits))
+
+    def least_cosines(self, logit: float, *, sound: bool = False) -> tuple[float, float]:
+        """The cosines of a clip and of its best segment from which on `match_logits` reaches this logit."""
+        (whole_temp, whole_bias), (part_temp, part_bias) = self._pairs(sound)
+        return (logit - whole_bias) * whole_temp, (logit - part_bias) * part_temp
+
+    def _pairs(self, sound: bool) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Temperature and bias of a clip's cosine and of a segment's."""
+        if self.matching is None:
+            return self._pair, self._pair
+        return (self.matching.sound, self.matching.sound) if sound else (self._pair, self.matching.segment)
 
     async def single_tokens(self, words: Sequence[str]) -> set[str]:
         """Those of the words (lower case) that are single tokens of the model; none if it has no tokenizer."""

@@ -1,13 +1,15 @@
 """Ranks the clips of the library for a query by evidence: how well a clip or its best moment sounds like what is
 wanted, and how many of the query's words the clip has.
 
-The logit of a hit's score is the sum of the logit of its sound and of what its words add.
+The logit of a hit's score is the sum of the logit of its sound and of what its words add. Moments, by their segments,
+count in clips of more than LONG_SECONDS only: a shorter clip as a whole says as much.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,9 +18,10 @@ import numpy as np
 from app.inference.engine import Engine
 from app.services.words import QueryWords, coverage
 from app.state import AppState
-from index import Clip, Hit
+from index import LONG_SECONDS, Clip, Filter, Hit
 
 Mode = Literal["semantic", "hybrid", "lexical"]
+Nearest = Callable[[np.ndarray, int, Filter | None, float], list[tuple[str, float]]]
 
 FIRST_DEPTH = 100  # clips that a search takes from each list (clips, segments, words), at least
 UNLIKE_WEIGHT = 0.5  # of unwanted examples in the vector that is searched with
@@ -101,6 +104,7 @@ class Ranking:
         self._cosines: dict[str, np.ndarray] = {}  # (2, Q) of clip and best segment, where all are known
         self._coverage: dict[str, float] = {}
         self._all_with_words: list[Hit] | None = None  # once a list of words was not cut off
+        self._last = (-math.inf, -math.inf)  # cosine of the last clip and of the last segment, if there may be more
         self.clips: dict[str, Clip] = {}
         self.exhausted = False  # no clip is missing from the last ranking
         self.may_match_deeper = False  # the last clip of a list that was cut off matches
@@ -110,18 +114,22 @@ class Ranking:
 
         If the query has no known word, the model cannot have understood it, and only words can match.
         """
-        matching, query = self._state.engine.matching, self._query
+        matching = self._state.engine.matching
         if matching is None:
             return None
-        understood = query.words is None or query.words.known or not query.is_simple
-        return ranked.score >= matching.cutoff and (understood or ranked.coverage > 0)
+        return ranked.score >= matching.cutoff and (self._understood or ranked.coverage > 0)
+
+    @property
+    def _understood(self) -> bool:
+        query = self._query
+        return query.words is None or query.words.known or not query.is_simple
 
     async def best(self, depth: int) -> list[Ranked]:
         """The best of the first `depth` clips of each list, best first: most similar clips, segments and words.
 
         In the mode "semantic" the first `depth` clips and their scores are exact: a clip whose better cosine is among
         the best `depth` of all is in the list of that cosine, and the other cosine is at most the last of its list. (As
-        far as the lists are exact, which those of large libraries are not quite: see Library.)
+        far as the lists are exact, which those of large libraries are not quite: see VectorIndex.)
         """
         clips, segments, words = await asyncio.gather(
             self._nearest(depth), self._nearest_segments(depth), self._by_words(depth)
@@ -133,11 +141,27 @@ class Ranking:
         ranked = {item.clip_id: item for item in self._score(cosines)}
         lists = [[clip_id for clip_id, _ in clips], [clip_id for clip_id, _ in segments], [h.clip.id for h in words]]
         cut_off = [ranked[ids[-1]] for ids in lists if len(ids) == depth]
+        self._last = tuple(own[-1][1] if len(own) == depth else -math.inf for own in (clips, segments))
         self.exhausted = not cut_off
         self.may_match_deeper = any(self.is_match(last) for last in cut_off)
         if self._mode == "lexical":
             return list(ranked.values())
         return sorted(ranked.values(), key=lambda item: -item.logit)
+
+    async def matching(self, limit: int) -> set[str]:
+        """The ids of matching clips beyond the last ranking, among the first `limit` of each list; for a simple query.
+
+        Together with the matches of the last ranking they are those of `best(limit)`, but only what tells whether a
+        clip matches is read.
+        """
+        library, parts = self._state.library, [self._words_that_match(limit)]
+        if self._understood:
+            for search, last, least in zip(
+                (library.nearest, library.nearest_segments), self._last, self._least_cosines(), strict=True
+            ):
+                if last >= least:
+                    parts.append(self._at_least(search, limit, least))
+        return set().union(*await asyncio.gather(*parts))
 
     async def complete(self, ranked: Sequence[Ranked]) -> list[Ranked]:
         """The ranked clips that still exist, with their records read and their similarities known."""
@@ -157,6 +181,15 @@ class Ranking:
         with self._state.metrics.vector_search():
             return await self._state.read(self._state.library.nearest_segments, self._query.vector, depth, self._filter)
 
+    async def _at_least(self, search: Nearest, limit: int, cosine: float) -> set[str]:
+        with self._state.metrics.vector_search():
+            found = await self._state.read(search, self._query.vector, limit, self._filter, cosine)
+        return {clip_id for clip_id, _ in found}
+
+    async def _words_that_match(self, limit: int) -> set[str]:
+        words = await self._by_words(limit)
+        return await self._state.read(self._matching_by_words, words) if words else set()
+
     async def _by_words(self, depth: int) -> list[Hit]:
         words = self._query.words
         if self._mode == "semantic" or words is None:
@@ -169,7 +202,7 @@ class Ranking:
             self._all_with_words = found
         return self._all_with_words
 
-    # These two run on a thread as a whole, because every switch of threads takes time.
+    # These run on a thread as a whole, because every switch of threads takes time.
 
     def _read_records(self, ranked: Sequence[Ranked]) -> list[Ranked]:
         unread = [item.clip_id for item in ranked if item.clip_id not in self.clips]
@@ -193,20 +226,59 @@ class Ranking:
         if self._mode != "semantic":
             if words_cut_off and not self._coverage:
                 self.clips.update(library.clips([clip_id for clip_id in cosines if clip_id not in self.clips]))
-            assert query.words is not None
-            columns = (WEIGHTS.name, WEIGHTS.tags, WEIGHTS.others)
-            new = [clip for clip_id, clip in self.clips.items() if clip_id not in self._coverage]
-            self._coverage.update((clip.id, coverage(query.words, clip, columns)) for clip in new)
+            self._cover()
         unknown = [
             clip_id
             for clip_id, own in cosines.items()
             if clip_id not in self._cosines
-            and (not query.is_simple or (self._coverage.get(clip_id) and np.isnan(own).any()))
+            and (not query.is_simple or (self._coverage.get(clip_id) and self._is_missing(clip_id, own)))
         ]
         if unknown:
             self._cosines.update(library.similarities(unknown, query.vectors))
 
+    def _is_missing(self, clip_id: str, own: np.ndarray) -> bool:
+        """Whether a cosine that a clip has, whose record was read, is not among its own (2,)."""
+        return bool(np.isnan(own[0]) or (np.isnan(own[1]) and self.clips[clip_id].duration > LONG_SECONDS))
+
+    def _cover(self) -> None:
+        """Compares the query's words with those of the clips that were read."""
+        words = self._query.words
+        assert words is not None
+        columns = (WEIGHTS.name, WEIGHTS.tags, WEIGHTS.others)
+        new = [clip for clip_id, clip in self.clips.items() if clip_id not in self._coverage]
+        self._coverage.update((clip.id, coverage(words, clip, columns)) for clip in new)
+
+    def _matching_by_words(self, hits: Sequence[Hit]) -> set[str]:
+        """The clips among these that match, with what their words add. Segments are read where they can decide."""
+        engine, (part,) = self._state.engine, self._query.parts
+        assert engine.matching is not None
+        cutoff = logit_of(engine.matching.cutoff)
+        self.clips.update((hit.clip.id, hit.clip) for hit in hits)
+        self._cover()
+        hits = [hit for hit in hits if self._understood or self._coverage[hit.clip.id] > 0]
+        found: set[str] = set()
+
+        def test(ids: Sequence[str], clip: np.ndarray, segment: np.ndarray) -> None:
+            logits = engine.match_logits(clip, segment, sound=part.sound)
+            logits += WEIGHTS.words * np.array([self._coverage[clip_id] for clip_id in ids])
+            found.update(clip_id for clip_id, logit in zip(ids, logits.tolist(), strict=True) if logit >= cutoff)
+
+        unknown = np.full(len(hits), np.nan)
+        test([hit.clip.id for hit in hits], np.array([hit.similarity for hit in hits]), unknown)
+        undecided = [hit.clip.id for hit in hits if hit.clip.id not in found and hit.clip.duration > LONG_SECONDS]
+        if undecided:
+            cosines = self._state.library.similarities(undecided, part.vector[None])
+            pairs = np.array([own[:, 0] for own in cosines.values()]).reshape(-1, 2)
+            test(list(cosines), pairs[:, 0], pairs[:, 1])
+        return found
+
     # Scores
+
+    def _least_cosines(self) -> tuple[float, float]:
+        """The cosines of a clip and of a segment from which on sound alone makes a simple query's match."""
+        engine = self._state.engine
+        assert engine.matching is not None
+        return engine.least_cosines(logit_of(engine.matching.cutoff), sound=self._query.parts[0].sound)
 
     def _score(self, cosines: Mapping[str, np.ndarray]) -> list[Ranked]:
         """The clips with their scores, in the order given; clips that were deleted since are scored too."""
@@ -229,6 +301,11 @@ class Ranking:
             Ranked(clip_id, float(own[0]), float(logit), float(share))
             for clip_id, own, logit, share in zip(ids, cosines.values(), logits, covered, strict=True)
         ]
+
+
+def logit_of(score: float) -> float:
+    """The logit of a score between 0 and 1."""
+    return math.log(score / (1 - score))
 
 
 def sound_logits(engine: Engine, query: Query, cosines: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.audio_source import AudioFile, open_file
-from app.services.ranking import FIRST_DEPTH, Mode, Part, Query, Ranked, Ranking
+from app.services.ranking import FIRST_DEPTH, Mode, Part, Query, Ranked, Ranking, logit_of
 from app.services.words import has_all_words, read_words
 from app.state import AppState
 from index import Clip, ClipNotFound, Library
@@ -186,14 +186,16 @@ class _Search:
         without = None
         if options.without:
             without = await self._state.engine.embed_texts(options.without, urgency=Urgency.SEARCH)
-        depth = max(options.k + len(self._query.leave_out), FIRST_DEPTH)
+        leave_out = self._query.leave_out
+        count_apart = self._query.is_simple and without is None
+        depth = max(options.k + len(leave_out), FIRST_DEPTH)
         first: list[Ranked] | None = None
         while True:
-            ranked = [item for item in await ranking.best(depth) if item.clip_id not in self._query.leave_out]
+            ranked = [item for item in await ranking.best(depth) if item.clip_id not in leave_out]
             passing = ranked if without is None else await self._exclude(ranked, without)
             if first is None or len(first) < options.k:
                 first = passing
-            if ranking.exhausted:
+            if ranking.exhausted or count_apart:
                 break
             more_hits = len(passing) < options.k and without is not None and depth < WITHOUT_CLIPS
             more_matches = ranking.may_match_deeper and depth < MAX_MATCHES
@@ -203,6 +205,8 @@ class _Search:
         matches = None
         if self._state.engine.matching is not None:
             matching = {item.clip_id for item in (*first, *passing) if ranking.is_match(item)}
+            if count_apart and ranking.may_match_deeper:
+                matching |= await ranking.matching(MAX_MATCHES + len(leave_out)) - leave_out
             matches = min(len(matching), MAX_MATCHES)
         return await self._hits(first[: options.k]), matches
 
@@ -258,7 +262,7 @@ def _is_mostly(engine: Engine, query: Query, wanted: np.ndarray, unwanted: np.nd
     ]
     logit = float(engine.match_logits(unwanted, np.full(len(unwanted), np.nan)).max())
     cutoff = EXCLUSION.clip_score if engine.matching is None else engine.matching.cutoff
-    return logit >= math.log(cutoff / (1 - cutoff)) and logit >= float(np.mean(parts)) + EXCLUSION.margin
+    return logit >= logit_of(cutoff) and logit >= float(np.mean(parts)) + EXCLUSION.margin
 
 
 def _is_present(engine: Engine, query: Query, frames: np.ndarray, hop: float, without: np.ndarray) -> bool:

@@ -100,8 +100,9 @@ def coverage(words: QueryWords, clip: Clip, columns: Sequence[float]) -> float:
         return 0.0
     found: dict[str, float] = {}
     for worth, text in zip(columns, text_columns(clip.filename, clip.metadata), strict=True):
-        for stem in set(stem_words(words_of(text))).intersection(words.stems):
-            found[stem] = max(found.get(stem, 0.0), worth)
+        if text:
+            for stem in set(stem_words(_WORDS.findall(text.lower()))).intersection(words.stems):
+                found[stem] = max(found.get(stem, 0.0), worth)
     return float(sum(weight * found.get(stem, 0.0) for stem, weight in zip(words.stems, words.weights, strict=True)))
 
 

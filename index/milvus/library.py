@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from index.filters import parse_filter
+from index.filters import Condition, parse_filter
 from index.milvus.client import connect, library_errors, open_collections, parse_milvus_url, segments_of
 from index.milvus.collection import MAX_HITS, WINDOW, Collection, page, read_cursor, write_cursor
 from index.milvus.filters import expression, query_stems
@@ -57,6 +57,7 @@ from index.records import (
     dump_metadata,
     merge_patch,
 )
+from index.segments import LONG_SECONDS
 
 _ATTEMPTS = 8  # to add audio that other processes add at the same time
 _MAX_EF = 32_768
@@ -202,8 +203,11 @@ class MilvusLibrary:
         """See Library. At most 16,384 hits, as exact as the index: HNSW with an `ef` that grows with k."""
         return [Hit(read_clip(entity), similarity) for entity, similarity in self._search(vector, k, filter, RECORD)]
 
-    def nearest(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        return [(entity["id"], similarity) for entity, similarity in self._search(vector, k, filter, ["id"])]
+    def nearest(
+        self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
+    ) -> list[tuple[str, float]]:
+        """See Library. At most 16,384 clips, as exact as the index: HNSW with an `ef` that grows with k."""
+        return [(row["id"], nearest) for row, nearest in self._search(vector, k, filter, ["id"]) if nearest >= least]
 
     def _search(
         self, vector: np.ndarray, k: int, filter: Filter | None, fields: Sequence[str]
@@ -220,19 +224,23 @@ class MilvusLibrary:
 
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """See Library. If more than 2,000 clips pass the filter, only the best 16,384 segments are considered."""
-        found = self._search_segments(vector, k, filter, RECORD)
+        found = self._search_segments(vector, k, parse_filter(filter), RECORD)
         return [Hit(read_clip(row), similarity) for row, similarity in found]
 
-    def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        return [(row["id"], similarity) for row, similarity in self._search_segments(vector, k, filter, ["id"])]
+    def nearest_segments(
+        self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
+    ) -> list[tuple[str, float]]:
+        conditions = [*parse_filter(filter), *parse_filter({"duration": {"gt": LONG_SECONDS}})]
+        found = self._search_segments(vector, k, conditions, ["id"])
+        return [(row["id"], similarity) for row, similarity in found if similarity >= least]
 
     def _search_segments(
-        self, vector: np.ndarray, k: int, filter: Filter | None, fields: Sequence[str]
+        self, vector: np.ndarray, k: int, conditions: list[Condition], fields: Sequence[str]
     ) -> list[tuple[dict[str, Any], float]]:
         """Returns the rows, with `fields` and the id, of the k clips with the best segments, and the similarities."""
         _check_count(k, "k")
         query = check_vector(vector, self._dim, "query", unit=False).tolist()
-        where, within = expression(parse_filter(filter)), ""
+        where, within = expression(conditions), ""
         if where:
             passing = [row["id"] for row in self._rows.query(where, ["id"], _MAX_LISTED + 1)]
             if not passing:
@@ -281,14 +289,13 @@ class MilvusLibrary:
 
     def similarities(self, clip_ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
         """See Library. Of clips with more than 16,384 segments in total, some segments may be left out."""
-        rows = {row["id"]: read_vector(row) for row in self._rows.rows(clip_ids, ["vector"])}
-        if not rows:
-            return {}
         vectors = np.asarray(vectors, dtype=np.float32)
-        best = [self._best_segments(vector, MAX_HITS, _of_clips(rows))[0] for vector in vectors.tolist()]
+        rows = self._rows.rows(clip_ids, ["vector", "duration"])
+        long = [row["id"] for row in rows if row["duration"] > LONG_SECONDS]
+        best = [self._best_segments(x, MAX_HITS, _of_clips(long))[0] if long else {} for x in vectors.tolist()]
         return {
-            clip_id: np.stack([vectors @ own, [segments.get(clip_id, np.nan) for segments in best]])
-            for clip_id, own in rows.items()
+            row["id"]: np.stack([vectors @ read_vector(row), [own.get(row["id"], np.nan) for own in best]])
+            for row in rows
         }
 
     def clip_vector(self, clip_id: str) -> np.ndarray:

@@ -48,7 +48,7 @@ from index.records import (
     dump_metadata,
     merge_patch,
 )
-from index.segments import SegmentIndexes
+from index.segments import LONG_SECONDS, SegmentIndexes
 from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
 from index.sqlite.queries import SqliteVectors
@@ -60,7 +60,6 @@ from index.vectors.index import Limits, VectorIndex
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
-_ALIKE = 200  # short clips whose segments are compared in a large library
 _SIMILAR_STEMS = 30  # stems whose words are compared with an unknown word
 _TEXTS_PER_STEM = 5  # that are read for its words
 _MAX_READING = 0.02  # share of the time that reading all terms may take
@@ -316,7 +315,8 @@ class SqliteLibrary:
         the library is small or few clips pass, otherwise approximate: see index/vectors/index.py. Raises
         InvalidFilter, and ValueError for a vector of the wrong shape or not finite, or k < 1.
         """
-        with self._nearest(self._index, vector, k, filter) as (view, rows, similarities):
+        with self._searching(self._index, vector, k, filter) as (view, query, only):
+            rows, similarities = self._index.search(query, k, only)
             clips = queries.by_rows(view, rows)
         return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
 
@@ -325,45 +325,42 @@ class SqliteLibrary:
 
         A hit's similarity is that of its segment. Filter and errors as in `search`.
         """
-        with self._nearest(self._segments, vector, k, filter) as (view, rows, similarities):
+        with self._searching(self._segments, vector, k, filter) as (view, query, only):
+            rows, similarities = self._segments.search(query, k, only)
             clips = queries.by_rows(view, rows)
         return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
 
-    def nearest(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        """Returns `search` without the records: ids and similarities."""
-        with self._nearest(self._index, vector, k, filter) as (view, rows, similarities):
-            return _with_ids(queries.ids(view, rows), rows, similarities)
+    def nearest(
+        self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
+    ) -> list[tuple[str, float]]:
+        """Returns the k clips most similar to `vector` (D,), best first: ids and similarities of at least `least`.
 
-    def nearest_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[tuple[str, float]]:
-        """Returns `search_segments` without the records: ids and similarities.
-
-        If there are so many segments that comparing all of them takes too long (SegmentIndexes.are_many), those of
-        clips up to ten seconds are compared only for the k, at most 200, clips most similar to `vector`.
+        Similarity is the inner product. The filter (index.filters) applies before ranking. The search is exact while
+        the library is small or few clips pass, otherwise approximate: see index/vectors/index.py. Raises
+        InvalidFilter, and ValueError for a vector of the wrong shape or not finite, or k < 1.
         """
-        if not self._segments.are_many:
-            with self._nearest(self._segments, vector, k, filter) as (view, rows, similarities):
-                return _with_ids(queries.ids(view, rows), rows, similarities)
-        with self._nearest(self._index, vector, min(k, _ALIKE), filter) as (view, rows, _):
-            alike = list(queries.ids(view, rows).values())
-        best = {clip_id: float(own[1, 0]) for clip_id, own in self.similarities(alike, vector[None]).items()}
-        conditions = parse_filter(filter)
-        with self._segments.reading(), self._store.read() as view:
-            only = queries.rows_passing(view, conditions) if conditions else None
-            rows, similarities = self._segments.search(vector, k, only, of_long_clips=True)
-            best.update(_with_ids(queries.ids(view, rows), rows, similarities))
-        return sorted(best.items(), key=lambda item: -item[1])[:k]
+        with self._searching(self._index, vector, k, filter) as (view, query, only):
+            rows, similarities = self._index.search(query, k, only)
+            enough = similarities >= least
+            return _with_ids(view, rows[enough], similarities[enough])
+
+    def nearest_segments(
+        self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
+    ) -> list[tuple[str, float]]:
+        """Returns `nearest` by the most similar segment of each clip, of clips longer than LONG_SECONDS only."""
+        with self._searching(self._segments, vector, k, filter) as (view, query, only):
+            return _with_ids(view, *self._segments.search_long(query, k, only, least=least))
 
     @contextmanager
-    def _nearest(
+    def _searching(
         self, index: VectorIndex | SegmentIndexes, vector: np.ndarray, k: int, filter: Filter | None
-    ) -> Iterator[tuple[sqlite3.Connection, np.ndarray, np.ndarray]]:
-        """The rows (≤ k,) nearest to `vector` and their similarities, with the view to read them in."""
+    ) -> Iterator[tuple[sqlite3.Connection, np.ndarray, np.ndarray | None]]:
+        """What a search of the index takes: the view to read in, the query (D,) and the rows that pass, if not all."""
         _check_count(k, "k")
         query = check_vector(vector, self._index.dim, "query", unit=False)
         conditions = parse_filter(filter)
         with index.reading(), self._store.read() as view:
-            only = queries.rows_passing(view, conditions) if conditions else None
-            yield (view, *index.search(query, k, only))
+            yield view, query, queries.rows_passing(view, conditions) if conditions else None
 
     def search_words(self, query: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips whose file name, tags or other metadata contain words of `query`, best first by BM25.
@@ -379,8 +376,9 @@ class SqliteLibrary:
         with self._store.read() as view:
             found = queries.rows_matching(view, match, k, conditions)
             rows = np.array([row for row, _ in found], dtype=np.int64)
-            clips, vectors = queries.by_rows(view, rows), queries.vectors(view, rows)
-        return [Hit(clips[row], float(vectors[row] @ wanted)) for row, _ in found]
+            clips = queries.by_rows(view, rows)
+        similarities = self._index.similarities(wanted, rows)
+        return [Hit(clips[row], similarities[row]) for row, _ in found if row in similarities]
 
     def word_counts(self, words: Sequence[str]) -> dict[str, int]:
         """Returns the number of clips with each word in file name, tags or other metadata, compared by stem."""
@@ -418,13 +416,18 @@ class SqliteLibrary:
             return queries.by_ids(view, clip_ids)
 
     def similarities(self, clip_ids: Sequence[str], vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns for each existing clip its similarities (2, Q) to vectors (Q, D): the clip's, its best segment's."""
+        """Returns for each existing clip its similarities (2, Q) to vectors (Q, D): the clip's, its best segment's.
+
+        The latter is NaN for clips up to LONG_SECONDS.
+        """
         vectors = np.asarray(vectors, dtype=np.float32)
         found = {}
         with self._store.read() as view:
-            for clip_id, embedding, codes in queries.vectors_and_segments(view, clip_ids):
-                segments = FrameCodes.from_bytes(codes, self._index.dim).decode()
-                found[clip_id] = np.stack([vectors @ embedding, (segments @ vectors.T).max(axis=0)])
+            for clip_id, embedding, codes in queries.vectors_and_segments(view, clip_ids, LONG_SECONDS):
+                best = np.full(len(vectors), np.nan, np.float32)
+                if codes is not None:
+                    best = (FrameCodes.from_bytes(codes, self._index.dim).decode() @ vectors.T).max(axis=0)
+                found[clip_id] = np.stack([vectors @ embedding, best])
         return found
 
     def clip_vector(self, clip_id: str) -> np.ndarray:
@@ -528,8 +531,9 @@ class DiskReserve:
         return True
 
 
-def _with_ids(ids: dict[int, str], rows: np.ndarray, similarities: np.ndarray) -> list[tuple[str, float]]:
-    return [(ids[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
+def _with_ids(view: sqlite3.Connection, rows: np.ndarray, similarities: np.ndarray) -> list[tuple[str, float]]:
+    ids = queries.ids(view, rows)
+    return [(ids[row], similarity) for row, similarity in zip(rows.tolist(), similarities.tolist(), strict=True)]
 
 
 def _check_database_exists(folder: Path, audio: AudioFiles) -> None:

@@ -269,13 +269,17 @@ def vectors(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, np.nd
 
 
 def vectors_and_segments(
-    connection: sqlite3.Connection, clip_ids: Sequence[str]
-) -> Iterator[tuple[str, np.ndarray, bytes]]:
-    """Yields (id, vector (D,) float32, segments as FrameCodes.to_bytes) of the existing clips."""
+    connection: sqlite3.Connection, clip_ids: Sequence[str], longer: float
+) -> Iterator[tuple[str, np.ndarray, bytes | None]]:
+    """Yields (id, vector (D,) float32, segments as FrameCodes.to_bytes) of the existing clips.
+
+    The segments are None for clips that aren't longer than `longer` seconds.
+    """
     found = connection.execute(
-        "SELECT id, embedding, codes FROM clips JOIN vectors USING (row) JOIN segments USING (row) "
+        "SELECT id, embedding, codes FROM clips JOIN vectors USING (row) "
+        "LEFT JOIN segments ON segments.row = clips.row AND duration > ? "
         "WHERE id IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(clip_ids)),),
+        (longer, json.dumps(list(clip_ids))),
     )
     for clip_id, embedding, codes in found:
         yield clip_id, np.frombuffer(embedding, dtype="<f4").astype(np.float32), codes

@@ -214,6 +214,11 @@ class VectorIndex:
             return top_k(vector, k, self._all(allowed))
         return self._rerank(vector, k, *self._codes.candidates(vector, count, allowed, self._helper))
 
+    def similarities(self, vector: np.ndarray, rows: np.ndarray) -> dict[int, float]:
+        """Returns the similarities of the existing rows (N,) to `vector` (D,), by row."""
+        found, similarities = top_k(vector, len(rows), self._vectors(rows))
+        return dict(zip(found.tolist(), similarities.tolist(), strict=True))
+
     def _rerank(
         self, vector: np.ndarray, k: int, rows: np.ndarray, estimates: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -340,24 +340,33 @@ def test_clips_are_found_by_their_nearest_segment(library: Library, new_clip: Ma
 
 
 def test_nearest_clips_without_records(library: Library, new_clip: Make) -> None:
-    clips = [clip for clip, _ in library.add_many([new_clip(i, {"n": i}) for i in range(12)])]
+    durations = [4.0 + 5 * (i % 3 + i % 2) for i in range(24)]
+    news = [new_clip(i, {"n": i % 12}, duration=seconds) for i, seconds in enumerate(durations)]
+    clips = [clip for clip, _ in library.add_many(news)]
     library.delete(clips.pop().id)
     for seed, filter in ((50, None), (51, {"n": {"lt": 5}})):
         query = new_clip(seed).embedding
-        for ask, full in ((library.nearest, library.search), (library.nearest_segments, library.search_segments)):
-            hits = full(query, 4, filter)
-            assert ask(query, 4, filter) == [(hit.clip.id, pytest.approx(hit.similarity, abs=1e-6)) for hit in hits]
+        hits = [hit for hit in library.search_segments(query, 99, filter) if hit.clip.duration > 10]
+        found = library.nearest_segments(query, 2, filter)
+        assert found == [(hit.clip.id, pytest.approx(hit.similarity, abs=1e-6)) for hit in hits[:2]]
+        for ask in (library.nearest, library.nearest_segments):
+            found = ask(query, 4, filter)
+            assert len(found) == (4 if ask == library.nearest else min(4, len(hits)))
+            assert ask(query, 99, filter, found[2][1]) == found[:3]
     assert library.clips([clips[3].id, "0" * 32, 'no"id', clips[1].id]) == {c.id: c for c in (clips[3], clips[1])}
     assert library.clips([]) == {}
 
 
 def test_similarities_are_those_of_the_clip_and_its_best_segment(library: Library, new_clip: Make) -> None:
     rng = np.random.default_rng(3)
-    news = [new_clip(i, frames=unit(rng.standard_normal((9, DIM)))) for i in range(4)]
+    durations = [11.0, 11.0, 11.0, 10.0]
+    news = [new_clip(i, frames=unit(rng.standard_normal((9, DIM))), duration=durations[i]) for i in range(4)]
     clips = [clip for clip, _ in library.add_many(news)]
     vectors = unit(rng.standard_normal((3, DIM)))
     found = library.similarities([clips[2].id, "0" * 32, clips[0].id], vectors)
     assert found.keys() == {clips[2].id, clips[0].id} and library.similarities([], vectors) == {}
+    (short,) = library.similarities([clips[3].id], vectors).values()
+    np.testing.assert_allclose(short, [vectors @ news[3].embedding, [np.nan] * 3], atol=1e-6)
     for number in (0, 2):
         segments = cut_segments(encode_frames(news[number].frames), 0.16).decode()
         expected = np.stack([vectors @ news[number].embedding, (segments @ vectors.T).max(axis=0)])

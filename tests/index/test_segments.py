@@ -123,33 +123,34 @@ def test_the_index_equals_the_reference_through_changes(apart: bool) -> None:
         np.testing.assert_allclose(similarities, [s for _, s in expected], atol=1e-3)
         if isinstance(index, SegmentIndexes):
             with index.reading():
-                rows, similarities = index.search(query, clips, only, of_long_clips=True)
+                rows, similarities = index.search_long(query, clips, only)
+                middle = float(np.median(similarities)) if len(similarities) else 0.0
+                above, their = index.search_long(query, clips, only, least=middle)
             expected = [pair for pair in best.items() if pair[0] % 3 == 0][:clips]
             np.testing.assert_allclose(similarities, [s for _, s in expected], atol=1e-3)
             assert not (rows % 3).any()
+            assert above.tolist() == rows[similarities >= middle].tolist()
+            assert their.tolist() == similarities[similarities >= middle].tolist()
 
 
-def test_segments_of_short_clips_in_a_large_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the clips most similar as a whole, and of all long clips, by whatever they contain."""
+def test_long_clips_are_those_over_ten_seconds(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
-    monkeypatch.setattr(segments, "ALL_BYTES", 0)
     news = [
         make_clip(i, {"odd": i % 2}, frames=unit(rng.standard_normal((6, DIM))), duration=5.0 + i % 10)
         for i in range(60)
     ]
     with SqliteLibrary.open(tmp_path, dim=DIM, checkpoint="c") as library:
         clips = [clip for clip, _ in library.add_many(news)]
-        assert library._segments.are_many
         query = unit(rng.standard_normal(DIM))
         everything = {hit.clip.id: hit.similarity for hit in library.search_segments(query, 60)}
         assert len(everything) == 60, "a search for moments compares all"
         for filter in (None, {"odd": 1}):
-            alike = {clip_id for clip_id, _ in library.nearest(query, 9, filter)}
             passing = [clip for clip in clips if filter is None or clip.metadata["odd"]]
-            compared = [everything[clip.id] for clip in passing if clip.duration > 10 or clip.id in alike]
+            long = sorted((everything[clip.id] for clip in passing if clip.duration > 10), reverse=True)
             found = library.nearest_segments(query, 9, filter)
-            assert [s for _, s in found] == pytest.approx(sorted(compared, reverse=True)[:9], abs=2e-3)
-            assert all(everything[clip_id] == pytest.approx(s, abs=2e-3) for clip_id, s in found)
+            assert [s for _, s in found] == long[:9]
+            assert all(everything[clip_id] == s for clip_id, s in found)
+            assert library.nearest_segments(query, 99, filter, long[3]) == library.nearest_segments(query, 4, filter)
         library.delete(found[0][0])
         assert found[0][0] not in dict(library.nearest_segments(query, 9))
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.inference.engine import Engine
-from app.services.ranking import WEIGHTS, Part, Query, Ranking, sound_logits
+from app.services.ranking import WEIGHTS, Mode, Part, Query, Ranking, sound_logits
 from app.services.words import QueryWords, coverage
 from index import Clip, Library, SqliteLibrary
 from index.quantization import encode_frames
@@ -45,7 +45,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Any:
     rng = np.random.default_rng(8)
     news = [
         make_clip(
-            i, frames=unit(rng.standard_normal((1 + i % 9, DIM))), filename=f"{['dog', 'bark', 'x'][i % 3]} {i}.wav"
+            i,
+            frames=unit(rng.standard_normal((1 + i % 9, DIM))),
+            filename=f"{['dog', 'bark', 'x'][i % 3]} {i}.wav",
+            duration=5.0 if i % 4 else 60.0,
         )
         for i in range(60)
     ]
@@ -58,10 +61,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def reference(
     clips: Any, vector: np.ndarray, whole: tuple[float, float], part: tuple[float, float]
 ) -> dict[str, float]:
-    """The logits of all clips, from every clip and every segment."""
+    """The logits of all clips, from every clip and every segment of clips over ten seconds."""
     _, added, embeddings, segments = clips
     return {
-        clip.id: max(float(embedding @ vector) / whole[0] + whole[1], float((own @ vector).max()) / part[0] + part[1])
+        clip.id: max(
+            float(embedding @ vector) / whole[0] + whole[1],
+            float((own @ vector).max()) / part[0] + part[1] if clip.duration > 10 else -np.inf,
+        )
         for clip, embedding, own in zip(added, embeddings, segments, strict=True)
     }
 
@@ -85,6 +91,36 @@ def test_the_merged_ranking_is_that_of_the_best_of_clip_and_segments(
     for item in asyncio.run(ranking.complete(ranked)):
         own = clips[2][[clip.id for clip in clips[1]].index(item.clip_id)]
         assert item.similarity == pytest.approx(float(own @ vector), abs=1e-5)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10_000),
+    mode=st.sampled_from(["semantic", "hybrid", "lexical"]),
+    depths=st.tuples(st.integers(1, 12), st.integers(12, 70)),
+    cutoff=st.floats(0.01, 0.9),
+    sound=st.booleans(),
+    known=st.booleans(),
+)
+def test_matches_are_counted_as_a_deep_ranking_has_them(
+    clips: Any, seed: int, mode: Mode, depths: tuple[int, int], cutoff: float, sound: bool, known: bool
+) -> None:
+    from tests.app.conftest import FakeModel
+
+    state = make_state(FakeModel(), clips[0], MatchingConfig(cutoff, SEGMENT, SOUND))
+    vector = unit(np.random.default_rng(seed).standard_normal(DIM))
+    words = None if sound else QueryWords("dog bark", False, ("dog", "bark"), (0.7, 0.3), known)
+    query = Query((Part(vector, sound),), words=words)
+
+    def matches(*depths: int) -> tuple[Ranking, set[str]]:
+        """A ranking, deeper and deeper, and the matches found."""
+        ranking = Ranking(state, query, mode, None)
+        ranked = [item for depth in depths for item in asyncio.run(ranking.best(depth))]
+        return ranking, {item.clip_id for item in ranked if ranking.is_match(item)}
+
+    ranking, found = matches(depths[0])
+    found |= asyncio.run(ranking.matching(depths[1]))
+    assert found == matches(*depths)[1]
 
 
 @pytest.mark.parametrize("depth", [7, 60, 100])
