@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import REPO
 from index.quantization import encode_frames
-from index.segments import cut_segments
+from index.segments import LONG_SECONDS, cut_segments
 from model.config import SAMPLE_RATE
 from model.finelap import AudioEmbedding, FineLAP
 from training.config import Recipe, read_recipe
@@ -187,6 +187,7 @@ class Embedded:
     clips: np.ndarray
     segments: np.ndarray
     owners: np.ndarray  # (S,): the clip of each segment, ascending
+    seconds: np.ndarray  # (N,): how long the clips are
 
     @classmethod
     def of(cls, model: CachedModel, waveforms: Sequence[np.ndarray]) -> Embedded:
@@ -194,12 +195,14 @@ class Embedded:
         found = model.encode_audio(waveforms, SAMPLE_RATE)
         parts = [cut_segments(encode_frames(e.frames.numpy()), e.frame_hop).decode() for e in found]
         owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return cls(np.stack([e.clip.numpy() for e in found]), np.concatenate(parts), owners)
+        seconds = np.array([len(waveform) / SAMPLE_RATE for waveform in waveforms])
+        return cls(np.stack([e.clip.numpy() for e in found]), np.concatenate(parts), owners, seconds)
 
     def logits(self, model: CachedModel, texts: np.ndarray) -> np.ndarray:
         """The service's scores (texts, clips) of text embeddings, before the sigmoid: of the clip or its best segment.
 
-        Segments have their own temperature and bias if the checkpoint has any, otherwise those of clips.
+        Only clips longer than LONG_SECONDS have a best segment. Segments have their own temperature and bias if the
+        checkpoint has any, otherwise those of clips.
         """
         clip_temp, clip_bias = (float(x.detach()) for x in (model.temp_global, model.b_global))
         matching = model.config.matching
@@ -207,4 +210,5 @@ class Embedded:
         starts = np.searchsorted(self.owners, np.arange(len(self.clips)))
         whole = texts @ self.clips.T / clip_temp + clip_bias
         parts = texts @ self.segments.T / temp + bias
-        return np.maximum(whole, np.maximum.reduceat(parts, starts, axis=1))
+        best = np.maximum.reduceat(parts, starts, axis=1)
+        return np.where(self.seconds > LONG_SECONDS, np.maximum(whole, best), whole)

@@ -1,6 +1,6 @@
 """Measures whole searches over HTTP in a large library of made-up clips, by how many clips match.
 
-    python -m benchmarks.service.search --work /somewhere/with/5/GB [--clips 100000] [--tree ANOTHER_CHECKOUT]
+    python -m benchmarks.service.search --work /somewhere/with/5/GB [--clips 100000] [--before CHECKOUT]
 
 The library is created once in --work, with the text embeddings of the bundled checkpoint: each clip is drawn from one
 of the phrase bank's phrases (of uneven frequency, as words are) at a cosine of 0 to 0.35 to it, around and above the
@@ -9,21 +9,25 @@ in twenty lasts a minute and has 20 segments, the others 2.5 s and 4 segments.
 
 Queries are phrases of the bank in any of its spellings; the table groups them by the number of matches that the service
 reports. Spaces after a query make it another text each time, so that the service has to embed it. Latency is that of
-sequential requests over a kept connection. Of each query's rounds the best counts, because other programs only ever
-slow a search down. `--tree` measures the code of another checkout on the same library.
+sequential requests, each over a new connection. Of each query's rounds the best counts, because other programs only
+ever slow a search down. With `--before`, a server of another checkout runs beside it, and each query is asked of both,
+one after the other, so that their ratio holds on a busy machine too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 
 from benchmarks.common import REPO, Latency, Server, machine, revision, section, table, write_json
@@ -35,11 +39,14 @@ from model import FineLAP
 
 BANK = REPO / "training" / "data" / "phrase_bank.jsonl"
 MODES = ("semantic", "hybrid", "lexical")
-GROUPS = ((0, 0), (1, 99), (100, 999), (1000, 1000))  # matches that the service reports
+MOST = 1000
+GROUPS = ((0, 0), (1, 99), (100, 999), (MOST, MOST))  # matches that the service reports
 _LONG = 20  # every how many-th clip is long
 _COSINES = (0.0, 0.35)  # of a clip to its phrase
 _BLOCK = 2000
 _ROUNDS = 4
+_SETTLE = 10.0  # seconds after a start, for work in the background
+Found = dict[str, list[dict[str, Any]]]
 
 
 def phrases() -> list[list[str]]:
@@ -106,37 +113,38 @@ def asked(count: int) -> list[str]:
     return [spellings[i] for i in rng.permutation(len(spellings))[:count]]
 
 
-def measure(server: Server, count: int) -> dict[str, list[dict[str, Any]]]:
-    """For each mode the queries with their matches, first hits and best seconds; see `summary`."""
+def measure(servers: Sequence[Server], count: int) -> list[Found]:
+    """For each server and mode the queries, asked of one server after the other; see `summary`."""
     texts = asked(count)
-    found: dict[str, list[dict[str, Any]]] = {mode: [{"query": x, "seconds": np.inf} for x in texts] for mode in MODES}
-    with httpx.Client(base_url=server.address, timeout=120, trust_env=False) as client:
-        for asked_before in range(_ROUNDS):
-            for number, mode in enumerate(MODES):
-                for row in found[mode]:
-                    text = row["query"] + " " * (asked_before * len(MODES) + number)
-                    began = time.perf_counter()
-                    answer = client.get("/search", params={"q": text, "mode": mode, "k": 10})
-                    seconds = time.perf_counter() - began
-                    answer.raise_for_status()
-                    hits = answer.json()["hits"]
-                    row["matches"] = answer.json()["matches"]
-                    row["hits"] = [[hit["clip"]["id"], round(hit["score"], 4)] for hit in hits]
-                    row["seconds"] = min(row["seconds"], seconds)
+    found: list[Found] = [{mode: [{"query": x, "seconds": np.inf} for x in texts] for mode in MODES} for _ in servers]
+    for asked_before in range(_ROUNDS):
+        for number, mode in enumerate(MODES):
+            spaces = " " * (asked_before * len(MODES) + number)
+            for row in range(count):
+                for server, own in zip(servers, found, strict=True):
+                    _ask(server, mode, spaces, own[mode][row])
     return found
 
 
-def summary(found: dict[str, list[dict[str, Any]]]) -> list[list[object]]:
-    """Rows of a table: mode, matches, queries, p50, p95 and maximum in ms."""
+def _ask(server: Server, mode: str, spaces: str, row: dict[str, Any]) -> None:
+    began = time.perf_counter()
+    answer = server.get("/search", q=row["query"] + spaces, mode=mode, k=10)
+    row["seconds"] = min(row["seconds"], time.perf_counter() - began)
+    answer.raise_for_status()
+    row["matches"] = answer.json()["matches"]
+    row["hits"] = [[hit["clip"]["id"], round(hit["score"], 4)] for hit in answer.json()["hits"]]
+
+
+def summary(found: Sequence[Found]) -> list[list[object]]:
+    """Rows of a table: mode, matches that the last server reports, queries, and of each server p50 and p95 in ms."""
     rows: list[list[object]] = []
-    for mode, own in found.items():
-        for low, high in (*GROUPS, (0, 1000)):
-            chosen = [row["seconds"] for row in own if low <= row["matches"] <= high]
-            if not chosen:
-                continue
-            matches = "all" if (low, high) == (0, 1000) else str(low) if low == high else f"{low} to {high}"
-            times = Latency.of(chosen)
-            rows.append([mode, matches, len(chosen), 1000 * times.p50, 1000 * times.p95, 1000 * times.max])
+    for mode in MODES:
+        for low, high in (*GROUPS, (0, MOST)):
+            chosen = [n for n, row in enumerate(found[-1][mode]) if low <= row["matches"] <= high]
+            if chosen:
+                matches = "any" if (low, high) == (0, MOST) else str(low) if low == high else f"{low} to {high}"
+                times = [Latency.of(own[mode][n]["seconds"] for n in chosen) for own in found]
+                rows.append([mode, matches, len(chosen), *(1000 * x for own in times for x in (own.p50, own.p95))])
     return rows
 
 
@@ -146,28 +154,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for the library, kept for later runs")
     parser.add_argument("--clips", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=140)
-    parser.add_argument("--tree", type=Path, default=REPO, help="checkout whose code is measured")
+    parser.add_argument("--before", type=Path, help="another checkout to compare with, on a copy of the library")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     folder = options.work / f"clips-{options.clips}"
     if not (folder / DATABASE_FILE).exists():
         with section(f"a library of {options.clips} clips"):
             fill(folder, options.clips)
-    with section("the server"):
-        server = Server({"data_dir": folder, "rate_limit": 0}, tree=options.tree, wait=600).__enter__()
-    try:
-        with section("waiting for the index"):
-            while server.get("/search", q="dog", mode="semantic").elapsed.total_seconds() > 0.5:
-                time.sleep(1)
-            time.sleep(20)
+    trees = [REPO]
+    with contextlib.ExitStack() as stack:
+        servers = []
+        if options.before is not None:
+            trees.insert(0, options.before)
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.work))) / "data"
+            shutil.copytree(folder, copy)
+            servers.append(stack.enter_context(_server(copy, options.before)))
+        servers.append(stack.enter_context(_server(folder, REPO)))
         with section("searches"):
-            found = measure(server, options.queries)
+            found = measure(servers, options.queries)
+    names = ["before p50 ms", "p95 ms", "p50 ms", "p95 ms"][-2 * len(trees) :]
+    print(table(["mode", "matches", "queries", *names], summary(found)))
+    write_json(options.json, {"machine": machine(), "revisions": [revision(tree) for tree in trees], "found": found})
+    return 0
+
+
+@contextlib.contextmanager
+def _server(folder: Path, tree: Path) -> Iterator[Server]:
+    """A server whose index of the library is built."""
+    with section(f"a server of {revision(tree)}"):
+        server = Server({"data_dir": folder}, tree=tree, wait=600).__enter__()
+    try:
+        with section("its index"):
+            while server.get("/search", q="dog", mode="semantic").elapsed.total_seconds() > 0.5:
+                time.sleep(1)  # before there is an index, a search reads all vectors
+            time.sleep(_SETTLE)
+        yield server
     finally:
         server.stop()
-    print(table(["mode", "matches", "queries", "p50 ms", "p95 ms", "max ms"], summary(found)))
-    about = {"machine": machine(), "revision": revision(options.tree)}
-    write_json(options.json, about | {"found": found})
-    return 0
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ class VectorIndex:
         return self._rerank(vector, k, *self._codes.candidates(vector, count, allowed, self._helper))
 
     def similarities(self, vector: np.ndarray, rows: np.ndarray) -> dict[int, float]:
-        """Returns the similarities of the existing rows (N,) to `vector` (D,), by row."""
+        """Returns the similarities of the existing rows (N,) to `vector` (D,), by row; inside `reading()` or not."""
         found, similarities = top_k(vector, len(rows), self._vectors(rows))
         return dict(zip(found.tolist(), similarities.tolist(), strict=True))
 
@@ -275,8 +275,9 @@ class VectorIndex:
 
     def _vectors(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the vectors of rows, those that are copied first."""
-        if self._copies is not None:
-            found, vectors = self._copies.read(rows)
+        copies = self._copies
+        if copies is not None:
+            found, vectors = copies.read(rows)
             if len(found):
                 yield found, vectors
             rows = rows[~np.isin(rows, found)] if len(found) < len(rows) else rows[:0]

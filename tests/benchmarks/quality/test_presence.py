@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,7 +71,12 @@ def test_any_match_counts_in_the_service() -> None:
 
 
 def test_a_clip_scores_as_its_best_segment_with_the_pairs_of_the_checkpoint() -> None:
-    library = Embedded(np.array([[0.6, 0], [0.2, 0]]), np.array([[0.1, 0], [0.9, 0], [0.3, 0]]), np.array([0, 0, 1]))
+    library = Embedded(
+        np.array([[0.6, 0], [0.2, 0]]),
+        np.array([[0.1, 0], [0.9, 0], [0.3, 0]]),
+        np.array([0, 0, 1]),
+        np.array([60.0, 60.0]),
+    )
     model: Any = SimpleNamespace(
         temp_global=np_scalar(0.1), b_global=np_scalar(-1.0), config=SimpleNamespace(matching=None)
     )
@@ -78,6 +84,10 @@ def test_a_clip_scores_as_its_best_segment_with_the_pairs_of_the_checkpoint() ->
     np.testing.assert_allclose(library.logits(model, texts), [[8.0, 2.0]])
     model.config.matching = SimpleNamespace(segment=(0.3, -2.0))
     np.testing.assert_allclose(library.logits(model, texts), [[5.0, 1.0]])
+    model.config.matching = SimpleNamespace(segment=(0.1, 0.0))
+    np.testing.assert_allclose(library.logits(model, texts), [[9.0, 3.0]])
+    library = replace(library, seconds=np.array([10.1, 10.0]))
+    np.testing.assert_allclose(library.logits(model, texts), [[9.0, 1.0]])
 
 
 def np_scalar(value: float) -> Any:
