@@ -46,9 +46,6 @@ class Library(Protocol):
     def find(self, sha256: str) -> Clip | None:
         """Returns the clip whose uploaded file has this SHA-256 (hex), or None."""
 
-    def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """Returns the k clips most similar to `vector` (D,) among those that pass the filter, best first."""
-
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 

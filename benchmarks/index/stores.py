@@ -72,8 +72,8 @@ def measure(library: Library, clips: int, dim: int) -> dict[str, list[float]]:
     ids = [library.find(clip.sha256).id for clip in fresh]  # type: ignore[union-attr]
     query = unit(np.random.default_rng(8).standard_normal((ones, dim)))
     found["find"] = each(lambda i: library.find(fresh[i].sha256), ones)
-    found["search, best 10"] = each(lambda i: library.search(query[i], 10), ones)
-    found["search, one tag of 50"] = each(lambda i: library.search(query[i], 10, {"tags": f"tag{i % 50}"}), ones)
+    found["nearest, best 10"] = each(lambda i: library.nearest(query[i], 10), ones)
+    found["nearest, one tag of 50"] = each(lambda i: library.nearest(query[i], 10, {"tags": f"tag{i % 50}"}), ones)
     found["search_segments, best 10"] = each(lambda i: library.search_segments(query[i], 10), ones)
     found["search_words"] = each(lambda i: library.search_words(f"tag{i % 50}", query[i], 10), ones)
     found["list, newest 50"] = each(lambda i: library.list(50), ones)

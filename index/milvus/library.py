@@ -199,24 +199,15 @@ class MilvusLibrary:
     def find(self, sha256: str) -> Clip | None:
         return self._rows.by_sha256([sha256]).get(sha256)
 
-    def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """See Library. At most 16,384 hits, as exact as the index: HNSW with an `ef` that grows with k."""
-        return [Hit(read_clip(entity), similarity) for entity, similarity in self._search(vector, k, filter, RECORD)]
-
     def nearest(
         self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
     ) -> list[tuple[str, float]]:
         """See Library. At most 16,384 clips, as exact as the index: HNSW with an `ef` that grows with k."""
-        return [(row["id"], nearest) for row, nearest in self._search(vector, k, filter, ["id"]) if nearest >= least]
-
-    def _search(
-        self, vector: np.ndarray, k: int, filter: Filter | None, fields: Sequence[str]
-    ) -> Iterator[tuple[dict[str, Any], float]]:
         _check_count(k, "k")
         query = check_vector(vector, self._dim, "query", unit=False)
         where = expression(parse_filter(filter))
-        for hit in self._rows.search("vector", query.tolist(), k, where, fields, self._search_parameters(k)):
-            yield hit["entity"], float(hit["distance"])
+        hits = self._rows.search("vector", query.tolist(), k, where, ["id"], self._search_parameters(k))
+        return [(hit["entity"]["id"], float(hit["distance"])) for hit in hits if hit["distance"] >= least]
 
     def _search_parameters(self, k: int) -> dict[str, Any]:
         ef = {"ef": min(max(2 * k, 128), _MAX_EF)} if self._index == "HNSW" else {}

@@ -308,22 +308,10 @@ class SqliteLibrary:
             found = queries.by_sha256(view, sha256)
             return found[1] if found else None
 
-    def search(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-        """Returns the k clips most similar to `vector` (D,), best first; fewer if fewer pass the filter.
-
-        Similarity is the inner product. The filter (index.filters) applies before ranking. The search is exact while
-        the library is small or few clips pass, otherwise approximate: see index/vectors/index.py. Raises
-        InvalidFilter, and ValueError for a vector of the wrong shape or not finite, or k < 1.
-        """
-        with self._searching(self._index, vector, k, filter) as (view, query, only):
-            rows, similarities = self._index.search(query, k, only)
-            clips = queries.by_rows(view, rows)
-        return [Hit(clips[row], float(s)) for row, s in zip(rows.tolist(), similarities, strict=True)]
-
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 
-        A hit's similarity is that of its segment. Filter and errors as in `search`.
+        A hit's similarity is that of its segment. Filter and errors as in `nearest`.
         """
         with self._searching(self._segments, vector, k, filter) as (view, query, only):
             rows, similarities = self._segments.search(query, k, only)
@@ -366,7 +354,7 @@ class SqliteLibrary:
         """Returns the k clips whose file name, tags or other metadata contain words of `query`, best first by BM25.
 
         A hit's similarity is that of its clip to `vector` (D,) and does not affect the order. A query without words
-        returns nothing. Errors as in `search`.
+        returns nothing. Errors as in `nearest`.
         """
         _check_count(k, "k")
         wanted = check_vector(vector, self._index.dim, "query", unit=False)

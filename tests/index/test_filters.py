@@ -10,6 +10,7 @@ from index import NewClip, SqliteLibrary
 from index.filters import parse_filter
 from index.records import InvalidFilter
 from index.vectors.exact import matches
+from tests.support.clips import nearest_hits
 
 
 @pytest.mark.parametrize(
@@ -83,4 +84,4 @@ def test_the_reference_filter_and_the_database_agree(
     new = new_clip(1, metadata, **record)
     library.add(new)
     assert len(library.list(5, None, filter)[0]) == passes
-    assert len(library.search(new.embedding, 5, filter)) == passes
+    assert len(nearest_hits(library, new.embedding, 5, filter)) == passes

@@ -30,7 +30,7 @@ from index.library import Library
 from index.quantization import encode_frames
 from index.segments import cut_segments
 from index.vectors.exact import ExactLibrary, matches
-from tests.support.clips import unit
+from tests.support.clips import nearest_hits, unit
 
 DIM = 16
 Make = Callable[..., NewClip]
@@ -98,7 +98,7 @@ def test_added_clips_are_found(library: Library, new_clip: Make) -> None:
     np.testing.assert_array_equal(frames, encode_frames(new.frames).decode())
     codes, _ = library.frame_codes(clip.id)
     np.testing.assert_array_equal(codes.decode(0, 1), frames[:1])
-    [hit] = library.search(new.embedding, 5)
+    [hit] = nearest_hits(library, new.embedding, 5)
     assert hit.clip == clip and hit.similarity == pytest.approx(1, abs=1e-5)
     assert len(library) == 1
     library.check()
@@ -116,7 +116,7 @@ def test_the_same_audio_twice_is_one_clip(library: Library, new_clip: Make, tmp_
     first, _ = library.add(new_clip(1, {"a": 1}))
     again, created = library.add(replace(new_clip(1, {"a": 2}), filename="other name.wav"))
     assert (again, created) == (first, False)
-    assert len(library) == 1 and len(library.search(new_clip(1).embedding, 5)) == 1
+    assert len(library) == 1 and len(nearest_hits(library, new_clip(1).embedding, 5)) == 1
     assert _objects(tmp_path) == [first.sha256]
 
 
@@ -185,7 +185,7 @@ def test_deleted_clips_are_gone(library: Library, new_clip: Make, tmp_path: Path
     assert _objects(tmp_path) == [other.sha256]
     assert library.find(clip.sha256) is None and len(library) == 1
     for filter in (None, {"a": 1}):
-        assert [hit.clip for hit in library.search(new_clip(1).embedding, 5, filter)] == [other]
+        assert [hit.clip for hit in nearest_hits(library, new_clip(1).embedding, 5, filter)] == [other]
     for ask in (library.get, library.delete, library.audio_path, library.frames, library.clip_vector):
         with pytest.raises(ClipNotFound):
             ask(clip.id)
@@ -210,7 +210,7 @@ def test_metadata_is_merged(library: Library, new_clip: Make) -> None:
     assert changed == replace(clip, metadata={"tags": ["b"], "o": {"y": 2}, "new": True})
     assert library.get(clip.id) == changed
     for filter, found in [({"tags": "a"}, 0), ({"n": 1}, 0), ({"tags": "b"}, 1), ({"new": True}, 1)]:
-        assert len(library.search(new_clip(1).embedding, 5, filter)) == found
+        assert len(nearest_hits(library, new_clip(1).embedding, 5, filter)) == found
     for bad in ([1], "x", {"a": float("inf")}):
         with pytest.raises(InvalidMetadata):
             library.update_metadata(clip.id, bad)  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ def test_searches_equal_the_reference(library: Library, new_clip: Make) -> None:
         assert len(library) == len(reference.vectors)
         for filter in (None, {"tags": ["t1", "t2"]}, {"n": {"gte": 1000}}, {"tags": "t0", "n": {"lt": 10}}):
             query = new_clip(int(rng.integers(1 << 30))).embedding
-            hits = library.search(query, 10, filter)
+            hits = nearest_hits(library, query, 10, filter)
             expected = reference.search(query, 10, filter)
             assert [hit.clip.id for hit in hits] == [clip_id for clip_id, _ in expected]
             np.testing.assert_allclose([hit.similarity for hit in hits], [s for _, s in expected], atol=1e-5)
@@ -250,13 +250,13 @@ def test_a_filter_is_applied_before_the_best_are_taken(library: Library, new_cli
     library.add_many(news)
     query = news[0].embedding
     worst = sorted(news, key=lambda new: float(new.embedding @ query))[:3]
-    hits = library.search(query, 3, {"n": [new.metadata["n"] for new in worst], "tags": "all"})
+    hits = nearest_hits(library, query, 3, {"n": [new.metadata["n"] for new in worst], "tags": "all"})
     assert [hit.clip.filename for hit in hits] == [new.filename for new in reversed(worst)]
-    assert len(library.search(query, 100, {"odd": True, "tags": ["t1", "t2"]})) == 6
-    assert library.search(query, 10, {"tags": "none"}) == []
-    assert len(library.search(query, 1000)) == 60
+    assert len(nearest_hits(library, query, 100, {"odd": True, "tags": ["t1", "t2"]})) == 6
+    assert nearest_hits(library, query, 10, {"tags": "none"}) == []
+    assert len(nearest_hits(library, query, 1000)) == 60
     for bad in ({"tags": {"$ne": "a"}}, {"n": []}, {"n": None}, [1]):
-        for ask in (library.search, lambda q, k, f: library.search_words("sound", q, k, f)):
+        for ask in (library.nearest, lambda q, k, f: library.search_words("sound", q, k, f)):
             with pytest.raises(InvalidFilter):
                 ask(query, 10, bad)
 
@@ -309,7 +309,7 @@ def test_filters_mean_what_the_reference_says(library: Library, new_clip: Make) 
         assert matches(metadata, filter, {**record, "created": clips[i].created}) is passes, (metadata, filter)
         here = {**filter, "case": i}
         assert len(library.list(5, None, here)[0]) == passes, (metadata, filter)
-        assert len(library.search(news[i].embedding, 5, here)) == passes, (metadata, filter)
+        assert len(nearest_hits(library, news[i].embedding, 5, here)) == passes, (metadata, filter)
         assert len(library.search_words("sound", news[i].embedding, 5, here)) == passes, (metadata, filter)
 
 
@@ -391,14 +391,14 @@ def test_words_are_counted_by_stem(library: Library, new_clip: Make) -> None:
 def test_invalid_queries_are_rejected(library: Library) -> None:
     for vector in (np.ones(DIM - 1), np.ones((1, DIM)), np.full(DIM, np.nan)):
         with pytest.raises(ValueError):
-            library.search(vector, 1)
+            nearest_hits(library, vector, 1)
         with pytest.raises(ValueError):
             library.search_words("x", vector, 1)
     with pytest.raises(ValueError):
-        library.search(np.ones(DIM), 0)
+        nearest_hits(library, np.ones(DIM), 0)
     with pytest.raises(ValueError):
         library.list(0)
-    assert library.search(np.ones(DIM), 5) == []
+    assert nearest_hits(library, np.ones(DIM), 5) == []
 
 
 def _names(library: Library, query: str, k: int = 10, **options: Any) -> list[str]:
@@ -427,7 +427,7 @@ def test_words_find_names_tags_and_descriptions(library: Library, new_clip: Make
     for nothing in ("", " ", "???", '"', "*", "zebra", "(" * 100, "\u0000"):
         assert _names(library, nothing) == []
     query = new_clip(77).embedding
-    exact = {hit.clip.id: hit.similarity for hit in library.search(query, 10)}
+    exact = {hit.clip.id: hit.similarity for hit in nearest_hits(library, query, 10)}
     for hit in library.search_words("dog", query, 10):
         assert hit.similarity == pytest.approx(exact[hit.clip.id], abs=1e-5)
     (rain,) = library.search_words("rain", np.ones(DIM), 5)
@@ -504,12 +504,12 @@ def test_everything_survives_reopening(open_store: Open, new_clip: Make) -> None
     clips = [clip for clip, _ in library.add_many(news)]
     library.delete(clips[4].id)
     library.update_metadata(clips[5].id, {"n": "changed"})
-    before, found = library.list(100), library.search(news[7].embedding, 20)
+    before, found = library.list(100), nearest_hits(library, news[7].embedding, 20)
     library = open_store()
     assert library.list(100) == before and len(library) == 19
-    assert [hit.clip for hit in library.search(news[7].embedding, 20)] == [hit.clip for hit in found]
+    assert [hit.clip for hit in nearest_hits(library, news[7].embedding, 20)] == [hit.clip for hit in found]
     assert library.audio_path(clips[0].id).read_bytes() == news[0].audio
-    assert [hit.clip.id for hit in library.search(news[5].embedding, 5, {"n": "changed"})] == [clips[5].id]
+    assert [hit.clip.id for hit in nearest_hits(library, news[5].embedding, 5, {"n": "changed"})] == [clips[5].id]
 
 
 def test_a_library_belongs_to_the_checkpoint_that_made_it(open_store: Open, new_clip: Make) -> None:
@@ -538,7 +538,7 @@ def test_many_threads_add_search_and_delete(library: Library, new_clip: Make, tm
     def work(seed: int) -> None:
         clip, created = library.add(new_clip(seed, {"seed": seed}))
         assert created
-        [hit] = library.search(new_clip(seed).embedding, 1, {"seed": seed})
+        [hit] = nearest_hits(library, new_clip(seed).embedding, 1, {"seed": seed})
         assert hit.clip == clip
         assert library.update_metadata(clip.id, {"seen": True}).metadata == {"seed": seed, "seen": True}
         if seed % 2:

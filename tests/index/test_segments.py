@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index import LibraryError, NewClip, SqliteLibrary, segments
+from index import LibraryError, NewClip, SqliteLibrary
 from index.quantization import FrameCodes, encode_frames
 from index.segments import SegmentIndex, SegmentIndexes, cut_segments
 from index.sqlite import queries
 from model.segments import MAX_SECONDS, MIN_ALLOWED, SECONDS_PER_SEGMENT, THRESHOLDS
-from tests.support.clips import make_clip
+from tests.support.clips import make_clip, nearest_hits
 
 DIM = 16
 HOP = 0.16
@@ -271,4 +271,4 @@ def test_a_knock_in_an_hour_is_found_before_clips_that_are_alike_as_a_whole(
     hour[15_000:15_004] = knock
     there, _ = library.add(new_clip(50, frames=hour, embedding=unit(hour.mean(axis=0)), duration=3600.0))
     assert library.search_segments(knock, 1)[0].clip == there
-    assert there.id not in {hit.clip.id for hit in library.search(knock, 20)}
+    assert there.id not in {hit.clip.id for hit in nearest_hits(library, knock, 20)}

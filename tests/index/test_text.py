@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from index import NewClip, SqliteLibrary
 from index.sqlite.store import MIGRATIONS, Store
 from index.text import TOKENIZER, fts_query, split_words, text_columns
+from tests.support.clips import nearest_hits
 
 Make = Callable[..., NewClip]
 
@@ -71,7 +72,7 @@ def test_queries_without_matches(library: SqliteLibrary, query: str) -> None:
 
 def test_similarities_are_those_of_the_vectors(library: SqliteLibrary, new_clip: Make) -> None:
     query = new_clip(77).embedding
-    exact = {hit.clip.id: hit.similarity for hit in library.search(query, 10)}
+    exact = {hit.clip.id: hit.similarity for hit in nearest_hits(library, query, 10)}
     for hit in library.search_words("dog", query, 10):
         assert hit.similarity == pytest.approx(exact[hit.clip.id], abs=1e-6)
 

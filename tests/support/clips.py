@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from index import NewClip
+from index import Filter, Hit, Library, NewClip
 
 DIM = 16
 
@@ -34,3 +34,10 @@ def make_clip(seed: int, metadata: dict[str, Any] | None = None, dim: int = DIM,
         "audio": audio,
     }
     return NewClip(**(fields | changes))
+
+
+def nearest_hits(library: Library, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
+    """What `nearest` finds, with the records."""
+    found = library.nearest(vector, k, filter)
+    clips = library.clips([clip_id for clip_id, _ in found])
+    return [Hit(clips[clip_id], similarity) for clip_id, similarity in found]

@@ -29,6 +29,7 @@ from index import CheckpointMismatch, SqliteLibrary
 from index.sqlite.reader import LibraryReader, exclusive_lock
 from index.sqlite.reindex import SideDatabase, side_path
 from model import FineLAP
+from tests.support.clips import nearest_hits
 
 REPO = Path(__file__).parents[3]
 KILLS = 2
@@ -302,7 +303,7 @@ async def test_reindex_survives_kills_at_random_moments(
         SqliteLibrary.open(tmp_path / "anew", dim=turned.dim, checkpoint=turned.stamp) as anew,
     ):
         query = turned.encode_text(["tone 800"])[0]
-        found, expected = ([(h.clip.sha256, h.similarity) for h in c.search(query, 99)] for c in (changed, anew))
+        found, expected = ([(h.clip.sha256, h.similarity) for h in nearest_hits(c, query, 99)] for c in (changed, anew))
         assert len(found) == len(files)
         assert dict(found) == pytest.approx(dict(expected), abs=1e-5)
 

@@ -36,6 +36,7 @@ from index.milvus.collection import page, read_cursor, write_cursor
 from index.milvus.filters import indexed_text, query_stems, stems
 from index.milvus.library import KeyLocks, MilvusLibrary, MonotonicClock
 from index.milvus.objects import FolderObjects, RemoteObjects, open_objects
+from tests.support.clips import nearest_hits
 
 DIM = 16
 Make = Callable[..., NewClip]
@@ -55,12 +56,12 @@ def test_two_libraries_on_one_milvus_see_each_others_changes(milvus_url: Url, tm
     clip, _ = one.add(new_clip(1, {"a": 1}))
     assert two.get(clip.id) == two.find(clip.sha256) == clip
     assert two.add(new_clip(1)) == (clip, False)
-    assert [hit.clip for hit in two.search(new_clip(1).embedding, 3)] == [clip]
+    assert [hit.clip for hit in nearest_hits(two, new_clip(1).embedding, 3)] == [clip]
     assert two.audio_path(clip.id).read_bytes() == new_clip(1).audio
     changed = two.update_metadata(clip.id, {"b": 2})
     assert one.get(clip.id) == changed and changed.metadata == {"a": 1, "b": 2}
     one.delete(clip.id)
-    assert len(two) == 0 and two.search(new_clip(1).embedding, 3) == []
+    assert len(two) == 0 and nearest_hits(two, new_clip(1).embedding, 3) == []
     assert two._segments.count() == 0
     with pytest.raises(ClipNotFound):
         two.get(clip.id)

@@ -18,6 +18,7 @@ from index import Clip, LibraryError, LibraryInUse, NewClip, SqliteLibrary
 from index.sqlite import backup
 from index.sqlite.backup import back_up, restore, snapshots
 from index.sqlite.reader import exclusive_lock
+from tests.support.clips import nearest_hits
 
 REPO = Path(__file__).parents[3]
 ROUNDS = 7
@@ -34,7 +35,7 @@ def clips_of(folder: Path) -> list[Clip]:
         clips, _ = library.list(10_000)
         for clip in clips:
             assert library.audio_path(clip.id).is_file()
-            assert library.search(library.clip_vector(clip.id), 1)[0].clip == clip
+            assert nearest_hits(library, library.clip_vector(clip.id), 1)[0].clip == clip
         return clips
 
 

@@ -32,6 +32,7 @@ from index import (
     StorageFull,
 )
 from index.sqlite.audio_files import AudioFiles
+from tests.support.clips import nearest_hits
 
 DIM = 16
 Make = Callable[..., NewClip]
@@ -63,7 +64,7 @@ def test_added_clips_are_found(library: SqliteLibrary, new_clip: Make) -> None:
     frames, hop = library.frames(clip.id)
     assert hop == new.frame_hop and frames.dtype == np.float32
     np.testing.assert_allclose(frames, new.frames, atol=5e-3)
-    [hit] = library.search(new.embedding, 5)
+    [hit] = nearest_hits(library, new.embedding, 5)
     assert hit.clip == clip and hit.similarity == pytest.approx(1, abs=1e-5)
     assert len(library) == 1
     library.check()
@@ -73,7 +74,7 @@ def test_the_same_audio_twice_is_one_clip(library: SqliteLibrary, new_clip: Make
     first, _ = library.add(new_clip(1, {"a": 1}))
     again, created = library.add(replace(new_clip(1, {"a": 2}), filename="other name.wav"))
     assert (again, created) == (first, False)
-    assert len(library) == 1 and len(library.search(new_clip(1).embedding, 5)) == 1
+    assert len(library) == 1 and len(nearest_hits(library, new_clip(1).embedding, 5)) == 1
     _audio_names(library, [new_clip(1)])
 
 
@@ -130,8 +131,8 @@ def test_deleted_clips_are_gone(library: SqliteLibrary, new_clip: Make) -> None:
     library.delete(clip.id)
     assert not path.exists()
     assert library.find(clip.sha256) is None
-    assert [hit.clip for hit in library.search(new_clip(1).embedding, 5)] == [other]
-    assert [hit.clip for hit in library.search(new_clip(1).embedding, 5, {"a": 1})] == [other]
+    assert [hit.clip for hit in nearest_hits(library, new_clip(1).embedding, 5)] == [other]
+    assert [hit.clip for hit in nearest_hits(library, new_clip(1).embedding, 5, {"a": 1})] == [other]
     for ask in (library.get, library.delete, library.audio_path, library.frames, library.clip_vector):
         with pytest.raises(ClipNotFound):
             ask(clip.id)
@@ -161,7 +162,7 @@ def test_metadata_is_merged(library: SqliteLibrary, new_clip: Make) -> None:
     assert changed == replace(clip, metadata={"tags": ["b"], "o": {"y": 2}, "new": True})
     assert library.get(clip.id) == changed
     for filter, found in [({"tags": "a"}, 0), ({"n": 1}, 0), ({"tags": "b"}, 1), ({"new": True}, 1)]:
-        assert len(library.search(new_clip(1).embedding, 5, filter)) == found
+        assert len(nearest_hits(library, new_clip(1).embedding, 5, filter)) == found
     for bad in ([1], "x", {"a": float("inf")}):
         with pytest.raises(InvalidMetadata):
             library.update_metadata(clip.id, bad)  # type: ignore[arg-type]
@@ -178,22 +179,22 @@ def test_a_filter_is_applied_before_the_best_are_taken(library: SqliteLibrary, n
     library.add_many(news)
     query = news[0].embedding
     worst = sorted(news, key=lambda new: float(new.embedding @ query))[:3]
-    hits = library.search(query, 3, {"n": [new.metadata["n"] for new in worst], "tags": "all"})
+    hits = nearest_hits(library, query, 3, {"n": [new.metadata["n"] for new in worst], "tags": "all"})
     assert [hit.clip.filename for hit in hits] == [new.filename for new in reversed(worst)]
-    assert len(library.search(query, 100, {"odd": True, "tags": ["t1", "t2"]})) == 6
-    assert library.search(query, 10, {"tags": "none"}) == []
-    assert len(library.search(query, 1000)) == 60
+    assert len(nearest_hits(library, query, 100, {"odd": True, "tags": ["t1", "t2"]})) == 6
+    assert nearest_hits(library, query, 10, {"tags": "none"}) == []
+    assert len(nearest_hits(library, query, 1000)) == 60
     with pytest.raises(InvalidFilter):
-        library.search(query, 10, {"tags": {"$ne": "a"}})
+        nearest_hits(library, query, 10, {"tags": {"$ne": "a"}})
 
 
 def test_invalid_queries_are_rejected(library: SqliteLibrary) -> None:
     for vector in (np.ones(DIM - 1), np.ones((1, DIM)), np.full(DIM, np.nan)):
         with pytest.raises(ValueError):
-            library.search(vector, 1)
+            nearest_hits(library, vector, 1)
     with pytest.raises(ValueError):
-        library.search(np.ones(DIM), 0)
-    assert library.search(np.ones(DIM), 5) == []
+        nearest_hits(library, np.ones(DIM), 0)
+    assert nearest_hits(library, np.ones(DIM), 5) == []
 
 
 # Listing
@@ -270,13 +271,13 @@ def test_everything_survives_reopening(open_library: Open, new_clip: Make) -> No
     library.delete(clips[4].id)
     library.update_metadata(clips[5].id, {"n": "changed"})
     before = library.list(100)
-    found = library.search(news[7].embedding, 20)
+    found = nearest_hits(library, news[7].embedding, 20)
     library = open_library()
     assert library.recovery_report == []
     assert library.list(100) == before and len(library) == 19
-    assert library.search(news[7].embedding, 20) == found
+    assert nearest_hits(library, news[7].embedding, 20) == found
     assert library.audio_path(clips[0].id).read_bytes() == news[0].audio
-    assert [hit.clip.id for hit in library.search(news[5].embedding, 5, {"n": "changed"})] == [clips[5].id]
+    assert [hit.clip.id for hit in nearest_hits(library, news[5].embedding, 5, {"n": "changed"})] == [clips[5].id]
 
 
 def test_a_library_belongs_to_the_checkpoint_that_made_it(open_library: Open, new_clip: Make) -> None:
@@ -334,7 +335,7 @@ def test_a_closed_library_raises(library: SqliteLibrary, new_clip: Make) -> None
         lambda: library.get(clip.id),
         lambda: library.add(new_clip(2)),
         lambda: library.delete(clip.id),
-        lambda: library.search(np.ones(DIM), 1),
+        lambda: nearest_hits(library, np.ones(DIM), 1),
         library.check,
     ):
         with pytest.raises(LibraryError, match="closed"):
@@ -377,7 +378,7 @@ def test_a_record_without_audio_is_reported_and_can_be_given_it_back(open_librar
     library = open_library()
     [report] = library.recovery_report
     assert clip.id in report and "sound 1.wav" in report and "missing" in report
-    assert [hit.clip for hit in library.search(new_clip(1).embedding, 1)] == [clip]
+    assert [hit.clip for hit in nearest_hits(library, new_clip(1).embedding, 1)] == [clip]
     with pytest.raises(AudioMissing):
         library.audio_path(clip.id)
     assert library.add(new_clip(1)) == (clip, False)
@@ -412,7 +413,7 @@ def test_a_full_database_refuses_whole_and_goes_on(library: SqliteLibrary, new_c
     with pytest.raises(StorageFull):
         library.update_metadata(kept.id, big)
     assert library.list(10) == ([kept], None)
-    assert [hit.clip for hit in library.search(new_clip(2).embedding, 5)] == [kept]
+    assert [hit.clip for hit in nearest_hits(library, new_clip(2).embedding, 5)] == [kept]
     _audio_names(library, [new_clip(1)])
     writer.execute("PRAGMA max_page_count = 1000000")
     assert library.add(new_clip(3, big))[1]
@@ -446,7 +447,7 @@ def test_a_delete_that_cannot_be_committed_leaves_the_clip_findable(
     with pytest.raises(LibraryError, match="refused"):
         library.delete(clip.id)
     writer.execute("DROP TRIGGER refuse")
-    assert [hit.clip for hit in library.search(new_clip(1).embedding, 1)] == [clip]
+    assert [hit.clip for hit in nearest_hits(library, new_clip(1).embedding, 1)] == [clip]
     assert library.audio_path(clip.id).exists()
     library.delete(clip.id)
     assert len(library) == 0
@@ -494,7 +495,9 @@ def test_a_disk_that_is_really_full(small_disk: Path, new_clip: Make) -> None:
                 (small_disk / "filler").write_bytes(bytes(_room(small_disk)))  # somebody else's file takes the rest
                 library.close()
                 library = SqliteLibrary.open(folder, dim=DIM, checkpoint="a")
-            assert {hit.clip.id for hit in library.search(new_clip(0).embedding, 10_000)} == {clip.id for clip in kept}
+            assert {hit.clip.id for hit in nearest_hits(library, new_clip(0).embedding, 10_000)} == {
+                clip.id for clip in kept
+            }
             assert {clip.id for clip in library.list(10_000)[0]} == {clip.id for clip in kept}
             for clip in kept:
                 assert hashlib.sha256(library.audio_path(clip.id).read_bytes()).hexdigest() == clip.sha256
@@ -521,7 +524,7 @@ def test_many_threads_add_search_and_delete(library: SqliteLibrary, new_clip: Ma
     def work(seed: int) -> None:
         clip, created = library.add(new_clip(seed, {"seed": seed}))
         assert created
-        [hit] = library.search(new_clip(seed).embedding, 1, {"seed": seed})
+        [hit] = nearest_hits(library, new_clip(seed).embedding, 1, {"seed": seed})
         assert hit.clip == clip
         assert library.update_metadata(clip.id, {"seen": True}).metadata == {"seed": seed, "seen": True}
         if seed % 2:

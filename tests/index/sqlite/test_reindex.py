@@ -21,6 +21,7 @@ from index import CheckpointMismatch, Clip, LibraryError, NewClip, SqliteLibrary
 from index.quantization import encode_frames
 from index.sqlite.reader import LibraryReader
 from index.sqlite.reindex import SideDatabase, side_path
+from tests.support.clips import nearest_hits
 
 REPO = Path(__file__).parents[3]
 OLD, NEW, NEW_DIM = "checkpoint-a", "checkpoint-b", 24
@@ -58,7 +59,9 @@ def test_everything_but_the_vectors_stays(
 ) -> None:
     library, clips = filled
     embed_again(library.folder, clips)
-    assert library.search(new_clip(5).embedding, 1)[0].clip == clips[4]  # seed 3 is gone: the old one serves meanwhile
+    assert (
+        nearest_hits(library, new_clip(5).embedding, 1)[0].clip == clips[4]
+    )  # seed 3 is gone: the old one serves meanwhile
     changed = open_library(dim=NEW_DIM, checkpoint=NEW)
     assert not list(changed.folder.glob("reindex-*")) and changed.recovery_report == []
     assert sorted(changed.list(100)[0], key=lambda c: c.created) == sorted(clips, key=lambda c: c.created)
@@ -70,7 +73,7 @@ def test_everything_but_the_vectors_stays(
         np.testing.assert_array_equal(changed.clip_vector(clip.id), vector)
         np.testing.assert_array_equal(changed.frames(clip.id)[0], encode_frames(frames).decode())
         assert changed.frames(clip.id)[1] == 0.32
-        assert changed.search(vector, 1)[0].clip == clip
+        assert nearest_hits(changed, vector, 1)[0].clip == clip
         assert changed.search_segments(frames[0], 1)[0].clip == clip
         assert changed.audio_path(clip.id).is_file()
     open_library(dim=NEW_DIM, checkpoint=NEW)
@@ -95,7 +98,7 @@ def test_answers_are_those_of_a_library_made_anew(
         for seed in range(20):
             query = np.random.default_rng(seed).standard_normal(NEW_DIM).astype(np.float32)
             only = {"seed": {"gte": seed % 8}}
-            found, expected = changed.search(query, 5, only), anew.search(query, 5, only)
+            found, expected = nearest_hits(changed, query, 5, only), nearest_hits(anew, query, 5, only)
             assert [(h.clip.sha256, h.similarity) for h in found] == [(h.clip.sha256, h.similarity) for h in expected]
             found, expected = changed.search_segments(query, 5, only), anew.search_segments(query, 5, only)
             assert [(h.clip.sha256, h.similarity) for h in found] == [(h.clip.sha256, h.similarity) for h in expected]
@@ -114,7 +117,7 @@ def test_a_clip_that_is_not_there_yet_keeps_the_old_library(
         open_library(dim=NEW_DIM, checkpoint=NEW)
     assert caught.value.missing == 1
     old = open_library()
-    assert old.search(new_clip(21).embedding, 1)[0].clip == late[1]
+    assert nearest_hits(old, new_clip(21).embedding, 1)[0].clip == late[1]
     embed_again(old.folder, late[1:])
     assert len(open_library(dim=NEW_DIM, checkpoint=NEW)) == len(clips) + 1
 
@@ -200,11 +203,11 @@ def test_a_takeover_on_a_full_disk(small_disk: Path, new_clip: Callable[..., New
     with pytest.raises(StorageFull):
         SqliteLibrary.open(folder, dim=NEW_DIM, checkpoint=NEW)
     with SqliteLibrary.open(folder, dim=16, checkpoint=OLD) as library:
-        assert library.search(new_clip(7).embedding, 1)[0].clip == clips[7]
+        assert nearest_hits(library, new_clip(7).embedding, 1)[0].clip == clips[7]
     filler.unlink()
     with SqliteLibrary.open(folder, dim=NEW_DIM, checkpoint=NEW) as library:
         assert len(library) == len(clips)
-        assert library.search(again(clips[7].sha256)[0], 1)[0].clip == clips[7]
+        assert nearest_hits(library, again(clips[7].sha256)[0], 1)[0].clip == clips[7]
 
 
 CHANGE_OVER = """

@@ -19,6 +19,7 @@ from index.records import CheckpointMismatch
 from index.sqlite import backup
 from index.sqlite.library import SqliteLibrary
 from index.sqlite.store import MIGRATIONS
+from tests.support.clips import nearest_hits
 
 LIBRARIES = Path(__file__).with_name("libraries")
 MADE = sorted(LIBRARIES.glob("*.tar.xz"))
@@ -77,8 +78,11 @@ def answers(library: SqliteLibrary) -> list[list[tuple[str, float]]]:
     found = []
     for seed in range(6):
         query = np.random.RandomState(seed).standard_normal(make.DIM).astype(np.float32)
-        found += [library.search(query, 100), library.search(query, 100, {"tags": "dog", "number": {"gte": 3}})]
-        found += [library.search(query, 4, {"loud": True, "level": {"lt": 2.75}, "duration": {"lt": 19}})]
+        found += [
+            nearest_hits(library, query, 100),
+            nearest_hits(library, query, 100, {"tags": "dog", "number": {"gte": 3}}),
+        ]
+        found += [nearest_hits(library, query, 4, {"loud": True, "level": {"lt": 2.75}, "duration": {"lt": 19}})]
         found += [library.search_segments(query, 100), library.search_segments(query, 2, {"tags": ["rain", "changed"]})]
         found += [
             library.search_words(words, query, 100) for words in ("barking", "犬", "door 11", "changed", "nothing")
