@@ -14,7 +14,7 @@ from model.segments import pool_segments
 
 LONG_SECONDS = 10.0  # clips that last longer are long: more than one window of the model
 
-_SEGMENTS_PER_CLIP = 4  # in the first search round
+_SEGMENTS_PER_CLIP = (4, 16)  # in the first search round: the mean of all clips, within these limits
 _REMOVED = -1
 _MAX_REMOVED = 0.2  # share of the segments
 
@@ -38,6 +38,7 @@ class SegmentIndex:
         self._index: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         self._owners = np.empty(1024, dtype=np.int64)  # row by segment number, or _REMOVED
         self._removed = 0
+        self._clips = 0
         self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class SegmentIndex:
             yield
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Adds segments (N, D) float32 of the clips in rows (N,) int64, one row per segment."""
+        """Adds all segments (N, D) float32 of the clips in rows (N,) int64, one row per segment."""
         with self._lock.write():
             first = int(self._index.ntotal)
             stop = first + len(rows)
@@ -62,6 +63,7 @@ class SegmentIndex:
                 self._owners = owners
             self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
             self._owners[first:stop] = rows
+            self._clips += len(np.unique(rows))
 
     def remove(self, row: int) -> int:
         """Removes the segments of the clip in this row and returns their number."""
@@ -70,6 +72,7 @@ class SegmentIndex:
             numbers = np.flatnonzero(self._owners[:total] == row)
             self._owners[numbers] = _REMOVED
             self._removed += len(numbers)
+            self._clips -= len(numbers) > 0
             if self._removed > total * _MAX_REMOVED:
                 kept = self._owners[:total] != _REMOVED
                 self._index.remove_ids(self._faiss.IDSelectorBatch(np.flatnonzero(~kept)))  # renumbers the others
@@ -93,7 +96,7 @@ class SegmentIndex:
             parameters = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBitmap(bitmap))
         self._faiss.omp_set_num_threads(1)  # one thread per query, as in FaissIndex
         query = np.ascontiguousarray(vector, dtype=np.float32)[None]
-        wanted = _SEGMENTS_PER_CLIP * clips
+        wanted = clips * int(np.clip(total / max(self._clips, 1), *_SEGMENTS_PER_CLIP))
         while total:
             found, numbers = self._index.search(query, min(wanted, total), params=parameters)
             valid = numbers[0] >= 0  # FAISS pads with -1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ class Ranking:
         self._cosines: dict[str, np.ndarray] = {}  # (2, Q) of clip and best segment, where all are known
         self._coverage: dict[str, float] = {}
         self._all_with_words: list[Hit] | None = None  # once a list of words was not cut off
-        self._last = (-math.inf, -math.inf)  # cosine of the last clip and of the last segment, if there may be more
+        self._last: tuple[float, ...] = (-math.inf, -math.inf)  # cosines, of clip and segment, if there may be more
         self.clips: dict[str, Clip] = {}
         self.exhausted = False  # no clip is missing from the last ranking
         self.may_match_deeper = False  # the last clip of a list that was cut off matches
@@ -151,17 +151,18 @@ class Ranking:
     async def matching(self, limit: int) -> set[str]:
         """The ids of matching clips beyond the last ranking, among the first `limit` of each list; for a simple query.
 
-        Together with the matches of the last ranking they are those of `best(limit)`, but only what tells whether a
-        clip matches is read.
+        Together with the matches of the last ranking they are those of `best(limit)`, or `limit` of these, but only
+        what tells whether a clip matches is read.
         """
-        library, parts = self._state.library, [self._words_that_match(limit)]
+        library, found = self._state.library, set[str]()
         if self._understood:
-            for search, last, least in zip(
-                (library.nearest, library.nearest_segments), self._last, self._least_cosines(), strict=True
-            ):
-                if last >= least:
-                    parts.append(self._at_least(search, limit, least))
-        return set().union(*await asyncio.gather(*parts))
+            lists = zip((library.nearest, library.nearest_segments), self._last, self._least_cosines(), strict=True)
+            alike = [self._at_least(search, limit, least) for search, last, least in lists if last >= least]
+            found = found.union(*await asyncio.gather(*alike))
+        if len(found) < limit:
+            words = await self._by_words(limit)
+            found |= await self._state.read(self._matching_by_words, words) if words else set()
+        return found
 
     async def complete(self, ranked: Sequence[Ranked]) -> list[Ranked]:
         """The ranked clips that still exist, with their records read and their similarities known."""
@@ -185,10 +186,6 @@ class Ranking:
         with self._state.metrics.vector_search():
             found = await self._state.read(search, self._query.vector, limit, self._filter, cosine)
         return {clip_id for clip_id, _ in found}
-
-    async def _words_that_match(self, limit: int) -> set[str]:
-        words = await self._by_words(limit)
-        return await self._state.read(self._matching_by_words, words) if words else set()
 
     async def _by_words(self, depth: int) -> list[Hit]:
         words = self._query.words
@@ -226,7 +223,7 @@ class Ranking:
         if self._mode != "semantic":
             if words_cut_off and not self._coverage:
                 self.clips.update(library.clips([clip_id for clip_id in cosines if clip_id not in self.clips]))
-            self._cover()
+            self._cover(self.clips.values())
         unknown = [
             clip_id
             for clip_id, own in cosines.items()
@@ -240,45 +237,42 @@ class Ranking:
         """Whether a cosine that a clip has, whose record was read, is not among its own (2,)."""
         return bool(np.isnan(own[0]) or (np.isnan(own[1]) and self.clips[clip_id].duration > LONG_SECONDS))
 
-    def _cover(self) -> None:
-        """Compares the query's words with those of the clips that were read."""
+    def _cover(self, clips: Iterable[Clip]) -> None:
+        """Compares the query's words with those of clips."""
         words = self._query.words
         assert words is not None
         columns = (WEIGHTS.name, WEIGHTS.tags, WEIGHTS.others)
-        new = [clip for clip_id, clip in self.clips.items() if clip_id not in self._coverage]
+        new = [clip for clip in clips if clip.id not in self._coverage]
         self._coverage.update((clip.id, coverage(words, clip, columns)) for clip in new)
 
     def _matching_by_words(self, hits: Sequence[Hit]) -> set[str]:
-        """The clips among these that match, with what their words add. Segments are read where they can decide."""
-        engine, (part,) = self._state.engine, self._query.parts
-        assert engine.matching is not None
-        cutoff = logit_of(engine.matching.cutoff)
-        self.clips.update((hit.clip.id, hit.clip) for hit in hits)
-        self._cover()
-        hits = [hit for hit in hits if self._understood or self._coverage[hit.clip.id] > 0]
-        found: set[str] = set()
+        """The clips among these that match with what their words add. Words and segments are read where they decide."""
+        least = self._least_cosines()
+        found = {hit.clip.id for hit in hits if self._understood and hit.similarity >= least[0]}
+        left = {hit.clip.id: hit for hit in hits if hit.clip.id not in found}
+        self._cover(hit.clip for hit in left.values())
 
-        def test(ids: Sequence[str], clip: np.ndarray, segment: np.ndarray) -> None:
-            logits = engine.match_logits(clip, segment, sound=part.sound)
-            logits += WEIGHTS.words * np.array([self._coverage[clip_id] for clip_id in ids])
-            found.update(clip_id for clip_id, logit in zip(ids, logits.tolist(), strict=True) if logit >= cutoff)
+        def reaches(clip_id: str, *cosines: float) -> bool:
+            covered = self._coverage[clip_id]
+            with_words = self._least_cosines(WEIGHTS.words * covered)
+            enough = any(own >= wanted for own, wanted in zip(cosines, with_words, strict=False))
+            return enough and (self._understood or covered > 0)
 
-        unknown = np.full(len(hits), np.nan)
-        test([hit.clip.id for hit in hits], np.array([hit.similarity for hit in hits]), unknown)
-        undecided = [hit.clip.id for hit in hits if hit.clip.id not in found and hit.clip.duration > LONG_SECONDS]
-        if undecided:
-            cosines = self._state.library.similarities(undecided, part.vector[None])
-            pairs = np.array([own[:, 0] for own in cosines.values()]).reshape(-1, 2)
-            test(list(cosines), pairs[:, 0], pairs[:, 1])
+        found |= {clip_id for clip_id, hit in left.items() if reaches(clip_id, hit.similarity)}
+        long = [i for i, hit in left.items() if i not in found and hit.clip.duration > LONG_SECONDS]
+        if long:
+            read = self._state.library.similarities(long, self._query.parts[0].vector[None])
+            found |= {clip_id for clip_id, own in read.items() if reaches(clip_id, *own[:, 0].tolist())}
         return found
 
     # Scores
 
-    def _least_cosines(self) -> tuple[float, float]:
-        """The cosines of a clip and of a segment from which on sound alone makes a simple query's match."""
+    def _least_cosines(self, words: float = 0.0) -> tuple[float, float]:
+        """The cosines of a clip and of a segment from which on they make a match of a simple query, given what words
+        add to the logit."""
         engine = self._state.engine
         assert engine.matching is not None
-        return engine.least_cosines(logit_of(engine.matching.cutoff), sound=self._query.parts[0].sound)
+        return engine.least_cosines(logit_of(engine.matching.cutoff) - words, sound=self._query.parts[0].sound)
 
     def _score(self, cosines: Mapping[str, np.ndarray]) -> list[Ranked]:
         """The clips with their scores, in the order given; clips that were deleted since are scored too."""

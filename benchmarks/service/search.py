@@ -43,6 +43,7 @@ MOST = 1000
 GROUPS = ((0, 0), (1, 99), (100, 999), (MOST, MOST))  # matches that the service reports
 _LONG = 20  # every how many-th clip is long
 _COSINES = (0.0, 0.35)  # of a clip to its phrase
+_SHARED = 8  # dimensions with most of what texts have in common, which sounds have little of
 _BLOCK = 2000
 _ROUNDS = 4
 _SETTLE = 10.0  # seconds after a start, for work in the background
@@ -63,9 +64,7 @@ def fill(folder: Path, clips: int) -> None:
     rng = np.random.default_rng(0)
     shares = np.arange(1, len(names) + 1) ** -0.8
     phrase_of = rng.choice(rng.permutation(len(names)), clips, p=shares / shares.sum())
-    common = np.linalg.svd(texts, full_matrices=False)[2][
-        :64
-    ]  # what texts share, and sounds unlike them have little of
+    common = np.linalg.svd(texts, full_matrices=False)[2][:_SHARED]
     words = [name.replace(",", "").split()[0].lower() for name in names]
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / "part.sqlite3"
@@ -87,13 +86,15 @@ def fill(folder: Path, clips: int) -> None:
 
 
 def _around(text: np.ndarray, common: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors (count, D) of a clip and its segments, alike, at one cosine to a text."""
+    """Unit vectors (count, D), alike, of a clip and its segments: at one cosine to a text, without what texts share."""
+    own = text - text @ common.T @ common
+    own /= np.linalg.norm(own)
     noise = rng.standard_normal((1, len(text))) + 0.3 * rng.standard_normal((count, len(text)))
     noise -= noise @ common.T @ common
-    noise -= (noise @ text)[:, None] * text
+    noise -= (noise @ own)[:, None] * own
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    cosine = rng.uniform(*_COSINES)
-    return (cosine * text + np.sqrt(1 - cosine**2) * noise).astype(np.float32)
+    share = min(rng.uniform(*_COSINES) / float(own @ text), 0.95)
+    return (share * own + np.sqrt(1 - share**2) * noise).astype(np.float32)
 
 
 def _clip(number: int, name: str, vectors: np.ndarray) -> EncodedClip:

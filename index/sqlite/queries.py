@@ -260,14 +260,6 @@ def vector(connection: sqlite3.Connection, row: int) -> np.ndarray:
     return np.frombuffer(blob, dtype="<f4").astype(np.float32)
 
 
-def vectors(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, np.ndarray]:
-    """Returns the existing vectors (D,) float32 by row."""
-    found = connection.execute(
-        "SELECT row, embedding FROM vectors WHERE row IN (SELECT value FROM json_each(?))", (json.dumps(rows.tolist()),)
-    )
-    return {row: np.frombuffer(blob, dtype="<f4").astype(np.float32) for row, blob in found}
-
-
 def vectors_and_segments(
     connection: sqlite3.Connection, clip_ids: Sequence[str], longer: float
 ) -> Iterator[tuple[str, np.ndarray, bytes | None]]:
