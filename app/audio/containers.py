@@ -73,8 +73,9 @@ def missing_bytes(sound: bytes | BinaryIO) -> str | None:
         return _missing_chunk(file, length, b"data", "little")
     if head[:4] == b"FORM" and head[8:] in (b"AIFF", b"AIFC"):
         return _missing_chunk(file, length, b"SSND", "big")
-    if head[:4] == b"RIFF" and head[8:] == b"AVI " and length - 8 < int.from_bytes(head[4:8], "little"):
-        return f"its header declares {int.from_bytes(head[4:8], 'little')} bytes, but it has {length - 8}"
+    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        size = int.from_bytes(head[4:8], "little")
+        return f"its header declares {size} bytes, but it has {length - 8}" if length - 8 < size < _UNKNOWN_SIZE else None
     if head == _ASF[:12] and (declared := _asf_length(file)) > length:
         return f"its header declares {declared} bytes, but it has {length}"
     if head[:4] == b"OggS" and length < _page_end(file, _last_page(file, length)):
@@ -118,14 +119,22 @@ def _audio_chunk(file: BinaryIO, wanted: bytes, order: Literal["little", "big"])
 
 
 def unfilled_sizes(file: BinaryIO) -> dict[int, bytes]:
-    """Sizes in the header of a WAV, AIFF or AU that its writer left at 0, as patches: offset → the bytes that fit.
+    """Sizes that the writer of a WAV, RF64, W64, AIFF, CAF or AU never filled in, as patches: offset → bytes that fit.
 
     Empty for other files, and if nothing but further chunks follows the empty audio.
     """
     length = file.seek(0, io.SEEK_END)
     head = _bytes_at(file, 0, 12)
-    if head[:4] == b".snd" and head[8:12] == bytes(4) and length > int.from_bytes(head[4:8], "big") + 8:
-        return {8: b"\xff" * 4}
+    if head[:4] == b".snd":
+        return {8: b"\xff" * 4} if head[8:12] == bytes(4) and length > int.from_bytes(head[4:8], "big") + 8 else {}
+    if head[:4] == b"caff":
+        at = _caf_audio(file)
+        empty = at is not None and length - at > 64 and 0 <= int.from_bytes(_bytes_at(file, at - 8, 8), "big") <= 4
+        return {at - 8: b"\xff" * 8} if empty and at is not None else {}
+    if head[:4] == b"riff":
+        return _unfilled_w64(file, length)
+    if head[:4] in (b"RF64", b"BW64") and head[8:] == b"WAVE":
+        return _unfilled_rf64(file, length)
     chunked: tuple[bytes, Literal["little", "big"]]
     if head[:4] == b"RIFF" and head[8:] == b"WAVE":
         chunked = (b"data", "little")
@@ -143,6 +152,51 @@ def unfilled_sizes(file: BinaryIO) -> dict[int, bytes]:
         4: min(length - 8, 0xFFFF_FFFF).to_bytes(4, order),
         found[0] - 4: min(length - found[0], 0xFFFF_FFFF).to_bytes(4, order),
     }
+
+
+def _unfilled_rf64(file: BinaryIO, length: int) -> dict[int, bytes]:
+    long_sizes = _bytes_at(file, 12, 36)
+    found = _audio_chunk(file, b"data", "little")
+    if long_sizes[:4] != b"ds64" or found is None or found[1] != 0xFFFF_FFFF or length - found[0] < 16:
+        return {}
+    if 0 < int.from_bytes(long_sizes[16:24], "little") < 1 << 62:
+        return {}
+    return {20: (length - 8).to_bytes(8, "little"), 28: (length - found[0]).to_bytes(8, "little"), 36: bytes(8)}
+
+
+def _unfilled_w64(file: BinaryIO, length: int) -> dict[int, bytes]:
+    at = 40
+    for _ in range(_MAX_CHUNKS):
+        header = _bytes_at(file, at, 24)
+        if len(header) < 24:
+            return {}
+        size = int.from_bytes(header[16:], "little")
+        if header[:4] == b"data":
+            if 24 < size < 1 << 62 or length - at < 40:
+                return {}
+            return {16: length.to_bytes(8, "little"), at + 16: (length - at).to_bytes(8, "little")}
+        if size < 24:
+            return {}
+        at += (size + 7) & ~7
+    return {}
+
+
+def bytes_behind(file: BinaryIO) -> float:
+    """Seconds of audio that a WAV has behind what its header declares, if no chunk but bytes follow; else 0.
+
+    A recorder that broke off leaves an earlier size; so do programs whose sizes wrap around at 4 GB.
+    """
+    length = file.seek(0, io.SEEK_END)
+    head = _bytes_at(file, 0, 12)
+    found = _audio_chunk(file, b"data", "little") if head[:4] == b"RIFF" and head[8:] == b"WAVE" else None
+    if found is None or not found[2]:
+        return 0.0
+    at, size, rate = found
+    end = at + size + size % 2
+    if size >= _UNKNOWN_SIZE or length - end < 16 or _CHUNK_NAME.fullmatch(_bytes_at(file, end, 4)):
+        return 0.0
+    rest = _bytes_at(file, end, 1 << 16)
+    return (length - end) / rate if rest.count(0) < len(rest) else 0.0  # zeros are padding
 
 
 def ogg_links(file: BinaryIO) -> list[int]:
@@ -239,16 +293,21 @@ def declares_duration(file: BinaryIO, demuxer: str) -> bool:
 
 def _caf_open(file: BinaryIO) -> bool:
     """Whether a CAF's audio has no size (-1), as one written to a pipe."""
+    at = _caf_audio(file)
+    return at is not None and int.from_bytes(_bytes_at(file, at - 8, 8), "big", signed=True) < 0
+
+
+def _caf_audio(file: BinaryIO) -> int | None:
+    """The offset at which the content of a CAF's data chunk begins."""
     at = 8
     for _ in range(_MAX_CHUNKS):
         header = _bytes_at(file, at, 12)
         if len(header) < 12:
-            return False
-        size = int.from_bytes(header[4:], "big", signed=True)
+            return None
         if header[:4] == b"data":
-            return size < 0
-        at += 12 + max(0, size)
-    return False
+            return at + 12
+        at += 12 + max(0, int.from_bytes(header[4:], "big", signed=True))
+    return None
 
 
 def _asf_length(file: BinaryIO) -> int:

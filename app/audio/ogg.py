@@ -17,7 +17,7 @@ import soxr
 from app.audio import ffmpeg, sndfile
 from app.audio.containers import missing_bytes, ogg_links
 from app.audio.errors import NotAudio
-from app.audio.tracks import AudioFile, choose_track
+from app.audio.tracks import AudioFile, Note, choose_track
 from app.audio.views import FileView
 
 
@@ -47,8 +47,12 @@ def open_ogg(file: BinaryIO, filename: str, max_duration: float, track: str | No
             link = _open_link(view, file, filename, max_duration, track)
             opened.append(link)
             yield from _converted(link, first)
-            first.notes.extend(note for note in link.notes if note not in first.notes)
             link.close()
+            first.notes.extend(note for note in link.notes if note.code not in {known.code for known in first.notes})
+        broken = sum(missing_bytes(view) is not None for view in views[:-1])
+        if broken:
+            links = "one link breaks off" if broken == 1 else f"{broken} links break off"
+            first.notes.append(Note("link-breaks-off", f"{links} before the end of a page, whose sound is lost"))
 
     def close() -> None:
         for link in opened:

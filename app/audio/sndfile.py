@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from app.audio.containers import TOLERANCE, missing_by_log, missing_bytes, unfilled_sizes
+from app.audio.containers import TOLERANCE, bytes_behind, missing_by_log, missing_bytes, unfilled_sizes
 from app.audio.errors import TooLong
 from app.audio.tracks import AudioFile, Note
 from app.audio.views import FileView
@@ -44,7 +44,8 @@ def open_view(
     if sound is None:
         return None
     rate, kind = sound.samplerate, sound.format
-    if kind in excluded or sound.subtype in _MPEG:
+    unknown = kind == "FLAC" and not 0 < sound.frames < _UNKNOWN_FRAMES  # of which FFmpeg finds the end
+    if kind in excluded or sound.subtype in _MPEG or unknown:
         sound.close()
         return None
     declared = sound.frames if sound.frames < _UNKNOWN_FRAMES and kind != "OGG" else 0
@@ -61,8 +62,16 @@ def open_view(
 
     def blocks() -> Iterator[np.ndarray]:
         frames = max(1, _READ // sound.channels)
-        while len(block := sound.read(frames, dtype="float32", always_2d=True)):
+        # what follows a FLAC's declared samples may be a tag, which is no damage
+        left = declared if kind == "FLAC" else None
+        while left != 0:
+            block = sound.read(frames if left is None else min(frames, left), dtype="float32", always_2d=True)
+            if not len(block):
+                break
+            left = None if left is None else left - len(block)
             yield block
+        if (behind := bytes_behind(file)) > TOLERANCE:
+            notes.append(Note("more-follows", f"{behind:.3f} s of bytes follow the audio that the header declares"))
 
     def check_end(frames: int) -> str | None:
         if frames + TOLERANCE * rate < declared:

@@ -30,6 +30,8 @@ NOTES = (
     "timestamps-jump",
     "sound-starts-late",
     "packets-damaged",
+    "link-breaks-off",
+    "more-follows",
     "samples-rescaled",
     "very-quiet",
     "silent",
