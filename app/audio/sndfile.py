@@ -70,7 +70,7 @@ def open_view(
                 break
             left = None if left is None else left - len(block)
             yield block
-        if (behind := bytes_behind(file)) > TOLERANCE:
+        if (behind := bytes_behind(view)) > TOLERANCE:
             notes.append(Note("more-follows", f"{behind:.3f} s of bytes follow the audio that the header declares"))
 
     def check_end(frames: int) -> str | None:
