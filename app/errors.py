@@ -57,6 +57,10 @@ class UnsupportedType(RequestError):
     """The route does not accept this media type."""
 
 
+class PreconditionFailed(RequestError):
+    """The file is not the version that If-Match or If-Unmodified-Since requires."""
+
+
 class RangeNotSatisfiable(RequestError):
     """The requested range is outside of the file, which has `size` bytes."""
 
@@ -111,6 +115,7 @@ KINDS: dict[type[Exception], Kind] = {
     ModelNotFound: Kind(404, "model-not-found", "Model not found"),
     index.ClipNotFound: Kind(404, "clip-not-found", "Clip not found"),
     index.AudioMissing: Kind(404, "audio-missing", "Audio file missing"),
+    PreconditionFailed: Kind(412, "precondition-failed", "Precondition failed"),
     BodyTooLarge: Kind(413, "body-too-large", "Request too large"),
     audio_errors.TooLong: Kind(413, "audio-too-long", "Audio too long"),
     AddressTooLong: Kind(414, "address-too-long", "URI too long"),
@@ -124,6 +129,7 @@ KINDS: dict[type[Exception], Kind] = {
     audio_errors.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),
     audio_errors.TooShort: Kind(422, "audio-too-short", "Audio too short"),
     audio_errors.InvalidSamples: Kind(422, "audio-invalid-samples", "Audio with invalid samples"),
+    audio_errors.TrackMissing: Kind(422, "track-missing", "No such audio track"),
     index.InvalidFilter: Kind(422, "invalid-filter", "Invalid filter"),
     index.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
     index.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),

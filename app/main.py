@@ -26,6 +26,7 @@ from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
 from app.observability.tracing import Tracing
 from app.server.middleware import AccessControl, RequestCancellation, RequestContext
+from app.server.prefix import PathPrefix
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
 from app.services.waveforms import PeaksCache
@@ -135,6 +136,7 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # app.api.pages serves it
     )
     app.state.service = state
     app.state.readiness = ReadinessMonitor(state)
@@ -171,6 +173,7 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
             expose_headers=["X-Request-ID", "Retry-After", "Content-Range"],
         )
     app.add_middleware(GracefulShutdown, stopping=lambda: state.closing)
+    app.add_middleware(PathPrefix, root_path=settings.root_path)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

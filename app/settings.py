@@ -5,6 +5,7 @@ docs/reference/settings.md documents each of them.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,7 @@ class Settings(BaseSettings):
     # host names that requests may be sent to, comma-separated; default: see app.server.security
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # sites whose pages may call the service, comma-separated
+    root_path: str = ""  # the path under which a proxy serves the service, if it passes it on
     max_upload_mb: float = Field(512, gt=0)  # per request body; 1 MB is 10^6 bytes
     max_duration_s: float = Field(14_400, gt=0)  # per recording
     max_phrases: int = Field(100, ge=1)  # phrases or labels per request
@@ -46,6 +48,14 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if path and not re.fullmatch(r"(?:/[\w.~-]+)+", path, re.ASCII):
+            raise ValueError("root_path must be a path such as /sounds")
+        return path
 
     @field_validator("index_url")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -137,6 +138,11 @@ def check_text(value: str, what: str) -> str:
     return value
 
 
+def nfc(text: str) -> str:
+    """The text in Unicode's normalisation form C."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
 def dump_metadata(metadata: object) -> str:
     """Serialises metadata. Raises InvalidMetadata for anything but a JSON object."""
     if not isinstance(metadata, dict):
@@ -170,9 +176,11 @@ def scalar_fact(key: str, value: object) -> Fact | None:
     """Returns the fact for a JSON string, number or boolean; None for anything else.
 
     Strings equal only strings, booleans only booleans, and 1 equals 1.0. Integers beyond 64 bits compare as floats.
+    Texts and keys are in NFC, so that "é" equals "é" however it was typed.
     """
+    key = nfc(key)
     if isinstance(value, str):
-        return key, "text", value
+        return key, "text", nfc(value)
     if isinstance(value, bool):
         return key, "boolean", int(value)
     if isinstance(value, int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+from email.utils import formatdate
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,19 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import index
 from app.api import examples, openapi, requests, responses
+from app.api.conditional import Version, evaluate
 from app.api.requests import Serving
-from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery
+from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery, TrackChoice
 from app.audio.containers import media_type
 from app.audio.peaks import reduce_peaks
-from app.errors import Invalid, RangeNotSatisfiable
+from app.errors import Invalid, PreconditionFailed, RangeNotSatisfiable
 from app.services.duplicates import find_duplicates
 from app.services.ingest import Failure, add_file, each_file
 from app.services.waveforms import PeaksCache
 
 router = APIRouter(prefix="/clips", tags=["library"])
-
-_RANGES = re.compile(r"bytes=\s*((\d+-\d*|-\d+)(\s*,\s*(\d+-\d*|-\d+))*)\s*", re.ASCII | re.IGNORECASE)
-
 
 class AddForm(BaseModel):
     """Form fields of POST /clips, besides `files`."""
@@ -38,6 +36,7 @@ class AddForm(BaseModel):
         description="JSON: one object for all files, or an array with one object per file.",
         examples=[{"tags": ["dog"]}],
     )
+    track: TrackChoice | None = None
 
 
 class ListQuery(BaseModel):
@@ -151,31 +150,41 @@ async def delete(clip_id: str, state: Serving) -> None:
     responses={
         200: {"content": {"audio/*": {}}, "description": "The file as it was uploaded"},
         206: {"content": {"audio/*": {}}, "description": "The bytes requested by Range"},
-        **openapi.problems(*openapi.ALWAYS, 404, 416),
+        304: {"description": "The client has this version already (If-None-Match, If-Modified-Since)"},
+        **openapi.problems(*openapi.ALWAYS, 404, 412, 416),
     },
 )
 async def audio(clip_id: str, request: Request, state: Serving) -> Response:
-    """Returns the uploaded file, whole or in ranges (RFC 9110, section 14)."""
+    """Returns the uploaded file, whole or in ranges, and answers conditional requests (RFC 9110, sections 13 and 14)."""
     file = await state.read(_open_audio, state.library, clip_id)
     if "finelap.head" in request.scope:
         request.scope["method"] = "HEAD"  # so that FileResponse does not read the file
-    ranges = request.headers.get("range")
-    if ranges is not None:
-        satisfiable = can_serve(ranges, file.stat.st_size)
-        if satisfiable is None:  # ignored, as RFC 9110 section 14.2 says
-            request.scope["headers"] = [h for h in request.scope["headers"] if h[0] != b"range"]
-        elif not satisfiable:
-            raise RangeNotSatisfiable(file.stat.st_size)
+    version = Version(f'"{file.clip.sha256}"', file.stat.st_mtime, file.stat.st_size)
+    outcome = evaluate(request.scope["method"], request.headers, version)
+    headers = {
+        "ETag": version.etag,
+        "Last-Modified": formatdate(int(version.modified), usegmt=True),
+        "Cache-Control": "private, max-age=31536000, immutable",
+    }
+    if outcome.status == 304:
+        return Response(status_code=304, headers=headers)
+    if outcome.status == 412:
+        raise PreconditionFailed("The file is another version than the one that the request requires.")
+    if outcome.status == 416:
+        raise RangeNotSatisfiable(version.size)
+    # FileResponse gets only the ranges that are to be served
+    kept = [header for header in request.scope["headers"] if header[0] not in (b"range", b"if-range")]
+    if outcome.status == 206:
+        ranges = ",".join(f"{first}-{last}" for first, last in outcome.ranges)
+        kept.append((b"range", f"bytes={ranges}".encode()))
+    request.scope["headers"] = kept
     return FileResponse(
         file.path,
         media_type=media_type(file.head),
         filename=file.clip.filename,
         content_disposition_type="inline",
         stat_result=file.stat,
-        headers={
-            "ETag": f'"{file.clip.sha256}"',
-            "Cache-Control": "private, max-age=31536000, immutable",
-        },
+        headers=headers,
     )
 
 
@@ -195,20 +204,6 @@ async def peaks(clip_id: str, request: Request, state: Serving, query: Annotated
     return Peaks(
         id=clip.id, duration=clip.duration, n=query.n, peaks=np.round(columns.T.astype(np.float64), 4).tolist()
     )
-
-
-def can_serve(header: str, size: int) -> bool | None:
-    """Whether a Range header can be served from `size` bytes; None if it is to be ignored (RFC 9110, section 14.2)."""
-    match = _RANGES.fullmatch(header)
-    if match is None or len(header) > 1000:
-        return None
-    for part in match[1].split(","):
-        first, last = part.strip().split("-")
-        if first and last and int(last) < int(first):
-            return None
-        if int(first) >= size if first else int(last) == 0 or size == 0:
-            return False
-    return True
 
 
 class _AudioFile(NamedTuple):

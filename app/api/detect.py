@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
 from app import errors
-from app.api import examples, openapi, requests, schemas
+from app.api import examples, openapi, requests, responses, schemas
 from app.api.requests import Form, Serving
 from app.api.schemas import Classification, ClassifyForm, DetectForm, Label
 from app.errors import Invalid
@@ -119,7 +119,11 @@ async def classify(request: Request, state: Serving) -> Classification:
         Label(label=label, score=round(score, 6), probability=round(probability, 6))
         for label, score, probability in zip(options.labels, scores, probabilities, strict=True)
     ]
-    return Classification(labels=sorted(labels, key=lambda label: -label.probability))
+    return Classification(
+        labels=sorted(labels, key=lambda label: -label.probability),
+        track=responses.track(stream.track),
+        notes=responses.notes(stream.notes),
+    )
 
 
 class _ClosingStreamingResponse(StreamingResponse):

@@ -74,6 +74,8 @@ def _encode_file(stream: EmbeddingStream, frames: np.ndarray, options: EmbedForm
     return AudioEmbedding.model_construct(
         filename=stream.filename,
         duration=stream.duration,
+        track=responses.track(stream.track),
+        notes=responses.notes(stream.notes),
         embedding=responses.vectors(stream.embedding, options.encoding),
         frames=encoded,
     )

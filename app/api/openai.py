@@ -76,7 +76,7 @@ async def embeddings(request: Request, state: Serving) -> Response:
     if options.dimensions not in (None, engine.dim):
         raise Invalid(f"dimensions: this model has {engine.dim}, which cannot be changed.")
     if options.modality == "audio":
-        vectors, tokens = await _embed_audio(state, options.input)
+        vectors, tokens = await _embed_audio(state, options.input, options.track)
     else:
         texts = [_normalize_text(index, text) for index, text in enumerate(options.input)]
         vectors, tokens = await engine.embed_texts(texts), await engine.count_tokens(texts)
@@ -129,11 +129,11 @@ def _normalize_text(index: int, text: str) -> str:
         raise Invalid(f"input[{index}]: {error.errors()[0]['msg']}", index=index) from error
 
 
-async def _embed_audio(state: AppState, uris: list[str]) -> tuple[np.ndarray, int]:
+async def _embed_audio(state: AppState, uris: list[str], track: str | None) -> tuple[np.ndarray, int]:
     """Embeddings (B, D), and the number of frames that they were computed from."""
 
     async def embed(item: _AudioInput) -> tuple[np.ndarray, int]:
-        stream, frames = await embed_file(state, AudioFile(item.filename, io.BytesIO(await item.decode())))
+        stream, frames = await embed_file(state, AudioFile(item.filename, io.BytesIO(await item.decode()), track))
         return stream.embedding, len(frames)
 
     state.engine.refuse_if_full()

@@ -28,6 +28,11 @@ _PROBLEMS = {
     ),
     404: ("Not found", "clip-not-found", "no clip has the id '3f9a'"),
     405: ("Method not allowed; see Allow", "method-not-allowed", "Method Not Allowed"),
+    412: (
+        "Precondition failed",
+        "precondition-failed",
+        "The file is another version than the one that the request requires.",
+    ),
     413: ("Too large or too long", "audio-too-long", "day.wav: it is longer than the limit of 14400 s."),
     414: ("URI too long", "address-too-long", "The URL has 70011 bytes; the limit is 32768."),
     415: (

@@ -12,15 +12,17 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import HTMLResponse, Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from app.server.prefix import prefix_of
 from app.server.security import docs_policy, nonce
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 VENDOR = WEB / "vendor"  # wavesurfer, installed by app/web/install.py
-_NO_PAGE = "<!doctype html><title>FineLAP</title><h1>FineLAP</h1><p>See <a href='/docs'>the API</a>.</p>"
+_NO_PAGE = "<!doctype html><title>FineLAP</title><h1>FineLAP</h1><p>See <a href='docs'>the API</a>.</p>"
 _ROOT = '<html lang="en">'
 _SCRIPT = "<script "
 _DOCS_FILES = "/docs/files"
@@ -32,6 +34,12 @@ def add_pages(app: FastAPI) -> None:
     app.mount(_DOCS_FILES, StaticFiles(directory=swagger), name="docs")
     if WEB.is_dir():
         app.mount("/web", GZipMiddleware(_WebFiles(directory=WEB), minimum_size=1024, compresslevel=6), name="web")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        # relative to this document's own address where the prefix is not known: OpenAPI 3.1, section 4.8.5
+        servers = [{"url": prefix_of(request.scope) or "./"}]
+        return JSONResponse(app.openapi() | {"servers": servers}, headers={"Vary": "X-Forwarded-Prefix"})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import json
 import re
@@ -16,7 +17,10 @@ import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
@@ -43,6 +47,9 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_FILENAME = 255  # characters
 # these change the order in which the rest of a line is displayed, so a name can pose as another
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_EXTENDED_NAME = re.compile(rb"""filename\*\s*=\s*"?([A-Za-z0-9._-]+)'[^']*'([^\s;"]*)""", re.IGNORECASE)
+_ENCODED_NAME = re.compile(rb'filename\s*=\s*"?((?:=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=\s*)+)"?\s*(?:;|$)', re.IGNORECASE)
+_FIELD_NAME = re.compile(rb'\bname\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^\s;]+)', re.IGNORECASE)
 _SPOOL_BYTES = 1 << 20  # of a file that stay in memory
 _SPOOLED_FILES = 16  # files of a form that may use _SPOOL_BYTES; further ones use less
 _SPOOL_BYTES_FURTHER = 1 << 16
@@ -78,6 +85,22 @@ def clean_filename(name: str | None) -> str:
             return f"{stem[: _MAX_FILENAME - len(suffix) - 1]}.{suffix}"
         return clean[:_MAX_FILENAME].rstrip()
     return clean
+
+
+def file_name(disposition: bytes) -> str | None:
+    """The file name of a Content-Disposition that encodes it; None if it is plain or missing.
+
+    `filename*` (RFC 8187) is preferred, as RFC 6266 says; RFC 7578 forbids it in forms, and .NET sends it, with
+    `filename` as an encoded word (RFC 2047), which mail programs and others send alone.
+    """
+    if found := _EXTENDED_NAME.search(disposition):
+        charset = found[1].decode("ascii").lower()
+        with contextlib.suppress(LookupError, UnicodeDecodeError):
+            return unquote_to_bytes(found[2]).decode(charset)
+    if found := _ENCODED_NAME.search(disposition):
+        with contextlib.suppress(LookupError, UnicodeDecodeError, ValueError, HeaderParseError):
+            return str(make_header(decode_header(found[1].decode("ascii"))))
+    return None
 
 
 def media_type_of(request: Request) -> str:
@@ -155,7 +178,9 @@ async def open_form(
                 raise Invalid(f"The field {name!r} must not be repeated.")
             else:
                 values[name] = parse_json(value, f"the field {name!r}") if name in json_fields else value
-        yield Form(uploads, validate(model, values))
+        fields = validate(model, values)
+        track = getattr(fields, "track", None)
+        yield Form([dataclasses.replace(upload, track=track) for upload in uploads], fields)
     finally:
         await form.close()
 
@@ -189,6 +214,14 @@ class _BoundedMultiPartParser(MultiPartParser):
     _field_bytes = 0
 
     def on_headers_finished(self) -> None:
+        name = file_name(self._current_part.content_disposition or b"")
+        if name is not None:
+            # as the parser takes names: in quotes, of which those in the name are escaped
+            field = _FIELD_NAME.search(self._current_part.content_disposition or b"")
+            plain = name.replace("\\", "/").replace('"', "\'\'").encode("utf-8", "replace")
+            self._current_part.content_disposition = (
+                b"form-data; " + (field[0] if field else b'name=""') + b'; filename="' + plain + b'"'
+            )
         self.spool_max_size = _SPOOL_BYTES if self._current_files < _SPOOLED_FILES else _SPOOL_BYTES_FURTHER
         super().on_headers_finished()
 

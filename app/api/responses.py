@@ -11,6 +11,7 @@ import numpy as np
 import index
 from app import errors
 from app.api import schemas
+from app.audio.tracks import Note, Track
 from app.services.ingest import Failure
 from app.services.moments import ClipMoment
 from app.services.search import Found, SearchHit
@@ -38,6 +39,18 @@ def file_errors(outcomes: Sequence[Any]) -> list[schemas.FileError]:
     if failures and len(failures) == len(outcomes):
         raise errors.FilesFailed(failures[0].error, [error.model_dump() for error in problems])
     return problems
+
+
+def track(track: Track) -> schemas.Track | None:
+    """The track that was read; None for a file's only one."""
+    if track.count == 1:
+        return None
+    return schemas.Track(index=track.index, language=track.language, title=track.title)
+
+
+def notes(notes: Sequence[Note]) -> list[schemas.Note]:
+    """What decoding noticed about a file."""
+    return [schemas.Note(code=note.code, detail=note.detail) for note in notes]
 
 
 def search_result(found: Found, took_ms: float) -> schemas.SearchResult:

@@ -12,9 +12,11 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
 )
 
+from app.audio.tracks import MAX_TRACK
 from model.detection import MAX_MEDIAN_FILTER
 
 MAX_TEXT = 1000  # characters of a query, phrase or label; the model reads far fewer tokens
@@ -71,6 +73,13 @@ Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+TrackChoice = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TRACK),
+    Field(description="The audio track of a file with several: its number from 0, or a language such as `de` or `ger`."),
+]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")  # a misspelled field is an error
 
@@ -96,6 +105,21 @@ class Clip(BaseModel):
     channels: int
     created: str
     metadata: dict[str, Any]
+
+
+class Track(BaseModel):
+    """The audio track that was read, of a file with several; `index` counts them from 0."""
+
+    index: int
+    language: str | None
+    title: str | None
+
+
+class Note(BaseModel):
+    """Something noticed about a file that could be used, such as channels that cancel each other."""
+
+    code: str
+    detail: str
 
 
 class FileError(BaseModel):
@@ -162,6 +186,7 @@ class EmbedForm(_Request):
     texts: list[Text] = Field([], max_length=MAX_TEXTS)
     frames: bool = Field(False, description="Also return the embeddings of every frame.")
     encoding: Literal["float", "base64"] = Field("float", description="base64: little-endian float32, row by row.")
+    track: TrackChoice | None = None
 
 
 class FrameEmbeddings(BaseModel):
@@ -176,6 +201,8 @@ class AudioEmbedding(BaseModel):
 
     filename: str
     duration: float
+    track: Track | None
+    notes: list[Note]
     embedding: list[float] | str
     frames: FrameEmbeddings | None
 
@@ -216,8 +243,16 @@ def _check_inputs(value: object) -> object:
     return items
 
 
-class OpenAIRequest(_Request):
-    """JSON body of POST /v1/embeddings."""
+def _or_default(value: Any, info: ValidationInfo) -> Any:
+    """The default in the place of null, which clients send for what their caller left out."""
+    assert info.field_name is not None
+    return OpenAIRequest.model_fields[info.field_name].default if value is None else value
+
+
+class OpenAIRequest(BaseModel):
+    """JSON body of POST /v1/embeddings. Fields of other services, such as `input_type`, are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     input: Annotated[
         list[str],
@@ -237,10 +272,13 @@ class OpenAIRequest(_Request):
         ),
     ] = Field(description="A text or a list of texts; with `modality` audio, audio files as base64 data URIs.")
     model: str | None = Field(None, description="The name of the loaded model, as in GET /v1/models.")
-    modality: Literal["text", "audio"] = "text"
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
+    modality: Annotated[Literal["text", "audio"], BeforeValidator(_or_default)] = "text"
+    encoding_format: Annotated[Literal["float", "base64"], BeforeValidator(_or_default)] = Field(
+        "float", description="base64: little-endian float32."
+    )
     dimensions: int | None = Field(None, description="Must be the model's own number of dimensions.")
     user: str | None = Field(None, description="Ignored.")
+    track: TrackChoice | None = None
 
 
 class OpenAIEmbedding(BaseModel):
@@ -315,6 +353,7 @@ class SearchForm(_SearchOptions):
     """Form fields of POST /search, besides `file`."""
 
     query: Text | None = Field(None, description="A description of the sound, in addition to the file.")
+    track: TrackChoice | None = None
 
 
 class SearchQuery(_Request):
@@ -424,6 +463,7 @@ class ClassifyForm(_Request):
     clip_id: str | None = None
     labels: list[Text] = Field(min_length=1)
     template: Annotated[str, StringConstraints(max_length=MAX_TEXT)] = "The sound of {}"
+    track: TrackChoice | None = None
 
 
 class Label(BaseModel):
@@ -438,12 +478,15 @@ class Classification(BaseModel):
     """Labels, best first."""
 
     labels: list[Label]
+    track: Track | None = None
+    notes: list[Note] = []
 
 
 class DetectForm(_Request):
     """Form fields of POST /detect, besides `file`."""
 
     clip_id: str | None = Field(None, description="A clip of the library, instead of a file.")
+    track: TrackChoice | None = None
     phrases: list[Text] = Field(
         min_length=1, description="Descriptions of the sounds to detect.", examples=[["dog barking", "speech"]]
     )
@@ -510,6 +553,9 @@ class Detection(BaseModel):
     filename: str
     duration: float
     frame_hop: float
+    sample_rate: int
+    track: Track | None
+    notes: list[Note]
     phrases: list[PhraseEvents]
 
 

@@ -58,6 +58,12 @@ class InvalidSamples(MediaError):
     reason = "invalid_samples"
 
 
+class TrackMissing(MediaError):
+    """The file does not have the requested audio track."""
+
+    reason = "track"
+
+
 class DecoderFailed(MediaError):
     """The decoder crashed, ran out of memory, timed out or hung on this file."""
 

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,8 +39,9 @@ def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers
     Returns 130 if interrupted, 1 if a file failed, else 0. Raises FileNotFoundError if there are no audio files.
     """
     unreadable: list[tuple[str, str]] = []
+    left_out: Counter[str] = Counter()
     sources = find_sources(
-        paths, metadata, lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e)))
+        paths, metadata, lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e))), left_out
     )
     if not sources and not unreadable:
         raise FileNotFoundError(errno.ENOENT, "no audio files found", str(paths[0]))
@@ -51,6 +53,7 @@ def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers
     ):
         summary = ingest(client, sources, checksums, workers)
     summary.failed = sorted(unreadable + summary.failed)
+    summary.left_out = dict(left_out.most_common())
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)
     if summary.interrupted:
         print("interrupted", file=sys.stderr)

@@ -16,6 +16,7 @@ import sqlite3
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +33,10 @@ WORKERS = 32
 
 Outcome = Literal["added", "there", "failed"]
 
-_AUDIO_NAMES = """wav wave flac ogg oga opus mp3 m4a aac aif aiff aifc au snd caf w64 rf64 wma webm mka mkv mp4 mov
-amr ac3 wv ape tta voc"""
+# what the service decodes (app.audio); AUDIO in app/web/library-files.js has the same names
+_AUDIO_NAMES = """wav wave bwf rf64 w64 flac ogg oga ogx opus spx mp3 mp2 mp1 mpga m4a m4b m4r aac adts ac3 eac3 dts mlp thd
+aif aiff aifc au snd caf voc svx 8svx nist sph sf ircam paf avr wma asf xwma wv ape tta tak mpc amr awb 3gp 3g2 3ga
+dsf dff ra rm oma webm mka mkv mp4 m4v mov qt avi ts mts m2ts mpg mpeg vob flv f4v f4a wmv ogv mxf nut"""
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO_NAMES.split())
 
 _MIN_AGE = 2.0  # seconds: a file modified more recently may change again within the resolution of its mtime
@@ -47,7 +50,10 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS checksums (
 
 @dataclass
 class Summary:
-    """The result of an ingest. `unsent`: files not yet processed when it was interrupted."""
+    """The result of an ingest. `unsent`: files not yet processed when it was interrupted.
+
+    `left_out`: the numbers of files in folders that are not audio by their name, by suffix.
+    """
 
     added: int = 0
     there: int = 0
@@ -55,6 +61,7 @@ class Summary:
     unsent: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def files(self) -> int:
@@ -69,6 +76,7 @@ class Summary:
             "failed": [{"file": file, "reason": reason} for file, reason in self.failed],
             "unsent": self.unsent,
             "interrupted": self.interrupted,
+            "left_out": self.left_out,
             "seconds": round(self.seconds, 3),
         }
 
@@ -78,6 +86,11 @@ class Summary:
         if self.interrupted:
             lines.append(f"{'not processed':<15}{self.unsent:>7}")
         lines += [f"  {file}: {reason}" for file, reason in self.failed]
+        if self.left_out:
+            kinds = ", ".join(f"{suffix} {number}" for suffix, number in list(self.left_out.items())[:8])
+            others = len(self.left_out) - 8
+            more = f", and {others} more suffixes" if others > 0 else ""
+            lines.append(f"{'left out':<15}{sum(self.left_out.values()):>7}  not audio by name: {kinds}{more}")
         rate = self.files / self.seconds if self.seconds else 0.0
         lines.append(f"{self.files} files in {self.seconds:.1f} s, {rate:.1f} clips/s")
         return "\n".join(lines)
@@ -222,8 +235,15 @@ class Source:
     metadata: dict[str, Any]
 
 
-def find_sources(paths: Iterable[Path], metadata: dict[str, Any], report: Report | None = None) -> list[Source]:
+def find_sources(
+    paths: Iterable[Path],
+    metadata: dict[str, Any],
+    report: Report | None = None,
+    left_out: Counter[str] | None = None,
+) -> list[Source]:
     """The given files, and all files with an audio suffix in the given folders, recursively.
+
+    `left_out` counts the other files of the folders by suffix, without hidden ones.
 
     Each file gets `metadata` plus its `path` relative to the given folder. A file reached in several ways is returned
     once. Hidden files and folders are skipped; symbolic links to folders are followed, each folder once, so cycles
@@ -233,7 +253,7 @@ def find_sources(paths: Iterable[Path], metadata: dict[str, Any], report: Report
     sources: dict[tuple[int, int] | str, Source] = {}
     for path in paths:
         if path.is_dir():
-            for file in _walk(path, report or _raise):
+            for file in _walk(path, report or _raise, left_out):
                 relative = file.relative_to(path).as_posix()
                 sources.setdefault(_identity(file), Source(file, {"path": as_text(relative)} | metadata))
         elif os.path.lexists(path):
@@ -248,7 +268,7 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _walk(folder: Path, report: Report) -> Iterator[Path]:
+def _walk(folder: Path, report: Report, left_out: Counter[str] | None = None) -> Iterator[Path]:
     """Audio files in a folder in name order: its own first, then those of its subfolders."""
     seen: set[tuple[int, int] | str] = set()
 
@@ -260,8 +280,23 @@ def _walk(folder: Path, report: Report) -> Iterator[Path]:
         seen.add(identity)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in AUDIO_SUFFIXES and not (suffix == ".ts" and _is_text(Path(at, name))):
                 yield Path(at, name)
+            elif left_out is not None:
+                left_out[as_text(suffix) or "no suffix"] += 1
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file called .ts is source code rather than an MPEG transport stream, whose packets begin with 0x47."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return False  # adding it says why
+    return head[:1] != b"G" and b"\0" not in head
 
 
 def _identity(path: Path) -> tuple[int, int] | str:

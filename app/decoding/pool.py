@@ -25,6 +25,7 @@ import numpy as np
 
 from app.audio.errors import DecoderFailed, MediaError, TruncatedAudio
 from app.audio.tag_schema import Value, checked
+from app.audio.tracks import MAX_TRACK, Note, Track, read_notes, read_track
 from app.decoding import protocol
 from app.decoding.fork_server import ForkServer, Worker, open_descriptor
 from app.inference.batcher import Closed
@@ -54,17 +55,22 @@ class DecodedStream:
 
     A block holds what was decoded in a fiftieth of a second, at most twelve seconds of audio.
 
-    sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work), tags (the file's
-    metadata, see app.audio.tags): after the last block. Iterating raises a MediaError, or Closed if the pool closes.
+    sample_rate (Hz), channels: of the original. track: which of its audio tracks. duration (s, exact), decode_s,
+    resample_s (s of work), tags (the file's metadata, see app.audio.tags), notes (what decoding noticed): after the
+    last block. Iterating raises a MediaError, or Closed if the pool closes.
     """
 
-    def __init__(self, pool: DecoderPool, file: int, filename: str, max_duration: float) -> None:
+    def __init__(
+        self, pool: DecoderPool, file: int, filename: str, max_duration: float, wanted: str | None = None
+    ) -> None:
         self._pool, self._file, self._filename, self._max_duration = pool, file, filename, max_duration
+        self._wanted = wanted
         self._worker: Worker | None = None
         self._retried = self._delivered = self._ended = False
         self.sample_rate = self.channels = 0
         self.duration = self.decode_s = self.resample_s = 0.0
         self.tags: dict[str, Value] = {}
+        self.track, self.notes = Track(0, 1), list[Note]()
 
     def __aiter__(self) -> DecodedStream:
         return self
@@ -86,7 +92,7 @@ class DecodedStream:
         """Acquires a worker and waits for the recording's sample rate and channels."""
         while True:
             self._worker = await self._pool._acquire()
-            if not send_request(self._worker, self._file, self._max_duration):
+            if not send_request(self._worker, self._file, self._max_duration, self._wanted):
                 self._discard_worker()  # it had exited while idle
                 continue
             try:
@@ -95,6 +101,7 @@ class DecodedStream:
                     raise WorkerDied(_INVALID_MESSAGE)
                 rate, channels = read_numbers(info, "sample_rate", "channels")
                 self.sample_rate, self.channels = int(rate), int(channels)
+                self.track = read_track(info.get("track"))
                 return
             except WorkerDied as death:
                 await self._fail_or_retry(death)
@@ -138,6 +145,7 @@ class DecodedStream:
             raise WorkerDied(_INVALID_MESSAGE)
         self.duration, self.decode_s, self.resample_s = read_numbers(end, "duration", "decode_s", "resample_s")
         self.tags = checked(end.get("tags"))  # untrusted: a file may have taken over the worker
+        self.notes = read_notes(end.get("notes"))
         assert self._worker is not None
         self._ended = True
         self._pool._release(self._worker)
@@ -205,15 +213,16 @@ class DecoderPool:
 
     @asynccontextmanager
     async def open(
-        self, file: BinaryIO | Path, filename: str, max_duration: float = 14_400.0
+        self, file: BinaryIO | Path, filename: str, max_duration: float = 14_400.0, track: str | None = None
     ) -> AsyncIterator[DecodedStream]:
         """Decodes a file from its beginning. `max_duration` in seconds; `filename` is only for messages.
 
+        track: number or language of an audio track (app.audio.tracks.choose_track), by default the default one.
         `file` may be a path or any open file; its position does not change if the system can reopen it, as Linux can.
         Raises a MediaError, OSError if the path cannot be opened, Closed.
         """
         descriptor = await open_descriptor(file)
-        stream = DecodedStream(self, descriptor, filename, max_duration)
+        stream = DecodedStream(self, descriptor, filename, max_duration, track)
         try:
             await stream._begin()
             yield stream
@@ -343,12 +352,13 @@ class DecoderPool:
 # Messages to and from one worker
 
 
-def send_request(worker: Worker, file: int, max_duration: float) -> bool:
+def send_request(worker: Worker, file: int, max_duration: float, track: str | None = None) -> bool:
     """Passes a file descriptor to an idle worker. `max_duration` in seconds. False if the worker has exited."""
+    wanted = (track or "").encode("utf-8", "replace")[:MAX_TRACK]
     cpu_s = 60 + min(max_duration, 86_400.0) / 4  # many times what any format needs; stalls are detected much earlier
     worker.files += 1
     try:
-        socket.send_fds(worker.socket, [protocol.REQUEST.pack(max_duration, cpu_s)], [file])
+        socket.send_fds(worker.socket, [protocol.REQUEST.pack(max_duration, cpu_s, wanted)], [file])
     except OSError:
         return False
     return True

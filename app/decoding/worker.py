@@ -20,6 +20,7 @@ import signal
 import socket
 import time
 import wave
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeAlias
 
@@ -192,12 +193,13 @@ def _handle_request(sock: socket.socket) -> bool:
     message, fds, _, _ = socket.recv_fds(sock, REQUEST.size, 1)
     if len(message) < REQUEST.size or not fds:
         return False
-    max_duration, cpu_s = REQUEST.unpack(message)
+    max_duration, cpu_s, wanted = REQUEST.unpack(message)
+    track = wanted.rstrip(b"\0").decode("utf-8", "replace") or None
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = math.ceil(time.process_time() + cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     try:
-        with os.fdopen(fds[0], "rb", buffering=0) as file, open_stream(file, "", max_duration) as stream:
+        with os.fdopen(fds[0], "rb", buffering=0) as file, open_stream(file, "", max_duration, track) as stream:
             _send_all(sock, file, stream)
         return True
     except MediaError as error:
@@ -213,7 +215,8 @@ def _handle_request(sock: socket.socket) -> bool:
 
 def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
     """Sends a file's audio and metadata, in as few messages as _MAX_DELAY allows: each message costs time."""
-    pending: list[Message] = [(INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))]
+    about = {"sample_rate": stream.sample_rate, "channels": stream.channels, "track": asdict(stream.track)}
+    pending: list[Message] = [(INFO, _json(**about))]
     blocks: list[memoryview] = []
     since = time.monotonic()
     for block in stream:
@@ -224,7 +227,8 @@ def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
     if blocks:
         pending.append((AUDIO, *blocks))
     times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
-    _send(sock, *pending, (END, _json(**times, tags=read_tags(file))))
+    notes = [asdict(note) for note in stream.notes]
+    _send(sock, *pending, (END, _json(**times, tags=read_tags(file), notes=notes)))
 
 
 def _json(**values: object) -> bytes:

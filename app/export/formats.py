@@ -14,7 +14,7 @@ from typing import Any
 
 from model.config import SAMPLE_RATE
 
-_NYQUIST = SAMPLE_RATE // 2  # Hz, upper limit of Raven selections
+_NYQUIST = SAMPLE_RATE / 2  # Hz, above which the model hears nothing
 _FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # a spreadsheet evaluates such cells
 
 
@@ -54,17 +54,19 @@ def to_audacity(response: dict[str, Any]) -> str:
 
 
 def to_raven(response: dict[str, Any]) -> str:
-    """A Raven selection table: tab-separated, Raven's columns in its order, then the score, over the whole band.
+    """A Raven selection table: tab-separated, Raven's columns in its order, then the score, over the whole band
+    that the model hears and the recording has: Raven opens no selection above half its sample rate.
 
     The channel is always 1, since channels are mixed down. Raven does not support quoting, so tabs and line breaks in
     phrases become spaces.
     """
+    high = f"{min(_NYQUIST, response.get('sample_rate', SAMPLE_RATE) / 2):g}"
     lines = [
         "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tAnnotation\tScore",
     ]
     for number, (phrase, event) in enumerate(_events(response), start=1):
         begin, end = _times(event)
-        cells = [str(number), "Spectrogram 1", "1", begin, end, "0", str(_NYQUIST), _flat(phrase)]
+        cells = [str(number), "Spectrogram 1", "1", begin, end, "0", high, _flat(phrase)]
         lines.append("\t".join([*cells, f"{event['score']:.4f}"]))
     return "\n".join(lines) + "\n"
 

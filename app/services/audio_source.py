@@ -19,6 +19,7 @@ import numpy as np
 
 from app.audio.errors import MediaError
 from app.audio.tag_schema import Value
+from app.audio.tracks import Note, Track, clip_notes, clip_track, track_of
 from app.decoding.pool import DecodedStream
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
@@ -31,10 +32,14 @@ _BLOCK = 256  # frames of a stored clip per block
 
 @dataclass(frozen=True, eq=False)
 class AudioFile:
-    """An uploaded audio file, open for reading. `filename` is safe to display and store."""
+    """An uploaded audio file, open for reading. `filename` is safe to display and store.
+
+    track: the audio track to read, by number or language; None: the file's default one.
+    """
 
     filename: str
     binary: BinaryIO
+    track: str | None = None
 
 
 AudioSource = AudioFile | str  # an uploaded file, or the id of a stored clip
@@ -56,6 +61,10 @@ class DecodedAudio(Protocol):
     def duration(self) -> float: ...
     @property
     def tags(self) -> dict[str, Value]: ...
+    @property
+    def track(self) -> Track: ...
+    @property
+    def notes(self) -> list[Note]: ...
     def __aiter__(self) -> AsyncIterator[np.ndarray]: ...
 
 
@@ -84,6 +93,14 @@ class EmbeddingStream(Protocol):
     @property
     def tags(self) -> dict[str, Value]:
         """The file's own metadata, see app.audio.tags; empty for a stored clip, whose metadata includes it."""
+
+    @property
+    def track(self) -> Track:
+        """Which of the file's audio tracks this is."""
+
+    @property
+    def notes(self) -> list[Note]:
+        """What decoding noticed about the file; of a stored clip, the codes."""
 
 
 class FileEmbeddingStream:
@@ -136,6 +153,14 @@ class FileEmbeddingStream:
     def tags(self) -> dict[str, Value]:
         return self._audio.tags
 
+    @property
+    def track(self) -> Track:
+        return self._audio.track
+
+    @property
+    def notes(self) -> list[Note]:
+        return self._audio.notes
+
     async def _windows(self) -> AsyncGenerator[np.ndarray, None]:
         blocks = aiter(self._audio)
         try:
@@ -169,6 +194,7 @@ class ClipEmbeddingStream:
         self.sample_rate, self.channels = clip.sample_rate, clip.channels
         self.embedding = stored.embedding
         self.tags: dict[str, Value] = {}
+        self.track, self.notes = clip_track(clip.metadata), clip_notes(clip.metadata)
         self._frames, self._audio, self._sink = stored.frames, audio, sink
 
     async def __aiter__(self) -> AsyncIterator[np.ndarray]:
@@ -207,7 +233,7 @@ async def open_file(
     """A file's embedding stream. Raises MediaError, QueueFull, Closed, NotFinite."""
     state.engine.refuse_if_full()  # before any work is wasted
     async with (
-        decode(state, file.binary, file.filename) as audio,
+        decode(state, file.binary, file.filename, file.track) as audio,
         FileEmbeddingStream(state.engine, audio, file.filename, urgency=urgency, sink=sink) as stream,
     ):
         yield stream
@@ -235,12 +261,14 @@ async def embed_file(
 
 
 @contextlib.asynccontextmanager
-async def decode(state: AppState, file: BinaryIO | Path, filename: str) -> AsyncGenerator[DecodedStream, None]:
+async def decode(
+    state: AppState, file: BinaryIO | Path, filename: str, track: str | None = None
+) -> AsyncGenerator[DecodedStream, None]:
     """Decodes a file in the decoder pool, with metrics and trace spans. Raises MediaError, Closed."""
     began = time.perf_counter()
     attributes: dict[str, float | str] = {}
     try:
-        async with state.decoders.open(file, filename, state.settings.max_duration_s) as audio:
+        async with state.decoders.open(file, filename, state.settings.max_duration_s, track) as audio:
             yield audio
             if audio.duration:  # the file was read to its end
                 state.metrics.observe_stage("decode", audio.decode_s)
@@ -264,7 +292,7 @@ async def decode_clip(state: AppState, clip_id: str) -> AsyncGenerator[DecodedSt
     """Decodes a clip's stored audio file. Raises ClipNotFound, AudioMissing, MediaError."""
     path = await state.read(state.library.audio_path, clip_id)
     clip = await state.read(state.library.get, clip_id)
-    async with decode(state, path, clip.filename) as audio:
+    async with decode(state, path, clip.filename, track_of(clip.metadata)) as audio:
         yield audio
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from app.audio.peaks import WaveformPeaks
 from app.audio.spectrogram import WaveformPreview
+from app.audio.tracks import Note, Track, describe_track
 from app.inference.engine import Engine
 from app.services.audio_source import AudioSource, EmbeddingStream, open_source
 from app.state import AppState
+from model.config import SAMPLE_RATE
 from model.detection import DetectionSettings, Event, EventStream, find_events
 
 _PROGRESS_INTERVAL_S = 1.0  # between two progress messages
@@ -64,6 +66,9 @@ class DetectionResult:
     clip_scores: np.ndarray
     scores: np.ndarray
     events: list[list[Event]]
+    sample_rate: int = SAMPLE_RATE  # Hz, of the original
+    track: Track = Track(0, 1)
+    notes: Sequence[Note] = ()
 
 
 async def detect(state: AppState, source: AudioSource, request: DetectionRequest) -> DetectionResult:
@@ -145,7 +150,16 @@ class Detector:
             ]
         clip_scores = self._engine.clip_score(stream.embedding[None], self._texts)[0]
         return DetectionResult(
-            stream.filename, stream.duration, stream.frame_hop, self.request.phrases, clip_scores, scores, events
+            stream.filename,
+            stream.duration,
+            stream.frame_hop,
+            self.request.phrases,
+            clip_scores,
+            scores,
+            events,
+            stream.sample_rate,
+            stream.track,
+            stream.notes,
         )
 
 
@@ -178,6 +192,7 @@ class EventReporter:
             "frame_hop": stream.frame_hop,
             "sample_rate": stream.sample_rate,
             "channels": stream.channels,
+            "track": describe_track(stream.track),
             "phrases": self._phrases,
         }
         return message if self._preview is None else message | {"outline": self._preview.header()}
@@ -252,6 +267,9 @@ def to_response(result: DetectionResult, frames: bool, encoding: Encoding = "flo
         "filename": result.filename,
         "duration": result.duration,
         "frame_hop": result.frame_hop,
+        "sample_rate": result.sample_rate,
+        "track": describe_track(result.track),
+        "notes": [asdict(note) for note in result.notes],
         "phrases": [
             {
                 "phrase": phrase,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from app.audio.tags import merge_metadata
+from app.audio.tracks import audio_metadata, choose_track, clip_track, track_of
 from app.inference.batcher import Urgency
 from app.services.audio_source import AudioFile, open_file
 from app.state import AppState
@@ -64,6 +65,8 @@ async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -
     sha256 = await asyncio.to_thread(_sha256, audio)
     existing = await state.read(_find_complete, state.library, sha256)
     if existing is not None:
+        if track_of(existing.metadata) is not None:  # the file has several, and a clip is of one
+            choose_track([clip_track(existing.metadata)], file.track, file.filename)
         return existing, False
     frames = FrameCodes(state.engine.dim)
     async with open_file(state, file, urgency=Urgency.BULK) as stream:
@@ -75,7 +78,7 @@ async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -
         duration=stream.duration,
         sample_rate=stream.sample_rate,
         channels=stream.channels,
-        metadata=merge_metadata(stream.tags, file.filename, metadata),
+        metadata=merge_metadata(stream.tags, file.filename, metadata) | audio_metadata(stream.track, stream.notes),
         embedding=stream.embedding,
         frames=frames,
         frame_hop=stream.frame_hop,

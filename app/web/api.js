@@ -3,6 +3,11 @@
 
 const KEY = "finelap-key";
 
+const ROOT = new URL("..", import.meta.url); // of the service, which a proxy may serve under a path
+
+/** The URL of a path of the service, such as "/clips". */
+export const at = (path) => new URL(path.replace(/^\//, ""), ROOT).href;
+
 /** An error response (RFC 9457); `status` is 0 if the service is unreachable. */
 export class Problem extends Error {
   constructor(status, body = {}) {
@@ -66,7 +71,7 @@ export function call(path, { method, headers = {}, body, signal } = {}) {
   return withKey(async (used) => {
     let response;
     try {
-      response = await fetch(path, {
+      response = await fetch(at(path), {
         method: method ?? (body === undefined ? "GET" : "POST"),
         headers: used ? { ...sent, Authorization: `Bearer ${used}` } : sent,
         body: plain ? JSON.stringify(body) : body,
@@ -111,7 +116,7 @@ export function upload(path, form, { onProgress, onLine, signal } = {}) {
       const abort = () => request.abort();
       const aborted = () => reject(signal?.reason ?? new DOMException("Aborted", "AbortError"));
       if (signal?.aborted) return aborted();
-      request.open("POST", path);
+      request.open("POST", at(path));
       if (used) request.setRequestHeader("Authorization", `Bearer ${used}`);
       request.upload.onprogress = (event) => onProgress?.(event.loaded, event.total);
       let passed = 0; // characters passed to `onLine`
@@ -152,7 +157,7 @@ const MAX_BLOBS = 8;
 
 /** The URL of a clip for an <audio>. Audio elements send no API key, so with one the file is fetched and cached. */
 export function soundUrl(clipId) {
-  if (!key()) return Promise.resolve(audioPath(clipId));
+  if (!key()) return Promise.resolve(at(audioPath(clipId)));
   const cached = blobs.get(clipId) ?? call(audioPath(clipId)).then(async (r) => URL.createObjectURL(await r.blob()));
   blobs.delete(clipId);
   blobs.set(clipId, cached);

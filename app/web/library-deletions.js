@@ -1,7 +1,7 @@
 // Deletion with undo. The request is only sent once the undo period has passed, so undoing keeps the clip with its id and
 // vectors, and a browser crash loses nothing. Leaving the page sends pending deletions.
 
-import { call, key } from "./api.js";
+import { at, call, key } from "./api.js";
 import { $, announce, el, icon } from "./dom.js";
 
 const TIME = 8; // seconds; paused while the notice has the focus or the pointer
@@ -95,7 +95,7 @@ export class Deletions {
     for (const id of [...this.#pending.keys(), ...this.#going]) {
       this.#take(id);
       const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
-      fetch(`/clips/${encodeURIComponent(id)}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+      fetch(at(`/clips/${encodeURIComponent(id)}`), { method: "DELETE", headers, keepalive: true }).catch(() => {});
     }
   }
 }

@@ -1,7 +1,11 @@
 // Collects files that are chosen or dropped, including folders at any depth.
 
-// Audio file names. Other files in folders are skipped; single files are always sent, and the service decides.
-const AUDIO = /\.(wave?|flac|og[ga]|opus|mp3|m4a|aac|aif[fc]?|au|snd|caf|w64|rf64|wma|webm|mk[av]|mp4|mov)$/i;
+// Audio file names, those of app/cli/upload.py. Other files in folders are skipped and counted; single files are always
+// sent, and the service decides.
+const NAMES = `wav wave bwf rf64 w64 flac ogg oga ogx opus spx mp3 mp2 mp1 mpga m4a m4b m4r aac adts ac3 eac3 dts mlp thd
+aif aiff aifc au snd caf voc svx 8svx nist sph sf ircam paf avr wma asf xwma wv ape tta tak mpc amr awb 3gp 3g2 3ga
+dsf dff ra rm oma webm mka mkv mp4 m4v mov qt avi ts mts m2ts mpg mpeg vob flv f4v f4a wmv ogv mxf nut`;
+const AUDIO = new RegExp(`\\.(${NAMES.split(/\s+/).join("|")})$`, "i");
 
 /** @typedef {{file: File, path: string | null}} Found  `path`: relative to the chosen folder */
 

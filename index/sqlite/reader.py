@@ -26,6 +26,7 @@ class ClipFile:
     id: str
     sha256: str
     filename: str
+    track: str | None = None  # of a file with several audio tracks, the one the clip was read from
 
 
 class LibraryReader:
@@ -76,8 +77,11 @@ class LibraryReader:
     def clips(self) -> list[ClipFile]:
         """Returns all clips, oldest first."""
         with self.view() as view:
-            found = view.execute("SELECT id, sha256, filename FROM clips ORDER BY row")
-            return [ClipFile(*columns) for columns in found]
+            found = view.execute("SELECT id, sha256, filename, metadata ->> '$.audio_track' FROM clips ORDER BY row")
+            return [
+                ClipFile(clip_id, sha256, name, None if track is None else str(track))
+                for clip_id, sha256, name, track in found
+            ]
 
     def id_of(self, sha256: str) -> str | None:
         """Returns the id of the clip with this audio, or None."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from index.records import nfc
+
 
 def matches(metadata: dict[str, Any], filter: dict[str, Any] | None, record: dict[str, Any] | None = None) -> bool:
     """Whether a clip passes a valid filter (index.filters). `record`: its record fields, which precede metadata."""
@@ -37,7 +39,7 @@ def _same(a: object, b: object) -> bool:
         return a is b
     both_numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
     both_text = isinstance(a, str) and isinstance(b, str)
-    return (both_numbers or both_text) and a == b
+    return (both_numbers or both_text) and (nfc(a) == nfc(b) if isinstance(a, str) and isinstance(b, str) else a == b)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 
 from app.audio.tag_schema import Value
+from app.audio.tracks import Note, Track
 from app.inference.engine import Engine
 from app.services.audio_source import FileEmbeddingStream
 
@@ -19,6 +20,7 @@ class FakeDecoded:
     def __init__(self, blocks: Callable[[], AsyncIterator[np.ndarray]]) -> None:
         self._blocks = blocks
         self.tags: dict[str, Value] = {}
+        self.track, self.notes = Track(0, 1), list[Note]()
 
     def __aiter__(self) -> AsyncIterator[np.ndarray]:
         return self._blocks()
