@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import index
 from app.api import examples, openapi, requests, responses
+from app.api.excerpts import AudioQuery, respond_with_excerpt
 from app.api.requests import Serving
 from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery
 from app.audio.containers import media_type
@@ -151,11 +152,17 @@ async def delete(clip_id: str, state: Serving) -> None:
     responses={
         200: {"content": {"audio/*": {}}, "description": "The file as it was uploaded"},
         206: {"content": {"audio/*": {}}, "description": "The bytes requested by Range"},
-        **openapi.problems(*openapi.ALWAYS, 404, 416),
+        **openapi.problems(*openapi.ALWAYS, 404, 415, 416),
     },
 )
-async def audio(clip_id: str, request: Request, state: Serving) -> Response:
-    """Returns the uploaded file, whole or in ranges (RFC 9110, section 14)."""
+async def audio(clip_id: str, request: Request, state: Serving, query: Annotated[AudioQuery, Query()]) -> Response:
+    """Returns the uploaded file, whole or in ranges (RFC 9110, section 14), or with any parameter an excerpt of it.
+
+    An excerpt has the sample rate, channels and bit depth of the file, its `bext` and iXML chunks with the time
+    reference moved, and short fades where it cuts into the sound. Lossy files are decoded to 24 bits.
+    """
+    if query.model_fields_set:
+        return await respond_with_excerpt(request, state, clip_id, query)
     file = await state.read(_open_audio, state.library, clip_id)
     if "finelap.head" in request.scope:
         request.scope["method"] = "HEAD"  # so that FileResponse does not read the file

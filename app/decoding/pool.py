@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class DecodedStream:
     metadata, see app.audio.tags): after the last block. Iterating raises a MediaError, or Closed if the pool closes.
     """
 
+    _content = protocol.AUDIO  # the kind of messages that iterating yields
+
     def __init__(self, pool: DecoderPool, file: int, filename: str, max_duration: float) -> None:
         self._pool, self._file, self._filename, self._max_duration = pool, file, filename, max_duration
         self._worker: Worker | None = None
@@ -66,14 +68,14 @@ class DecodedStream:
         self.duration = self.decode_s = self.resample_s = 0.0
         self.tags: dict[str, Value] = {}
 
-    def __aiter__(self) -> DecodedStream:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> np.ndarray:
+    async def __anext__(self) -> Any:
         while not self._ended:
             try:
                 kind, payload = await self._receive()
-                if kind == protocol.AUDIO:
+                if kind == self._content:
                     self._delivered = True
                     return payload
                 self._handle_end(kind, payload)
@@ -86,18 +88,24 @@ class DecodedStream:
         """Acquires a worker and waits for the recording's sample rate and channels."""
         while True:
             self._worker = await self._pool._acquire()
-            if not send_request(self._worker, self._file, self._max_duration):
+            if not self._send_request(self._worker):
                 self._discard_worker()  # it had exited while idle
                 continue
             try:
                 kind, info = await self._receive()
                 if kind != protocol.INFO:
                     raise WorkerDied(_INVALID_MESSAGE)
-                rate, channels = read_numbers(info, "sample_rate", "channels")
-                self.sample_rate, self.channels = int(rate), int(channels)
+                self._handle_info(info)
                 return
             except WorkerDied as death:
                 await self._fail_or_retry(death)
+
+    def _send_request(self, worker: Worker) -> bool:
+        return send_request(worker, self._file, self._max_duration)
+
+    def _handle_info(self, info: dict[str, Any]) -> None:
+        rate, channels = read_numbers(info, "sample_rate", "channels")
+        self.sample_rate, self.channels = int(rate), int(channels)
 
     async def _fail_or_retry(self, death: WorkerDied) -> None:
         """Raises DecoderFailed, unless the file may be retried in another worker."""
@@ -138,6 +146,10 @@ class DecodedStream:
             raise WorkerDied(_INVALID_MESSAGE)
         self.duration, self.decode_s, self.resample_s = read_numbers(end, "duration", "decode_s", "resample_s")
         self.tags = checked(end.get("tags"))  # untrusted: a file may have taken over the worker
+        self._finish()
+
+    def _finish(self) -> None:
+        """Gives the worker back after its last message."""
         assert self._worker is not None
         self._ended = True
         self._pool._release(self._worker)
@@ -148,6 +160,37 @@ class DecodedStream:
         if self._worker is not None:
             self._pool._discard(self._worker)
             self._worker = None
+
+
+class ExcerptStream(DecodedStream):
+    """The file of an excerpt while a worker writes it: iterate it once for its bytes.
+
+    length: bytes of the whole file, None if unknown. first, last: the bytes that are sent of it if a range was wanted;
+    first > last if there are none. Iterating raises as in DecodedStream.
+    """
+
+    _content = protocol.DATA
+    length: int | None = None
+    first: int | None = None
+    last: int | None = None
+
+    def __init__(self, pool: DecoderPool, file: int, filename: str, options: bytes, max_duration: float) -> None:
+        super().__init__(pool, file, filename, max_duration)
+        self._options = options
+
+    def _send_request(self, worker: Worker) -> bool:
+        return send_request(worker, self._file, self._max_duration, self._options)
+
+    def _handle_info(self, info: dict[str, Any]) -> None:
+        values = [info.get(name) for name in ("length", "first", "last")]
+        if not all(value is None or (type(value) is int and -1 <= value < 2**62) for value in values):
+            raise WorkerDied(_INVALID_MESSAGE)
+        self.length, self.first, self.last = values
+
+    def _handle_end(self, kind: bytes, end: Any) -> None:
+        if kind != protocol.END:
+            raise WorkerDied(_INVALID_MESSAGE)
+        self._finish()
 
 
 class DecoderPool:
@@ -214,6 +257,20 @@ class DecoderPool:
         """
         descriptor = await open_descriptor(file)
         stream = DecodedStream(self, descriptor, filename, max_duration)
+        try:
+            await stream._begin()
+            yield stream
+        finally:
+            stream._discard_worker()
+            os.close(descriptor)
+
+    @asynccontextmanager
+    async def open_excerpt(
+        self, file: Path, filename: str, options: dict[str, Any], max_duration: float = 14_400.0
+    ) -> AsyncIterator[ExcerptStream]:
+        """Writes an excerpt of a file. `options`: of app.audio.excerpt.ExcerptOptions. Raises as `open` does."""
+        descriptor = await open_descriptor(file)
+        stream = ExcerptStream(self, descriptor, filename, json.dumps(options).encode(), max_duration)
         try:
             await stream._begin()
             yield stream
@@ -343,19 +400,26 @@ class DecoderPool:
 # Messages to and from one worker
 
 
-def send_request(worker: Worker, file: int, max_duration: float) -> bool:
-    """Passes a file descriptor to an idle worker. `max_duration` in seconds. False if the worker has exited."""
+def send_request(worker: Worker, file: int, max_duration: float, excerpt: bytes = b"") -> bool:
+    """Passes a file descriptor to an idle worker, to decode the file or, with the options `excerpt`, to cut it.
+
+    `max_duration` in seconds. False if the worker has exited.
+    """
     cpu_s = 60 + min(max_duration, 86_400.0) / 4  # many times what any format needs; stalls are detected much earlier
     worker.files += 1
     try:
-        socket.send_fds(worker.socket, [protocol.REQUEST.pack(max_duration, cpu_s)], [file])
+        kind = protocol.EXCERPT if excerpt else protocol.DECODE
+        request = protocol.REQUEST.pack(kind, max_duration, cpu_s, len(excerpt))
+        socket.send_fds(worker.socket, [request, excerpt], [file])
     except OSError:
         return False
     return True
 
 
 async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
-    """Returns the worker's next message: AUDIO with an array (n,), any other kind with a dict. Raises WorkerDied.
+    """Returns the worker's next message: AUDIO with an array (n,), DATA with bytes, other kinds with a dict.
+
+    Raises WorkerDied.
 
     stall_s: seconds without data after which the worker counts as hung.
     """
@@ -370,6 +434,8 @@ async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
         return kind, samples
     payload = bytearray(size)
     await _fill(worker.socket, memoryview(payload), stall_s)
+    if kind == protocol.DATA:
+        return kind, bytes(payload)
     try:
         message = json.loads(payload)
     except (ValueError, RecursionError) as error:
