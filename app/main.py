@@ -18,8 +18,10 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Route
 
 from app import errors
+from app.agents.endpoint import McpEndpoint
 from app.api import clips, detect, embed, excerpts, openai, openapi, requests, search, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
@@ -124,6 +126,7 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
         try:
             yield
         finally:
+            await agents.close()
             await state.close(getattr(app.state, "loading", None))
 
     app = FastAPI(
@@ -143,6 +146,8 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
     for router in _ROUTERS:
         app.include_router(router)
     add_pages(app)
+    agents = McpEndpoint(app, system.version(), settings.mcp_write)
+    app.router.routes.append(Route("/mcp", agents, methods=["GET", "POST", "DELETE"], include_in_schema=False))
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]

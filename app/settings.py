@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     # host names that requests may be sent to, comma-separated; default: see app.server.security
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # sites whose pages may call the service, comma-separated
+    mcp_write: bool = False  # whether tools of /mcp may change the library
     max_upload_mb: float = Field(512, gt=0)  # per request body; 1 MB is 10^6 bytes
     max_duration_s: float = Field(14_400, gt=0)  # per recording
     max_phrases: int = Field(100, ge=1)  # phrases or labels per request
