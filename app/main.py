@@ -99,6 +99,7 @@ def _loader(settings: Settings) -> Load:
 def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
     if settings.index_url == FAISS:
         library = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+        library.allow_references(settings.reference_roots)
         for line in library.recovery_report:
             log.warning("the library in %s: %s", settings.data_dir, line)
         return library

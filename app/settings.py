@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     # host names that requests may be sent to, comma-separated; default: see app.server.security
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # sites whose pages may call the service, comma-separated
+    reference_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders whose files may be clips without a copy
     mcp_write: bool = False  # whether tools of /mcp may change the library
     max_upload_mb: float = Field(512, gt=0)  # per request body; 1 MB is 10^6 bytes
     max_duration_s: float = Field(14_400, gt=0)  # per recording
@@ -41,7 +42,7 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(18, ge=0)  # for running requests at shutdown; the process exits within 6 s after that
     log_format: Literal["json", "text"] = "text"
 
-    @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "cors_origins", "reference_roots", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -22,7 +22,9 @@ from app.audio.peaks import reduce_peaks
 from app.errors import Invalid, RangeNotSatisfiable
 from app.services.duplicates import find_duplicates
 from app.services.ingest import Failure, add_file, each_file
+from app.services.references import add_reference
 from app.services.waveforms import PeaksCache
+from app.settings import FAISS
 
 router = APIRouter(prefix="/clips", tags=["library"])
 
@@ -88,6 +90,45 @@ async def add(request: Request, state: Serving) -> Response:
     added = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
     response = AddedClips(clips=[responses.clip(clip) for clip, _ in added], errors=errors)
     return JSONResponse(response.model_dump(), 201 if any(created for _, created in added) else 200)
+
+
+class ReferenceBody(BaseModel):
+    """Body of POST /clips/reference."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(
+        min_length=1, max_length=4096, description="Absolute path of an audio file, on the machine of the service."
+    )
+    metadata: dict[str, Any] = Field({}, description="As in POST /clips.")
+
+
+@router.post(
+    "/reference",
+    summary="Add an audio file that stays where it is",
+    status_code=201,
+    response_model=AddedClips,
+    responses={
+        **openapi.example(examples.ADDED, openapi.problems(*openapi.ALWAYS, 415, 507), status=201),
+        200: {"model": AddedClips, "description": "The file was in the library already"},
+    },
+    openapi_extra=openapi.body(json=ReferenceBody, examples={"a file": {"path": "/srv/sounds/rain.wav"}}),
+)
+async def refer(request: Request, state: Serving) -> Response:
+    """Adds a file without copying it. It must be in a folder of `FINELAP_REFERENCE_ROOTS`.
+
+    If the library has the same bytes already, the existing clip is returned; one without a copy of its audio refers to
+    this path from now on, so a moved file is not analysed again. Audio of a file that was changed or deleted is
+    missing.
+    """
+    body = await requests.read_json(request, ReferenceBody)
+    if state.settings.index_url != FAISS:
+        raise Invalid("A library in Milvus cannot refer to files: add them with POST /clips.")
+    state.engine.refuse_if_full()
+    name = requests.clean_filename(Path(body.path).name)
+    clip, created = await add_reference(state, body.path, name, body.metadata)
+    response = AddedClips(clips=[responses.clip(clip)], errors=[])
+    return JSONResponse(response.model_dump(), 201 if created else 200)
 
 
 @router.get(
