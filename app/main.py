@@ -18,9 +18,11 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Route
 
 from app import errors
-from app.api import clips, detect, embed, openai, openapi, requests, search, system
+from app.agents.endpoint import McpEndpoint
+from app.api import clips, detect, embed, excerpts, openai, openapi, requests, search, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -41,7 +43,7 @@ _DESCRIPTION = (
     "Search audio by describing it, and detect when sounds occur in a recording. Times are in seconds. Errors are "
     "`application/problem+json` (RFC 9457) with the request's id. HEAD is supported wherever GET is."
 )
-_ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
+_ROUTERS = (search.router, excerpts.router, clips.router, detect.router, embed.router, openai.router, system.router)
 
 
 def create_app(settings: Settings, engine: Engine, library: Library, tracing: Tracing | None = None) -> FastAPI:
@@ -98,6 +100,7 @@ def _loader(settings: Settings) -> Load:
 def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
     if settings.index_url == FAISS:
         library = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+        library.allow_references(settings.reference_roots)
         for line in library.recovery_report:
             log.warning("the library in %s: %s", settings.data_dir, line)
         return library
@@ -125,6 +128,7 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
         try:
             yield
         finally:
+            await agents.close()
             await state.close(getattr(app.state, "loading", None))
 
     app = FastAPI(
@@ -145,6 +149,8 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
     for router in _ROUTERS:
         app.include_router(router)
     add_pages(app)
+    agents = McpEndpoint(app, system.version(), settings.mcp_write)
+    app.router.routes.append(Route("/mcp", agents, methods=["GET", "POST", "DELETE"], include_in_schema=False))
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]

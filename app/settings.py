@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()  # sites whose pages may call the service, comma-separated
     root_path: str = ""  # the path under which a proxy serves the service, if it passes it on
+    reference_roots: Annotated[tuple[Path, ...], NoDecode] = ()  # folders whose files may be clips without a copy
+    mcp_write: bool = False  # whether tools of /mcp may change the library
     max_upload_mb: float = Field(512, gt=0)  # per request body; 1 MB is 10^6 bytes
     max_duration_s: float = Field(14_400, gt=0)  # per recording
     max_phrases: int = Field(100, ge=1)  # phrases or labels per request
@@ -42,7 +44,7 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(18, ge=0)  # for running requests at shutdown; the process exits within 6 s after that
     log_format: Literal["json", "text"] = "text"
 
-    @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "cors_origins", "reference_roots", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -104,6 +104,12 @@ class Library(Protocol):
     def audio_path(self, clip_id: str) -> Path:
         """Returns a local file with the uploaded audio; open it soon. Raises ClipNotFound, AudioMissing."""
 
+    def refer(self, clip_id: str, file: Path) -> None:
+        """Makes the clip's audio the file at this path, which has its SHA-256, unless the library has a copy.
+
+        Raises ClipNotFound, and LibraryError if the store cannot refer to files.
+        """
+
     def check(self) -> None:
         """Raises LibraryError if the library does not respond."""
 

@@ -7,6 +7,7 @@ import math
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -119,6 +120,7 @@ class NewClip:
     frames: np.ndarray | FrameCodes  # (frames, dim) float32, unit length, or quantised
     frame_hop: float  # seconds
     audio: bytes | BinaryIO  # the uploaded file; a file object is read from its start
+    reference: Path | None = None  # where the file is, if it stays there and is not copied; an absolute path
 
 
 @dataclass(frozen=True)

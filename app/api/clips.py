@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 import index
 from app.api import examples, openapi, requests, responses
 from app.api.conditional import Version, evaluate
+from app.api.excerpts import AudioQuery, respond_with_excerpt
 from app.api.requests import Serving
 from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery, TrackChoice
 from app.audio.containers import media_type
@@ -22,9 +23,12 @@ from app.audio.peaks import reduce_peaks
 from app.errors import Invalid, PreconditionFailed, RangeNotSatisfiable
 from app.services.duplicates import find_duplicates
 from app.services.ingest import Failure, add_file, each_file
+from app.services.references import add_reference
 from app.services.waveforms import PeaksCache
+from app.settings import FAISS
 
 router = APIRouter(prefix="/clips", tags=["library"])
+
 
 class AddForm(BaseModel):
     """Form fields of POST /clips, besides `files`."""
@@ -86,6 +90,45 @@ async def add(request: Request, state: Serving) -> Response:
     added = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
     response = AddedClips(clips=[responses.clip(clip) for clip, _ in added], errors=errors)
     return JSONResponse(response.model_dump(), 201 if any(created for _, created in added) else 200)
+
+
+class ReferenceBody(BaseModel):
+    """Body of POST /clips/reference."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(
+        min_length=1, max_length=4096, description="Absolute path of an audio file, on the machine of the service."
+    )
+    metadata: dict[str, Any] = Field({}, description="As in POST /clips.")
+
+
+@router.post(
+    "/reference",
+    summary="Add an audio file that stays where it is",
+    status_code=201,
+    response_model=AddedClips,
+    responses={
+        **openapi.example(examples.ADDED, openapi.problems(*openapi.ALWAYS, 415, 507), status=201),
+        200: {"model": AddedClips, "description": "The file was in the library already"},
+    },
+    openapi_extra=openapi.body(json=ReferenceBody, examples={"a file": {"path": "/srv/sounds/rain.wav"}}),
+)
+async def refer(request: Request, state: Serving) -> Response:
+    """Adds a file without copying it. It must be in a folder of `FINELAP_REFERENCE_ROOTS`.
+
+    If the library has the same bytes already, the existing clip is returned; one without a copy of its audio refers to
+    this path from now on, so a moved file is not analysed again. Audio of a file that was changed or deleted is
+    missing.
+    """
+    body = await requests.read_json(request, ReferenceBody)
+    if state.settings.index_url != FAISS:
+        raise Invalid("A library in Milvus cannot refer to files: add them with POST /clips.")
+    state.engine.refuse_if_full()
+    name = requests.clean_filename(Path(body.path).name)
+    clip, created = await add_reference(state, body.path, name, body.metadata)
+    response = AddedClips(clips=[responses.clip(clip)], errors=[])
+    return JSONResponse(response.model_dump(), 201 if created else 200)
 
 
 @router.get(
@@ -151,11 +194,18 @@ async def delete(clip_id: str, state: Serving) -> None:
         200: {"content": {"audio/*": {}}, "description": "The file as it was uploaded"},
         206: {"content": {"audio/*": {}}, "description": "The bytes requested by Range"},
         304: {"description": "The client has this version already (If-None-Match, If-Modified-Since)"},
-        **openapi.problems(*openapi.ALWAYS, 404, 412, 416),
+        **openapi.problems(*openapi.ALWAYS, 404, 412, 415, 416),
     },
 )
-async def audio(clip_id: str, request: Request, state: Serving) -> Response:
-    """Returns the uploaded file, whole or in ranges, and answers conditional requests (RFC 9110, sections 13 and 14)."""
+async def audio(clip_id: str, request: Request, state: Serving, query: Annotated[AudioQuery, Query()]) -> Response:
+    """Returns the uploaded file, whole or in ranges, or with any parameter an excerpt of it.
+
+    Answers conditional requests (RFC 9110, sections 13 and 14). An excerpt has the sample rate, channels and bit depth
+    of the file, its `bext` and iXML chunks with the time reference moved, and short fades where it cuts into the sound.
+    Lossy files are decoded to 24 bits.
+    """
+    if query.model_fields_set:
+        return await respond_with_excerpt(request, state, clip_id, query)
     file = await state.read(_open_audio, state.library, clip_id)
     if "finelap.head" in request.scope:
         request.scope["method"] = "HEAD"  # so that FileResponse does not read the file

@@ -9,8 +9,6 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
-from starlette.types import Send
 
 from app import errors
 from app.api import examples, openapi, requests, responses, schemas
@@ -82,7 +80,9 @@ async def detect(request: Request, state: Serving) -> Response:
             stream_options = StreamOptions(options.frames, options.encoding, outline_step)
             messages = detection.detect_stream(state, source, wanted, stream_options)
             first = [await anext(messages), await anext(messages)]  # a file that cannot be read gets an error status
-            return _ClosingStreamingResponse(_write_lines(first, messages, stack.pop_all()), media_type=_NDJSON)
+            return responses.ClosingStreamingResponse(
+                _write_lines(first, messages, stack.pop_all()), media_type=_NDJSON
+            )
         if options.format == "png":
             return Response(await detection.detect_plot(state, source, wanted), media_type="image/png")
         result = await detection.detect(state, source, wanted)
@@ -124,15 +124,6 @@ async def classify(request: Request, state: Serving) -> Classification:
         track=responses.track(stream.track),
         notes=responses.notes(stream.notes),
     )
-
-
-class _ClosingStreamingResponse(StreamingResponse):
-    """A stream whose generator is closed as soon as the client disconnects."""
-
-    async def stream_response(self, send: Send) -> None:
-        assert isinstance(self.body_iterator, AsyncGenerator)
-        async with contextlib.aclosing(self.body_iterator):
-            await super().stream_response(send)
 
 
 async def _write_lines(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
 import index
 from app import errors
@@ -16,6 +19,15 @@ from app.services.ingest import Failure
 from app.services.moments import ClipMoment
 from app.services.search import Found, SearchHit
 from model.detection import Moment
+
+
+class ClosingStreamingResponse(StreamingResponse):
+    """A stream whose generator is closed as soon as the client disconnects."""
+
+    async def stream_response(self, send: Send) -> None:
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with contextlib.aclosing(self.body_iterator):
+            await super().stream_response(send)
 
 
 def clip(clip: index.Clip) -> schemas.Clip:

@@ -59,7 +59,7 @@ def read_chunks(file: BinaryIO, order: Literal["little", "big"]) -> tuple[list[t
     own: list[tuple[str, object]] = []
     has_id3 = False
     left = MAX_BYTES
-    for kind, at, size in _walk(file, order):
+    for kind, at, size in walk_chunks(file, order):
         size = min(size, MAX_CHUNK, left)
         if kind.upper() == b"ID3 ":
             has_id3 = True
@@ -107,7 +107,7 @@ def read_info(content: bytes) -> list[tuple[str, object]]:
     return fields
 
 
-def _walk(file: BinaryIO, order: Literal["little", "big"]) -> Iterator[tuple[bytes, int, int]]:
+def walk_chunks(file: BinaryIO, order: Literal["little", "big"]) -> Iterator[tuple[bytes, int, int]]:
     """(kind, offset of the content, declared size within the file) of each chunk."""
     end = file.seek(0, io.SEEK_END)
     at, long_size = 12, 0

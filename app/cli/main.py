@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     options.search(command("search", _search, "search the library by a description or by a sound"))
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
+    options.mcp(command("mcp", _mcp, "offer the library to language models, over standard input and output"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
     options.restore(command("restore", _restore, "restore a library from a backup"))
@@ -198,6 +199,12 @@ def _embed(args: argparse.Namespace) -> int:
     from app.cli.local import embed_files
 
     return embed_files(settings, args.files, args.output, args.frames)
+
+
+def _mcp(args: argparse.Namespace) -> None:
+    from app.cli.mcp import run_mcp
+
+    run_mcp(args.server, args.write)
 
 
 def _require_folder(settings: Settings) -> Settings:

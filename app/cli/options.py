@@ -87,6 +87,11 @@ def embed(parser: argparse.ArgumentParser) -> None:
     _model(parser)
 
 
+def mcp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--write", action="store_true", help="add the tool that changes metadata")
+    _server(parser)
+
+
 def reindex(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help=f"the new checkpoint (FINELAP_CHECKPOINT, default {DEFAULT_CHECKPOINT})")
     parser.add_argument("--follow", action="store_true", help="also embed new clips until the service has switched")

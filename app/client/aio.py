@@ -60,6 +60,12 @@ class AsyncClient:
         """As `Client.add`."""
         return await self._send(calls.add(as_list(files), metadata))
 
+    async def add_reference(
+        self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
+    ) -> types.Added:
+        """As `Client.add_reference`."""
+        return await self._send(calls.add_reference(os.fspath(path), metadata))
+
     async def clips(self, filter: Filter | None = None) -> AsyncIterator[types.Clip]:
         """As `Client.clips`."""
         cursor: str | None = None

@@ -97,6 +97,12 @@ def add(files: Sequence[Audio], metadata: Mapping[str, Any] | Sequence[Mapping[s
     return Call("POST", "/clips", read, form=form, files=[("files", file) for file in files])
 
 
+def add_reference(path: str, metadata: Mapping[str, Any] | None) -> Call[Any]:
+    """POST /clips/reference."""
+    read: Callable[[httpx.Response], types.Added] = lambda r: types.Added.from_json(r.json(), r.status_code == 201)  # noqa: E731
+    return Call("POST", "/clips/reference", read, json={"path": path, "metadata": dict(metadata or {})})
+
+
 def clip_page(filter: Filter | None, cursor: str | None) -> Call[types.ClipPage]:
     """GET /clips."""
     params = {"limit": str(PAGE)}

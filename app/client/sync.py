@@ -72,6 +72,13 @@ class Client:
         """
         return self._send(calls.add(as_list(files), metadata))
 
+    def add_reference(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> types.Added:
+        """Adds a file that stays where it is: an absolute path on the machine of the service, in its reference roots.
+
+        A file whose bytes are already in the library returns the existing clip.
+        """
+        return self._send(calls.add_reference(os.fspath(path), metadata))
+
     def clips(self, filter: Filter | None = None) -> Iterator[types.Clip]:
         """Iterates over the clips that match the filter, newest first, page by page."""
         cursor: str | None = None

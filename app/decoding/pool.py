@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -60,11 +60,15 @@ class DecodedStream:
     last block. Iterating raises a MediaError, or Closed if the pool closes.
     """
 
+    _kind = protocol.DECODE
+    _content = protocol.AUDIO  # the kind of messages that iterating yields
+
     def __init__(
-        self, pool: DecoderPool, file: int, filename: str, max_duration: float, wanted: str | None = None
+        self, pool: DecoderPool, file: int, filename: str, max_duration: float, options: dict[str, Any] | None = None
     ) -> None:
+        """`options`: what the worker is told, see app.decoding.protocol."""
         self._pool, self._file, self._filename, self._max_duration = pool, file, filename, max_duration
-        self._wanted = wanted
+        self._options = json.dumps(options or {}).encode()
         self._worker: Worker | None = None
         self._retried = self._delivered = self._ended = False
         self.sample_rate = self.channels = 0
@@ -72,14 +76,14 @@ class DecodedStream:
         self.tags: dict[str, Value] = {}
         self.track, self.notes = Track(0, 1), list[Note]()
 
-    def __aiter__(self) -> DecodedStream:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> np.ndarray:
+    async def __anext__(self) -> Any:
         while not self._ended:
             try:
                 kind, payload = await self._receive()
-                if kind == protocol.AUDIO:
+                if kind == self._content:
                     self._delivered = True
                     return payload
                 self._handle_end(kind, payload)
@@ -92,19 +96,22 @@ class DecodedStream:
         """Acquires a worker and waits for the recording's sample rate and channels."""
         while True:
             self._worker = await self._pool._acquire()
-            if not send_request(self._worker, self._file, self._max_duration, self._wanted):
+            if not send_request(self._worker, self._kind, self._file, self._max_duration, self._options):
                 self._discard_worker()  # it had exited while idle
                 continue
             try:
                 kind, info = await self._receive()
                 if kind != protocol.INFO:
                     raise WorkerDied(_INVALID_MESSAGE)
-                rate, channels = read_numbers(info, "sample_rate", "channels")
-                self.sample_rate, self.channels = int(rate), int(channels)
-                self.track = read_track(info.get("track"))
+                self._handle_info(info)
                 return
             except WorkerDied as death:
                 await self._fail_or_retry(death)
+
+    def _handle_info(self, info: dict[str, Any]) -> None:
+        rate, channels = read_numbers(info, "sample_rate", "channels")
+        self.sample_rate, self.channels = int(rate), int(channels)
+        self.track = read_track(info.get("track"))
 
     async def _fail_or_retry(self, death: WorkerDied) -> None:
         """Raises DecoderFailed, unless the file may be retried in another worker."""
@@ -146,6 +153,10 @@ class DecodedStream:
         self.duration, self.decode_s, self.resample_s = read_numbers(end, "duration", "decode_s", "resample_s")
         self.tags = checked(end.get("tags"))  # untrusted: a file may have taken over the worker
         self.notes = read_notes(end.get("notes"))
+        self._finish()
+
+    def _finish(self) -> None:
+        """Gives the worker back after its last message."""
         assert self._worker is not None
         self._ended = True
         self._pool._release(self._worker)
@@ -156,6 +167,30 @@ class DecodedStream:
         if self._worker is not None:
             self._pool._discard(self._worker)
             self._worker = None
+
+
+class ExcerptStream(DecodedStream):
+    """The file of an excerpt while a worker writes it: iterate it once for its bytes.
+
+    length: bytes of the whole file, None if unknown. first, last: the bytes that are sent of it if a range was wanted;
+    first > last if there are none. Iterating raises as in DecodedStream.
+    """
+
+    _kind, _content = protocol.EXCERPT, protocol.DATA
+    length: int | None = None
+    first: int | None = None
+    last: int | None = None
+
+    def _handle_info(self, info: dict[str, Any]) -> None:
+        values = [info.get(name) for name in ("length", "first", "last")]
+        if not all(value is None or (type(value) is int and -1 <= value < 2**62) for value in values):
+            raise WorkerDied(_INVALID_MESSAGE)
+        self.length, self.first, self.last = values
+
+    def _handle_end(self, kind: bytes, end: Any) -> None:
+        if kind != protocol.END:
+            raise WorkerDied(_INVALID_MESSAGE)
+        self._finish()
 
 
 class DecoderPool:
@@ -222,7 +257,21 @@ class DecoderPool:
         Raises a MediaError, OSError if the path cannot be opened, Closed.
         """
         descriptor = await open_descriptor(file)
-        stream = DecodedStream(self, descriptor, filename, max_duration, track)
+        stream = DecodedStream(self, descriptor, filename, max_duration, {"track": track and track[:MAX_TRACK]})
+        try:
+            await stream._begin()
+            yield stream
+        finally:
+            stream._discard_worker()
+            os.close(descriptor)
+
+    @asynccontextmanager
+    async def open_excerpt(
+        self, file: Path, filename: str, options: dict[str, Any], max_duration: float = 14_400.0
+    ) -> AsyncIterator[ExcerptStream]:
+        """Writes an excerpt of a file. `options`: of app.audio.excerpt.ExcerptOptions. Raises as `open` does."""
+        descriptor = await open_descriptor(file)
+        stream = ExcerptStream(self, descriptor, filename, max_duration, options)
         try:
             await stream._begin()
             yield stream
@@ -352,20 +401,25 @@ class DecoderPool:
 # Messages to and from one worker
 
 
-def send_request(worker: Worker, file: int, max_duration: float, track: str | None = None) -> bool:
-    """Passes a file descriptor to an idle worker. `max_duration` in seconds. False if the worker has exited."""
-    wanted = (track or "").encode("utf-8", "replace")[:MAX_TRACK]
+def send_request(worker: Worker, kind: bytes, file: int, max_duration: float, options: bytes = b"") -> bool:
+    """Passes a file descriptor to an idle worker, with the options of this kind of request (app.decoding.protocol).
+
+    `max_duration` in seconds. False if the worker has exited.
+    """
     cpu_s = 60 + min(max_duration, 86_400.0) / 4  # many times what any format needs; stalls are detected much earlier
     worker.files += 1
     try:
-        socket.send_fds(worker.socket, [protocol.REQUEST.pack(max_duration, cpu_s, wanted)], [file])
+        request = protocol.REQUEST.pack(kind, max_duration, cpu_s, len(options))
+        socket.send_fds(worker.socket, [request, options], [file])
     except OSError:
         return False
     return True
 
 
 async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
-    """Returns the worker's next message: AUDIO with an array (n,), any other kind with a dict. Raises WorkerDied.
+    """Returns the worker's next message: AUDIO with an array (n,), DATA with bytes, other kinds with a dict.
+
+    Raises WorkerDied.
 
     stall_s: seconds without data after which the worker counts as hung.
     """
@@ -380,6 +434,8 @@ async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
         return kind, samples
     payload = bytearray(size)
     await _fill(worker.socket, memoryview(payload), stall_s)
+    if kind == protocol.DATA:
+        return kind, bytes(payload)
     try:
         message = json.loads(payload)
     except (ValueError, RecursionError) as error:

@@ -8,10 +8,13 @@ With the fork server, each message a `CONTROL` (kind, pid, status):
                                                           ← READY status, once at the start; not 0 if workers cannot be
                                                             confined
 With a worker:
-    → `REQUEST` max_duration (seconds, inf for none), CPU seconds allowed, and the wanted audio track (UTF-8, empty for
-      the default one), with the file's descriptor
+    → `REQUEST` kind, max_duration (seconds, inf for none), CPU seconds allowed and bytes of the options that follow as
+      JSON, with the file's descriptor. Of a DECODE, the options are {track}, the wanted audio track:
     ← messages, each a `HEADER` (kind, payload bytes): INFO {sample_rate, channels, track}, any number of AUDIO
-      (float32, mono, 16 kHz), END {duration, decode_s, resample_s, tags, notes}; or ERROR {reason, why, read} at any point.
+      (float32, mono, 16 kHz), END {duration, decode_s, resample_s, tags, notes}; or ERROR {reason, why, read} at any
+      point.
+    Of an EXCERPT, the options are those of app.audio.excerpt:
+    ← INFO {length, first, last}, any number of DATA (bytes of the excerpt's file), END {}; or ERROR.
 After END the worker waits for its next file; it ends after an ERROR or when its socket closes.
 """
 
@@ -21,7 +24,8 @@ import struct
 
 CONTROL = struct.Struct("<cIi")
 FORK, KILL, FORKED, EXITED, READY = b"F", b"K", b"B", b"D", b"R"
-REQUEST = struct.Struct("<dd64s")
+REQUEST = struct.Struct("<cddI")
+DECODE, EXCERPT = b"d", b"c"
 HEADER = struct.Struct("<cI")
-INFO, AUDIO, END, ERROR = b"i", b"a", b"e", b"x"
+INFO, AUDIO, DATA, END, ERROR = b"i", b"a", b"b", b"e", b"x"
 OUT_OF_MEMORY, UNEXPECTED = "memory", "unexpected"  # reasons of an ERROR other than those of a MediaError

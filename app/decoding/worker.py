@@ -28,12 +28,15 @@ import numpy as np
 
 from app.audio import ucs
 from app.audio.decode import AudioStream, MediaError, open_audio_file, open_stream, open_with_ffmpeg
+from app.audio.excerpt import ExcerptFile, ExcerptOptions, open_excerpt
 from app.audio.tags import read_tags
 from app.decoding.protocol import (
     AUDIO,
     CONTROL,
+    DATA,
     END,
     ERROR,
+    EXCERPT,
     EXITED,
     FORK,
     FORKED,
@@ -51,6 +54,7 @@ from model.config import SAMPLE_RATE
 
 _NICENESS = 5  # the server's event loop and the model have priority
 _MAX_BLOCKS = 12  # blocks of a second in one message
+_MAX_PIECE = 1 << 19  # bytes of an excerpt in one message
 _MAX_DELAY = 0.02  # seconds that decoded audio waits for more before it is sent
 _KEPT = 8 << 20  # bytes of freed memory that a worker keeps: about what decoding one file needs
 _MAX_DESCRIPTORS = 24  # a worker needs about six
@@ -128,6 +132,11 @@ def _load_lazy_modules() -> None:
             pass
         opened.close()
     read_tags(file)
+    for form in ("wav", "flac", "ogg"):
+        for preview in {False, form == "wav"}:
+            options = ExcerptOptions(SAMPLE_RATE // 4, SAMPLE_RATE // 2, SAMPLE_RATE, form, 0.01, True, preview)
+            for _ in open_excerpt(file, options).pieces:
+                pass
 
 
 def _confinement_status() -> int:
@@ -193,14 +202,18 @@ def _handle_request(sock: socket.socket) -> bool:
     message, fds, _, _ = socket.recv_fds(sock, REQUEST.size, 1)
     if len(message) < REQUEST.size or not fds:
         return False
-    max_duration, cpu_s, wanted = REQUEST.unpack(message)
-    track = wanted.rstrip(b"\0").decode("utf-8", "replace") or None
+    kind, max_duration, cpu_s, size = REQUEST.unpack(message)
+    options = json.loads(sock.recv(size, socket.MSG_WAITALL)) if size else {}
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = math.ceil(time.process_time() + cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     try:
-        with os.fdopen(fds[0], "rb", buffering=0) as file, open_stream(file, "", max_duration, track) as stream:
-            _send_all(sock, file, stream)
+        with os.fdopen(fds[0], "rb", buffering=0) as file:
+            if kind == EXCERPT:
+                _send_excerpt(sock, open_excerpt(file, ExcerptOptions.from_json(options)))
+                return True
+            with open_stream(file, "", max_duration, options.get("track")) as stream:
+                _send_all(sock, file, stream)
         return True
     except MediaError as error:
         _send(sock, (ERROR, _json(reason=error.reason, why=error.why, read=getattr(error, "read", None))))
@@ -229,6 +242,16 @@ def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
     times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
     notes = [asdict(note) for note in stream.notes]
     _send(sock, *pending, (END, _json(**times, tags=read_tags(file), notes=notes)))
+
+
+def _send_excerpt(sock: socket.socket, excerpt: ExcerptFile) -> None:
+    """Sends the file of an excerpt as it is written."""
+    pending: list[Message] = [(INFO, _json(length=excerpt.length, first=excerpt.first, last=excerpt.last))]
+    for piece in excerpt.pieces:
+        for at in range(0, len(piece), _MAX_PIECE):
+            _send(sock, *pending, (DATA, piece[at : at + _MAX_PIECE]))
+            pending = []
+    _send(sock, *pending, (END, _json()))
 
 
 def _json(**values: object) -> bytes:

@@ -25,6 +25,7 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Content-Security-Policy": _DATA_POLICY,
 }
+_MCP = "/mcp"
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
@@ -85,7 +86,8 @@ class OriginGuard:
                 raise Misdirected(
                     "The Host header does not name this service; FINELAP_ALLOWED_HOSTS lists the names it accepts."
                 )
-            if scope["method"] not in _SAFE and not self._is_allowed_origin(headers, host):
+            guarded = scope["method"] not in _SAFE or scope["path"] == _MCP  # whose protocol wants it for GET too
+            if guarded and not self._is_allowed_origin(headers, host):
                 raise CrossOrigin(
                     "Requests from this origin are not allowed; FINELAP_CORS_ORIGINS lists the allowed origins."
                 )

@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from app.audio.tags import merge_metadata
@@ -54,15 +55,17 @@ async def each_file(files: Sequence[S], process: Callable[[S], Awaitable[R]]) ->
     return await asyncio.gather(*(process_one(file) for file in files))
 
 
-async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -> tuple[Clip, bool]:
+async def add_file(
+    state: AppState, file: AudioFile, metadata: dict[str, Any], reference: Path | None = None
+) -> tuple[Clip, bool]:
     """Adds one file: (clip, True), or (the existing clip, False).
 
     An existing file is neither decoded nor embedded again, and keeps its metadata. The given metadata is completed
-    with what the file name and the file's own tags contain (app.audio.tags.merge_metadata). Raises what decoding,
-    embedding and adding raise.
+    with what the file name and the file's own tags contain (app.audio.tags.merge_metadata). With `reference`, the
+    file's path, the library keeps no copy. Raises what decoding, embedding and adding raise.
     """
     audio = file.binary
-    sha256 = await asyncio.to_thread(_sha256, audio)
+    sha256 = await asyncio.to_thread(sha256_of, audio)
     existing = await state.read(_find_complete, state.library, sha256)
     if existing is not None:
         if track_of(existing.metadata) is not None:  # the file has several, and a clip is of one
@@ -83,8 +86,9 @@ async def add_file(state: AppState, file: AudioFile, metadata: dict[str, Any]) -
         frames=frames,
         frame_hop=stream.frame_hop,
         audio=audio,
+        reference=reference,
     )
-    if audio.seek(0, io.SEEK_END) > _LARGE:
+    if reference is None and audio.seek(0, io.SEEK_END) > _LARGE:
         return await state.write(state.library.add, new)
     with state.stage("index", call="add"):
         return await state.additions.submit(new)  # shares a transaction with the clips that arrive meanwhile
@@ -101,7 +105,8 @@ def _find_complete(library: Library, sha256: str) -> Clip | None:
     return clip
 
 
-def _sha256(file: BinaryIO) -> str:
+def sha256_of(file: BinaryIO) -> str:
+    """The SHA-256 of a whole file in hex."""
     file.seek(0)
     digest = hashlib.sha256()
     while chunk := file.read(_READ_SIZE):

@@ -151,17 +151,27 @@ export function upload(path, form, { onProgress, onLine, signal } = {}) {
   return withKey(attempt);
 }
 
-const audioPath = (clipId) => `/clips/${encodeURIComponent(clipId)}/audio`;
-const blobs = new Map(); // clip id → Promise<blob: URL>, most recent last
+/** The path of a clip's audio; with a stretch (seconds), of an excerpt with `pad` seconds around it. */
+export function audioPath(clipId, stretch = null, pad = 0) {
+  const path = `/clips/${encodeURIComponent(clipId)}/audio`;
+  return stretch ? `${path}?${new URLSearchParams({ start: stretch.start, end: stretch.end, pad })}` : path;
+}
+
+const blobs = new Map(); // path → Promise<blob: URL>, most recent last
 const MAX_BLOBS = 8;
 
 /** The URL of a clip for an <audio>. Audio elements send no API key, so with one the file is fetched and cached. */
-export function soundUrl(clipId) {
-  if (!key()) return Promise.resolve(at(audioPath(clipId)));
-  const cached = blobs.get(clipId) ?? call(audioPath(clipId)).then(async (r) => URL.createObjectURL(await r.blob()));
-  blobs.delete(clipId);
-  blobs.set(clipId, cached);
-  cached.catch(() => blobs.delete(clipId));
+export const soundUrl = (clipId) => playableUrl(audioPath(clipId));
+
+/** The same of its preview, which every browser plays. */
+export const previewUrl = (clipId) => playableUrl(`/clips/${encodeURIComponent(clipId)}/preview`);
+
+function playableUrl(path) {
+  if (!key()) return Promise.resolve(at(path));
+  const cached = blobs.get(path) ?? call(path).then(async (r) => URL.createObjectURL(await r.blob()));
+  blobs.delete(path);
+  blobs.set(path, cached);
+  cached.catch(() => blobs.delete(path));
   for (const [old, url] of blobs) {
     if (blobs.size <= MAX_BLOBS) break;
     blobs.delete(old);
@@ -170,10 +180,36 @@ export function soundUrl(clipId) {
   return cached;
 }
 
-/** Downloads a clip's file. */
-export async function download(clip) {
+/** Downloads a clip's file, or a stretch of it with `pad` seconds around it. */
+export async function download(clip, stretch = null, pad = 0) {
   const link = document.createElement("a");
-  link.download = clip.filename;
-  link.href = await soundUrl(clip.id);
+  link.download = stretch ? "" : clip.filename; // the service names excerpts
+  link.href = await playableUrl(audioPath(clip.id, stretch, pad));
+  if (stretch && key()) link.download = excerptName(clip, stretch);
   link.click();
+}
+
+const excerptName = ({ filename }, { start, end }) =>
+  `${filename.replace(/\.[^.]{1,5}$/, "")}_${start.toFixed(2)}s-${end.toFixed(2)}s.wav`;
+
+/**
+ * Makes a node draggable to the desktop or an editor, as the clip's file or as the excerpt that `stretch` returns.
+ * Chromium only. The browser fetches the file without the API key, so with a key nothing is dragged.
+ * @param {HTMLElement} node
+ * @param {any} clip
+ * @param {() => {start: number, end: number} | null} [stretch]
+ * @param {() => number} [pad]  seconds
+ */
+export function draggable(node, clip, stretch = () => null, pad = () => 0) {
+  node.draggable = true;
+  node.addEventListener("dragstart", (event) => {
+    if (key()) return event.preventDefault();
+    const part = stretch();
+    const url = at(audioPath(clip.id, part, pad()));
+    const name = (part ? excerptName(clip, part) : clip.filename).replaceAll(":", "-"); // ":" separates the parts
+    event.dataTransfer.effectAllowed = "copy";
+    event.dataTransfer.setData("DownloadURL", `${part ? "audio/wav" : "application/octet-stream"}:${name}:${url}`);
+    event.dataTransfer.setData("text/uri-list", url);
+    event.stopPropagation();
+  });
 }

@@ -1,12 +1,13 @@
 // The drawer with a clip's details: waveform, moments, file properties, metadata and actions. The URL parameter `open`
 // holds the id of the open clip.
 
-import { download, get, soundUrl } from "./api.js";
+import { download, draggable, get, previewUrl, soundUrl } from "./api.js";
 import { $, announce, clock, el, icon } from "./dom.js";
 import { including } from "./filters.js";
 import { spectrogramFits, Wave, wavesurfer } from "./sound.js";
 
 const COLUMNS = 1600;
+const HANDLES = [0, 0.5, 1, 2, 5]; // seconds
 const ZOOM = 1.6; // per step
 
 let open = null; // {clip, wave, moments, body}
@@ -72,12 +73,14 @@ function build(dialog, shell, clip, moments) {
   const message = el("p", { class: "wrong" });
   const list = el("ul", { class: "moments" });
   const zoom = el("span", { class: "zoom" });
+  const pad = el("select", {}, ...HANDLES.map((s) => el("option", { value: String(s), text: s ? `${s} s` : "none" })));
+  const handles = el("label", { class: "handles" }, "Handles around a downloaded moment ", pad);
   dialog.replaceChildren(
     head(dialog, clip.filename),
     stage,
     el("div", { class: "transport row" }, toggle, time, zoom),
     message,
-    el("section", { class: "moments-box", hidden: true }, el("h3", { text: "Best moments" }), list),
+    el("section", { class: "moments-box", hidden: true }, el("h3", { text: "Best moments" }), list, handles),
     actions(dialog, shell, clip, message),
     facts(clip),
     metadata(dialog, shell, clip),
@@ -85,6 +88,7 @@ function build(dialog, shell, clip, moments) {
   const showTime = (t) => (time.textContent = `${clock(Math.min(t, clip.duration))} / ${clock(clip.duration)}`);
   const wave = new Wave(stage, {
     src: () => soundUrl(clip.id),
+    fallback: () => previewUrl(clip.id),
     duration: clip.duration,
     regions: moments,
     start: () => open?.moments[0]?.start ?? 0,
@@ -101,7 +105,7 @@ function build(dialog, shell, clip, moments) {
     },
   });
   wave.focus = () => stage.focus({ preventScroll: true });
-  open = { clip, wave, moments, list };
+  open = { clip, wave, moments, list, handles: () => Number(pad.value) };
   toggle.append(icon("play"));
   toggle.setAttribute("aria-label", "Play");
   showTime(0);
@@ -114,15 +118,19 @@ function build(dialog, shell, clip, moments) {
 }
 
 function showMoments() {
-  const { moments, list, wave } = open;
+  const { clip, moments, list, wave, handles } = open;
   list.parentElement.hidden = !moments.length;
   list.replaceChildren(
     ...moments.map(({ start, end, score }) => {
       const label = `${clock(start)} – ${clock(end)}`;
-      const button = el("button", { type: "button", class: "chip" }, icon("play"), el("span", { class: "unseen", text: "Play " }), label);
+      const button = el("button", { type: "button", class: "chip", title: "Drag into an editor" }, icon("play"), el("span", { class: "unseen", text: "Play " }), label);
       if (score !== undefined) button.append(el("span", { class: "quiet", text: score.toFixed(2) }));
       button.addEventListener("click", () => wave.play(start, end));
-      return el("li", {}, button);
+      draggable(button, clip, () => ({ start, end }), handles);
+      const take = `Download ${label}`;
+      const save = el("button", { type: "button", class: "ghost round", "aria-label": take, title: take }, icon("download"));
+      save.addEventListener("click", () => download(clip, { start, end }, handles()).catch((error) => announce(error.message)));
+      return el("li", {}, button, save);
     }),
   );
 }

@@ -181,6 +181,7 @@ export function mount(panel, shell) {
     strips.names.replaceChildren(...["Waveform", "Spectrogram", ...recording.phrases].map(name));
     player = new Player({
       src: () => resultSource.src(),
+      fallback: resultSource.fallback,
       duration: resultSource.duration ?? 86_400,
       onTime: moved,
       onState: (state, error) => {

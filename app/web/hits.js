@@ -1,7 +1,7 @@
 // The list of search results with keyboard navigation: each has its waveform, matching moments, score and tags. A line
 // separates results that match from less likely ones.
 
-import { soundUrl } from "./api.js";
+import { draggable, previewUrl, soundUrl } from "./api.js";
 import { announce, clock, el, icon } from "./dom.js";
 import { cachedPeaks, peaksOf } from "./peaks.js";
 import { seekStep, Wave } from "./sound.js";
@@ -123,6 +123,7 @@ export class HitList {
     const wave = new Wave(stage, {
       light: true,
       src: () => soundUrl(clip.id),
+      fallback: () => previewUrl(clip.id),
       duration: clip.duration,
       peaks: cachedPeaks(clip.id),
       regions: moments ?? [],
@@ -144,6 +145,8 @@ export class HitList {
       this.#on.used();
       this.#on.open(hit);
     });
+    draggable(link, clip);
+    if (best) draggable(stage, clip, () => best);
     similar.addEventListener("click", () => this.#on.similar(hit));
     download.addEventListener("click", () => this.#on.download(hit));
     return row;

@@ -1,6 +1,6 @@
 // The paginated list of clips: play, open, edit and delete them by pointer or keyboard.
 
-import { get, json, soundUrl } from "./api.js";
+import { draggable, get, json, previewUrl, soundUrl } from "./api.js";
 import { announce, clock, el, icon } from "./dom.js";
 import { Player } from "./player.js";
 
@@ -163,12 +163,14 @@ export class ClipList {
     );
     const player = new Player({
       src: () => soundUrl(clip.id),
+      fallback: () => previewUrl(clip.id),
       duration: clip.duration,
       onTime: (t) => item.style.setProperty("--played", t / clip.duration),
       onState: (state, error) => changed(row, state, error),
     });
     const row = { clip, item, link, play, player, controls: [play, link, ...tags, edit, remove] };
     changed(row, "paused");
+    draggable(link, clip);
     play.addEventListener("click", () => player.toggle());
     link.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;

@@ -10,13 +10,16 @@ export class Player {
   #frame = 0;
   #duration;
   #src;
+  #fallback;
 
   /**
-   * @param {{src: () => Promise<string>, duration: number, onTime?: (t: number) => void,
+   * `fallback` is played where the browser cannot play `src`.
+   * @param {{src: () => Promise<string>, fallback?: () => Promise<string>, duration: number, onTime?: (t: number) => void,
    *          onState?: (state: "playing" | "paused" | "failed", error?: Error) => void}} options
    */
-  constructor({ src, duration, onTime = () => {}, onState = () => {} }) {
+  constructor({ src, fallback, duration, onTime = () => {}, onState = () => {} }) {
     this.#src = src;
+    this.#fallback = fallback;
     this.#duration = duration;
     this.onTime = onTime;
     this.onState = onState;
@@ -95,14 +98,30 @@ export class Player {
   }
 
   async #load() {
-    this.audio.src = await this.#src();
-    await new Promise((resolve, reject) => {
-      this.audio.addEventListener("loadedmetadata", resolve, { once: true });
-      this.audio.addEventListener("error", () => reject(new Error("This browser cannot play this file.")), { once: true });
-      this.audio.load();
-    });
+    const src = await this.#src();
+    try {
+      await this.#open(src);
+    } catch (error) {
+      if (!this.#fallback) throw error;
+      await this.#open(await this.#fallback());
+    }
     if (this.#start !== null) this.audio.currentTime = this.#start;
     this.#start = null;
+  }
+
+  #open(url) {
+    this.audio.src = url;
+    return new Promise((resolve, reject) => {
+      const settled = new AbortController();
+      const settle = (done) => () => {
+        settled.abort();
+        done();
+      };
+      const failed = () => reject(new Error("This browser cannot play this file."));
+      this.audio.addEventListener("loadedmetadata", settle(resolve), { signal: settled.signal });
+      this.audio.addEventListener("error", settle(failed), { signal: settled.signal });
+      this.audio.load();
+    });
   }
 
   #follow() {

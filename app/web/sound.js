@@ -37,6 +37,7 @@ export class Wave {
    * @param {HTMLElement} container
    * @param {object} options
    * @param {() => Promise<string>} options.src  URL of the audio, called on first playback
+   * @param {() => Promise<string>} [options.fallback]  URL of audio to play where the browser cannot play `src`
    * @param {number} options.duration  seconds
    * @param {[number, number][] | null} [options.peaks]  lowest and highest sample of equal stretches
    * @param {Region[]} [options.regions]
@@ -55,6 +56,7 @@ export class Wave {
     this.#options = { peaks: null, regions: [], height: 64, label: "Waveform", ...options };
     this.player = new Player({
       src: options.src,
+      fallback: options.fallback,
       duration: options.duration,
       onTime: (t) => this.#moved(t),
       onState: (...state) => this.#options.onState?.(...state),

@@ -1,7 +1,7 @@
 // The recording to analyse: a local file or a clip of the library. An <audio> that reads only the file's header finds its
 // duration and whether this browser can play it.
 
-import { get, soundUrl } from "./api.js";
+import { get, previewUrl, soundUrl } from "./api.js";
 
 export class Source {
   /** Seconds, or null if unknown. @type {number | null} */
@@ -35,6 +35,11 @@ export class Source {
   /** The URL for an <audio>. @returns {Promise<string>} */
   async src() {
     return this.url ?? soundUrl(this.clip.id);
+  }
+
+  /** The URL of what to play where the browser cannot play `src`; undefined for a local file. */
+  get fallback() {
+    return this.clip ? () => previewUrl(this.clip.id) : undefined;
   }
 
   /** Adds the recording to the form of POST /detect. @param {FormData} form */

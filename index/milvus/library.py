@@ -318,6 +318,10 @@ class MilvusLibrary:
                 ) from error
         return FrameCodes.from_bytes(blob, self._dim), float(row["hop"])
 
+    def refer(self, clip_id: str, file: Path) -> None:
+        """Raises LibraryError: several services share the audio, so it has to be where all of them reach it."""
+        raise LibraryError("a library in Milvus cannot refer to files: add them instead")
+
     def audio_path(self, clip_id: str) -> Path:
         clip = self.get(clip_id)
         with library_errors():

@@ -2,6 +2,9 @@
 
 A file appears under its name only complete and on disk: written to a temporary name, fsync, rename, fsync of the
 folder. One process at a time may write, which the library's lock ensures.
+
+A file that stays where it is has a symbolic link in its place, a reference. The link has the modification time of the
+file when it was referenced; a file that changed since, or is outside of `roots`, counts as missing.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +23,7 @@ from index.files import fsync_folder
 
 _INCOMING = ".incoming"
 _CHUNK = 1 << 20  # bytes copied at a time
+_SAME_TIME = 1_000_000_000  # ns; file systems keep times with different precision
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,10 +33,11 @@ def path_in(root: Path, sha256: str) -> Path:
 
 
 class AudioFiles:
-    """A folder of audio files; `root` is created if needed."""
+    """A folder of audio files; `root` is created if needed. `roots`: folders that references may point into."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.roots: tuple[Path, ...] = ()
         self._incoming = root / _INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
         fsync_folder(root)
@@ -41,7 +47,25 @@ class AudioFiles:
         return path_in(self.root, sha256)
 
     def has(self, sha256: str) -> bool:
-        return self.path(sha256).is_file()
+        return self.find(sha256) is not None
+
+    def is_copy(self, sha256: str) -> bool:
+        """Whether the file is here, and not elsewhere."""
+        return self.has(sha256) and not self.path(sha256).is_symlink()
+
+    def find(self, sha256: str) -> Path | None:
+        """Returns the file with this hash, here or where its reference points; None if it is missing or changed."""
+        path = self.path(sha256)
+        try:
+            own = path.lstat()
+            if not stat.S_ISLNK(own.st_mode):
+                return path if stat.S_ISREG(own.st_mode) else None
+            target = Path(os.path.realpath(path))
+            found = target.stat()
+        except OSError:
+            return None
+        same = stat.S_ISREG(found.st_mode) and abs(found.st_mtime_ns - own.st_mtime_ns) < _SAME_TIME
+        return target if same and any(target.is_relative_to(root) for root in self.roots) else None
 
     def stage(self, audio: bytes | BinaryIO, sha256: str) -> Path:
         """Writes audio to a temporary file and fsyncs it; a file object is copied from its start.
@@ -73,6 +97,14 @@ class AudioFiles:
         """
         staged = self._incoming / uuid.uuid4().hex
         os.link(file, staged)
+        return staged
+
+    def stage_reference(self, file: Path) -> Path:
+        """Stages a reference to a file that stays where it is. Raises OSError."""
+        modified = file.stat().st_mtime_ns
+        staged = self._incoming / uuid.uuid4().hex
+        os.symlink(file, staged)
+        os.utime(staged, ns=(modified, modified), follow_symlinks=False)
         return staged
 
     def place(self, staged: dict[str, Path]) -> None:

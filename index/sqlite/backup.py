@@ -172,7 +172,8 @@ class _Backup:
 
     def _link_or_copy(self, sha256: str, batch: _RenameBatch) -> None:
         with self._library.audio_path(sha256).open("rb") as file:
-            if not self._copy:
+            # a referenced file is copied: it belongs to somebody else, who may change it
+            if not self._copy and not self._library.audio_path(sha256).is_symlink():
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     raise ValueError("damaged")
                 try:

@@ -195,7 +195,10 @@ class SqliteLibrary:
         """Writes audio that neither the library nor `staged` (hash → file) has to disk, and adds it to `staged`."""
         for clip in new:
             if clip.sha256 not in staged and not (self.find(clip.sha256) and self._audio.has(clip.sha256)):
-                staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
+                if clip.reference is not None:
+                    staged[clip.sha256] = self._audio.stage_reference(clip.reference)
+                else:
+                    staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
 
     def _commit(self, encoded: list[EncodedClip], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """Renames the staged audio, inserts the clips in one transaction and adds them to the indexes."""
@@ -442,10 +445,24 @@ class SqliteLibrary:
 
     def audio_path(self, clip_id: str) -> Path:
         """Returns the uploaded file's path, which a delete removes. Raises ClipNotFound, AudioMissing."""
-        path = self._audio.path(self.get(clip_id).sha256)
-        if not path.is_file():
+        path = self._audio.find(self.get(clip_id).sha256)
+        if path is None:
             raise AudioMissing(clip_id)
         return path
+
+    def allow_references(self, roots: Sequence[Path]) -> None:
+        """Lets clips' audio be in these folders; references to files elsewhere count as missing."""
+        self._audio.roots = tuple(Path(os.path.realpath(root)) for root in roots)
+
+    def refer(self, clip_id: str, file: Path) -> None:
+        """Makes the clip's audio the file at this path, which has its SHA-256, unless the library has a copy.
+
+        Raises ClipNotFound, LibraryError.
+        """
+        with self._writing, storage_errors(self.folder):
+            sha256 = self.get(clip_id).sha256
+            if not self._audio.is_copy(sha256):
+                self._audio.place({sha256: self._audio.stage_reference(file)})
 
     def check(self) -> None:
         """Raises LibraryError if the database does not respond, was replaced, or the index cannot search."""

@@ -150,9 +150,9 @@ def make_app(fake_model: FakeModel, make_settings: Callable[..., Settings]) -> C
             max_queue_windows=settings.max_queue_windows,
             max_wait=settings.max_wait_ms / 1000,
         )
-        return create_app(
-            settings, engine, SqliteLibrary.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp)
-        )
+        library = SqliteLibrary.open(settings.data_dir, dim=fake_model.dim, checkpoint=fake_model.stamp)
+        library.allow_references(settings.reference_roots)
+        return create_app(settings, engine, library)
 
     return make
 

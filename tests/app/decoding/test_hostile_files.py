@@ -42,7 +42,8 @@ async def test_hostile_files(hostile_files: list[Any], monkeypatch: pytest.Monke
     """Each file decodes or raises its error in bounded time and leaves nothing behind."""
     request = protocol.REQUEST
     # CPU seconds, because wall-clock time depends on the load
-    monkeypatch.setattr(protocol, "REQUEST", SimpleNamespace(pack=lambda longest, _: request.pack(longest, 20.0)))
+    limited = SimpleNamespace(pack=lambda kind, longest, _, size: request.pack(kind, longest, 20.0, size))
+    monkeypatch.setattr(protocol, "REQUEST", limited)
     pool = DecoderPool(workers=2, max_workers=4)
     await pool.start()
     server = _fork_server(pool)
