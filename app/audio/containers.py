@@ -341,5 +341,7 @@ def _page_end(file: BinaryIO, start: int) -> int:
 
 
 def _bytes_at(file: BinaryIO, at: int, size: int) -> bytes:
+    if at >= 1 << 62:  # an offset out of a hostile header, which seek would refuse
+        return b""
     file.seek(at)
     return file.read(size)
