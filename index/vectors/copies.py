@@ -90,7 +90,7 @@ class VectorCopies:
             self._folder.mkdir(exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
         self._file.seek(4 * self._dim * self._count)
-        left = memoryview(vectors.reshape(-1).view(np.uint8))
+        left = vectors.data.cast("B")
         while left:
             left = left[self._file.write(left) :]
         mapped = self._view[1]
