@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app import errors
-from app.api import clips, detect, embed, openai, openapi, requests, search, system
+from app.api import clips, detect, embed, jobs, openai, openapi, requests, search, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -28,6 +28,7 @@ from app.observability.tracing import Tracing
 from app.server.middleware import AccessControl, RequestCancellation, RequestContext
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
+from app.services.jobs import JobRunner
 from app.services.waveforms import PeaksCache
 from app.services.words import sound_stems
 from app.settings import FAISS, Settings
@@ -40,7 +41,7 @@ _DESCRIPTION = (
     "Search audio by describing it, and detect when sounds occur in a recording. Times are in seconds. Errors are "
     "`application/problem+json` (RFC 9457) with the request's id. HEAD is supported wherever GET is."
 )
-_ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
+_ROUTERS = (search.router, clips.router, detect.router, jobs.router, embed.router, openai.router, system.router)
 
 
 def create_app(settings: Settings, engine: Engine, library: Library, tracing: Tracing | None = None) -> FastAPI:
@@ -120,10 +121,13 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.jobs = JobRunner(state)
         await start(state)
+        app.state.jobs.start()
         try:
             yield
         finally:
+            await app.state.jobs.close()
             await state.close(getattr(app.state, "loading", None))
 
     app = FastAPI(

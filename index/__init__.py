@@ -12,6 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from index.duplicates import near_duplicates
+    from index.jobs import (
+        EVENT,
+        UNFINISHED,
+        Job,
+        JobClip,
+        JobNotFound,
+        Jobs,
+        JobsUnsupported,
+        JobWork,
+        NewJob,
+        TooManyJobs,
+    )
     from index.library import Library
     from index.milvus.client import parse_milvus_url
     from index.milvus.library import MilvusLibrary
@@ -48,6 +60,7 @@ __all__ = [
     "Clip",
     "ClipFile",
     "ClipNotFound",
+    "EVENT",
     "Filter",
     "FrameCodes",
     "GpuMissing",
@@ -55,6 +68,12 @@ __all__ = [
     "InvalidCursor",
     "InvalidFilter",
     "InvalidMetadata",
+    "Job",
+    "JobClip",
+    "JobNotFound",
+    "JobWork",
+    "Jobs",
+    "JobsUnsupported",
     "Library",
     "LibraryDamaged",
     "LibraryError",
@@ -63,10 +82,13 @@ __all__ = [
     "LibraryUnavailable",
     "MilvusLibrary",
     "NewClip",
+    "NewJob",
     "STOP_WORDS",
     "SideDatabase",
     "SqliteLibrary",
     "StorageFull",
+    "TooManyJobs",
+    "UNFINISHED",
     "back_up",
     "cut_segments",
     "encode_frames",
@@ -83,6 +105,18 @@ __all__ = [
 
 _MODULES = {
     "index.duplicates": ("near_duplicates",),
+    "index.jobs": (
+        "EVENT",
+        "Job",
+        "JobClip",
+        "JobNotFound",
+        "JobWork",
+        "Jobs",
+        "JobsUnsupported",
+        "NewJob",
+        "TooManyJobs",
+        "UNFINISHED",
+    ),
     "index.library": ("Library",),
     "index.milvus.client": ("parse_milvus_url",),
     "index.milvus.library": ("MilvusLibrary",),

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
@@ -74,8 +74,8 @@ async def detect(request: Request, state: Serving) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         form = await stack.enter_async_context(requests.open_form(request, DetectForm, files="file"))
         options = form.fields
-        _check_count(state, options.phrases, "phrases")
-        wanted = _detection_request(options)
+        check_count(state, options.phrases, "phrases")
+        wanted = detection_request(options)
         source = _source(form, options.clip_id)
         if options.format == "ndjson":
             outline_step = options.outline_step if options.outline else None
@@ -105,7 +105,7 @@ async def classify(request: Request, state: Serving) -> Classification:
     """Scores each label, inserted into the template, against a whole file or clip."""
     async with requests.open_form(request, ClassifyForm, files="file") as form:
         options = form.fields
-        _check_count(state, options.labels, "labels")
+        check_count(state, options.labels, "labels")
         if options.template.count("{}") != 1:
             raise Invalid("The template must contain {} exactly once, in the place of the label.")
         async with open_source(state, _source(form, options.clip_id)) as stream:
@@ -120,6 +120,18 @@ async def classify(request: Request, state: Serving) -> Classification:
         for label, score, probability in zip(options.labels, scores, probabilities, strict=True)
     ]
     return Classification(labels=sorted(labels, key=lambda label: -label.probability))
+
+
+class EventOptions(Protocol):
+    """What DetectForm and a job's request say about events."""
+
+    phrases: list[str]
+    threshold: list[float]
+    low_threshold: Any  # list[float], or None
+    method: Literal["threshold", "sebb"]
+    median_filter: float
+    min_duration: float
+    max_gap: float
 
 
 class _ClosingStreamingResponse(StreamingResponse):
@@ -151,7 +163,8 @@ def _source(form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None) ->
     return form.files[0] if clip_id is None else clip_id
 
 
-def _detection_request(options: DetectForm) -> DetectionRequest:
+def detection_request(options: EventOptions) -> DetectionRequest:
+    """The phrases with their settings. Raises Invalid."""
     count = len(options.phrases)
     high = _for_each(options.threshold, count, "threshold")
     low = _for_each(options.low_threshold, count, "low_threshold") if options.low_threshold else [None] * count
@@ -178,7 +191,8 @@ def _for_each(values: list[float], count: int, name: str) -> list[float]:
     return values * count if len(values) == 1 else values
 
 
-def _check_count(state: AppState, phrases: list[str], what: str) -> None:
+def check_count(state: AppState, phrases: list[str], what: str) -> None:
+    """Raises Invalid for more than the configured number of phrases or labels."""
     limit = state.settings.max_phrases
     if len(phrases) > limit:
         raise Invalid(f"{len(phrases)} {what} are more than the limit of {limit}.")

@@ -51,6 +51,7 @@ from index.records import (
 from index.segments import SegmentIndexes
 from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
+from index.sqlite.jobs import SqliteJobs
 from index.sqlite.queries import SqliteVectors
 from index.sqlite.recovery import recover
 from index.sqlite.reindex import remove_side, side_path, take_over
@@ -88,6 +89,7 @@ class SqliteLibrary:
         self._broken: str | None = None
         self._changes = 0  # of clips' words
         self._terms = TermCache()
+        self.jobs = SqliteJobs(database, self._writing, index.dim)
 
     @classmethod
     def open(
