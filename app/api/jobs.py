@@ -110,7 +110,9 @@ class SummaryQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    by: Literal["clip", "hour"] = Field("hour", description="hour: of local time, for clips that tell their start.")
+    by: Literal["phrase", "clip", "hour"] = Field(
+        "phrase", description="hour: of local time, for clips that tell their start."
+    )
     format: Literal["json", "csv", "png"] = Field("json", description="png: a heat map of days and hours.")
 
 
@@ -187,9 +189,7 @@ async def job_events(job_id: str, state: Serving, query: Annotated[EventsQuery, 
     jobs = jobs_of(state)
     job = await state.read(jobs.get, job_id)
     pieces = events.WRITERS[query.format](jobs.results(job_id), job.request["phrases"])
-    return _download(
-        pieces, events.MEDIA_TYPES[query.format], f"events-{job_id[:8]}{events.SUFFIXES[query.format]}"
-    )
+    return _download(pieces, events.MEDIA_TYPES[query.format], f"events-{job_id[:8]}{events.SUFFIXES[query.format]}")
 
 
 @router.get(
@@ -209,23 +209,25 @@ async def job_events(job_id: str, state: Serving, query: Annotated[EventsQuery, 
     },
 )
 async def job_summary(job_id: str, state: Serving, query: Annotated[SummaryQuery, Query()]) -> Response:
-    """Counts the events and their seconds for each clip, or for each hour in which something was recorded.
+    """Counts the events and their seconds: of each phrase, in each clip, or in each hour with recordings.
 
     A clip's start is known from its metadata (`start_time`, or `date` and `time`, which `bext` fills) or its file name,
     as recorders write it: 20240131_054500.WAV.
     """
-    if query.by == "clip" and query.format == "png":
+    if query.by != "hour" and query.format == "png":
         raise Invalid("The heat map is of hours: use by=hour.")
     jobs = jobs_of(state)
     job = await state.read(jobs.get, job_id)
     phrases, results = job.request["phrases"], jobs.results(job_id)
-    if query.by == "clip":
-        pieces = (summary.clips_csv if query.format == "csv" else summary.clips_json)(results, phrases)
-    else:
+    if query.by == "hour":
         hours = await state.compute(summary.by_hour, results, phrases)
         if query.format == "png":
             return Response(await state.compute(summary.hours_png, hours, phrases), media_type="image/png")
         pieces = (summary.hours_csv if query.format == "csv" else summary.hours_json)(hours, phrases)
+    elif query.by == "clip":
+        pieces = (summary.clips_csv if query.format == "csv" else summary.clips_json)(results, phrases)
+    else:
+        pieces = (summary.phrases_csv if query.format == "csv" else summary.phrases_json)(results, phrases)
     if query.format == "csv":
         return _download(pieces, events.MEDIA_TYPES["csv"], f"summary-{job_id[:8]}.csv")
     return StreamingResponse(_joined(pieces), media_type="application/json")

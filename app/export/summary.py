@@ -1,4 +1,4 @@
-"""Summaries of a job's events: for each clip, for each hour, and as a heat map of days and hours.
+"""Summaries of a job's events: for each phrase, clip and hour, and as a heat map of days and hours.
 
 The results are read once, as in app.export.events. Events belong to the hour in which they begin.
 """
@@ -60,6 +60,18 @@ def by_hour(results: Results, phrases: Sequence[str]) -> Hours:
     return found
 
 
+def phrases_json(results: Results, phrases: Sequence[str]) -> Iterator[bytes]:
+    """{"by": "phrase", "phrases": [{"phrase", "events", "duration", "clips"}]}: clips with at least one event."""
+    yield from _json({"by": "phrase"}, "phrases", iter(_phrases(results, phrases)))
+
+
+def phrases_csv(results: Results, phrases: Sequence[str]) -> Iterator[bytes]:
+    """A row for each phrase."""
+    yield _row(["event_label", "events", "duration", "clips"])
+    for own in _phrases(results, phrases):
+        yield _row([to_cell(own["phrase"]), own["events"], f"{own['duration']:.3f}", own["clips"]])
+
+
 def hours_json(summary: Hours, phrases: Sequence[str]) -> Iterator[bytes]:
     """{"by": "hour", "undated", "phrases", "hours": [{"hour", "seconds", "events", "durations"}]}."""
     head = {"by": "hour", "phrases": list(phrases), "undated": summary.undated}
@@ -95,9 +107,7 @@ def clips_csv(results: Results, phrases: Sequence[str]) -> Iterator[bytes]:
     for own in _clips(results, len(phrases)):
         name, seconds = to_cell(own["filename"]), f"{own['seconds']:.3f}"
         for phrase, events, duration in zip(phrases, own["events"], own["durations"], strict=True):
-            yield _row(
-                [name, seconds, to_cell(phrase), events, f"{duration:.3f}", own["clip_id"], own["time"] or ""]
-            )
+            yield _row([name, seconds, to_cell(phrase), events, f"{duration:.3f}", own["clip_id"], own["time"] or ""])
 
 
 def hours_png(summary: Hours, phrases: Sequence[str]) -> bytes:
@@ -117,6 +127,25 @@ def hours_png(summary: Hours, phrases: Sequence[str]) -> bytes:
     order = np.argsort(-np.nansum(cells, axis=(1, 2)), kind="stable")[:_PANELS]
     maps = [HeatMap(phrases[number], first, cells[number]) for number in order.tolist()]
     return heat_maps_png(maps, f"Events by day and hour, {first} to {days[-1]}")
+
+
+def _phrases(results: Results, phrases: Sequence[str]) -> list[dict[str, Any]]:
+    events, clips = np.zeros(len(phrases), np.int64), np.zeros(len(phrases), np.int64)
+    durations = np.zeros(len(phrases))
+    for _, own in results:
+        counts = np.bincount(own["phrase"], minlength=len(phrases))
+        events += counts
+        clips += counts > 0
+        durations += np.bincount(own["phrase"], own["offset"] - own["onset"], len(phrases))
+    return [
+        {
+            "phrase": phrase,
+            "events": int(events[number]),
+            "duration": round(float(durations[number]), 3),
+            "clips": int(clips[number]),
+        }
+        for number, phrase in enumerate(phrases)
+    ]
 
 
 def _clips(results: Results, phrases: int) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,19 @@ from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.detection import DetectionRequest
 from app.state import AppState
-from index import EVENT, UNFINISHED, Job, JobClip, JobNotFound, Jobs, JobsUnsupported, JobWork, LibraryError, NewJob, StorageFull
+from index import (
+    EVENT,
+    UNFINISHED,
+    Job,
+    JobClip,
+    JobNotFound,
+    Jobs,
+    JobsUnsupported,
+    JobWork,
+    LibraryError,
+    NewJob,
+    StorageFull,
+)
 from model.detection import DetectionSettings, find_events
 
 log = logging.getLogger(__name__)

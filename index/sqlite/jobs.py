@@ -15,15 +15,25 @@ from datetime import UTC, datetime
 import numpy as np
 
 from index.filters import parse_filter
-from index.jobs import EVENT, UNFINISHED, Job, JobClip, JobNotFound, JobWork, NewJob, TooManyJobs, pack_rows, unpack_rows
+from index.jobs import (
+    EVENT,
+    UNFINISHED,
+    Job,
+    JobClip,
+    JobNotFound,
+    JobWork,
+    NewJob,
+    TooManyJobs,
+    pack_rows,
+    unpack_rows,
+)
 from index.quantization import FrameCodes
 from index.records import Clip
 from index.sqlite import queries
 from index.sqlite.store import Store
 
-_JOB = (
-    "id, kind, state, request, done, total, reused, events, seconds, error, checkpoint, created, started, ended"
-)  # in Job's order
+# In Job's order
+_JOB = "id, kind, state, request, done, total, reused, events, seconds, error, checkpoint, created, started, ended"
 _UNFINISHED = "state IN ({})".format(", ".join(f"'{state}'" for state in UNFINISHED))
 
 
@@ -170,7 +180,9 @@ class SqliteJobs:
     def results(self, job_id: str, batch: int = 256) -> Iterator[tuple[Clip, np.ndarray]]:
         with self._store.read() as view:
             _job(view, job_id)
-            number, clips, done = view.execute("SELECT number, clips, done FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            number, clips, done = view.execute(
+                "SELECT number, clips, done FROM jobs WHERE id = ?", (job_id,)
+            ).fetchone()
         rows = np.sort(unpack_rows(clips)[:done])
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
