@@ -218,7 +218,7 @@ class AsyncClient:
         """As `Client.job_summary`."""
         return await self._send(calls.job_summary(job_id, by))
 
-    async def job_summary_as(self, format: str, job_id: str, by: str = "hour") -> bytes:
+    async def job_summary_as(self, format: str, job_id: str, by: str = "phrase") -> bytes:
         """As `Client.job_summary_as`."""
         return await self._send(calls.job_summary_as(format, job_id, by))
 

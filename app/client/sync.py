@@ -241,7 +241,7 @@ class Client:
         """Returns the number of events and their seconds for each "phrase", "clip" or "hour"."""
         return self._send(calls.job_summary(job_id, by))
 
-    def job_summary_as(self, format: str, job_id: str, by: str = "hour") -> bytes:
+    def job_summary_as(self, format: str, job_id: str, by: str = "phrase") -> bytes:
         """Returns `job_summary` as a file in `format`: "csv", or for hours "png", a heat map."""
         return self._send(calls.job_summary_as(format, job_id, by))
 

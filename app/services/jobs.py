@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 256  # frames scored at once, as in a detection in a clip
 _COMMIT_S = 0.5  # of work in a transaction; also what a crash loses
 _COPIED = 10_000  # clips taken over from another job in a transaction
-_COURTESY_S = 0.004  # that a job waits after each clip while a request is being answered
+_COURTESY_S = 0.003  # that a job waits after each clip while a request is being answered
 _RETRY_S = 10.0  # after the library failed
 _PAUSE_S = 0.001
 

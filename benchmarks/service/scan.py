@@ -103,6 +103,7 @@ def run_job(server: Server, threshold: float) -> dict[str, float]:
     """A job to its end: seconds, hours a second, and the service's memory at its start, end and peak in MB."""
     service = psutil.Process(server.process.pid)
     memory = [service.memory_info().rss / 1e6]
+    spent = sum(service.cpu_times()[:2])
     request = {"kind": "detect", "phrases": PHRASES, "threshold": threshold}
     began = time.perf_counter()
     job = server.post("/jobs", json=request).raise_for_status().json()
@@ -111,12 +112,14 @@ def run_job(server: Server, threshold: float) -> dict[str, float]:
         job = server.get(f"/jobs/{job['id']}").json()
         memory.append(service.memory_info().rss / 1e6)
     seconds = time.perf_counter() - began
+    spent = sum(service.cpu_times()[:2]) - spent
     assert job["state"] == "done" and not job["reused"], job
     began = time.perf_counter()
     csv = server.get(f"/jobs/{job['id']}/events").text
     assert csv.count("\n") == job["events"] + 1
     return {
         "seconds": seconds,
+        "cpu_seconds": spent,
         "hours_per_second": job["seconds"] / 3600 / seconds,
         "times_real_time": job["seconds"] / seconds,
         "events": job["events"],
@@ -155,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
                 beside += load.seconds
     searches = {"alone": Latency.of(alone), "beside a job": Latency.of(beside)}
     print(f"{options.clips} clips, {hours:.1f} hours, {len(PHRASES)} phrases, load {os.getloadavg()[0]:.1f}\n")
-    columns = ("seconds", "hours_per_second", "times_real_time", "memory_start_mb", "memory_peak_mb", "memory_end_mb")
+    columns = ("seconds", "cpu_seconds", "hours_per_second", "times_real_time", "memory_start_mb", "memory_peak_mb", "memory_end_mb")
     rows = [[name, *(run[c] for c in columns)] for name, run in [("alone", quiet), *(("beside", j) for j in jobs)]]
     print(table(["job", *columns], rows) + "\n")
     print(table(["searches", "n", "p50 ms", "p95 ms", "p99 ms"], [
