@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from index.segments import cut_segments
     from index.sqlite.backup import BackupResult, back_up, restore
+    from index.sqlite.dataset import DatasetReport, export_library, import_library
     from index.sqlite.library import SqliteLibrary
     from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
     from index.sqlite.reindex import SideDatabase, remove_side, side_path
@@ -60,6 +61,7 @@ __all__ = [
     "Clip",
     "ClipFile",
     "ClipNotFound",
+    "DatasetReport",
     "EVENT",
     "Filter",
     "FrameCodes",
@@ -93,6 +95,8 @@ __all__ = [
     "cut_segments",
     "encode_frames",
     "exclusive_lock",
+    "export_library",
+    "import_library",
     "near_duplicates",
     "parse_milvus_url",
     "remove_side",
@@ -123,6 +127,7 @@ _MODULES = {
     "index.quantization": ("FrameCodes", "encode_frames"),
     "index.segments": ("cut_segments",),
     "index.sqlite.backup": ("BackupResult", "back_up", "restore"),
+    "index.sqlite.dataset": ("DatasetReport", "export_library", "import_library"),
     "index.sqlite.library": ("SqliteLibrary",),
     "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),
     "index.sqlite.reindex": ("SideDatabase", "remove_side", "side_path"),

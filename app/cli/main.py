@@ -95,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
     options.restore(command("restore", _restore, "restore a library from a backup"))
+    options.export(command("export", _export, "write a library as a folder of Parquet files"))
+    options.import_(command("import", _import, "make a library of a folder that export wrote"))
     options.convert(command("convert", _convert, "convert published weights without running their code"))
     _training_commands(command)
     return parser
@@ -248,6 +250,20 @@ def _restore(args: argparse.Namespace) -> int:
     from app.cli.backup import run_restore
 
     return run_restore(args.source, settings.data_dir, args.snapshot, args.partial)
+
+
+def _export(args: argparse.Namespace) -> int:
+    settings = _require_folder(_settings(args, "data_dir"))
+    from app.cli.backup import run_export
+
+    return run_export(settings.data_dir, args.dest, args.audio)
+
+
+def _import(args: argparse.Namespace) -> int:
+    settings = _require_folder(_settings(args, "data_dir"))
+    from app.cli.backup import run_import
+
+    return run_import(args.source, settings.data_dir)
 
 
 def _convert(args: argparse.Namespace) -> None:

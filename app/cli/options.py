@@ -111,6 +111,17 @@ def restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partial", action="store_true", help="skip audio files that are missing or damaged")
 
 
+def export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dest", type=Path, metavar="DEST", help="new folder to write; Hugging Face datasets reads it")
+    parser.add_argument("--audio", action="store_true", help="include the audio files")
+    _data_dir(parser)
+
+
+def import_(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder that finelap export wrote")
+    _data_dir(parser)
+
+
 def convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="published .pt file, or Hugging Face folder of FineLAP")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")

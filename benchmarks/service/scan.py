@@ -158,7 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
                 beside += load.seconds
     searches = {"alone": Latency.of(alone), "beside a job": Latency.of(beside)}
     print(f"{options.clips} clips, {hours:.1f} hours, {len(PHRASES)} phrases, load {os.getloadavg()[0]:.1f}\n")
-    columns = ("seconds", "cpu_seconds", "hours_per_second", "times_real_time", "memory_start_mb", "memory_peak_mb", "memory_end_mb")
+    columns = ["seconds", "cpu_seconds", "hours_per_second", "times_real_time"]
+    columns += [f"memory_{when}_mb" for when in ("start", "peak", "end")]
     rows = [[name, *(run[c] for c in columns)] for name, run in [("alone", quiet), *(("beside", j) for j in jobs)]]
     print(table(["job", *columns], rows) + "\n")
     print(table(["searches", "n", "p50 ms", "p95 ms", "p99 ms"], [

@@ -538,7 +538,7 @@ def _check_database_exists(folder: Path, audio: AudioFiles) -> None:
     """Raises LibraryError for audio files without a database, which is created first and so must have been lost."""
     path = folder / DATABASE_FILE
     if not path.exists() and (folder / RESTORING_FILE).exists():
-        raise LibraryError(f"the restore to {folder} is incomplete: run finelap restore again")
+        raise LibraryError(f"the restore to {folder} is incomplete: run finelap restore (or import) again")
     if (not path.exists() or not path.stat().st_size) and any(True for _ in audio.names()):
         raise LibraryError(
             f"{audio.root} has audio files, but {path.name} is missing or empty: put the database back, or move the "
