@@ -115,6 +115,7 @@ KINDS: dict[type[Exception], Kind] = {
     ModelNotFound: Kind(404, "model-not-found", "Model not found"),
     index.ClipNotFound: Kind(404, "clip-not-found", "Clip not found"),
     index.AudioMissing: Kind(404, "audio-missing", "Audio file missing"),
+    index.JobNotFound: Kind(404, "job-not-found", "Job not found"),
     PreconditionFailed: Kind(412, "precondition-failed", "Precondition failed"),
     BodyTooLarge: Kind(413, "body-too-large", "Request too large"),
     audio_errors.TooLong: Kind(413, "audio-too-long", "Audio too long"),
@@ -134,6 +135,8 @@ KINDS: dict[type[Exception], Kind] = {
     index.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
     index.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),
     batcher.QueueFull: Kind(429, "queue-full", "Queue full"),
+    index.TooManyJobs: Kind(429, "too-many-jobs", "Too many jobs"),
+    index.JobsUnsupported: Kind(501, "jobs-unsupported", "Jobs not supported"),
     MemoryError: Kind(503, "out-of-memory", "Not enough memory"),
     batcher.Closed: Kind(503, "shutting-down", "Shutting down"),
     NotReady: Kind(503, "not-ready", "Not ready"),
@@ -201,6 +204,8 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return dict(error.headers or {})
     if isinstance(error, batcher.QueueFull):
         return {"Retry-After": str(error.retry_after)}
+    if isinstance(error, index.TooManyJobs):
+        return {"Retry-After": "60"}
     if isinstance(error, NotReady | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):

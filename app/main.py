@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from app import errors
 from app.agents.endpoint import McpEndpoint
-from app.api import clips, detect, embed, excerpts, openai, openapi, requests, search, system
+from app.api import clips, detect, embed, excerpts, jobs, openai, openapi, requests, search, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -31,6 +31,7 @@ from app.server.middleware import AccessControl, RequestCancellation, RequestCon
 from app.server.prefix import PathPrefix
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
+from app.services.jobs import JobRunner
 from app.services.waveforms import PeaksCache
 from app.services.words import sound_stems
 from app.settings import FAISS, Settings
@@ -43,7 +44,16 @@ _DESCRIPTION = (
     "Search audio by describing it, and detect when sounds occur in a recording. Times are in seconds. Errors are "
     "`application/problem+json` (RFC 9457) with the request's id. HEAD is supported wherever GET is."
 )
-_ROUTERS = (search.router, excerpts.router, clips.router, detect.router, embed.router, openai.router, system.router)
+_ROUTERS = (
+    search.router,
+    excerpts.router,
+    clips.router,
+    detect.router,
+    jobs.router,
+    embed.router,
+    openai.router,
+    system.router,
+)
 
 
 def create_app(settings: Settings, engine: Engine, library: Library, tracing: Tracing | None = None) -> FastAPI:
@@ -124,11 +134,14 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.jobs = JobRunner(state)
         await start(state)
+        app.state.jobs.start()
         try:
             yield
         finally:
             await agents.close()
+            await app.state.jobs.close()
             await state.close(getattr(app.state, "loading", None))
 
     app = FastAPI(

@@ -55,6 +55,7 @@ class AppState:
         self._library: Library | None = None
         self._additions: Batcher[NewClip, tuple[Clip, bool]] | None = None
         self._failure: str | None = None
+        self.opened = asyncio.Event()  # set once engine and library are in service
         self._closing = False
         self._drained = False
         self._active = 0
@@ -110,6 +111,7 @@ class AppState:
         )
         self._additions.start()
         self._engine, self._library = engine, library
+        self.opened.set()
         log.info("ready: %s on %s, %d clips", engine.name, engine.device, await self.read(len, library))
 
     async def load(self, load: Load) -> None:
@@ -177,6 +179,11 @@ class AppState:
             self._active -= 1
             if not self._active:
                 self._idle.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered. May be read from any thread."""
+        return self._active > 0
 
     async def _wait_idle(self, seconds: float) -> bool:
         """Waits up to `seconds` until no request is running; returns whether that was reached."""

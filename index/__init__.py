@@ -12,6 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from index.duplicates import near_duplicates
+    from index.jobs import (
+        EVENT,
+        UNFINISHED,
+        Job,
+        JobClip,
+        JobNotFound,
+        Jobs,
+        JobsUnsupported,
+        JobWork,
+        NewJob,
+        TooManyJobs,
+    )
     from index.library import Library
     from index.milvus.client import parse_milvus_url
     from index.milvus.library import MilvusLibrary
@@ -36,6 +48,7 @@ if TYPE_CHECKING:
     )
     from index.segments import LONG_SECONDS, cut_segments
     from index.sqlite.backup import BackupResult, back_up, restore
+    from index.sqlite.dataset import DatasetReport, export_library, import_library
     from index.sqlite.library import SqliteLibrary
     from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
     from index.sqlite.reindex import SideDatabase, remove_side, side_path
@@ -48,6 +61,8 @@ __all__ = [
     "Clip",
     "ClipFile",
     "ClipNotFound",
+    "DatasetReport",
+    "EVENT",
     "Filter",
     "FrameCodes",
     "GpuMissing",
@@ -56,6 +71,12 @@ __all__ = [
     "InvalidFilter",
     "InvalidMetadata",
     "LONG_SECONDS",
+    "Job",
+    "JobClip",
+    "JobNotFound",
+    "JobWork",
+    "Jobs",
+    "JobsUnsupported",
     "Library",
     "LibraryDamaged",
     "LibraryError",
@@ -64,14 +85,19 @@ __all__ = [
     "LibraryUnavailable",
     "MilvusLibrary",
     "NewClip",
+    "NewJob",
     "STOP_WORDS",
     "SideDatabase",
     "SqliteLibrary",
     "StorageFull",
+    "TooManyJobs",
+    "UNFINISHED",
     "back_up",
     "cut_segments",
     "encode_frames",
     "exclusive_lock",
+    "export_library",
+    "import_library",
     "near_duplicates",
     "parse_milvus_url",
     "remove_side",
@@ -84,12 +110,25 @@ __all__ = [
 
 _MODULES = {
     "index.duplicates": ("near_duplicates",),
+    "index.jobs": (
+        "EVENT",
+        "Job",
+        "JobClip",
+        "JobNotFound",
+        "JobWork",
+        "Jobs",
+        "JobsUnsupported",
+        "NewJob",
+        "TooManyJobs",
+        "UNFINISHED",
+    ),
     "index.library": ("Library",),
     "index.milvus.client": ("parse_milvus_url",),
     "index.milvus.library": ("MilvusLibrary",),
     "index.quantization": ("FrameCodes", "encode_frames"),
     "index.segments": ("LONG_SECONDS", "cut_segments"),
     "index.sqlite.backup": ("BackupResult", "back_up", "restore"),
+    "index.sqlite.dataset": ("DatasetReport", "export_library", "import_library"),
     "index.sqlite.library": ("SqliteLibrary",),
     "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),
     "index.sqlite.reindex": ("SideDatabase", "remove_side", "side_path"),

@@ -33,6 +33,17 @@ class FrameCodes:
         frames._count = count
         return frames
 
+    @classmethod
+    def of(cls, codes: np.ndarray, scales: np.ndarray) -> FrameCodes:
+        """Codes (T, D) int8 and scales (T,) as they are. Raises ValueError unless they are frames, T ≥ 1."""
+        if codes.ndim != 2 or codes.dtype != np.int8 or scales.shape != codes.shape[:1] or not len(codes):
+            raise ValueError(f"codes {codes.shape} {codes.dtype} and scales {scales.shape} are not frames")
+        return cls.from_bytes(scales.astype("<f4").tobytes() + np.ascontiguousarray(codes).tobytes(), codes.shape[1])
+
+    def codes_and_scales(self) -> tuple[np.ndarray, np.ndarray]:
+        """The codes (T, D) int8 and scales (T,) float32: frame t is codes[t] × scales[t]."""
+        return self._joined()
+
     def __len__(self) -> int:
         return self._count
 

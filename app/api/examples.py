@@ -116,6 +116,44 @@ DETECTION_LINES = (
     '{"type": "end", "filename": "dog.wav", "duration": 3.2, "frame_hop": 0.16, "phrases": [{"phrase": "dog barking", '
     '"clip_score": 0.8271, "max_score": 0.951, "events": [{"onset": 1.12, "offset": 2.08, "score": 0.934}]}]}\n'
 )
+JOB_REQUESTS = {
+    "all clips": {"kind": "detect", "phrases": ["dog barking", "rain"]},
+    "some clips": {"kind": "detect", "phrases": ["dog barking"], "filter": {"site": "north"}, "threshold": 0.4},
+}
+JOB = {
+    "id": "0c4cde0e4f4b4b7c9f3f4b6c0f6e2a11",
+    "kind": "detect",
+    "state": "running",
+    "done": 4200,
+    "total": 10000,
+    "events": 512,
+    "reused": 0,
+    "seconds": 42_000.0,
+    "error": None,
+    "created": "2026-11-29T10:00:00.000Z",
+    "started": "2026-11-29T10:00:00.100Z",
+    "ended": None,
+    "phrases": ["dog barking", "rain"],
+    "filter": None,
+    "threshold": [0.5, 0.5],
+    "low_threshold": [None, None],
+    "method": "threshold",
+    "median_filter": 0.48,
+    "min_duration": 0.0,
+    "max_gap": 0.2,
+    "checkpoint": "finelap-small-0f3c",
+}
+JOBS = {"jobs": [JOB]}
+JOB_CSV = (
+    "filename,onset,offset,event_label,score,clip_id,time\n"
+    "20240131_054500.WAV,1.120,2.080,dog barking,0.9340,3f9a,2024-01-31T05:45:01.120\n"
+)
+JOB_SUMMARY = {
+    "by": "hour",
+    "phrases": ["dog barking", "rain"],
+    "undated": 2,
+    "hours": [{"hour": "2024-01-31T05:00", "seconds": 900.0, "events": [3, 0], "durations": [2.88, 0.0]}],
+}
 CLASSIFICATION = {"labels": [{"label": "dog", "score": 0.83, "probability": 0.97}]}
 HEALTH = {"status": "ok"}
 INFO = {

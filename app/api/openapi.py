@@ -53,6 +53,11 @@ _PROBLEMS = {
         "internal-error",
         "An unexpected error occurred. The log has the details under this request id.",
     ),
+    501: (
+        "Not supported by this library",
+        "jobs-unsupported",
+        "jobs need a library in SQLite (FINELAP_INDEX_URL=faiss://); this one is in Milvus",
+    ),
     503: ("Not ready, shutting down, or timed out; see Retry-After", "not-ready", "The model is loading."),
     507: ("No space left in storage", "storage-full", "no space left in data"),
 }
@@ -63,6 +68,7 @@ TAGS = [
         "search": "Search by text, by audio and by a clip, and for the best moments.",
         "library": "Add, list, change and delete clips, and get their audio.",
         "detection": "The sound events in a recording, and the labels that fit it.",
+        "jobs": "Detections over the whole library, and tables of their events.",
         "embeddings": "Embeddings of audio and texts in a shared space; also compatible with the OpenAI API.",
         "health": "Liveness and readiness probes; no API key required.",
         "service": "Model, limits and metrics.",

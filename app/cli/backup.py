@@ -1,4 +1,4 @@
-"""`finelap backup` and `finelap restore`: copy a library and bring a copy back, with progress bars."""
+"""`finelap backup` and `restore`, `export` and `import`: copy a library and bring it back, with progress bars."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from index import BackupResult, back_up, restore
+from index import BackupResult, back_up, export_library, import_library, restore
 
 
 class _Bars:
@@ -50,6 +50,25 @@ def run_restore(source: Path, folder: Path, snapshot: str | None, partial: bool)
         copied = restore(source, folder, bars, snapshot, partial)
     print(f"{folder}: {copied.snapshot.clips} clips, as of {copied.snapshot.name}")
     return _report_failures(copied)
+
+
+def run_export(folder: Path, dest: Path, audio: bool) -> int:
+    """Writes the library in `folder` as Parquet files to `dest`. Returns 1 if audio was missing."""
+    with _Bars() as bars:
+        report = export_library(folder, dest, bars, audio)
+    print(f"{dest}: {report.clips} clips of {report.checkpoint}, {report.audio if audio else 'no'} audio files")
+    if audio and report.audio < report.clips:
+        print(f"the audio of {report.clips - report.audio} clips is missing", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_import(source: Path, folder: Path) -> int:
+    """Makes a library in `folder` of exported files."""
+    with _Bars() as bars:
+        report = import_library(source, folder, bars)
+    print(f"{folder}: {report.clips} clips of {report.checkpoint}, {report.audio} with audio")
+    return 0
 
 
 def _report_failures(copied: BackupResult) -> int:

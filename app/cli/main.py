@@ -16,7 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from app.client import DetectOptions
     from app.settings import Settings
+    from model.detection import DetectionSettings
 
 
 class UsageError(Exception):
@@ -88,11 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     options.ingest(command("ingest", _ingest, "add files and folders to the library"))
     options.search(command("search", _search, "search the library by a description or by a sound"))
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
+    options.scan(command("scan", _scan, "detect sound events in the whole library of a service"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
     options.mcp(command("mcp", _mcp, "offer the library to language models, over standard input and output"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
     options.restore(command("restore", _restore, "restore a library from a backup"))
+    options.export(command("export", _export, "write a library as a folder of Parquet files"))
+    options.import_(command("import", _import, "make a library of a folder that export wrote"))
     options.convert(command("convert", _convert, "convert published weights without running their code"))
     _training_commands(command)
     return parser
@@ -165,7 +170,8 @@ def _search(args: argparse.Namespace) -> None:
     )
 
 
-def _detect(args: argparse.Namespace) -> None:
+def _detection_options(args: argparse.Namespace) -> tuple[DetectOptions, list[DetectionSettings]]:
+    """The options that are given, and the settings of each phrase. Raises UsageError."""
     if not args.phrases:
         raise UsageError('give at least one phrase: -p "dog barking" (repeat -p for more)')
     if any(not phrase.strip() for phrase in args.phrases):
@@ -173,18 +179,22 @@ def _detect(args: argparse.Namespace) -> None:
     names = ("threshold", "low_threshold", "method", "median_filter", "min_duration", "max_gap")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     from app.cli.options import detection_settings
-    from app.cli.remote import open_writer
 
     try:
-        detections = detection_settings(args.phrases, given)
+        return given, detection_settings(args.phrases, given)  # type: ignore[return-value]  # `names` lists its keys
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _detect(args: argparse.Namespace) -> None:
+    given, detections = _detection_options(args)
+    from app.cli.remote import open_writer
 
     with open_writer(args.output, args.format) as writer:
         if args.server is not None and not (args.checkpoint or args.device):
             from app.cli.remote import run_detect
 
-            run_detect(args.server, args.file, args.phrases, given, writer, args.plot)  # type: ignore[arg-type]
+            run_detect(args.server, args.file, args.phrases, given, writer, args.plot)
         else:
             settings = _settings(args, "checkpoint", "device")
             from app.cli.local import detect_file
@@ -192,6 +202,20 @@ def _detect(args: argparse.Namespace) -> None:
 
             phrases = [" ".join(phrase.split()) for phrase in args.phrases]
             detect_file(settings, args.file, DetectionRequest(phrases, detections), writer.write, args.plot)
+
+
+def _scan(args: argparse.Namespace) -> int:
+    given, _ = _detection_options(args)
+    from app.cli.scan import choose_format, choose_summary, run_scan
+
+    try:
+        output = None if args.out is None else (args.out, choose_format(args.out, args.format))
+        summary = None if args.summary is None else (args.summary, *choose_summary(args.summary, args.by))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if args.out is None and args.format is not None:
+        raise UsageError("--format needs --out")
+    return run_scan(args.server, args.phrases, args.filter, given, (output, summary, args.json))
 
 
 def _embed(args: argparse.Namespace) -> int:
@@ -233,6 +257,20 @@ def _restore(args: argparse.Namespace) -> int:
     from app.cli.backup import run_restore
 
     return run_restore(args.source, settings.data_dir, args.snapshot, args.partial)
+
+
+def _export(args: argparse.Namespace) -> int:
+    settings = _require_folder(_settings(args, "data_dir"))
+    from app.cli.backup import run_export
+
+    return run_export(settings.data_dir, args.dest, args.audio)
+
+
+def _import(args: argparse.Namespace) -> int:
+    settings = _require_folder(_settings(args, "data_dir"))
+    from app.cli.backup import run_import
+
+    return run_import(args.source, settings.data_dir)
 
 
 def _convert(args: argparse.Namespace) -> None:

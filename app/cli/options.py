@@ -61,23 +61,27 @@ def detect(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="the recording")
     add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
-    scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
-    add("--threshold", **scores, help="score that starts an event (0.5); once, or once per phrase")
-    add(
-        "--low-threshold",
-        **scores,
-        help="score below which an event ends (half of its highest score); once, or once per phrase",
-    )
-    add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
-    add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
-    add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")
-    add("--max-gap", type=seconds, metavar="S", help="join events at most this far apart (0.2)")
+    detection(parser)
     add("--plot", type=Path, metavar="PNG", help="write a plot of the detection")
     add("--format", choices=["table", "json", "csv", "audacity", "raven", "ndjson"], default="table")
     add("--json", action="store_const", const="json", dest="format", help="the same as --format json")
     add("-o", "--output", type=Path, metavar="FILE", help="write the events to this file")
     _server(parser, default=None)
     _model(parser)
+
+
+def scan(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
+    add("--filter", type=json_object, metavar="JSON", help="only clips with this metadata")
+    detection(parser)
+    add("-o", "--out", type=Path, metavar="FILE", help="write the events to this file")
+    formats = ["csv", "parquet", "raven", "audacity", "ndjson"]
+    add("--format", choices=formats, help="of the file; default by its suffix: .csv .parquet .txt .zip .ndjson")
+    add("--summary", type=Path, metavar="FILE", help="write a summary too: .csv, .json, or a heat map as .png")
+    add("--by", choices=["phrase", "clip", "hour"], help="what to summarise by (hour for .png, else clip)")
+    add("--json", action="store_true", help="print the job as JSON")
+    _server(parser)
 
 
 def embed(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +116,17 @@ def restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partial", action="store_true", help="skip audio files that are missing or damaged")
 
 
+def export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dest", type=Path, metavar="DEST", help="new folder to write; Hugging Face datasets reads it")
+    parser.add_argument("--audio", action="store_true", help="include the audio files")
+    _data_dir(parser)
+
+
+def import_(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder that finelap export wrote")
+    _data_dir(parser)
+
+
 def convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="published .pt file, or Hugging Face folder of FineLAP")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
@@ -119,6 +134,22 @@ def convert(parser: argparse.ArgumentParser) -> None:
 
 
 # Options that several commands share
+
+
+def detection(parser: argparse.ArgumentParser) -> None:
+    """How frame scores become events."""
+    add = parser.add_argument
+    scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
+    add("--threshold", **scores, help="score that starts an event (0.5); once, or once per phrase")
+    add(
+        "--low-threshold",
+        **scores,
+        help="score below which an event ends (half of its highest score); once, or once per phrase",
+    )
+    add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
+    add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
+    add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")
+    add("--max-gap", type=seconds, metavar="S", help="join events at most this far apart (0.2)")
 
 
 def _server(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -178,6 +178,55 @@ class AsyncClient:
                     yield message
         for message in messages.finish():
             yield message
+
+    async def start_job(
+        self, phrases: Sequence[str], *, filter: Filter | None = None, **options: Unpack[DetectOptions]
+    ) -> types.Job:
+        """As `Client.start_job`."""
+        return await self._send(calls.start_job(phrases, filter, options))
+
+    async def jobs(self) -> tuple[types.Job, ...]:
+        """As `Client.jobs`."""
+        return await self._send(calls.jobs())
+
+    async def job(self, job_id: str) -> types.Job:
+        """As `Client.job`."""
+        return await self._send(calls.job(job_id))
+
+    async def wait_for_job(
+        self, job_id: str, progress: Callable[[types.Job], object] | None = None, interval: float = 0.5
+    ) -> types.Job:
+        """As `Client.wait_for_job`."""
+        while True:
+            job = await self.job(job_id)
+            if progress is not None:
+                progress(job)
+            if job.finished:
+                return job
+            await asyncio.sleep(interval)
+
+    async def delete_job(self, job_id: str) -> types.Job | None:
+        """As `Client.delete_job`."""
+        return await self._send(calls.delete_job(job_id))
+
+    async def job_events(self, job_id: str, format: str = "csv") -> bytes:
+        """As `Client.job_events`."""
+        return await self._send(calls.job_events(job_id, format))
+
+    async def save_job_events(self, job_id: str, path: str | os.PathLike[str], format: str = "csv") -> None:
+        """As `Client.save_job_events`."""
+        with stream.atomic_file(path) as file:
+            async with self._stream(calls.job_events(job_id, format)) as chunks:
+                async for chunk in chunks:
+                    file.write(chunk)
+
+    async def job_summary(self, job_id: str, by: str = "phrase") -> types.Json:
+        """As `Client.job_summary`."""
+        return await self._send(calls.job_summary(job_id, by))
+
+    async def job_summary_as(self, format: str, job_id: str, by: str = "phrase") -> bytes:
+        """As `Client.job_summary_as`."""
+        return await self._send(calls.job_summary_as(format, job_id, by))
 
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """As `Client.embed_texts`."""

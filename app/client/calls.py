@@ -211,6 +211,50 @@ def detect_stream(
     return _detect(lambda r: None, phrases, file, clip_id, options, output)
 
 
+# Jobs
+
+
+def start_job(phrases: Sequence[str], filter: Filter | None, options: DetectOptions) -> Call[types.Job]:
+    """POST /jobs."""
+    body = _given({"kind": "detect", "phrases": phrases, "filter": filter, **options})
+    return Call("POST", "/jobs", _json(types.Job.from_json), json=body)
+
+
+def jobs() -> Call[tuple[types.Job, ...]]:
+    """GET /jobs."""
+    return Call("GET", "/jobs", lambda r: tuple(types.Job.from_json(job) for job in r.json()["jobs"]))
+
+
+def job(job_id: str) -> Call[types.Job]:
+    """GET /jobs/{id}."""
+    return Call("GET", _job(job_id), _json(types.Job.from_json))
+
+
+def delete_job(job_id: str) -> Call[types.Job | None]:
+    """DELETE /jobs/{id}."""
+
+    def read(response: httpx.Response) -> types.Job | None:
+        return None if response.status_code == 204 else types.Job.from_json(response.json())
+
+    return Call("DELETE", _job(job_id), read)
+
+
+def job_events(job_id: str, format: str) -> Call[bytes]:
+    """GET /jobs/{id}/events."""
+    return Call("GET", _job(job_id, "/events"), lambda response: response.content, {"format": format})
+
+
+def job_summary(job_id: str, by: str) -> Call[Json]:
+    """GET /jobs/{id}/summary, as JSON."""
+    return Call("GET", _job(job_id, "/summary"), lambda response: response.json(), {"by": by})
+
+
+def job_summary_as(format: str, job_id: str, by: str) -> Call[bytes]:
+    """GET /jobs/{id}/summary, as a file in another format."""
+    params = {"by": by, "format": format}
+    return Call("GET", _job(job_id, "/summary"), lambda response: response.content, params)
+
+
 # Embeddings and the service itself
 
 
@@ -256,6 +300,10 @@ def _json(read: Callable[[Json], U]) -> Callable[[httpx.Response], U]:
 
 def _clip(clip_id: str, rest: str = "") -> str:
     return f"/clips/{quote(clip_id, safe='')}{rest}"
+
+
+def _job(job_id: str, rest: str = "") -> str:
+    return f"/jobs/{quote(job_id, safe='')}{rest}"
 
 
 def _source(file: Audio | None, clip_id: str | None) -> list[tuple[str, Audio]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -197,6 +197,60 @@ class Client:
             for chunk in chunks:
                 yield from messages.push(chunk)
         yield from messages.finish()
+
+    # Jobs over the library
+
+    def start_job(
+        self, phrases: Sequence[str], *, filter: Filter | None = None, **options: Unpack[DetectOptions]
+    ) -> types.Job:
+        """Starts to detect the phrases in all clips, or those that pass `filter`. See DetectOptions.
+
+        The same job again takes over what is scored already.
+        """
+        return self._send(calls.start_job(phrases, filter, options))
+
+    def jobs(self) -> tuple[types.Job, ...]:
+        """Returns all jobs, newest first."""
+        return self._send(calls.jobs())
+
+    def job(self, job_id: str) -> types.Job:
+        """Returns a job's state and progress."""
+        return self._send(calls.job(job_id))
+
+    def wait_for_job(
+        self, job_id: str, progress: Callable[[types.Job], object] | None = None, interval: float = 0.5
+    ) -> types.Job:
+        """Returns the job once it is done, failed or cancelled. Asks every `interval` seconds and calls `progress`."""
+        while True:
+            job = self.job(job_id)
+            if progress is not None:
+                progress(job)
+            if job.finished:
+                return job
+            if self.stop.wait(interval):
+                raise Stopped
+
+    def delete_job(self, job_id: str) -> types.Job | None:
+        """Cancels an unfinished job and returns it; deletes a finished one."""
+        return self._send(calls.delete_job(job_id))
+
+    def job_events(self, job_id: str, format: str = "csv") -> bytes:
+        """Returns the events as a file in `format`: "csv", "parquet", "raven", "audacity" (ZIP) or "ndjson"."""
+        return self._send(calls.job_events(job_id, format))
+
+    def save_job_events(self, job_id: str, path: str | os.PathLike[str], format: str = "csv") -> None:
+        """Streams `job_events` to `path`. A failed download leaves no partial file."""
+        with stream.atomic_file(path) as file, self._stream(calls.job_events(job_id, format)) as chunks:
+            for chunk in chunks:
+                file.write(chunk)
+
+    def job_summary(self, job_id: str, by: str = "phrase") -> types.Json:
+        """Returns the number of events and their seconds for each "phrase", "clip" or "hour"."""
+        return self._send(calls.job_summary(job_id, by))
+
+    def job_summary_as(self, format: str, job_id: str, by: str = "phrase") -> bytes:
+        """Returns `job_summary` as a file in `format`: "csv", or for hours "png", a heat map."""
+        return self._send(calls.job_summary_as(format, job_id, by))
 
     # Embeddings and the service itself
 

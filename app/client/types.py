@@ -338,6 +338,37 @@ def detection_message(json: Json) -> DetectionMessage | None:
 
 
 @dataclass(frozen=True)
+class Job(_Response):
+    """A detection over the library: `done` of `total` clips are scored, `reused` of them by an earlier job.
+
+    `state`: queued, running, done, failed (see `error`) or cancelled. `seconds` is the audio of the scored clips.
+    """
+
+    id: str
+    state: str
+    done: int
+    total: int
+    events: int
+    reused: int
+    seconds: float
+    error: str | None
+    created: str
+    started: str | None
+    ended: str | None
+    phrases: tuple[str, ...]
+    filter: dict[str, Any] | None = field(hash=False)
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return super().from_json({**json, "phrases": tuple(json["phrases"])})
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done, failed or cancelled."""
+        return self.state not in ("queued", "running")
+
+
+@dataclass(frozen=True)
 class ModelInfo(_Response):
     """The model in use. Embeddings with equal `stamp` are comparable.
 

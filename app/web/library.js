@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { $, announce, bytes, clock, count, debounce, el, showMessage } from "./dom.js";
 import { filterChips, including } from "./filters.js";
+import { Jobs } from "./jobs.js";
 import { Deletions } from "./library-deletions.js";
 import { editClip, splitTags } from "./library-edit.js";
 import { chosen, dropped } from "./library-files.js";
@@ -56,6 +57,8 @@ export function mount(panel, shell) {
     open: (clip) => shell.openClip(clip),
     limit: () => (shell.info ? shell.info.limits.max_upload_mb * 1e6 : null),
   });
+
+  const jobs = new Jobs(() => query.filter);
 
   /** Reloads the list and the number of clips. */
   function refresh() {
@@ -126,6 +129,7 @@ export function mount(panel, shell) {
       $("words").focus();
     });
     $("clips-filter").replaceChildren(...chips);
+    jobs.describe();
   }
 
   const typed = debounce(() => change({ words: $("words").value.trim() }, { replace: true }), PAUSE);
@@ -234,6 +238,7 @@ export function mount(panel, shell) {
       query = { words: params.get("words") ?? "", sort, filter };
       show();
       load();
+      jobs.show();
       checkHealth();
       if (!shell.info) return; // a request is already running
       about(shell.info);
@@ -244,6 +249,7 @@ export function mount(panel, shell) {
       clearTimeout(looking);
       typed.cancel();
       list.pause();
+      jobs.hide();
     },
   };
 }

@@ -69,6 +69,7 @@ class MilvusLibrary:
     """An open library in Milvus. Create one with `MilvusLibrary.open`; `close` it. See Library for the methods."""
 
     window = WINDOW
+    jobs = None  # a job belongs to one process and its clips to many
 
     def __init__(self, rows: Collection, segments: Collection, objects: Objects, dim: int, index: str) -> None:
         self._rows, self._segments = rows, segments

@@ -249,10 +249,10 @@ def restore(
     """
     chosen = _choose(snapshots(source), snapshot, source)
     with storage_errors(folder):
-        _check_restorable(folder)
+        check_restorable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder / "lock", f"{folder} is in use"):
-            _check_restorable(folder)
+            check_restorable(folder)
             result = _restore(source, chosen, folder, progress)
             if result.failed and not partial:
                 name, reason = next(iter(result.failed.items()))
@@ -277,8 +277,8 @@ def _choose(found: list[Snapshot], name: str | None, source: Path) -> Snapshot:
     return found[-1]
 
 
-def _check_restorable(folder: Path) -> None:
-    """Raises LibraryError unless the folder is empty or has an interrupted restore."""
+def check_restorable(folder: Path) -> None:
+    """Raises LibraryError unless the folder is empty or has an interrupted restore or import."""
     names = set(os.listdir(folder)) if folder.exists() else set()
     if RESTORING_FILE in names and DATABASE_FILE not in names:
         return

@@ -51,6 +51,7 @@ from index.records import (
 from index.segments import LONG_SECONDS, SegmentIndexes
 from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
+from index.sqlite.jobs import SqliteJobs
 from index.sqlite.queries import SqliteVectors
 from index.sqlite.recovery import recover
 from index.sqlite.reindex import remove_side, side_path, take_over
@@ -87,6 +88,7 @@ class SqliteLibrary:
         self._broken: str | None = None
         self._changes = 0  # of clips' words
         self._terms = TermCache()
+        self.jobs = SqliteJobs(database, self._writing, index.dim)
 
     @classmethod
     def open(
@@ -545,7 +547,7 @@ def _check_database_exists(folder: Path, audio: AudioFiles) -> None:
     """Raises LibraryError for audio files without a database, which is created first and so must have been lost."""
     path = folder / DATABASE_FILE
     if not path.exists() and (folder / RESTORING_FILE).exists():
-        raise LibraryError(f"the restore to {folder} is incomplete: run finelap restore again")
+        raise LibraryError(f"the restore to {folder} is incomplete: run finelap restore (or import) again")
     if (not path.exists() or not path.stat().st_size) and any(True for _ in audio.names()):
         raise LibraryError(
             f"{audio.root} has audio files, but {path.name} is missing or empty: put the database back, or move the "

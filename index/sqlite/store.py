@@ -83,6 +83,44 @@ MIGRATIONS: tuple[str, ...] = (
     INSERT INTO segments (row, codes)
         SELECT row, segments_of(codes, hop, dim) FROM frames CROSS JOIN library;
     """,
+    """
+    CREATE TABLE jobs (                        -- index.jobs.Job
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        state TEXT NOT NULL,
+        request TEXT NOT NULL,                 -- a JSON object
+        key TEXT NOT NULL,                     -- equal for jobs that find the same events in a clip
+        checkpoint TEXT NOT NULL,
+        texts BLOB NOT NULL,                   -- embeddings of the phrases, little-endian float32
+        clips BLOB NOT NULL,                   -- rows of its clips in the order of work, as jobs.pack_rows makes them
+        total INTEGER NOT NULL,
+        done INTEGER NOT NULL DEFAULT 0,
+        reused INTEGER NOT NULL,
+        source INTEGER,                        -- number of the job that scored the first `reused` clips
+        events INTEGER NOT NULL DEFAULT 0,
+        seconds REAL NOT NULL DEFAULT 0,
+        error TEXT,
+        created TEXT NOT NULL,
+        started TEXT,
+        ended TEXT
+    ) STRICT;
+    CREATE INDEX jobs_by_key ON jobs (key);
+    CREATE TABLE job_events (                  -- one row for each clip in which a job found events
+        job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
+        row INTEGER NOT NULL REFERENCES clips (row) ON DELETE CASCADE,
+        count INTEGER NOT NULL,
+        events BLOB NOT NULL,                  -- jobs.EVENT
+        PRIMARY KEY (job, row)
+    ) STRICT;
+    CREATE INDEX job_events_of_clip ON job_events (row);
+    CREATE TRIGGER job_event_added AFTER INSERT ON job_events BEGIN
+        UPDATE jobs SET events = events + NEW.count WHERE number = NEW.job;
+    END;
+    CREATE TRIGGER job_event_deleted AFTER DELETE ON job_events BEGIN
+        UPDATE jobs SET events = events - OLD.count WHERE number = OLD.job;
+    END;
+    """,
 )
 
 # The terms of the full-text index, for reading: each term with its number of clips, and where each term occurs.

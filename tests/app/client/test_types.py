@@ -24,12 +24,23 @@ RESPONSES: dict[type, tuple[str, str, str]] = {
     types.SearchResult: ("/search", "post", "200"),
     types.MomentResult: ("/search/moments", "post", "200"),
     types.Detection: ("/detect", "post", "200"),
+    types.Job: ("/jobs/{job_id}", "get", "200"),
     types.Info: ("/info", "get", "200"),
 }
 # Members that the client renames, adds or leaves out on purpose.
 RENAMED = {types.Added: {"failed": "errors"}, types.Embedded: {"failed": "errors"}}
 ADDED = {types.Added: {"new"}, types.AudioEmbedding: {"frame_hop"}, types.FileError: {"reason", "status"}}
 OMITTED = {
+    types.Job: {
+        "kind",
+        "threshold",
+        "low_threshold",
+        "method",
+        "median_filter",
+        "min_duration",
+        "max_gap",
+        "checkpoint",
+    },
     types.Peaks: {"id", "n"},
     types.Embedded: {"dim", "texts"},
     types.FileError: {"problem"},
