@@ -12,12 +12,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from index.concepts import ConceptStore
 from index.quantization import FrameCodes
 from index.records import Clip, Filter, Hit, NewClip
 
 
 class Library(Protocol):
     """An open library. All methods block, may be called from any thread and raise LibraryError or its subclasses."""
+
+    @property
+    def concepts(self) -> ConceptStore:
+        """The concepts that users have taught."""
 
     def add(self, new: NewClip) -> tuple[Clip, bool]:
         """Adds a clip: returns (clip, True), or (existing clip, False) if its audio is in the library already.

@@ -51,6 +51,7 @@ from index.records import (
 from index.segments import SegmentIndexes
 from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
+from index.sqlite.concepts import SqliteConcepts
 from index.sqlite.queries import SqliteVectors
 from index.sqlite.recovery import recover
 from index.sqlite.reindex import remove_side, side_path, take_over
@@ -85,6 +86,7 @@ class SqliteLibrary:
         self._segments = SegmentIndexes(index.dim)
         self._reserve = DiskReserve(folder / "reserve")
         self._writing = threading.Lock()
+        self.concepts = SqliteConcepts(database, index.dim, self._writing)
         self._broken: str | None = None
         self._changes = 0  # of clips' words
         self._terms = TermCache()
