@@ -18,7 +18,7 @@ import numpy as np
 
 from app.inference.batcher import Batcher, BatchLimits, BatchObservers, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
-from model.concept_head import HeadScores, Scores
+from model.concepts.head import HeadScores, Scores
 from model.config import SAMPLE_RATE, FineLAPConfig
 from model.windows import frame_count, window_samples
 

@@ -37,7 +37,8 @@ from index import (
     encode_frames,
     fit_fingerprint,
 )
-from model.concept_head import VERSION, Background, Head, HeadScores, Labelled, Quality, Scores, fit_head
+from model.concepts.fit import VERSION, Background, Labelled, fit_head
+from model.concepts.head import Head, HeadScores, Quality, Scores
 
 SAMPLE = 512  # clips of the library that stand for all other sounds
 NOT = "not "  # before a concept's name: the label of what it isn't

@@ -17,7 +17,7 @@ from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.concepts import fitted_head
 from app.state import AppState
-from model.concept_head import HeadScores
+from model.concepts.head import HeadScores
 
 PREFIX = "concept:"
 

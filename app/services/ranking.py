@@ -17,7 +17,7 @@ from app.inference.engine import Engine
 from app.services.words import QueryWords, coverage
 from app.state import AppState
 from index import Clip, Hit
-from model.concept_head import HeadScores
+from model.concepts.head import HeadScores
 
 Mode = Literal["semantic", "hybrid", "lexical"]
 

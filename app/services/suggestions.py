@@ -16,7 +16,7 @@ from app.services.concepts import cut_frames, taught, unit
 from app.services.phrases import Phrase, Phrases
 from app.state import AppState
 from index import Clip, ConceptExample, ConceptUntaught, Library
-from model.concept_head import Head
+from model.concepts.head import Head
 from model.detection import find_moments
 
 _NEAREST = 1000  # clips among which the uncertain ones are looked for

@@ -34,7 +34,9 @@ def names(response: httpx.Response) -> list[str]:
 
 
 async def test_a_taught_sound_is_searched_for(client: httpx.AsyncClient, library: dict[str, str]) -> None:
-    concept = await teach(client, "beep", {"clip_id": library["800-0"]}, {"clip_id": library["both"], "start": 4, "end": 6})
+    concept = await teach(
+        client, "beep", {"clip_id": library["800-0"]}, {"clip_id": library["both"], "start": 4, "end": 6}
+    )
     assert (concept["positives"], concept["negatives"], concept["quality"]) == (2, 0, None)
     assert concept["notes"] and concept["threshold"] == 0.5
     found = await client.get("/search", params={"q": "concept:beep", "k": 4})
@@ -68,7 +70,9 @@ async def test_a_concept_stands_wherever_a_phrase_does(client: httpx.AsyncClient
     assert moments[0]["score"] > 0.5
     found = await client.post("/search", json={"query": "concept:beep", "without": ["concept:low"], "k": 20})
     assert "200-1" not in names(found) and "800-2" in names(found)
-    labels = await client.post("/classify", data={"clip_id": library["800-2"], "labels": ["concept:low", "concept:beep"]})
+    labels = await client.post(
+        "/classify", data={"clip_id": library["800-2"], "labels": ["concept:low", "concept:beep"]}
+    )
     assert [label["label"] for label in labels.json()["labels"]] == ["concept:beep", "concept:low"]
     lines = await client.post(
         "/detect", data={"clip_id": library["both"], "phrases": ["concept:beep"], "format": "ndjson"}
