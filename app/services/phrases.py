@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.concepts import fitted_head
@@ -72,6 +73,14 @@ class Phrases:
                 logits[number] = phrase.scores.clip.logits(clip @ phrase.vector)
         weights = np.exp(logits - logits.max())
         return np.asarray(weights / weights.sum())
+
+
+async def embed_phrases(engine: Engine, texts: Sequence[str]) -> Phrases:
+    """Texts alone, without a library. Raises Invalid for a concept, QueueFull, Closed."""
+    if concepts := [text for text in texts if concept_name(text) is not None]:
+        raise Invalid(f"{concepts[0]!r} is a concept of a library: it needs a service.")
+    vectors = await engine.embed_texts(texts)
+    return Phrases(engine, tuple(Phrase(text, vector) for text, vector in zip(texts, vectors, strict=True)))
 
 
 async def resolve(state: AppState, phrases: Sequence[str], *, urgency: Urgency = Urgency.INTERACTIVE) -> Phrases:

@@ -549,7 +549,7 @@ def _check_database_exists(folder: Path, audio: AudioFiles) -> None:
 def _match_checkpoint(database: Store, folder: Path, checkpoint: str, dim: int) -> None:
     """Makes an empty or fully re-embedded library adopt the checkpoint, or raises CheckpointMismatch."""
     with database.read() as view:
-        found, clips = queries.stamp(view), queries.count(view)
+        found, clips = queries.stamp(view), queries.count(view) + queries.count_sounds(view)
     if found == (checkpoint, dim):
         remove_side(folder, checkpoint)  # left by a crash right after the takeover
         return

@@ -117,6 +117,8 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 
+CONCEPTS_VERSION = 4  # the version from which a library has concepts
+
 # The terms of the full-text index, for reading: each term with its number of clips, and where each term occurs.
 _VOCABULARY = """
 PRAGMA temp_store = MEMORY;
