@@ -1,20 +1,29 @@
 """Fits the head of a concept to a few examples.
 
-A regularised logistic regression over the stored vectors of examples and of other clips. Its features are the vectors
-after whitening, and the cosine to the concept's text as one more, which is regularised less: with few examples the text
-decides, with many the examples do.
+A logistic regression over the stored vectors of examples and of other clips, with a Gaussian prior around the text's
+own direction (maximum a posteriori): without examples the head is the text, with one the text still helps, with many
+the examples decide. Distances from the prior are measured after whitening, so that what tells sounds apart counts more
+than what all sounds have in common. A positive recording has the sound somewhere: which of its segments has it is
+decided anew in each round (multiple-instance learning).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from model.concepts.head import Head, HeadScores, Quality, Scores
 
 VERSION = 1  # of the fit: heads of another version are fitted again
+
+_MIN_RECORDINGS = 3  # with positive examples, for a quality
+_TYPICAL = 2.2  # logit of a typical positive example: a score of 0.9
+_OPTIMISM = 0.7  # share of an example's own logit that a typical example has, if no other recording tells
+_THRESHOLDS = (0.1, 0.9)  # between which a fitted threshold lies
+_CUTOFF = 0.98  # share of the background that shall score less than 0.5, if the positive examples score more
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,52 +56,37 @@ class Background:
         kept = [number for number, own in enumerate(self.ids) if own not in ids]
         return Background([self.ids[n] for n in kept], self.clips[kept], [self.segments[n] for n in kept])
 
-    @property
+    @cached_property
     def vectors(self) -> np.ndarray:
         """All vectors (N + S, D), those of clips first."""
         return np.concatenate([self.clips, *self.segments])
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where the segments of each clip begin among those of all clips (N,)."""
+        return np.cumsum([0, *(len(part) for part in self.segments)])[:-1]
+
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """The settings of a fit, chosen by benchmarks.quality.concepts: docs/development/log.md has the measurements.
+    """The settings of a fit, chosen by benchmarks.quality.concepts; docs/development/log.md has the measurements.
 
-    shrinkage: of the covariance, in units of its mean eigenvalue. strength: of the evidence of examples (scikit-learn's
-    C). text_scale: of the text's cosine, in standard deviations. rounds: in which the segments of positive recordings
-    that have the sound are chosen. spared: share of the background that is most similar to the positives, and so may
-    have the sound too.
+    shrinkage: of the covariance, in units of its mean eigenvalue. text_trust: length of the prior, in units of the
+    text's own logits. strength: of the evidence of examples against the prior, as scikit-learn's C. rounds: in which
+    the segments of positive recordings are chosen. spared: share of the background that is most similar to the
+    positives and so may have the sound too. frame_bias: what frames score more than segments do.
     """
 
     shrinkage: float = 0.1
-    strength: float = 1.0
-    text_scale: float = 3.0
+    text_trust: float = 0.1
+    strength: float = 10.0
     rounds: int = 2
     spared: float = 0.02
     folds: int = 10
+    frame_bias: float = 0.0
 
 
 SETTINGS = HeadSettings()
-_MIN_RECORDINGS = 3  # with positive examples, for a quality
-
-
-@dataclass(frozen=True, eq=False)
-class _Whitening:
-    """Vectors x (…, D) become (x - mean) @ root, with unit variance in all directions of the background."""
-
-    mean: np.ndarray
-    root: np.ndarray
-
-    @classmethod
-    def of(cls, vectors: np.ndarray, shrinkage: float) -> _Whitening:
-        mean = vectors.mean(axis=0)
-        centred = (vectors - mean).astype(np.float64)
-        values, directions = np.linalg.eigh(centred.T @ centred / len(centred))
-        scale = max(float(values.mean()), 1e-12)
-        root = (directions / np.sqrt(np.maximum(values, 0) + shrinkage * scale)) @ directions.T
-        return cls(mean, root / np.sqrt(len(mean)))
-
-    def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        return np.asarray((vectors - self.mean) @ self.root)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +102,14 @@ class _Line:
     def of(self, example: Labelled) -> float:
         """The logit of an example: of the whole or of its best segment."""
         return float(max(self.logits(example.whole[None])[0], self.logits(example.segments).max()))
+
+    def of_clips(self, background: Background) -> np.ndarray:
+        """The logits of the background's clips (N,): of the clip or of its best segment."""
+        if not len(background.clips):
+            return np.empty(0)
+        logits = self.logits(background.vectors)
+        count = len(background.clips)
+        return np.maximum(logits[:count], np.maximum.reduceat(logits[count:], background.starts))
 
 
 def fit_head(
@@ -126,130 +128,166 @@ def fit_head(
         if text is None:
             raise ValueError("a head needs a positive example or a text")
         return Head(text, None, reason="there is no positive example yet")
-    fit = _Fit(background.without({example.recording for example in examples}), text, settings)
-    line = fit.line(examples)
-    scale = float(np.linalg.norm(line.weights))
-    held_out, reason = _held_out(fit, examples)
-    scores = Scores(1 / scale, line.bias)
-    quality, threshold = None, 0.5
-    if held_out is not None:
-        quality, threshold = held_out
-    vector = (line.weights / scale).astype(np.float32)
-    return Head(vector, HeadScores(scores, scores, scores), threshold, quality, reason)
+    others = background.without({example.recording for example in examples})
+    prior = None if text is None else settings.text_trust / text_scores.clip.temp * text.astype(np.float64)
+    fit = _Fit(examples, others, prior, settings)
+    line = fit.line()
+    length = float(np.linalg.norm(line.weights))
+    if length < 1e-9:  # nothing to tell the examples from
+        line = fit.start(positives)
+        length = float(np.linalg.norm(line.weights))
+    held_out = fit.held_out()
+    typical = np.mean([z for z, label in held_out if label] or [_OPTIMISM * line.of(e) for e in positives])
+    scale, shift = _calibration(float(typical), line.of_clips(others))
+    scores = Scores(1 / (length * scale), line.bias * scale + shift)
+    frame = Scores(scores.temp, scores.bias + settings.frame_bias)
+    quality, threshold, reason = _quality(examples, held_out, scale, shift)
+    vector = (line.weights / length).astype(np.float32)
+    return Head(vector, HeadScores(scores, scores, frame), threshold, quality, reason)
 
 
 class _Fit:
-    """Fits lines to examples against one background."""
+    """Fits lines to examples against a background, in whitened coordinates."""
 
-    def __init__(self, background: Background, text: np.ndarray | None, settings: HeadSettings) -> None:
-        self.background, self._text, self._settings = background, text, settings
-        self._vectors = background.vectors if len(background.clips) else None
-
-    def line(self, examples: Sequence[Labelled]) -> _Line:
-        """The line that tells the positive examples from the others and the background."""
-        from sklearn.linear_model import LogisticRegression  # slow to import, and most services teach nothing
-
-        settings = self._settings
-        positives = [e for e in examples if e.label]
+    def __init__(
+        self, examples: Sequence[Labelled], background: Background, prior: np.ndarray | None, settings: HeadSettings
+    ) -> None:
+        self._examples, self._background, self._settings, self._text = examples, background, settings, prior
         own = np.concatenate([np.concatenate([e.whole[None], e.segments]) for e in examples])
-        others = self._others(positives)
-        everything = own if others is None else np.concatenate([others, own])
-        whitening = _Whitening.of(everything, settings.shrinkage)
-        negatives = [v for e in examples if not e.label for v in (e.whole, *e.segments)]
-        text_mean, text_scale = 0.0, 0.0
-        if self._text is not None:
-            cosines = everything @ self._text
-            text_mean = float(cosines.mean())
-            text_scale = settings.text_scale / max(float(cosines.std()), 1e-6) / np.sqrt(everything.shape[1])
+        self._mean, self._root, inverse = _whitening(np.concatenate([background.vectors, own]), settings.shrinkage)
+        self._prior = np.zeros(len(self._mean)) if prior is None else inverse @ prior
+        vectors = background.vectors
+        self._owners = np.concatenate(
+            [np.arange(len(background.clips)), *(np.full(len(p), n) for n, p in enumerate(background.segments))]
+        ).astype(int)
+        if len(vectors):  # those most similar to the positive examples may have the sound too
+            similar = vectors @ np.mean([e.whole for e in examples if e.label], axis=0)
+            kept = similar <= np.quantile(similar, 1 - settings.spared)
+            vectors, self._owners = vectors[kept], self._owners[kept]
+        self._others = (vectors - self._mean) @ self._root
 
-        def features(vectors: np.ndarray) -> np.ndarray:
-            white = whitening(vectors)
-            if self._text is None:
-                return white
-            return np.concatenate([white, ((vectors @ self._text - text_mean) * text_scale)[:, None]], axis=1)
-
-        against = [features(others)] if others is not None else []
-        weights = [np.full(len(others), 1 / len(others))] if others is not None else []
-        if negatives:
-            against.append(features(np.stack(negatives)))
-            weights.append(np.full(len(negatives), 1 / len(negatives)))
-        if not against:
-            against.append(features(whitening.mean[None]))
-            weights.append(np.ones(1))
-        total = sum(float(w.sum()) for w in weights)
-        line = self._start(positives)
-        for _ in range(settings.rounds):
-            chosen = [
-                e.segments if e.located else e.segments[[int(line.logits(e.segments).argmax())]] for e in positives
-            ]
-            rows = np.concatenate([np.stack([e.whole for e in positives]), *chosen])
-            row_weights = np.concatenate([np.ones(len(positives)), *(np.full(len(c), 1 / len(c)) for c in chosen)]) / (
-                2 * len(positives)
-            )
-            x = np.concatenate([features(rows), *against])
-            y = np.concatenate([np.ones(len(rows)), np.zeros(len(x) - len(rows))])
-            sample = np.concatenate([row_weights, *(w / total for w in weights)]) * 2 * len(positives)
-            model = LogisticRegression(C=settings.strength, tol=1e-3, max_iter=200).fit(x, y, sample_weight=sample)
-            line = self._line(model.coef_[0], float(model.intercept_[0]), whitening, text_mean, text_scale)
+    def line(self, fold: int | None = None, folds: int = 1, examples: Sequence[Labelled] | None = None) -> _Line:
+        """The line that tells the positive examples from the others and the background, without the clips of a fold."""
+        examples = self._examples if examples is None else examples
+        positives = [e for e in examples if e.label]
+        against = [self._others if fold is None else self._others[self._owners % folds != fold]]
+        against += [self._white(np.concatenate([e.whole[None], e.segments])) for e in examples if not e.label]
+        # the negative examples together weigh as much as the background
+        shares = [1.0, *[1 / max(1, len(against) - 1)] * (len(against) - 1)]
+        w_against = np.concatenate([np.full(len(g), s / max(1, len(g))) for g, s in zip(against, shares, strict=True)])
+        x_against = np.concatenate(against)
+        if not len(x_against):
+            x_against, w_against = np.zeros((1, len(self._mean))), np.ones(1)
+        w_against = w_against * len(positives) / w_against.sum()
+        line = self.start(positives)
+        for _ in range(self._settings.rounds):
+            groups = [self._white(_instances(e, line)) for e in positives]
+            weights = np.concatenate([*(np.full(len(g), 1 / len(g)) for g in groups), w_against])
+            x = np.concatenate([*groups, x_against])
+            labels = np.arange(len(x)) < len(x) - len(x_against)
+            coefficients, bias = _map_estimate(x, labels, weights, self._prior, self._settings.strength)
+            slopes = self._root @ coefficients
+            line = _Line(slopes, bias - float(self._mean @ slopes))
         return line
 
-    def _line(
-        self, coefficients: np.ndarray, bias: float, whitening: _Whitening, text_mean: float, text_scale: float
-    ) -> _Line:
-        """The line of coefficients of features as one of vectors."""
-        dim = len(whitening.mean)
-        weights = whitening.root @ coefficients[:dim]
-        bias -= float(whitening.mean @ weights)
-        if self._text is not None:
-            slope = float(coefficients[dim]) * text_scale
-            weights = weights + slope * self._text
-            bias -= slope * text_mean
-        return _Line(weights, bias)
+    def held_out(self) -> list[tuple[float, bool]]:
+        """The logits of examples and background clips, of lines that were fitted without them, and their labels.
 
-    def _start(self, positives: Sequence[Labelled]) -> _Line:
+        In at most `folds` folds of whole recordings; empty with positive examples of a single recording.
+        """
+        positive = list(dict.fromkeys(e.recording for e in self._examples if e.label))
+        negative = [r for r in dict.fromkeys(e.recording for e in self._examples) if r not in set(positive)]
+        if len(positive) < 2:
+            return []
+        folds = min(self._settings.folds, len(positive))
+        fold_of = {recording: number % folds for number, recording in enumerate([*positive, *negative])}
+        found: list[tuple[float, bool]] = []
+        for fold in range(folds):
+            line = self.line(fold, folds, [e for e in self._examples if fold_of[e.recording] != fold])
+            found += [(line.of(e), e.label) for e in self._examples if fold_of[e.recording] == fold]
+            found += [(z, False) for z in line.of_clips(self._background)[fold::folds].tolist()]
+        return found
+
+    def _white(self, vectors: np.ndarray) -> np.ndarray:
+        return np.asarray((vectors - self._mean) @ self._root)
+
+    def start(self, positives: Sequence[Labelled]) -> _Line:
         """Which segments of positive recordings are taken first: those like all of them, and like the text."""
-        mean = np.mean([e.whole for e in positives], axis=0)
-        return _Line(mean / max(float(np.linalg.norm(mean)), 1e-9) + (0 if self._text is None else self._text), 0.0)
-
-    def _others(self, positives: Sequence[Labelled]) -> np.ndarray | None:
-        """The background's vectors without those that are most similar to the positives."""
-        if self._vectors is None:
-            return None
-        similar = self._vectors @ np.mean([e.whole for e in positives], axis=0)
-        return np.asarray(self._vectors[similar <= np.quantile(similar, 1 - self._settings.spared)])
+        weights = np.mean([e.whole for e in positives], axis=0, dtype=np.float64)
+        if self._text is not None:
+            weights = weights + self._text / np.linalg.norm(self._text)
+        return _Line(weights, 0.0)
 
 
-def _held_out(fit: _Fit, examples: Sequence[Labelled]) -> tuple[tuple[Quality, float] | None, str]:
-    """The quality and the best threshold from heads that were fitted without a recording; or why there are none."""
+def _instances(example: Labelled, line: _Line) -> np.ndarray:
+    """The vectors of a positive example that have the sound: all, or the whole and the best segment."""
+    segments = example.segments
+    if not example.located:
+        segments = segments[[line.logits(segments).argmax()]]
+    return np.concatenate([example.whole[None], segments])
+
+
+def _calibration(typical: float, background: np.ndarray) -> tuple[float, float]:
+    """The scale and shift that make logits scores: a typical positive example, and little of the background, are high.
+
+    The score 0.5 lies between the _CUTOFF quantile of the background's logits and that of a typical positive example.
+    """
+    if not len(background):
+        return 1.0, 0.0
+    high, spread = float(np.quantile(background, _CUTOFF)), max(float(background.std()), 1e-6)
+    middle = (typical + high) / 2
+    scale = _TYPICAL / max(typical - middle, spread / 2)
+    return scale, -middle * scale
+
+
+def _quality(
+    examples: Sequence[Labelled], held_out: Sequence[tuple[float, bool]], scale: float, shift: float
+) -> tuple[Quality | None, float, str]:
+    """The quality, the threshold with the best F1, and why there is no quality."""
+    recordings = len({e.recording for e in examples if e.label})
+    if recordings < _MIN_RECORDINGS:
+        reason = f"quality needs positive examples from {_MIN_RECORDINGS} recordings; there are {recordings}"
+        return None, 0.5, reason
+    labels = np.array([label for _, label in held_out])
+    if labels.all():
+        return None, 0.5, "quality needs other sounds: add clips or negative examples"
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-    recordings = sorted({e.recording for e in examples if e.label})
-    if len(recordings) < _MIN_RECORDINGS:
-        missing = f"quality needs positive examples from {_MIN_RECORDINGS} recordings; there are {len(recordings)}"
-        return None, missing
-    if not len(fit.background.clips) and all(e.label for e in examples):
-        return None, "quality needs other sounds: add clips or negative examples"
-    folds = min(fit._settings.folds, len(recordings))
-    every = sorted({e.recording for e in examples}, key=lambda r: (r not in set(recordings), r))
-    fold_of = {recording: number % folds for number, recording in enumerate(every)}
-    found: list[float] = []
-    labels: list[bool] = []
-    for fold in range(folds):
-        held = [e for e in examples if fold_of[e.recording] == fold]
-        line = fit.line([e for e in examples if fold_of[e.recording] != fold])
-        background = [
-            max(whole, part.max())
-            for whole, part in zip(
-                line.logits(fit.background.clips[fold::folds]),
-                (line.logits(s) for s in fit.background.segments[fold::folds]),
-                strict=True,
-            )
-        ]
-        found += [line.of(e) for e in held] + background
-        labels += [e.label for e in held] + [False] * len(background)
-    scores = 1 / (1 + np.exp(-np.clip(found, -60, 60)))
+    scores = 1 / (1 + np.exp(-np.clip([z * scale + shift for z, _ in held_out], -30, 30)))
     precision, recall, thresholds = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-    threshold = float(np.clip(thresholds[int(f1[:-1].argmax())], 0.05, 0.95))
-    quality = Quality(float(average_precision_score(labels, scores)), float(roc_auc_score(labels, scores)), folds)
-    return (quality, threshold), ""
+    threshold = float(np.clip(thresholds[int(f1[:-1].argmax())], *_THRESHOLDS))
+    average_precision = float(average_precision_score(labels, scores))
+    folds = min(SETTINGS.folds, recordings)
+    return Quality(average_precision, float(roc_auc_score(labels, scores)), folds), threshold, ""
+
+
+def _whitening(vectors: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean (D,) of vectors (N, D), the root (D, D) that whitens them, scaled to length 1, and its inverse."""
+    mean = vectors.mean(axis=0)
+    centred = (vectors - mean).astype(np.float64)
+    values, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+    scales = np.sqrt(np.maximum(values, 0) + shrinkage * max(float(values.mean()), 1e-9)) * np.sqrt(len(mean))
+    return mean, (directions / scales) @ directions.T, (directions * scales) @ directions.T
+
+
+def _map_estimate(
+    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, prior: np.ndarray, strength: float
+) -> tuple[np.ndarray, float]:
+    """The coefficients (D,) and the bias of a logistic regression whose coefficients are drawn from N(prior, strength).
+
+    With a prior of zeros this is scikit-learn's LogisticRegression(C=strength), whose solver it uses.
+    """
+    from scipy.optimize import minimize
+
+    signs, dim = np.where(labels, 1.0, -1.0), x.shape[1]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = signs * (x @ parameters[:dim] + parameters[dim])
+        slopes = -weights * signs / (1 + np.exp(np.clip(margins, -60, 60)))
+        away = parameters[:dim] - prior
+        value = float(weights @ np.logaddexp(0, -margins)) + float(away @ away) / (2 * strength)
+        return value, np.append(slopes @ x + away / strength, slopes.sum())
+
+    found = minimize(loss, np.append(prior, 0.0), jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-5})
+    return found.x[:dim], float(found.x[dim])

@@ -118,7 +118,8 @@ async def test_examples_come_and_go(
     again = await client.post(url, json={"examples": [{"clip_id": library["800-0"]}]})
     assert again.json()["concept"]["positives"] == 3, "the same example twice is one"
     concept = (await client.get("/concepts/beep")).json()
-    assert concept["quality"]["folds"] == 3 and concept["quality"]["average_precision"] == pytest.approx(1)
+    assert concept["quality"]["folds"] == 3 and concept["quality"]["auroc"] > 0.8
+    assert concept["quality"]["average_precision"] < 1, "clips with the sound that aren't labelled count against it"
     assert (await client.delete(f"{url}/{new['id']}")).status_code == 204
     assert (await client.delete(f"{url}/{new['id']}")).status_code == 404
     assert [one["id"] for one in (await client.get(url)).json()["examples"]][1:] == [known["id"], low["id"]]

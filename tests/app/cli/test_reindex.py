@@ -357,7 +357,7 @@ async def test_concepts_survive_backup_restore_and_reindex(
         assert await found(client) == ["a.wav", "b.wav"]
         assert main(["backup", str(tmp_path / "backups"), "--data-dir", str(folders[0])]) == 0
     assert main(["restore", str(tmp_path / "backups"), "--data-dir", str(folders[1])]) == 0
-    assert main(["reindex", "--checkpoint", "new", "--data-dir", str(folders[0])]) == 0
+    assert await asyncio.to_thread(main, ["reindex", "--checkpoint", "new", "--data-dir", str(folders[0])]) == 0
     for folder, model in ((folders[1], fake_model), (folders[0], turned)):
         app = open_app(make_settings(data_dir=folder), model)
         async with app.router.lifespan_context(app), open_client(app) as client:
