@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     options.ingest(command("ingest", _ingest, "add files and folders to the library"))
     options.search(command("search", _search, "search the library by a description or by a sound"))
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
+    options.concepts(command("concepts", _concepts, "teach sounds with examples, and use them as concept:NAME"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
@@ -191,6 +192,14 @@ def _detect(args: argparse.Namespace) -> None:
 
             phrases = [" ".join(phrase.split()) for phrase in args.phrases]
             detect_file(settings, args.file, DetectionRequest(phrases, detections), writer.write, args.plot)
+
+
+def _concepts(args: argparse.Namespace) -> int:
+    if args.action == "teach" and args.text is None and not (args.positive or args.negative):
+        raise UsageError("give --text, --positive or --negative")
+    from app.cli.concepts import run
+
+    return run(args)
 
 
 def _embed(args: argparse.Namespace) -> int:
