@@ -28,6 +28,7 @@ from app.observability.tracing import Tracing
 from app.server.middleware import AccessControl, RequestCancellation, RequestContext
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
+from app.services.concepts import warm_up
 from app.services.waveforms import PeaksCache
 from app.services.words import sound_stems
 from app.settings import FAISS, Settings
@@ -63,6 +64,7 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None, tracin
     async def load(state: AppState) -> None:
         try:
             await state.load(_loader(settings))
+            await asyncio.to_thread(warm_up)  # once the service is ready
         except Exception as error:
             app.state.failure = error
             log.critical("The service failed to start: %s", error, exc_info=not _is_expected(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
 import math
 from collections.abc import Sequence
@@ -156,6 +157,11 @@ def _read(file: AudioFile) -> bytes:
 
 
 # Heads
+
+
+def warm_up() -> None:
+    """Imports what a fit needs, which takes a second, so that the first concept doesn't wait for it."""
+    importlib.import_module("scipy.optimize")
 
 
 async def fitted_head(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Head:

@@ -73,14 +73,16 @@ class HeadSettings:
 
     shrinkage: of the covariance, in units of its mean eigenvalue. text_trust: length of the prior, in units of the
     text's own logits. strength: of the evidence of examples against the prior, as scikit-learn's C. rounds: in which
-    the segments of positive recordings are chosen. spared: share of the background that is most similar to the
-    positives and so may have the sound too. frame_bias: what frames score more than segments do.
+    the segments of positive recordings are chosen. segment_share: weight of that segment, the rest is the whole's.
+    spared: share of the background that is most similar to the positives and so may have the sound too. frame_bias:
+    what frames score more than segments do.
     """
 
     shrinkage: float = 0.1
     text_trust: float = 0.1
     strength: float = 10.0
     rounds: int = 2
+    segment_share: float = 0.25
     spared: float = 0.02
     folds: int = 10
     frame_bias: float = 0.0
@@ -182,7 +184,7 @@ class _Fit:
         line = self.start(positives)
         for _ in range(self._settings.rounds):
             groups = [self._white(_instances(e, line)) for e in positives]
-            weights = np.concatenate([*(np.full(len(g), 1 / len(g)) for g in groups), w_against])
+            weights = np.concatenate([*(_shares(len(g), self._settings.segment_share) for g in groups), w_against])
             x = np.concatenate([*groups, x_against])
             labels = np.arange(len(x)) < len(x) - len(x_against)
             coefficients, bias = _map_estimate(x, labels, weights, self._prior, self._settings.strength)
@@ -227,6 +229,11 @@ def _instances(example: Labelled, line: _Line) -> np.ndarray:
     return np.concatenate([example.whole[None], segments])
 
 
+def _shares(count: int, segments: float) -> np.ndarray:
+    """The weights of an example's vectors (count,): of the whole, and of its segments together."""
+    return np.array([1 - segments, *[segments / (count - 1)] * (count - 1)])
+
+
 def _calibration(typical: float, background: np.ndarray) -> tuple[float, float]:
     """The scale and shift that make logits scores: a typical positive example, and little of the background, are high.
 
@@ -251,15 +258,27 @@ def _quality(
     labels = np.array([label for _, label in held_out])
     if labels.all():
         return None, 0.5, "quality needs other sounds: add clips or negative examples"
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
-
     scores = 1 / (1 + np.exp(-np.clip([z * scale + shift for z, _ in held_out], -30, 30)))
-    precision, recall, thresholds = precision_recall_curve(labels, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-    threshold = float(np.clip(thresholds[int(f1[:-1].argmax())], *_THRESHOLDS))
-    average_precision = float(average_precision_score(labels, scores))
-    folds = min(SETTINGS.folds, recordings)
-    return Quality(average_precision, float(roc_auc_score(labels, scores)), folds), threshold, ""
+    average_precision, auroc, threshold = ranking_figures(scores, labels)
+    quality = Quality(average_precision, auroc, min(SETTINGS.folds, recordings))
+    return quality, float(np.clip(threshold, *_THRESHOLDS)), ""
+
+
+def ranking_figures(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Average precision, AUROC and the threshold with the best F1 of scores (N,), with both labels (N,).
+
+    As scikit-learn's functions, which the tests compare them with and which take seconds to import.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, last = labels[order], np.append(np.diff(scores[order]) != 0, True)  # ties share a point
+    found, seen = np.cumsum(ranked)[last], (np.flatnonzero(last) + 1)
+    positives, negatives = found[-1], len(labels) - found[-1]
+    precision, recall = found / seen, found / positives
+    average_precision = float(np.diff(recall, prepend=0) @ precision)
+    false = (seen - found) / negatives
+    auroc = float(np.trapezoid(np.concatenate([[0], recall]), np.concatenate([[0], false])))
+    f1 = 2 * found / (seen + positives)
+    return average_precision, auroc, float(scores[order][last][f1.argmax()])
 
 
 def _whitening(vectors: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -276,7 +295,8 @@ def _map_estimate(
 ) -> tuple[np.ndarray, float]:
     """The coefficients (D,) and the bias of a logistic regression whose coefficients are drawn from N(prior, strength).
 
-    With a prior of zeros this is scikit-learn's LogisticRegression(C=strength), whose solver it uses.
+    With a prior of zeros this is scikit-learn's LogisticRegression(C=strength), which has no other prior; the solver is
+    the same, SciPy's L-BFGS.
     """
     from scipy.optimize import minimize
 
