@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from app import errors
 from app.agents.endpoint import McpEndpoint
-from app.api import clips, detect, embed, excerpts, jobs, openai, openapi, requests, search, system
+from app.api import clips, concepts, detect, embed, excerpts, jobs, openai, openapi, requests, search, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -31,6 +31,7 @@ from app.server.middleware import AccessControl, RequestCancellation, RequestCon
 from app.server.prefix import PathPrefix
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
+from app.services.concepts import warm_up
 from app.services.jobs import JobRunner
 from app.services.waveforms import PeaksCache
 from app.services.words import sound_stems
@@ -49,6 +50,7 @@ _ROUTERS = (
     excerpts.router,
     clips.router,
     detect.router,
+    concepts.router,
     jobs.router,
     embed.router,
     openai.router,
@@ -76,6 +78,7 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None, tracin
     async def load(state: AppState) -> None:
         try:
             await state.load(_loader(settings))
+            await asyncio.to_thread(warm_up)  # once the service is ready
         except Exception as error:
             app.state.failure = error
             log.critical("The service failed to start: %s", error, exc_info=not _is_expected(error))

@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 NUMPY_ONLY = (
+    "model/concepts/head.py",
     "model/config.py",
     "model/detection.py",
     "model/median.py",

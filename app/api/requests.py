@@ -66,10 +66,11 @@ Serving = Annotated[AppState, Depends(_open_state)]  # the state for one request
 
 @dataclass(frozen=True)
 class Form(typing.Generic[M]):
-    """A form's files, in order, and its other fields."""
+    """A form's files, in order, and its other fields. `named`: the files with the names of their fields."""
 
     files: list[AudioFile]
     fields: M
+    named: list[tuple[str, AudioFile]] = dataclasses.field(default_factory=list)
 
 
 def clean_filename(name: str | None) -> str:
@@ -148,9 +149,9 @@ async def read_json(request: Request, model: type[M], limit: int = MAX_JSON_BYTE
 
 @contextlib.asynccontextmanager
 async def open_form(
-    request: Request, model: type[M], *, files: str, json_fields: tuple[str, ...] = ()
+    request: Request, model: type[M], *, files: str | tuple[str, ...], json_fields: tuple[str, ...] = ()
 ) -> AsyncIterator[Form[M]]:
-    """A multipart or URL-encoded body: the files of the field `files`, and all other fields as `model`.
+    """A multipart or URL-encoded body: the files of the field or fields `files`, and all other fields as `model`.
 
     `json_fields` contain JSON. The files are deleted on exit. Raises Malformed, UnsupportedType, BodyTooLarge,
     Invalid, StorageFull.
@@ -162,13 +163,14 @@ async def open_form(
         )
     form = await parse_form(request)
     try:
-        uploads: list[AudioFile] = []
+        uploads: list[tuple[str, AudioFile]] = []
+        of_files = (files,) if isinstance(files, str) else files
         values: dict[str, Any] = {}
         for name, value in form.multi_items():
-            if name == files:
+            if name in of_files:
                 if not isinstance(value, UploadFile):
                     raise Invalid(f"The field {name!r} must be a file with a file name.")
-                uploads.append(AudioFile(clean_filename(value.filename), value.file))
+                uploads.append((name, AudioFile(clean_filename(value.filename), value.file)))
                 continue
             if isinstance(value, UploadFile):  # of an unknown field only the name matters
                 value = await _read_text(name, value) if name in model.model_fields else ""
@@ -180,7 +182,8 @@ async def open_form(
                 values[name] = parse_json(value, f"the field {name!r}") if name in json_fields else value
         fields = validate(model, values)
         track = getattr(fields, "track", None)
-        yield Form([dataclasses.replace(upload, track=track) for upload in uploads], fields)
+        uploads = [(name, dataclasses.replace(upload, track=track)) for name, upload in uploads]
+        yield Form([file for _, file in uploads], fields, uploads)
     finally:
         await form.close()
 
