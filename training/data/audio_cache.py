@@ -238,13 +238,18 @@ def _write(file: IO[bytes], data: bytes) -> None:
         left = left[file.write(left) :]
 
 
-def decode(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A whole file as (samples,) float32 mono at `sample_rate`, channels averaged.
+def decode(
+    path: Path, sample_rate: int = SAMPLE_RATE, *, seconds: float | None = None, channel: int | None = None
+) -> np.ndarray:
+    """A file, or its first `seconds`, as (samples,) float32 mono at `sample_rate`: one channel, or their mean.
 
     Raises OSError or RuntimeError if it cannot be decoded, and ValueError for empty audio or non-finite samples.
     """
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = samples.mean(axis=1)
+    with soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        frames = -1 if seconds is None else round(seconds * rate)
+        samples = file.read(frames, dtype="float32", always_2d=True)
+    mono = samples.mean(axis=1) if channel is None else np.ascontiguousarray(samples[:, channel])
     if not len(mono):
         raise ValueError("no samples")
     if not np.isfinite(mono).all():
