@@ -79,7 +79,7 @@ def _segments(pairs: list[list[float]]) -> tuple[tuple[float, float], ...]:
     for pair in pairs:
         onset, offset = map(float, pair)
         if not (math.isfinite(onset) and math.isfinite(offset) and 0 <= onset <= offset):
-            raise ValueError(f"segment {pair}: want 0 <= onset <= offset, in seconds")
+            raise ValueError(f"segment {pair}: want 0 <= onset < offset, in seconds")
         if onset < offset:
             found.append((onset, offset))
     return tuple(found)

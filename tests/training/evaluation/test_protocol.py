@@ -263,7 +263,7 @@ def test_segments_of_no_length_are_skipped(tmp_path: Path) -> None:
     (item,) = read_manifest(write(tmp_path / "m.jsonl", json.dumps(row)))
     assert item.phrases == (Phrase("dog", ()),)
     row["phrases"] = [{"phrase": "dog", "segments": [[1, 0.5]]}]
-    with pytest.raises(ManifestError, match="onset <= offset"):
+    with pytest.raises(ManifestError, match="onset < offset"):
         read_manifest(write(tmp_path / "m.jsonl", json.dumps(row)))
 
 
