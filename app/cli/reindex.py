@@ -138,7 +138,7 @@ class _Reindex:
         path, name = self._library.audio_path(clip.sha256), as_text(clip.filename)
         try:
             async with (
-                self._decoders.open(path, name, _UNLIMITED) as audio,
+                self._decoders.open(path, name, _UNLIMITED, self._engine.sample_rate) as audio,
                 FileEmbeddingStream(self._engine, audio, name, urgency=Urgency.BULK) as stream,
             ):
                 async for part in stream:

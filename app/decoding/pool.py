@@ -28,6 +28,7 @@ from app.audio.tag_schema import Value, checked
 from app.decoding import protocol
 from app.decoding.fork_server import ForkServer, Worker, open_descriptor
 from app.inference.batcher import Closed
+from model.config import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,19 @@ class WorkerDied(Exception):
 
 
 class DecodedStream:
-    """A recording while a worker decodes it: iterate it once for blocks (n,) of float32, mono, 16 kHz.
+    """A recording while a worker decodes it: iterate it once for blocks (n,) of float32, mono, at `rate` Hz.
 
-    A block holds what was decoded in a fiftieth of a second, at most twelve seconds of audio.
+    A block holds what was decoded in a fiftieth of a second, at most twelve seconds of audio at 16 kHz.
 
     sample_rate (Hz), channels: of the original. duration (s, exact), decode_s, resample_s (s of work), tags (the file's
     metadata, see app.audio.tags): after the last block. Iterating raises a MediaError, or Closed if the pool closes.
     """
 
-    def __init__(self, pool: DecoderPool, file: int, filename: str, max_duration: float) -> None:
+    def __init__(
+        self, pool: DecoderPool, file: int, filename: str, max_duration: float, rate: int = SAMPLE_RATE
+    ) -> None:
         self._pool, self._file, self._filename, self._max_duration = pool, file, filename, max_duration
+        self.rate = rate
         self._worker: Worker | None = None
         self._retried = self._delivered = self._ended = False
         self.sample_rate = self.channels = 0
@@ -86,7 +90,7 @@ class DecodedStream:
         """Acquires a worker and waits for the recording's sample rate and channels."""
         while True:
             self._worker = await self._pool._acquire()
-            if not send_request(self._worker, self._file, self._max_duration):
+            if not send_request(self._worker, self._file, self._max_duration, self.rate):
                 self._discard_worker()  # it had exited while idle
                 continue
             try:
@@ -205,15 +209,15 @@ class DecoderPool:
 
     @asynccontextmanager
     async def open(
-        self, file: BinaryIO | Path, filename: str, max_duration: float = 14_400.0
+        self, file: BinaryIO | Path, filename: str, max_duration: float = 14_400.0, rate: int = SAMPLE_RATE
     ) -> AsyncIterator[DecodedStream]:
-        """Decodes a file from its beginning. `max_duration` in seconds; `filename` is only for messages.
+        """Decodes a file from its beginning, at `rate` Hz. `max_duration` in seconds; `filename` is for messages.
 
         `file` may be a path or any open file; its position does not change if the system can reopen it, as Linux can.
         Raises a MediaError, OSError if the path cannot be opened, Closed.
         """
         descriptor = await open_descriptor(file)
-        stream = DecodedStream(self, descriptor, filename, max_duration)
+        stream = DecodedStream(self, descriptor, filename, max_duration, rate)
         try:
             await stream._begin()
             yield stream
@@ -343,12 +347,12 @@ class DecoderPool:
 # Messages to and from one worker
 
 
-def send_request(worker: Worker, file: int, max_duration: float) -> bool:
+def send_request(worker: Worker, file: int, max_duration: float, rate: int = SAMPLE_RATE) -> bool:
     """Passes a file descriptor to an idle worker. `max_duration` in seconds. False if the worker has exited."""
     cpu_s = 60 + min(max_duration, 86_400.0) / 4  # many times what any format needs; stalls are detected much earlier
     worker.files += 1
     try:
-        socket.send_fds(worker.socket, [protocol.REQUEST.pack(max_duration, cpu_s)], [file])
+        socket.send_fds(worker.socket, [protocol.REQUEST.pack(max_duration, cpu_s, rate)], [file])
     except OSError:
         return False
     return True

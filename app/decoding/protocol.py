@@ -8,9 +8,10 @@ With the fork server, each message a `CONTROL` (kind, pid, status):
                                                           ← READY status, once at the start; not 0 if workers cannot be
                                                             confined
 With a worker:
-    → `REQUEST` max_duration (seconds, inf for none) and CPU seconds allowed, with the file's descriptor
+    → `REQUEST` max_duration (seconds, inf for none), CPU seconds allowed and sample rate (Hz), with the file's
+      descriptor
     ← messages, each a `HEADER` (kind, payload bytes): INFO {sample_rate, channels}, any number of AUDIO (float32, mono,
-      16 kHz), END {duration, decode_s, resample_s, tags}; or ERROR {reason, why, read} at any point.
+      at that rate), END {duration, decode_s, resample_s, tags}; or ERROR {reason, why, read} at any point.
 After END the worker waits for its next file; it ends after an ERROR or when its socket closes.
 """
 
@@ -20,7 +21,7 @@ import struct
 
 CONTROL = struct.Struct("<cIi")
 FORK, KILL, FORKED, EXITED, READY = b"F", b"K", b"B", b"D", b"R"
-REQUEST = struct.Struct("<dd")
+REQUEST = struct.Struct("<ddI")
 HEADER = struct.Struct("<cI")
 INFO, AUDIO, END, ERROR = b"i", b"a", b"e", b"x"
 OUT_OF_MEMORY, UNEXPECTED = "memory", "unexpected"  # reasons of an ERROR other than those of a MediaError

@@ -49,7 +49,7 @@ from app.server.allocator import keep_freed
 from model.config import SAMPLE_RATE
 
 _NICENESS = 5  # the server's event loop and the model have priority
-_MAX_BLOCKS = 12  # blocks of a second in one message
+_MAX_BLOCKS = 12  # blocks of a second at 16 kHz in one message; of more samples, fewer
 _MAX_DELAY = 0.02  # seconds that decoded audio waits for more before it is sent
 _KEPT = 8 << 20  # bytes of freed memory that a worker keeps: about what decoding one file needs
 _MAX_DESCRIPTORS = 24  # a worker needs about six
@@ -192,12 +192,12 @@ def _handle_request(sock: socket.socket) -> bool:
     message, fds, _, _ = socket.recv_fds(sock, REQUEST.size, 1)
     if len(message) < REQUEST.size or not fds:
         return False
-    max_duration, cpu_s = REQUEST.unpack(message)
+    max_duration, cpu_s, rate = REQUEST.unpack(message)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = math.ceil(time.process_time() + cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     try:
-        with os.fdopen(fds[0], "rb", buffering=0) as file, open_stream(file, "", max_duration) as stream:
+        with os.fdopen(fds[0], "rb", buffering=0) as file, open_stream(file, "", max_duration, rate) as stream:
             _send_all(sock, file, stream)
         return True
     except MediaError as error:
@@ -215,10 +215,11 @@ def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
     """Sends a file's audio and metadata, in as few messages as _MAX_DELAY allows: each message costs time."""
     pending: list[Message] = [(INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels))]
     blocks: list[memoryview] = []
+    most = max(1, _MAX_BLOCKS * SAMPLE_RATE // stream.rate)
     since = time.monotonic()
     for block in stream:
         blocks.append(np.ascontiguousarray(block).data.cast("B"))
-        if len(blocks) == _MAX_BLOCKS or time.monotonic() - since > _MAX_DELAY:
+        if len(blocks) == most or time.monotonic() - since > _MAX_DELAY:
             _send(sock, *pending, (AUDIO, *blocks))
             pending, blocks, since = [], [], time.monotonic()
     if blocks:

@@ -14,6 +14,7 @@ import numpy as np
 
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
+from app.services.audio_source import require_frames
 from app.state import AppState
 from index import Clip, Library
 from model.detection import Moment, find_moments
@@ -60,6 +61,7 @@ async def search_moments(
     the CANDIDATES clips with the most similar segments are scored for all of them.
     """
     engine, library = state.engine, state.library
+    require_frames(engine, "A search for moments")
     vectors = await engine.embed_texts(sounds, urgency=Urgency.SEARCH)
     candidates: dict[str, Clip] = {}
     for vector in vectors:
