@@ -61,7 +61,7 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class SampleWindows(WindowConfig):
-    """Windows of a model that takes samples at a rate of its own; see model.contract. Never part of a config.json."""
+    """Windows of a model with a sample rate of its own; see model.external. Never part of a config.json."""
 
     rate: int = 48_000  # Hz
     length: int = 480_000  # samples of a whole window

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from model.adapter import ConceptAdapter, build_adapter
 from model.audio import LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import MEL_WINDOW, SAMPLE_RATE, ConfigError, FineLAPConfig
-from model.contract import Traits, read_licence
 from model.encoders.registry import build_encoder
 from model.evidence import ClassEvidence
+from model.external.contract import Traits, read_licence
 from model.text import TextTower
 from model.threads import limited, share_out
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
@@ -143,7 +143,7 @@ class FineLAP(nn.Module):
 
     @property
     def traits(self) -> Traits:
-        """What the model is and can do; see model.contract."""
+        """What the model is and can do; see model.external.contract."""
         windows = self.config.windows
         seconds = windows.frames * windows.frame_hop
         return Traits("finelap", SAMPLE_RATE, seconds, "native", self.config.matching is not None, self._licence)

@@ -25,7 +25,7 @@ from app.inference.engine import Engine, load_model
 from app.services.audio_source import FileEmbeddingStream, require_frames
 from app.services.detection import DetectionRequest, DetectionResult, Detector, EventReporter, plot
 from app.settings import Settings
-from model.contract import Model
+from model.external.contract import Model
 from model.segments import unit_rows
 
 R = TypeVar("R")

@@ -18,7 +18,7 @@ import numpy as np
 
 from app.inference.batcher import Batcher, BatchLimits, BatchObservers, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
-from model.contract import Model
+from model.external.contract import Model
 from model.windows import frame_count, window_samples
 
 _TEXT_BATCH = 64  # texts
@@ -42,7 +42,7 @@ def load_model(settings: Settings) -> Model:
 
     from model import FineLAP
     from model.bfloat16 import use_bfloat16
-    from model.contract import load_external
+    from model.external.contract import load_external
 
     device, dtype = settings.device, settings.dtype
     if device == "auto":

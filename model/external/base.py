@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import MatchingConfig, SampleWindows
-from model.contract import Traits, read_licence
+from model.external.contract import Traits, read_licence
 from model.finelap import AudioEmbedding, TokenizerMissing
 from model.weight_files import CheckpointError
 from model.windows import join_windows, plan_windows
@@ -38,7 +38,7 @@ class ExternalConfig:
 
 
 class External:
-    """A model of transformers behind model.contract.Model. Subclasses set what differs between families.
+    """A model of transformers behind model.external.contract.Model. Subclasses set what differs between families.
 
     Scores are sigmoid(cosine / temp + b), with the model's own scale; they are not calibrated.
     """

@@ -24,7 +24,7 @@ from app.server.http_protocol import HttpProtocol
 from app.settings import Settings
 from index.sqlite.library import SqliteLibrary
 from model.config import SAMPLE_RATE, FineLAPConfig, WindowConfig
-from model.contract import Traits
+from model.external.contract import Traits
 from model.windows import frame_count, window_samples
 
 TONES = (200, 400, 800, 1600, 3200, 6400)  # Hz

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.evaluation.benchmark import EvaluationSettings
@@ -104,6 +104,7 @@ def _measure(
     out: Path,
 ) -> Row:
     """Evaluates one checkpoint, given as source and name, and writes its report after each dataset."""
+    from model.external.contract import load_external
     from model.finelap import FineLAP
     from training.evaluation.benchmark import evaluate
     from training.evaluation.report import figure_table, write_report
@@ -112,7 +113,7 @@ def _measure(
     source, name = checkpoint
     memory, began = PeakMemory(args.device), time.perf_counter()
     memory.reset()
-    model = FineLAP.from_pretrained(source, device=args.device)
+    model: Any = load_external(source, device=args.device) or FineLAP.from_pretrained(source, device=args.device)
     about = {
         "model": model.config.name,
         "checkpoint": source,
@@ -123,6 +124,9 @@ def _measure(
     }
     reports = []
     for dataset in datasets:
+        if model.traits.frames is None and dataset.task in ("detection", "grounding"):
+            print(f"{name}: {dataset.name}, {dataset.task}: left out, because the model has no frames\n")
+            continue
         report = evaluate(model, dataset, settings=settings, progress=True)
         reports.append(report)
         write_report(out, reports, about)

@@ -163,16 +163,17 @@ class _EmbeddedRecordings:
         from tqdm import tqdm
 
         channel = 0 if self.protocol.channel == "first" else None
+        rate = self.model.traits.sample_rate if hasattr(self.model, "traits") else SAMPLE_RATE
         for item in tqdm(self.dataset.items, desc=self.dataset.name, disable=not self.progress, mininterval=1):
             began = time.perf_counter()
             try:
-                samples = decode(item.path, seconds=self.protocol.seconds, channel=channel)
+                samples = decode(item.path, rate, seconds=self.protocol.seconds, channel=channel)
             except (OSError, RuntimeError, ValueError) as error:
                 self.unreadable[item.audio_id] = f"{Path(item.path).name}: {error}"
                 continue
             self.count += 1
-            (embedding,) = self.model.encode_audio([samples], SAMPLE_RATE)
-            duration = len(samples) / SAMPLE_RATE
+            (embedding,) = self.model.encode_audio([samples], rate)
+            duration = len(samples) / rate
             self.audio_seconds += duration
             self.encoding_seconds += time.perf_counter() - began
             yield item, embedding, duration

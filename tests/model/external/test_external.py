@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from model.contract import external_family, load_external, read_licence
+from model.external.contract import external_family, load_external, read_licence
 from model.weight_files import CheckpointError
 from tests.support.external import save_clap, save_pe_audio
 
