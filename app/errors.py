@@ -73,6 +73,10 @@ class Invalid(RequestError):
     """A value is not valid."""
 
 
+class FramesUnsupported(RequestError):
+    """The model has embeddings of whole clips only."""
+
+
 class NotReady(RequestError):
     """The model or the library is not loaded."""
 
@@ -131,6 +135,7 @@ KINDS: dict[type[Exception], Kind] = {
     RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "Range not satisfiable"),
     Misdirected: Kind(421, "misdirected", "Host name not allowed"),
     Invalid: Kind(422, "invalid-value", "Invalid value"),
+    FramesUnsupported: Kind(422, "frames-unsupported", "Frames not supported by the model"),
     audio_errors.EmptyAudio: Kind(422, "audio-empty", "Empty audio"),
     audio_errors.TruncatedAudio: Kind(422, "audio-truncated", "Truncated or damaged audio"),
     audio_errors.TooShort: Kind(422, "audio-too-short", "Audio too short"),

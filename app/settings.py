@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     checkpoint: str = "checkpoints/finelap-small"  # a folder, a .pt file, or a Hugging Face Hub id
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    sliding_frames: bool = False  # for a model of whole clips: frames from windows of its length that overlap
     data_dir: Path = Path("data")
     index_url: str = FAISS  # or milvus://host:19530, see index.milvus.client
     host: str = "127.0.0.1"

@@ -10,7 +10,7 @@ import numpy as np
 
 from index.quantization import FrameCodes, encode_frames
 from index.vectors.flat import ReadWriteLock
-from model.segments import pool_segments
+from model.segments import pool_segments, unit_rows
 
 LONG_SECONDS = 10.0  # clips that last longer are long: more than one window of the model
 
@@ -21,7 +21,11 @@ _MAX_REMOVED = 0.2  # share of the segments
 
 def cut_segments(frames: FrameCodes, frame_hop: float) -> FrameCodes:
     """Pools a clip's frames (T, D) into quantised segments (S, D), in time order; see `pool_segments`."""
-    return encode_frames(pool_segments(frames.decode, len(frames), frame_hop))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return unit_rows(frames.decode(start, stop))
+
+    return encode_frames(pool_segments(read, len(frames), frame_hop))
 
 
 class SegmentIndex:

@@ -43,6 +43,41 @@ class WindowConfig:
     frame_share: float = 0.0  # weight of the frames' mean direction in a recording's clip embedding
     buckets: tuple[int, ...] = ()  # frames; shorter window lengths the encoder accepts. Empty: whole windows only
 
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the samples that are cut into windows."""
+        return SAMPLE_RATE
+
+    @property
+    def samples(self) -> int:
+        """Samples that a whole window reads, including the last mel frame's tail."""
+        return self.mel_frames * MEL_HOP + MEL_WINDOW - MEL_HOP
+
+    @property
+    def centres(self) -> bool:
+        """Whether each window's mean is subtracted from it."""
+        return True
+
+
+@dataclass(frozen=True)
+class SampleWindows(WindowConfig):
+    """Windows of a model with a sample rate of its own; see model.external. Never part of a config.json."""
+
+    rate: int = 48_000  # Hz
+    length: int = 480_000  # samples of a whole window
+
+    @property
+    def sample_rate(self) -> int:
+        return self.rate
+
+    @property
+    def samples(self) -> int:
+        return self.length
+
+    @property
+    def centres(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class EncoderConfig:

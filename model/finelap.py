@@ -22,6 +22,7 @@ from model.audio import LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import MEL_WINDOW, SAMPLE_RATE, ConfigError, FineLAPConfig
 from model.encoders.registry import build_encoder
 from model.evidence import ClassEvidence
+from model.external.contract import Traits, read_licence
 from model.text import TextTower
 from model.threads import limited, share_out
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
@@ -72,6 +73,7 @@ class FineLAP(nn.Module):
         self.temp_local = nn.Parameter(torch.tensor(0.1))
         self.b_local = nn.Parameter(torch.tensor(-10.0))
         self._loaded_stamp: str | None = None
+        self._licence: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -109,6 +111,7 @@ class FineLAP(nn.Module):
 
         model = build_network(content, cls)
         model._loaded_stamp = embedding_stamp(content.config, model.state_dict())
+        model._licence = read_licence(content.folder)
         return model
 
     def set_tokenizer(self, tokenizer: Any) -> None:
@@ -137,6 +140,13 @@ class FineLAP(nn.Module):
     def name(self) -> str:
         """The checkpoint's name."""
         return self.config.name
+
+    @property
+    def traits(self) -> Traits:
+        """What the model is and can do; see model.external.contract."""
+        windows = self.config.windows
+        seconds = windows.frames * windows.frame_hop
+        return Traits("finelap", SAMPLE_RATE, seconds, "native", self.config.matching is not None, self._licence)
 
     @property
     def dim(self) -> int:

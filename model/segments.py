@@ -23,6 +23,15 @@ _READ_FRAMES = 4096  # at a time
 ReadFrames = Callable[[int, int], np.ndarray]  # (start, stop) → frames (stop - start, D), fewer at the end
 
 
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, D) at unit length; those that have it, as quantised ones nearly do, are returned unchanged.
+
+    The frames of some models have lengths, which are part of their scores.
+    """
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors if np.all(np.abs(lengths - 1) < 0.05) else np.asarray(vectors / np.maximum(lengths, 1e-12))
+
+
 def pool_segments(read: ReadFrames, count: int, frame_hop: float) -> np.ndarray:
     """Pools `count` frames of unit length into segments (S, D) float32 of unit length; 1 ≤ S ≤ 4 + seconds / 2.
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.config import MEL_HOP, MEL_WINDOW, SAMPLE_RATE, WindowConfig
-
-_MEL_TAIL = MEL_WINDOW - MEL_HOP  # samples by which the last mel frame extends past its hop
+from model.config import WindowConfig
 
 
 @dataclass(frozen=True)
@@ -29,17 +27,17 @@ class Window:
 
 
 def frame_count(samples: int, windows: WindowConfig) -> int:
-    """The number of frames of a recording of `samples` samples at 16 kHz; at least one."""
-    return max(1, math.ceil(samples / SAMPLE_RATE / windows.frame_hop - 1e-6))
+    """The number of frames of a recording of `samples` samples at the windows' sample rate; at least one."""
+    return max(1, math.ceil(samples / windows.sample_rate / windows.frame_hop - 1e-6))
 
 
 def window_samples(windows: WindowConfig) -> int:
-    """The number of samples (16 kHz) that a whole window reads, including the last mel frame's tail."""
-    return windows.mel_frames * MEL_HOP + _MEL_TAIL
+    """The number of samples that a whole window reads, including the last mel frame's tail."""
+    return windows.samples
 
 
 def plan_windows(samples: int, windows: WindowConfig) -> list[Window]:
-    """Plans the overlapping windows of `samples` samples (16 kHz); the last is moved back to end with the recording.
+    """Plans the overlapping windows of `samples` samples; the last is moved back to end with the recording.
 
     Each frame of the recording is kept from exactly one window. The stride is a whole number of frame hops.
     """
@@ -51,7 +49,7 @@ def plan_windows(samples: int, windows: WindowConfig) -> list[Window]:
     edges = [0] + [(a + windows.frames + b) // 2 for a, b in zip(firsts, firsts[1:], strict=False)] + [total]
     plan = []
     for first, low, high in zip(firsts, edges, edges[1:], strict=False):
-        start = round(first * windows.frame_hop * SAMPLE_RATE)
+        start = round(first * windows.frame_hop * windows.sample_rate)
         plan.append(Window(start, min(samples, start + span), first, slice(low - first, high - first)))
     return plan
 
@@ -62,7 +60,7 @@ def centred(samples: np.ndarray) -> np.ndarray:
 
 
 class WindowCutter:
-    """Cuts a streamed recording into the windows of `plan_windows`, with their `centred` samples.
+    """Cuts a streamed recording into the windows of `plan_windows`, with their samples, `centred` if the model's are.
 
     Buffers about two windows of samples. A window is yielded once the position of the next one is known, because that
     decides which of its frames are kept.
@@ -72,7 +70,7 @@ class WindowCutter:
         self._windows = windows
         self._stride = windows.frames - windows.overlap_frames
         # a window, what must follow it, and one pushed piece; moved once per window rather than copied at each push
-        self._buffer = np.empty(3 * window_samples(windows) + SAMPLE_RATE, dtype=np.float32)
+        self._buffer = np.empty(3 * window_samples(windows) + windows.sample_rate, dtype=np.float32)
         self._held = 0  # samples in the buffer
         self._held_from = 0  # position in the recording of the first sample in the buffer
         self._yielded = 0  # windows
@@ -83,7 +81,10 @@ class WindowCutter:
         return self._held_from + self._held
 
     def push(self, samples: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
-        """Takes samples (n,) float32 at 16 kHz and yields the windows that are now final. Exhaust the iterator."""
+        """Takes samples (n,) float32 at the model's rate and yields the windows that are now final.
+
+        Exhaust the iterator.
+        """
         for at in range(0, len(samples), window_samples(self._windows)):
             piece = samples[at : at + window_samples(self._windows)]
             self._buffer[self._held : self._held + len(piece)] = piece
@@ -91,7 +92,7 @@ class WindowCutter:
             # the next regular window is followed by another one: whatever comes now does not change it
             while frame_count(self.samples, self._windows) > (self._yielded + 1) * self._stride + self._windows.frames:
                 window = self._cut(self._regular(self._yielded * self._stride))
-                self._forget(round(self._yielded * self._stride * self._windows.frame_hop * SAMPLE_RATE))
+                self._forget(round(self._yielded * self._stride * self._windows.frame_hop * self._windows.sample_rate))
                 yield window
 
     def finish(self) -> Iterator[tuple[Window, np.ndarray]]:
@@ -104,12 +105,13 @@ class WindowCutter:
         # the middle of the overlap with the next window
         high = (self._windows.frames + self._stride) // 2
         low = 0 if first == 0 else high - self._stride
-        start = round(first * self._windows.frame_hop * SAMPLE_RATE)
+        start = round(first * self._windows.frame_hop * self._windows.sample_rate)
         return Window(start, start + window_samples(self._windows), first, slice(low, high))
 
     def _cut(self, window: Window) -> tuple[Window, np.ndarray]:
         self._yielded += 1
-        return window, centred(self._buffer[window.start - self._held_from : window.stop - self._held_from])
+        samples = self._buffer[window.start - self._held_from : window.stop - self._held_from]
+        return window, centred(samples) if self._windows.centres else samples.copy()
 
     def _forget(self, before: int) -> None:
         """Drops the samples before the next window. The last window of a recording never begins earlier."""

@@ -31,6 +31,8 @@ class LossConfig:
     clip_weight: float = 1.0  # the paper's alpha
     frame_weight: float = 1.0  # the paper's beta
     same_meaning: bool = False  # clips with equivalent captions are positive pairs too; not in the paper
+    # the clip loss's gradient on W ranks: that of one process with the whole batch, or as published, 1/W of it
+    gather: Literal["full", "published"] = "full"
     chunk: int | None = None  # clips compared with all texts at a time; bounds memory for very large batches
 
 
@@ -50,7 +52,7 @@ class GroupConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW with a linear warm-up, then a cosine decay to zero."""
+    """AdamW with a linear warm-up, then a cosine decay to zero. Without weight decay it is Adam."""
 
     learning_rate: float = 5e-5
     betas: tuple[float, float] = (0.9, 0.999)
@@ -94,6 +96,7 @@ class TrainConfig:
     epochs: int = 10
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float = 0.0  # decay of the averaged weights, which are then validated and saved; 0 disables averaging
+    drop_path: float = 0.0  # probability of skipping a branch of EAT's last block; it rises from 0 at the first
     smallest_temp: float = 0.01
     log_every: int = 20
     save_every: int = 500
@@ -109,6 +112,8 @@ class TrainConfig:
             raise ConfigError(f"steps: {self.steps} is not positive")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema: {self.ema} is not in [0, 1)")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path: {self.drop_path} is not in [0, 1)")
         if self.loss.clip_weight < 0 or self.loss.frame_weight < 0:
             raise ConfigError("loss: weights must not be negative")
         if not self.loss.clip_weight and not self.loss.frame_weight:

@@ -103,6 +103,15 @@ def gathered_frame_sigmoid_loss(
     return _sum_over_ranks(losses.sum() / _total(losses.numel(), losses.device).clamp_min(1))
 
 
+def per_rank_gradient(embeddings: Tensor) -> Tensor:
+    """The embeddings, with a gradient divided by the number of ranks; for the inputs of a gathered clip loss.
+
+    The published code gathers embeddings without a gradient and averages gradients over ranks, so that on W ranks the
+    networks get 1/W of the clip loss's gradient, but temperature and bias get all of it.
+    """
+    return embeddings if _ranks() == 1 else _ScaledGradient.apply(embeddings, 1 / _ranks())
+
+
 def _check(clips: Tensor, texts: Tensor) -> None:
     if clips.shape != texts.shape:
         raise ValueError(f"clips {tuple(clips.shape)} and captions {tuple(texts.shape)} must have the same shape")
@@ -237,6 +246,19 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(whole)
         first = dist.get_rank() * ctx.rows
         return whole[first : first + ctx.rows]
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, with the gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
 
 
 class _SumOfShares(torch.autograd.Function):

@@ -94,6 +94,8 @@ def train(
 
         model = build_model(config.init, root)
     model.config = dataclasses.replace(model.config, name=config.name)
+    if config.drop_path:
+        model.audio_encoder.set_drop_path(config.drop_path)
     size = share(config.batch, accelerator.num_processes * config.accumulate)
     if batches is None:
         batches = make_batches(config, root, model, size, accelerator)

@@ -9,8 +9,9 @@ from app.api import examples, openapi, requests, responses
 from app.api.requests import Serving
 from app.api.schemas import AudioEmbedding, Embeddings, EmbedForm, EmbedTexts, FrameEmbeddings, TextEmbedding
 from app.errors import Invalid
-from app.services.audio_source import EmbeddingStream, embed_file
+from app.services.audio_source import EmbeddingStream, embed_file, require_frames
 from app.services.ingest import Failure, each_file
+from model.segments import unit_rows
 
 _INLINE_EMBEDDINGS = 8  # up to which encoding the response costs less than a thread switch
 
@@ -41,6 +42,8 @@ async def embed(request: Request, state: Serving) -> Response:
         async with requests.open_form(request, EmbedForm, files="files") as form:
             if not form.files and not form.fields.texts:
                 raise Invalid("The form has neither files nor texts.")
+            if form.fields.frames:
+                require_frames(state.engine, "`frames`")
             options = form.fields
             outcomes = await each_file(form.files, lambda file: embed_file(state, file))
     else:
@@ -69,7 +72,7 @@ def _encode_file(stream: EmbeddingStream, frames: np.ndarray, options: EmbedForm
     encoded = None
     if options.frames:
         encoded = FrameEmbeddings.model_construct(
-            hop=stream.frame_hop, embeddings=responses.vectors(frames, options.encoding)
+            hop=stream.frame_hop, embeddings=responses.vectors(unit_rows(frames), options.encoding)
         )
     return AudioEmbedding.model_construct(
         filename=stream.filename,

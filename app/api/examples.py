@@ -203,6 +203,12 @@ INFO = {
         "device": "cpu",
         "dtype": "float32",
         "match_cutoff": 0.4,
+        "family": "finelap",
+        "sample_rate": 16_000,
+        "window": 10.24,
+        "frames": "native",
+        "calibrated": True,
+        "licence": None,
     },
     "clips": 102,
     "limits": {

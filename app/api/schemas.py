@@ -570,16 +570,24 @@ class Health(BaseModel):
 class ModelInfo(BaseModel):
     """The loaded model. `stamp` identifies its embedding space: embeddings with equal stamps are comparable.
 
-    `match_cutoff` is the score from which a hit matches, null if the checkpoint has none.
+    `match_cutoff` is the score from which a hit matches, null if the checkpoint has none. `frames` is `native`;
+    `sliding`, if they are made from overlapping windows of the model's length, `window` seconds; or null, with
+    `frame_hop`, for a model of whole clips only. `licence` is what the checkpoint's README says.
     """
 
     name: str
     stamp: str
     dim: int
-    frame_hop: float
+    frame_hop: float | None
     device: str
     dtype: str
     match_cutoff: float | None
+    family: str
+    sample_rate: int
+    window: float
+    frames: Literal["native", "sliding"] | None
+    calibrated: bool
+    licence: str | None
 
 
 class Limits(BaseModel):

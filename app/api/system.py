@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from importlib import metadata
 
 from fastapi import APIRouter, Request
@@ -64,10 +65,11 @@ async def info(state: Serving) -> Info:
             name=engine.name,
             stamp=engine.stamp,
             dim=engine.dim,
-            frame_hop=engine.frame_hop,
+            frame_hop=None if engine.traits.frames is None else engine.frame_hop,
             device=engine.device,
             dtype=engine.dtype,
             match_cutoff=None if engine.matching is None else engine.matching.cutoff,
+            **asdict(engine.traits),
         ),
         clips=await state.read(len, state.library),
         limits=Limits(

@@ -84,27 +84,28 @@ class DecodedAudio:
 
 
 class AudioStream:
-    """A recording while it is decoded: iterate it once for blocks (n,) of float32, mono, 16 kHz.
+    """A recording while it is decoded: iterate it once for blocks (n,) of float32, mono, at `rate` Hz.
 
-    Every block has BLOCK samples, except the last, which has the rest. A file that is too short yields no block.
+    Every block has a second of samples, except the last, which has the rest. A file that is too short yields no block.
     sample_rate (Hz), channels: of the original. duration (seconds of the original, exact; before the end, what has been
     read so far), decode_s, resample_s (seconds of work, without the consumer's pauses), notes (what was noticed): final
     after the last block. track: which of the file's audio tracks this is. Iterating raises a MediaError.
     """
 
-    def __init__(self, file: AudioFile, filename: str, max_duration: float) -> None:
+    def __init__(self, file: AudioFile, filename: str, max_duration: float, rate: int = SAMPLE_RATE) -> None:
         if not _RATES[0] <= file.sample_rate <= _RATES[1]:
             why = f"its sample rate of {file.sample_rate} Hz is outside {_RATES[0]}–{_RATES[1]} Hz."
             raise InvalidSamples(filename, why)
         self.sample_rate, self.channels, self.track = file.sample_rate, file.channels, file.track
+        self.rate = rate
         self.decode_s = self.resample_s = 0.0
         self._frames = 0
         self._peak = 0.0
         self._file, self._filename, self._max_duration = file, filename, max_duration
         self._downmix = Downmix(file.channels, file.sample_rate) if file.channels > 1 else None
         self._resampler = None
-        if self.sample_rate != SAMPLE_RATE:
-            self._resampler = soxr.ResampleStream(self.sample_rate, SAMPLE_RATE, 1, dtype="float32")
+        if self.sample_rate != rate:
+            self._resampler = soxr.ResampleStream(self.sample_rate, rate, 1, dtype="float32")
 
     @property
     def duration(self) -> float:
@@ -128,23 +129,23 @@ class AudioStream:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         pieces: list[np.ndarray] = []
-        buffered = 0
+        buffered, size = 0, self.rate
         while (piece := self._next_piece()) is not None:
             pieces.append(piece)
             buffered += len(piece)
-            if buffered >= BLOCK:
+            if buffered >= size:
                 joined = np.concatenate(pieces)
-                full = buffered - buffered % BLOCK
-                yield from (joined[at : at + BLOCK] for at in range(0, full, BLOCK))
+                full = buffered - buffered % size
+                yield from (joined[at : at + size] for at in range(0, full, size))
                 pieces, buffered = [joined[full:]], buffered - full
         self._check_end()
         last = np.empty(0, dtype=np.float32) if self._downmix is None else self._downmix.finish()
         pieces.append(self._resample(last, last=True))
         rest = np.concatenate(pieces)
-        yield from (rest[at : at + BLOCK] for at in range(0, len(rest), BLOCK))
+        yield from (rest[at : at + size] for at in range(0, len(rest), size))
 
     def _next_piece(self) -> np.ndarray | None:
-        """The next samples (n,) at 16 kHz, as many as the decoder returns at once; None at the end."""
+        """The next samples (n,) at `rate` Hz, as many as the decoder returns at once; None at the end."""
         began = time.perf_counter()
         try:
             block = next(self._file.blocks, None)
@@ -195,7 +196,11 @@ class AudioStream:
 
 @contextmanager
 def open_stream(
-    file: BinaryIO, filename: str, max_duration: float = 14_400.0, track: str | None = None
+    file: BinaryIO,
+    filename: str,
+    max_duration: float = 14_400.0,
+    track: str | None = None,
+    rate: int = SAMPLE_RATE,
 ) -> Iterator[AudioStream]:
     """Opens an audio file and reads it from its beginning. `max_duration` in seconds. Raises a MediaError.
 
@@ -206,7 +211,7 @@ def open_stream(
         raise EmptyAudio(filename, "the file is empty (0 bytes).")
     opened = open_audio_file(file, filename, max_duration, track)
     try:
-        yield AudioStream(opened, filename, max_duration)
+        yield AudioStream(opened, filename, max_duration, rate)
     finally:
         opened.close()
 

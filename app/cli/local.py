@@ -22,11 +22,12 @@ from app.cli.upload import as_text, find_sources
 from app.client.types import DetectionMessage, detection_message
 from app.decoding.pool import DecoderPool
 from app.inference.engine import Engine, load_model
-from app.services.audio_source import FileEmbeddingStream
+from app.services.audio_source import FileEmbeddingStream, require_frames
 from app.services.detection import DetectionRequest, DetectionResult, Detector, EventReporter, plot
 from app.services.phrases import embed_phrases
 from app.settings import Settings
-from model.finelap import FineLAP
+from model.external.contract import Model
+from model.segments import unit_rows
 
 R = TypeVar("R")
 
@@ -68,9 +69,10 @@ def detect_file(
                 write(message)
 
     async def detect(engine: Engine, decoders: DecoderPool) -> DetectionResult:
+        require_frames(engine, "Detection")
         phrases = await embed_phrases(engine, request.phrases)
         async with (
-            decoders.open(file, name, _UNLIMITED) as audio,
+            decoders.open(file, name, _UNLIMITED, engine.sample_rate) as audio,
             FileEmbeddingStream(engine, audio, name, sink=envelope) as stream,
         ):
             detector, reporter = Detector(request, phrases), EventReporter(request, stream)
@@ -103,6 +105,8 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
     model = load_model(settings)
 
     async def embed(engine: Engine, decoders: DecoderPool) -> list[_Embedding]:
+        if frames:
+            require_frames(engine, "--frames")
         return await _Embedder(engine, decoders, frames, failed).run(paths)
 
     embeddings = with_engine(model, embed)
@@ -147,7 +151,7 @@ class _Embedder:
         name = as_text(path.name)
         parts: list[np.ndarray] = []
         async with (
-            self._decoders.open(path, name, _UNLIMITED) as audio,
+            self._decoders.open(path, name, _UNLIMITED, self._engine.sample_rate) as audio,
             FileEmbeddingStream(self._engine, audio, name) as stream,
         ):
             async for part in stream:
@@ -156,10 +160,12 @@ class _Embedder:
                 bar.update(0)  # refreshes the bar during a long file
                 if self._frames:
                     parts.append(part)
-            return _Embedding(name, stream.duration, stream.embedding, np.concatenate(parts) if self._frames else None)
+            return _Embedding(
+                name, stream.duration, stream.embedding, unit_rows(np.concatenate(parts)) if self._frames else None
+            )
 
 
-def _arrays(model: FineLAP, embeddings: list[_Embedding], frames: bool) -> dict[str, Any]:
+def _arrays(model: Model, embeddings: list[_Embedding], frames: bool) -> dict[str, Any]:
     """The arrays that embed_files documents."""
     arrays: dict[str, Any] = {
         "filenames": np.array([embedding.filename for embedding in embeddings]),
@@ -176,7 +182,7 @@ def _arrays(model: FineLAP, embeddings: list[_Embedding], frames: bool) -> dict[
     return arrays
 
 
-def with_engine(model: FineLAP, work: Callable[[Engine, DecoderPool], Coroutine[Any, Any, R]]) -> R:
+def with_engine(model: Model, work: Callable[[Engine, DecoderPool], Coroutine[Any, Any, R]]) -> R:
     """Runs `work` in an event loop with an engine and decoders, which it starts and closes. Returns its result."""
 
     async def run() -> R:

@@ -149,7 +149,7 @@ class _Reindex:
             if clip.sha256 in self._sounds and not source.is_file():
                 source = io.BytesIO(self._library.sound_audio(clip.sha256))
             async with (
-                self._decoders.open(source, name, _UNLIMITED, clip.track) as audio,
+                self._decoders.open(source, name, _UNLIMITED, clip.track, self._engine.sample_rate) as audio,
                 FileEmbeddingStream(self._engine, audio, name, urgency=Urgency.BULK) as stream,
             ):
                 async for part in stream:

@@ -372,20 +372,28 @@ class Job(_Response):
 class ModelInfo(_Response):
     """The model in use. Embeddings with equal `stamp` are comparable.
 
-    `match_cutoff` is the score from which a hit is a match; None if the checkpoint has none.
+    `match_cutoff` is the score from which a hit is a match; None if the checkpoint has none. `frames` is "native", or
+    "sliding" if they are made from overlapping windows, or None, with `frame_hop`, for a model of whole clips only.
     """
 
     name: str
     stamp: str
     dim: int
-    frame_hop: float
+    frame_hop: float | None
     device: str
     dtype: str
     match_cutoff: float | None
+    family: str = "finelap"
+    sample_rate: int = 16_000  # Hz
+    window: float = 10.24  # seconds that the model hears at once
+    frames: str | None = "native"
+    calibrated: bool = True
+    licence: str | None = None
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
-        return super().from_json({"match_cutoff": None, **json})
+        later = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+        return super().from_json({"match_cutoff": None, **later, **json})
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from app.audio.tracks import MAX_TRACK, Note, Track, read_notes, read_track
 from app.decoding import protocol
 from app.decoding.fork_server import ForkServer, Worker, open_descriptor
 from app.inference.batcher import Closed
+from model.config import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,9 @@ class WorkerDied(Exception):
 
 
 class DecodedStream:
-    """A recording while a worker decodes it: iterate it once for blocks (n,) of float32, mono, 16 kHz.
+    """A recording while a worker decodes it: iterate it once for blocks (n,) of float32, mono, at `rate` Hz.
 
-    A block holds what was decoded in a fiftieth of a second, at most twelve seconds of audio.
+    A block holds what was decoded in a fiftieth of a second, at most twelve seconds of audio at 16 kHz.
 
     sample_rate (Hz), channels: of the original. track: which of its audio tracks. duration (s, exact), decode_s,
     resample_s (s of work), tags (the file's metadata, see app.audio.tags), notes (what decoding noticed): after the
@@ -248,16 +249,23 @@ class DecoderPool:
 
     @asynccontextmanager
     async def open(
-        self, file: BinaryIO | Path, filename: str, max_duration: float = 14_400.0, track: str | None = None
+        self,
+        file: BinaryIO | Path,
+        filename: str,
+        max_duration: float = 14_400.0,
+        track: str | None = None,
+        rate: int = SAMPLE_RATE,
     ) -> AsyncIterator[DecodedStream]:
-        """Decodes a file from its beginning. `max_duration` in seconds; `filename` is only for messages.
+        """Decodes a file from its beginning, at `rate` Hz. `max_duration` in seconds; `filename` is for messages.
 
         track: number or language of an audio track (app.audio.tracks.choose_track), by default the default one.
         `file` may be a path or any open file; its position does not change if the system can reopen it, as Linux can.
         Raises a MediaError, OSError if the path cannot be opened, Closed.
         """
         descriptor = await open_descriptor(file)
-        stream = DecodedStream(self, descriptor, filename, max_duration, {"track": track and track[:MAX_TRACK]})
+        stream = DecodedStream(
+            self, descriptor, filename, max_duration, {"track": track and track[:MAX_TRACK], "rate": rate}
+        )
         try:
             await stream._begin()
             yield stream

@@ -53,7 +53,7 @@ from app.server.allocator import keep_freed
 from model.config import SAMPLE_RATE
 
 _NICENESS = 5  # the server's event loop and the model have priority
-_MAX_BLOCKS = 12  # blocks of a second in one message
+_MAX_BLOCKS = 12  # blocks of a second at 16 kHz in one message; of more samples, fewer
 _MAX_PIECE = 1 << 19  # bytes of an excerpt in one message
 _MAX_DELAY = 0.02  # seconds that decoded audio waits for more before it is sent
 _KEPT = 8 << 20  # bytes of freed memory that a worker keeps: about what decoding one file needs
@@ -212,7 +212,8 @@ def _handle_request(sock: socket.socket) -> bool:
             if kind == EXCERPT:
                 _send_excerpt(sock, open_excerpt(file, ExcerptOptions.from_json(options)))
                 return True
-            with open_stream(file, "", max_duration, options.get("track")) as stream:
+            track, rate = options.get("track"), options.get("rate", SAMPLE_RATE)
+            with open_stream(file, "", max_duration, track, rate) as stream:
                 _send_all(sock, file, stream)
         return True
     except MediaError as error:
@@ -231,10 +232,11 @@ def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
     about = {"sample_rate": stream.sample_rate, "channels": stream.channels, "track": asdict(stream.track)}
     pending: list[Message] = [(INFO, _json(**about))]
     blocks: list[memoryview] = []
+    most = max(1, _MAX_BLOCKS * SAMPLE_RATE // stream.rate)
     since = time.monotonic()
     for block in stream:
         blocks.append(np.ascontiguousarray(block).data.cast("B"))
-        if len(blocks) == _MAX_BLOCKS or time.monotonic() - since > _MAX_DELAY:
+        if len(blocks) == most or time.monotonic() - since > _MAX_DELAY:
             _send(sock, *pending, (AUDIO, *blocks))
             pending, blocks, since = [], [], time.monotonic()
     if blocks:

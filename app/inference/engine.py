@@ -1,6 +1,6 @@
 """The model behind two lanes, audio windows and texts, batched over all callers.
 
-Audio is mono float32 at 16 kHz; embeddings have unit length.
+Audio is mono float32 at the model's sample rate; embeddings have unit length.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from app.inference.batcher import Batcher, BatchLimits, BatchObservers, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
 from model.concepts.head import HeadScores, Scores
-from model.config import SAMPLE_RATE, FineLAPConfig
+from model.external.contract import Model
 from model.windows import frame_count, window_samples
-
-if TYPE_CHECKING:
-    from model import FineLAP
 
 _TEXT_BATCH = 64  # texts
 _TEXT_CACHE = 4096  # embeddings
@@ -36,48 +33,25 @@ _BATCH_SECONDS = 0.25  # maximum duration of a batch, and so of a search's wait 
 WindowEmbedding = tuple[np.ndarray, np.ndarray]  # clip (D,), frames (T, D)
 
 
-class Model(Protocol):
-    """The part of FineLAP that the engine uses."""
-
-    @property
-    def config(self) -> FineLAPConfig: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def stamp(self) -> str: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def frame_hop(self) -> float: ...
-    @property
-    def temp_global(self) -> Any: ...
-    @property
-    def b_global(self) -> Any: ...
-    @property
-    def device(self) -> Any: ...
-    @property
-    def dtype(self) -> Any: ...
-    def side_by_side(self, windows: int) -> int: ...
-    def encode_windows(self, waveforms: Sequence[np.ndarray]) -> Sequence[tuple[Any, Any]]: ...
-    def encode_text(self, texts: Sequence[str]) -> Any: ...
-    def clip_score(self, clip: Any, text: Any) -> Any: ...
-    def frame_score(self, frames: Any, text: Any) -> Any: ...
-
-
-def load_model(settings: Settings) -> FineLAP:
-    """Loads the configured checkpoint on the configured device. Raises CheckpointError.
+def load_model(settings: Settings) -> Model:
+    """Loads the configured checkpoint, FineLAP or another family, on the configured device. Raises CheckpointError.
 
     The device `auto` is a GPU if there is one. The dtype `auto` is bfloat16 on a GPU, elsewhere float32, or bfloat16 if
-    model.bfloat16 finds that it is faster and yields the same embeddings.
+    model.bfloat16 finds that it is faster and yields the same embeddings. Other families run in float32 with `auto`.
     """
     import torch
 
     from model import FineLAP
     from model.bfloat16 import use_bfloat16
+    from model.external.contract import load_external
 
     device, dtype = settings.device, settings.dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = "float32" if dtype == "auto" else dtype
+    other = load_external(settings.checkpoint, device=device, dtype=wanted, sliding=settings.sliding_frames)
+    if other is not None:
+        return other
     if dtype != "auto":
         return FineLAP.from_pretrained(settings.checkpoint, device=device, dtype=getattr(torch, dtype))
     if device.startswith("cuda"):
@@ -134,6 +108,7 @@ class Engine:
         )
         self.name, self.stamp = model.name, model.stamp
         self.dim, self.frame_hop = model.dim, model.frame_hop
+        self.traits, self.sample_rate = model.traits, model.config.windows.sample_rate
         self.matching = model.config.matching
         self._pair = (_number(model.temp_global), _number(model.b_global))  # of a clip and a text
         self._frame_pair = self._pair
@@ -307,7 +282,7 @@ class Engine:
         whole = window_samples(self.windows)
         sizes = (1, self._max_batch_windows) if self.device.startswith("cuda") else (1,)
         for frames in (*self.windows.buckets, self.windows.frames):
-            samples = min(whole, int(frames * self.windows.frame_hop * SAMPLE_RATE) - 1)
+            samples = min(whole, int(frames * self.windows.frame_hop * self.sample_rate) - 1)
             for size in sizes:
                 self._encode_windows([np.zeros(samples, dtype=np.float32)] * size)
         self._encode_texts(["a sound"])

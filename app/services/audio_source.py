@@ -21,10 +21,12 @@ from app.audio.errors import MediaError
 from app.audio.tag_schema import Value
 from app.audio.tracks import Note, Track, clip_notes, clip_track, track_of
 from app.decoding.pool import DecodedStream
+from app.errors import FramesUnsupported
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.state import AppState
 from index import Clip, FrameCodes, Library
+from model.config import SAMPLE_RATE
 from model.windows import Joiner, Window, WindowCutter
 
 _BLOCK = 256  # frames of a stored clip per block
@@ -49,6 +51,23 @@ class AudioSink(Protocol):
     """Receives a recording's samples in blocks (n,) of mono float32 at 16 kHz: waveform peaks, a spectrogram."""
 
     def push(self, samples: np.ndarray, /) -> object: ...
+
+
+class ResampledSink:
+    """Passes audio of another sample rate on to a sink at 16 kHz."""
+
+    def __init__(self, sink: AudioSink, rate: int) -> None:
+        import soxr  # only for models with a sample rate of their own
+
+        self._sink, self._resampler = sink, soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+
+    def push(self, samples: np.ndarray) -> None:
+        """Samples (n,) at the other rate."""
+        self._sink.push(self._resampler.resample_chunk(np.ascontiguousarray(samples)))
+
+    def finish(self) -> None:
+        """Passes on what the resampler holds back."""
+        self._sink.push(self._resampler.resample_chunk(np.empty(0, np.float32), last=True))
 
 
 class DecodedAudio(Protocol):
@@ -120,7 +139,10 @@ class FileEmbeddingStream:
     ) -> None:
         self.filename, self.frame_hop = filename, engine.frame_hop
         self.sample_rate, self.channels = audio.sample_rate, audio.channels
-        self._audio, self._sink = audio, sink
+        self._audio = audio
+        self._sink = (
+            sink if sink is None or engine.sample_rate == SAMPLE_RATE else ResampledSink(sink, engine.sample_rate)
+        )
         self._cutter, self._joiner = WindowCutter(engine.windows), Joiner(engine.windows.frame_share)
         self._pending: deque[Window] = deque()  # submitted to the engine, in order
         self._results = engine.encode_stream(self._windows(), urgency=urgency)
@@ -174,6 +196,8 @@ class FileEmbeddingStream:
         finally:
             if isinstance(blocks, AsyncGenerator):
                 await blocks.aclose()
+        if isinstance(self._sink, ResampledSink):
+            self._sink.finish()
         for window, samples in self._cutter.finish():
             self._pending.append(window)
             yield samples
@@ -219,6 +243,15 @@ class StoredEmbeddings:
     frame_hop: float
 
 
+def require_frames(engine: Engine, what: str) -> None:
+    """Raises FramesUnsupported if the model has embeddings of whole clips only. `what` begins the message."""
+    if engine.traits.frames is None:
+        raise FramesUnsupported(
+            f"{what} needs embeddings of frames, and {engine.name} has embeddings of whole clips only. With "
+            "FINELAP_SLIDING_FRAMES=true the service makes frames from overlapping windows."
+        )
+
+
 def open_source(
     state: AppState, source: AudioSource, *, sink: AudioSink | None = None
 ) -> AbstractAsyncContextManager[EmbeddingStream]:
@@ -233,7 +266,7 @@ async def open_file(
     """A file's embedding stream. Raises MediaError, QueueFull, Closed, NotFinite."""
     state.engine.refuse_if_full()  # before any work is wasted
     async with (
-        decode(state, file.binary, file.filename, file.track) as audio,
+        decode(state, file.binary, file.filename, file.track, state.engine.sample_rate) as audio,
         FileEmbeddingStream(state.engine, audio, file.filename, urgency=urgency, sink=sink) as stream,
     ):
         yield stream
@@ -262,13 +295,13 @@ async def embed_file(
 
 @contextlib.asynccontextmanager
 async def decode(
-    state: AppState, file: BinaryIO | Path, filename: str, track: str | None = None
+    state: AppState, file: BinaryIO | Path, filename: str, track: str | None = None, rate: int = SAMPLE_RATE
 ) -> AsyncGenerator[DecodedStream, None]:
-    """Decodes a file in the decoder pool, with metrics and trace spans. Raises MediaError, Closed."""
+    """Decodes a file at `rate` Hz in the decoder pool, with metrics and trace spans. Raises MediaError, Closed."""
     began = time.perf_counter()
     attributes: dict[str, float | str] = {}
     try:
-        async with state.decoders.open(file, filename, state.settings.max_duration_s, track) as audio:
+        async with state.decoders.open(file, filename, state.settings.max_duration_s, track, rate) as audio:
             yield audio
             if audio.duration:  # the file was read to its end
                 state.metrics.observe_stage("decode", audio.decode_s)

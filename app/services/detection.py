@@ -17,7 +17,7 @@ import numpy as np
 from app.audio.peaks import WaveformPeaks
 from app.audio.spectrogram import WaveformPreview
 from app.audio.tracks import Note, Track, describe_track
-from app.services.audio_source import AudioSource, EmbeddingStream, open_source
+from app.services.audio_source import AudioSource, EmbeddingStream, open_source, require_frames
 from app.services.phrases import Phrases, resolve
 from app.state import AppState
 from model.config import SAMPLE_RATE
@@ -73,6 +73,7 @@ class DetectionResult:
 
 async def detect(state: AppState, source: AudioSource, request: DetectionRequest) -> DetectionResult:
     """The events of each phrase in a whole recording."""
+    require_frames(state.engine, "Detection")
     phrases = await resolve(state, request.phrases)
     async with open_source(state, source) as stream:
         return await _detect(state, stream, Detector(request, phrases))
@@ -80,6 +81,7 @@ async def detect(state: AppState, source: AudioSource, request: DetectionRequest
 
 async def detect_plot(state: AppState, source: AudioSource, request: DetectionRequest) -> bytes:
     """Scores and events of a whole recording as a PNG, with its waveform."""
+    require_frames(state.engine, "Detection")
     phrases = await resolve(state, request.phrases)
     peaks = WaveformPeaks()
     async with open_source(state, source, sink=peaks) as stream:
@@ -93,6 +95,7 @@ async def detect_stream(
     state: AppState, source: AudioSource, request: DetectionRequest, options: StreamOptions
 ) -> AsyncGenerator[Message, None]:
     """The messages of a running detection, see EventReporter. Raises what opening and reading the source raise."""
+    require_frames(state.engine, "Detection")
     phrases = await resolve(state, request.phrases)
     preview = None if options.outline_step is None else WaveformPreview(options.outline_step)
     async with open_source(state, source, sink=preview) as stream:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.inference.batcher import Urgency
+from app.services.audio_source import require_frames
 from app.services.phrases import Phrases, resolve
 from app.state import AppState
 from index import Clip, Library
@@ -60,6 +61,7 @@ async def search_moments(
     the CANDIDATES clips with the most similar segments are scored for all of them.
     """
     library = state.library
+    require_frames(state.engine, "A search for moments")
     phrases = await resolve(state, sounds, urgency=Urgency.SEARCH)
     candidates: dict[str, Clip] = {}
     for vector in phrases.vectors:

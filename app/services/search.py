@@ -13,7 +13,7 @@ import numpy as np
 from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
-from app.services.audio_source import AudioFile, open_file
+from app.services.audio_source import AudioFile, open_file, require_frames
 from app.services.phrases import Phrase, Phrases, concept_name, resolve
 from app.services.ranking import FIRST_DEPTH, Mode, Part, Query, Ranked, Ranking, logit_of
 from app.services.words import QueryWords, has_all_words, read_words
@@ -117,6 +117,10 @@ async def search(
         raise Invalid("The mode 'lexical' requires a text query.")
     if text is None and file is None and not options.like:
         raise Invalid("Provide a `query`, a file, or examples in `like`.")
+    if options.moments:
+        require_frames(state.engine, "A search with `moments`")
+    if not all(example.is_whole for example in (*options.like, *options.unlike)):
+        require_frames(state.engine, "A part of a clip as an example")
     words, parts, names = None, [], []
     if text is not None:
         part, words = await _read_text(state, text, options.mode)

@@ -169,7 +169,7 @@ function actions(dialog, shell, clip, message) {
     "div",
     { class: "row" },
     action("similar", "Find similar", () => go("search", { like: clip.id })),
-    action("detect", "Detect sounds in this clip", () => go("detect", { clip: clip.id })),
+    shell.info?.model.frames === null ? null : action("detect", "Detect sounds in this clip", () => go("detect", { clip: clip.id })),
     action("download", "Download", () => download(clip).catch((error) => (message.textContent = error.message))),
   );
 }

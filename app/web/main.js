@@ -64,6 +64,12 @@ export const shell = {
     return openClip(shell, clip, moments);
   },
 
+  /** Whether the model has frames; without them there are no moments and no detection. Asks GET /info if necessary. */
+  async hasFrames() {
+    const { model } = shell.info ?? (await get("/info").catch(() => ({ model: {} })));
+    return model.frames !== null;
+  },
+
   /** Whether single-key shortcuts are enabled. */
   letters: () => localStorage.getItem(LETTERS) !== "off",
 
@@ -80,7 +86,8 @@ function withTab(tab, params) {
   return query.size ? `?${query}` : "";
 }
 
-function reveal(tab) {
+function reveal(wanted) {
+  const tab = $(`tab-${wanted}`).hidden ? TABS[0] : wanted;
   for (const each of TABS) {
     const chosen = each === tab;
     $(`tab-${each}`).setAttribute("aria-selected", String(chosen));
@@ -119,6 +126,9 @@ async function connect() {
   }
   const { clips, model } = shell.info;
   showStatus("ready", `${clips.toLocaleString("en")} ${clips === 1 ? "sound" : "sounds"} · ${model.name} on ${model.device}`);
+  $("tab-detect").hidden = model.frames === null; // a model of whole clips neither detects nor finds moments
+  document.querySelector("input[name=mode][value=moments]").closest("label").hidden = model.frames === null;
+  if (shown && $(`tab-${shown}`).hidden) reveal(TABS[0]);
   document.dispatchEvent(new CustomEvent("finelap:info", { detail: shell.info }));
 }
 

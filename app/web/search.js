@@ -140,7 +140,7 @@ export function mount(panel, shell) {
       if (!file) throw new Problem(0, { detail: `Choose ${example} again: reloading the page discards files.` });
       const body = new FormData();
       const inJson = Object.entries({ filter: some, ...examples }).map(([name, value]) => [name, value && JSON.stringify(value)]);
-      const fields = { file, query: q || null, k, moments: true, mode, ...Object.fromEntries(inJson) };
+      const fields = { file, query: q || null, k, moments: await shell.hasFrames(), mode, ...Object.fromEntries(inJson) };
       for (const [name, value] of Object.entries(fields)) if (value !== null) body.append(name, value);
       for (const text of without) body.append("without", text);
       return json("/search", { body, signal });
@@ -150,7 +150,8 @@ export function mount(panel, shell) {
       return { hits: clips.map((clip) => ({ clip })) };
     }
     if (mode !== "moments") {
-      return json("/search", { body: { query: q, k, moments: true, mode, without, filter: some, ...examples }, signal });
+      const body = { query: q, k, moments: await shell.hasFrames(), mode, without, filter: some, ...examples };
+      return json("/search", { body, signal });
     }
     const sounds = q.split(">").map((sound) => sound.trim()).filter(Boolean);
     const what = sounds.length > 1 ? { sequence: sounds } : { query: sounds[0] ?? q };

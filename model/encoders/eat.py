@@ -65,11 +65,19 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.drop_path = 0.0  # probability, while training, of leaving out a branch for an item
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
-        x = self.norm1(x + self.attn(x))
-        return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
+        x = self.norm1(x + self._kept(self.attn(x)))
+        return self.norm2(x + self._kept(self.fc2(F.gelu(self.fc1(x)))))
+
+    def _kept(self, branch: Tensor) -> Tensor:
+        """The branch, zero for randomly chosen items and scaled for the others, so that its mean stays the same."""
+        if not self.training or not self.drop_path:
+            return branch
+        share = 1 - self.drop_path
+        return branch * (torch.rand(len(branch), 1, 1, device=branch.device) < share).to(branch.dtype) / share
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,10 @@ class EAT(AudioEncoder):
                 raise ConfigError(f"EAT: a table of {tokens} positions is too short for a window")
             self.register_buffer("positions", torch.zeros(1, tokens, dim))
         nn.init.normal_(self.cls, std=0.02)
+
+    def set_drop_path(self, rate: float) -> None:
+        for number, block in enumerate(self.blocks):
+            block.drop_path = rate * number / max(len(self.blocks) - 1, 1)
 
     def forward(self, mel: Tensor) -> EncoderOutput:
         """(B, mel_frames, bins) normalised log-mel → pooled (B, C) and frames (B, T, C)."""

@@ -42,6 +42,13 @@ class AudioEncoder(nn.Module):
         """(B, mel_frames, bins) normalised log-mel → EncoderOutput."""
         raise NotImplementedError
 
+    def set_drop_path(self, rate: float) -> None:
+        """While training, skips residual branches at random, from never in the first block to `rate` in the last.
+
+        Raises ConfigError if the encoder cannot do that.
+        """
+        raise ConfigError(f"drop_path: {type(self).__name__} has none; it is part of EAT")
+
 
 def build_encoder(config: EncoderConfig, windows: WindowConfig, mel: MelConfig) -> AudioEncoder:
     """Builds an encoder with fresh weights. Raises ConfigError for unknown kinds and params."""

@@ -24,6 +24,7 @@ from app.server.http_protocol import HttpProtocol
 from app.settings import Settings
 from index.sqlite.library import SqliteLibrary
 from model.config import SAMPLE_RATE, FineLAPConfig, WindowConfig
+from model.external.contract import Traits
 from model.windows import frame_count, window_samples
 
 TONES = (200, 400, 800, 1600, 3200, 6400)  # Hz
@@ -43,6 +44,7 @@ class FakeModel:
         self.frame_hop = self.config.windows.frame_hop
         self.device, self.dtype = "cpu", "torch.float32"
         self.temp_global, self.b_global = 0.1, -5.0
+        self.traits = Traits("finelap", SAMPLE_RATE, 10.24, "native", False, None)
         self.max_windows, self.at_once = max_windows, 1
         self.audio_batches: list[int] = []
         self.text_batches: list[list[str]] = []

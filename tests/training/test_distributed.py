@@ -19,6 +19,7 @@ from training import losses
 
 RANKS, ROWS, FRAMES, PHRASES = 2, 10, 6, 4
 KINDS = ("clip", "clip chunked", "clip grouped", "infonce", "infonce chunked", "frame", "frame valid")
+PUBLISHED = ("published", "published chunked", "published slow")
 
 
 class Towers(nn.Module):
@@ -37,6 +38,11 @@ class Towers(nn.Module):
         frames, phrases = (F.normalize(t, dim=-1) for t in (self.audio(batch["audio"]), self.text(batch["text"])))
         clips, texts = F.normalize(frames.mean(1), dim=-1), phrases[:, 0]
         chunk = 3 if "chunked" in kind else None
+        if kind == "published slow":
+            return slow_published(clips, texts, self.temp, self.bias)
+        if kind.startswith("published"):
+            clips, texts = losses.per_rank_gradient(clips), losses.per_rank_gradient(texts)
+            return sigmoid(clips, texts, self.temp, self.bias, chunk=chunk)
         # DistributedDataParallel needs a gradient for every parameter, so unused scales get one of zero.
         unused = 0 * self.bias
         if kind == "clip grouped":
@@ -49,6 +55,17 @@ class Towers(nn.Module):
             return infonce(clips, texts, self.temp, chunk=chunk) + unused
         valid = batch["valid"] if "valid" in kind else None
         return frame(frames, phrases, batch["labels"], self.temp, self.bias, valid)
+
+
+def slow_published(clips: Tensor, texts: Tensor, temp: Tensor, bias: Tensor) -> Tensor:
+    """The released code's loss: embeddings gathered without gradients, this rank's own in their place among them."""
+    everyone = []
+    for own in (clips, texts):
+        parts = [torch.empty_like(own) for _ in range(RANKS)]
+        dist.all_gather(parts, own.detach().contiguous())
+        parts[dist.get_rank()] = own
+        everyone.append(torch.cat(parts))
+    return losses.clip_sigmoid_loss(*everyone, temp, bias)
 
 
 def whole_batch() -> dict[str, Tensor]:
@@ -73,7 +90,7 @@ def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     mine = slice(rank * ROWS // RANKS, (rank + 1) * ROWS // RANKS)
     found = {}
-    for kind in KINDS:
+    for kind in (*KINDS, *PUBLISHED):
         model = DistributedDataParallel(towers())
         value = model(kind, {k: v[mine] for k, v in whole_batch().items()}, True)
         value.backward()
@@ -103,6 +120,18 @@ def test_loss_and_gradients_equal_one_process(of_ranks: list[dict], kind: str) -
     value.backward()
     expected = [value.detach()] + [p.grad for p in model.parameters()]
     assert len(expected) == 7 and expected[1].abs().max() > 1e-3
+    for found in of_ranks:
+        torch.testing.assert_close(found[kind], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_the_published_gradient_is_one_share_of_the_whole(of_ranks: list[dict], kind: str) -> None:
+    model = towers()
+    value = model("clip", whole_batch(), False)
+    value.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    assert gradients["audio.weight"].abs().max() > 1e-3 and gradients["bias"].abs() > 1e-3
+    expected = [value.detach()] + [g if n in ("temp", "bias") else g / RANKS for n, g in gradients.items()]
     for found in of_ranks:
         torch.testing.assert_close(found[kind], expected, rtol=1e-5, atol=1e-5)
 

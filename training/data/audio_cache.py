@@ -46,7 +46,16 @@ class AudioStore:
 
     COMMIT_SAMPLES = 32 << 20  # decoded between two writes of the index
 
-    def __init__(self, file: Path, items: Sequence[Item], progress: bool = False, threads: int = 2) -> None:
+    def __init__(
+        self,
+        file: Path,
+        items: Sequence[Item],
+        progress: bool = False,
+        threads: int = 2,
+        channel: int | None = None,
+    ) -> None:
+        """`channel` is the one to decode, or None for their mean; a store holds one kind only."""
+        self.channel = channel
         self.file, self.index = file, file.with_suffix(".jsonl")
         file.parent.mkdir(parents=True, exist_ok=True)
         keys = [os.path.abspath(item.path) for item in items]
@@ -112,7 +121,7 @@ class AudioStore:
             ):
                 for begin in range(0, len(paths), 4 * threads):  # bounds the decoded audio in memory
                     part = paths[begin : begin + 4 * threads]
-                    for path, found in zip(part, pool.map(_try_decode, part), strict=True):
+                    for path, found in zip(part, pool.map(self._try_decode, part), strict=True):
                         if isinstance(found, str):
                             reasons[path] = found
                         else:
@@ -133,6 +142,13 @@ class AudioStore:
             what = f"cannot cache decoded audio ({error.strerror}); finished files stay cached"
             raise OSError(error.errno, what, str(self.file)) from error
         return reasons
+
+    def _try_decode(self, path: str) -> np.ndarray | str:
+        """(samples,) int16, or the reason for the failure."""
+        try:
+            return np.rint(decode(Path(path), channel=self.channel).clip(-1, 1) * 32767).astype(np.int16)
+        except (OSError, RuntimeError, ValueError) as error:
+            return str(error)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -162,7 +178,8 @@ class AudioFiles:
     For a valid header with corrupt audio, `get` raises UnreadableError.
     """
 
-    def __init__(self, items: Sequence[Item], threads: int = 2) -> None:
+    def __init__(self, items: Sequence[Item], threads: int = 2, channel: int | None = None) -> None:
+        self.channel = channel
         self.failed: dict[str, str] = {}
         self.items: list[Item] = []
         self.lengths: list[int] = []
@@ -180,7 +197,7 @@ class AudioFiles:
     def get(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """(samples,) float32 at 16 kHz, all or samples `start` to `stop`. Raises UnreadableError."""
         try:
-            samples = decode(self.items[i].path)[start:stop]
+            samples = decode(self.items[i].path, channel=self.channel)[start:stop]
         except (OSError, RuntimeError, ValueError) as error:
             raise UnreadableError(self.items[i].audio_id, str(error)) from error
         if not len(samples):
@@ -212,14 +229,6 @@ def _stamp(path: str) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _try_decode(path: str) -> np.ndarray | str:
-    """(samples,) int16, or the reason for the failure."""
-    try:
-        return np.rint(decode(Path(path)).clip(-1, 1) * 32767).astype(np.int16)
-    except (OSError, RuntimeError, ValueError) as error:
-        return str(error)
-
-
 def _header(path: Path) -> int | str:
     """Samples at 16 kHz, or the reason for the failure."""
     if not path.is_file():
@@ -238,13 +247,18 @@ def _write(file: IO[bytes], data: bytes) -> None:
         left = left[file.write(left) :]
 
 
-def decode(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """A whole file as (samples,) float32 mono at `sample_rate`, channels averaged.
+def decode(
+    path: Path, sample_rate: int = SAMPLE_RATE, *, seconds: float | None = None, channel: int | None = None
+) -> np.ndarray:
+    """A file, or its first `seconds`, as (samples,) float32 mono at `sample_rate`: one channel, or their mean.
 
     Raises OSError or RuntimeError if it cannot be decoded, and ValueError for empty audio or non-finite samples.
     """
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = samples.mean(axis=1)
+    with soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        frames = -1 if seconds is None else round(seconds * rate)
+        samples = file.read(frames, dtype="float32", always_2d=True)
+    mono = samples.mean(axis=1) if channel is None else np.ascontiguousarray(samples[:, channel])
     if not len(mono):
         raise ValueError("no samples")
     if not np.isfinite(mono).all():

@@ -90,13 +90,17 @@ class Batches:
         self.config, self.windows, self.size, self.seed = config, windows, size, seed
         self.rank, self.world = rank, world
         self.mel_per_frame = windows.mel_frames // windows.frames
-        crop = Crop(crop_samples(config.seconds, windows), config.crop == "centre")
-        decoding = Decoding(root / config.cache if config.cache else None, max(config.workers, 1), progress)
+        crop = Crop(crop_samples(config.seconds, windows), config.crop)
+        cache, channel = root / config.cache if config.cache else None, 0 if config.channel == "first" else None
+        decoding = Decoding(cache, max(config.workers, 1), progress, channel)
         self.sets: list[AudioSet] = [open_set(s, root, crop, decoding) for s in config.sets]
         self.skipped: dict[str, str] = {k: v for s in self.sets for k, v in s.failed.items()}
         self.bank = bank
         self._check_phrases()
-        self.schedule = Schedule([s.config.weight for s in self.sets], [len(s) for s in self.sets], seed)
+        sizes = [len(s) for s in self.sets]
+        by_size = config.draw == "size"
+        shares = [s.config.weight * (n if by_size else 1) for s, n in zip(self.sets, sizes, strict=True)]
+        self.schedule = Schedule(shares, sizes, seed)
 
     @property
     def epoch_steps(self) -> int:
@@ -164,7 +168,8 @@ class Batches:
             return [bank.clusters[0][0]] * config.phrases, []
         positives = list(sample.phrases)
         if len(positives) > config.phrases:
-            positives = [positives[i] for i in sorted(rng.permutation(len(positives))[: config.phrases])]
+            order = rng.permutation(len(positives)) if config.surplus == "random" else np.arange(len(positives))
+            positives = [positives[i] for i in sorted(order[: config.phrases])]
         texts = [p.text for p in positives]
         for i, text in enumerate(texts):
             if rng.random() < config.swap:

@@ -2,7 +2,8 @@
 
 A line of a published manifest is
 `{"audio_id", "audio_path", "caption": str | [str], "phrases": [{"phrase", "segments": [[onset, offset], …]}]}`.
-An item without "phrases" is supervised at clip level only.
+An item without "phrases", or with an empty list of them, is supervised at clip level only. A segment of no length,
+such as [0, 0], says that the phrase does not sound.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class Item:
     group: str = ""
 
 
-def read_manifest(path: Path, root: Path | None = None) -> list[Item]:
+def read_manifest(path: Path, root: Path | None = None, *, empty_captions: bool = False) -> list[Item]:
     """Items of a manifest in the published form. Raises ManifestError with the line number.
 
-    Relative audio paths start at `root`, by default the manifest's folder.
+    Relative audio paths start at `root`, by default the manifest's folder. `empty_captions` accepts captions without a
+    word.
     """
     root = root or path.parent
     items = []
@@ -48,23 +50,23 @@ def read_manifest(path: Path, root: Path | None = None) -> list[Item]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    items.append(_item(json.loads(line.decode()), root))
+                    items.append(_item(json.loads(line.decode()), root, empty_captions))
                 except (ValueError, KeyError, TypeError) as error:
                     what = f"no {error}" if isinstance(error, KeyError) else str(error)
                     raise ManifestError(f"{path.name}, line {number}: {what}") from error
     return items
 
 
-def _item(row: dict, root: Path) -> Item:
+def _item(row: dict, root: Path, empty_captions: bool) -> Item:
     if not isinstance(row, dict):
         raise ValueError("not an object")
     caption = row.get("caption", [])
     captions = tuple([caption] if isinstance(caption, str) else caption)
-    if any(not isinstance(c, str) or not c.strip() for c in captions):
+    if any(not isinstance(c, str) or not (empty_captions or c.strip()) for c in captions):
         raise ValueError("an empty caption")
     phrases = None
     if row.get("phrases") is not None:
-        phrases = tuple(Phrase(p["phrase"], tuple(_segment(s) for s in p["segments"])) for p in row["phrases"])
+        phrases = tuple(Phrase(p["phrase"], _segments(p["segments"])) for p in row["phrases"])
         if any(not p.text.strip() for p in phrases):
             raise ValueError("an empty phrase")
     if not captions and not phrases:
@@ -72,11 +74,15 @@ def _item(row: dict, root: Path) -> Item:
     return Item(str(row["audio_id"]), root / row["audio_path"], captions, phrases, str(row.get("group", "")))
 
 
-def _segment(pair: list[float]) -> tuple[float, float]:
-    onset, offset = map(float, pair)
-    if not (math.isfinite(onset) and math.isfinite(offset) and 0 <= onset < offset):
-        raise ValueError(f"segment {pair}: want 0 <= onset < offset, in seconds")
-    return onset, offset
+def _segments(pairs: list[list[float]]) -> tuple[tuple[float, float], ...]:
+    found = []
+    for pair in pairs:
+        onset, offset = map(float, pair)
+        if not (math.isfinite(onset) and math.isfinite(offset) and 0 <= onset <= offset):
+            raise ValueError(f"segment {pair}: want 0 <= onset < offset, in seconds")
+        if onset < offset:
+            found.append((onset, offset))
+    return tuple(found)
 
 
 def write_manifest(path: Path, items: Iterable[Item], root: Path) -> None:

@@ -54,17 +54,22 @@ class DataConfig:
 
     sets: tuple[SetConfig, ...]
     seconds: float = 10.24  # longest crop; limited to the duration that a window's frames cover
-    crop: Literal["random", "centre"] = "random"
+    crop: Literal["random", "centre", "start"] = "random"
+    channel: Literal["mean", "first"] = "mean"  # of recordings with several
+    draw: Literal["weight", "size"] = "weight"  # size: a set's share is its weight times its number of items
     pad: Literal["batch", "window"] = "batch"  # to the longest row of the batch, or to a whole window
     cache: str | None = None  # folder for decoded 16 kHz audio; None: decode files on each draw
     phrases: int = 20  # positives and negatives per clip, the paper's N
-    swap: float = 0.1  # share of positives replaced by another phrase of their cluster
+    surplus: Literal["random", "first"] = "random"  # which positives stay if there are more than `phrases`
+    swap: float = 0.1  # share of positives redrawn from the phrases of their cluster
     templates: bool = False  # put phrases into query templates, such as "the sound of …"
     bank: str | None = None  # file of the phrase bank
     workers: int = 2  # threads that prepare batches ahead
 
     def __post_init__(self) -> None:
-        for name, allowed in (("crop", ("random", "centre")), ("pad", ("batch", "window"))):
+        choices = {"crop": ("random", "centre", "start"), "channel": ("mean", "first"), "draw": ("weight", "size")}
+        choices |= {"surplus": ("random", "first"), "pad": ("batch", "window")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise DataError(f"data.{name}: {getattr(self, name)!r} is none of {', '.join(allowed)}")
         if not self.sets:
@@ -75,10 +80,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Crop:
-    """How recordings are cut: to at most `samples` samples at 16 kHz, from the `centre` or at random."""
+    """How recordings are cut: to at most `samples` samples at 16 kHz, from their start, their centre or at random."""
 
     samples: int
-    centre: bool = False
+    position: Literal["random", "centre", "start"] = "random"
+
+    def start(self, length: int, rng: np.random.Generator) -> int:
+        """The first sample of the crop of a recording of `length` samples."""
+        slack = max(length - self.samples, 0)
+        if self.position == "random":
+            return int(rng.integers(0, slack + 1))
+        return slack // 2 if self.position == "centre" else 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class Decoding:
     cache: Path | None = None
     threads: int = 2
     progress: bool = False
+    channel: int | None = None  # None: the mean of all
 
 
 @dataclass(frozen=True)
@@ -131,9 +144,10 @@ def open_set(config: SetConfig, root: Path, crop: Crop, decoding: Decoding) -> A
     items, cache = read_items(config, root), decoding.cache
     sounds: AudioFiles | AudioStore
     if cache is None:
-        sounds = AudioFiles(items, decoding.threads)
+        sounds = AudioFiles(items, decoding.threads, decoding.channel)
     else:
-        sounds = AudioStore(cache / "audio.i16", items, decoding.progress, decoding.threads)
+        file = cache / ("audio.i16" if decoding.channel is None else f"audio-channel-{decoding.channel}.i16")
+        sounds = AudioStore(file, items, decoding.progress, decoding.threads, decoding.channel)
     if sounds.failed:
         first, reason = next(iter(sounds.failed.items()))
         message = f"{len(sounds.failed)} of {len(items)} files cannot be read, such as {first}: {reason}"
@@ -170,8 +184,8 @@ class RecordedSet:
     def __init__(self, config: SetConfig, sounds: AudioStore | AudioFiles, crop: Crop) -> None:
         self.config, self.sounds, self.crop = config, sounds, crop
         self.failed = sounds.failed
-        strong = config.strong
-        self.phrases = [merged(i.phrases) if strong and i.phrases is not None else None for i in sounds.items]
+        # an empty list of phrases says nothing about the sounds
+        self.phrases = [merged(i.phrases) if config.strong and i.phrases else None for i in sounds.items]
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -190,10 +204,9 @@ class RecordedSet:
         return max(sum(not p.segments for p in phrases or ()) for phrases in self.phrases)
 
     def draw(self, i: int, rng: np.random.Generator) -> Sample:
-        """A crop at a random position or from the centre."""
+        """A crop at the configured position."""
         item, phrases = self.sounds.items[i], self.phrases[i]
-        slack = max(self.sounds.length(i) - self.crop.samples, 0)
-        start = slack // 2 if self.crop.centre else int(rng.integers(0, slack + 1))
+        start = self.crop.start(self.sounds.length(i), rng)
         samples = self.sounds.get(i, start, start + self.crop.samples)
         caption, meaning = self._caption(item, rng)
         if phrases is None:

@@ -6,6 +6,7 @@ length are decoded and embedded one at a time; unreadable ones are reported and 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from model.finelap import AudioEmbedding, FineLAP
 from training.data.audio_cache import decode
 from training.data.manifests import Item
 from training.evaluation.metrics import both_ways, classification, percent
+from training.evaluation.protocol import FULL, Protocol
 from training.evaluation.readers import Dataset
 from training.evaluation.sed_metrics import (
     F1,
@@ -55,6 +57,7 @@ class EvaluationSettings:
     clip_template: str = "The sound of {}"  # query for a class, scored on clips
     phrase_template: str = "{}"  # query for a phrase, scored on frames
     pictures: int = 6  # number of recordings to plot
+    protocol: Protocol = FULL
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ class Report:
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     pictures: tuple[Shown, ...] = ()
+    protocol: str = FULL.name
+    audio_seconds: float = 0.0  # embedded
+    encoding_seconds: float = 0.0  # taken to decode and embed it
 
 
 def evaluate(
@@ -96,7 +102,7 @@ def evaluate(
     settings = settings or EvaluationSettings(median_frames=median_filter)
     if not dataset.items:
         raise BenchmarkError(f"{dataset.name}: no recordings")
-    recordings = _EmbeddedRecordings(model, dataset, progress)
+    recordings = _EmbeddedRecordings(model, dataset, settings.protocol, progress)
     task = {"retrieval": _retrieval, "classification": _classification, "detection": _detection}.get(
         dataset.task, _grounding
     )
@@ -109,23 +115,34 @@ def evaluate(
                 f"{dataset.name}: none of {len(dataset.items)} recordings can be read; {first[0]}: {first[1]}"
             ) from error
         raise BenchmarkError(f"{dataset.name}: {error}") from error
-    return replace(report, items=recordings.count, unreadable=recordings.unreadable, missing=dataset.missing)
+    return replace(
+        report,
+        items=recordings.count,
+        unreadable=recordings.unreadable,
+        missing=dataset.missing,
+        protocol=settings.protocol.name,
+        audio_seconds=recordings.audio_seconds,
+        encoding_seconds=recordings.encoding_seconds,
+    )
 
 
-def manifest_datasets(name: str, items: Sequence[Item], task: str | None = None) -> list[Dataset]:
+def manifest_datasets(
+    name: str, items: Sequence[Item], task: str | None = None, protocol: Protocol = FULL
+) -> list[Dataset]:
     """The evaluations that a manifest supports: retrieval by its captions, detection by its phrases; or only `task`.
 
     In detection, every phrase of the manifest is a class and is scored on every item with phrases; in an item with an
-    empty list of phrases no class occurs.
+    empty list of phrases no class occurs. The published protocol drops items without events from detection.
     """
     captioned = tuple(i for i in items if i.captions)
     phrased = tuple(i for i in items if i.phrases is not None)
+    scored = tuple(i for i in phrased if protocol.silent_files == "score" or any(p.segments for p in i.phrases or ()))
     labels = tuple(sorted({c for i in captioned for c in i.captions[:1]}))
     classes = tuple(sorted({p.text for i in phrased for p in i.phrases or ()}))
     possible = {
         "retrieval": Dataset(name, "retrieval", captioned),
         "classification": Dataset(name, "classification", captioned, labels),
-        "detection": Dataset(name, "detection", phrased, classes),
+        "detection": Dataset(name, "detection", scored, classes),
         "grounding": Dataset(name, "grounding", phrased),
     }
     if task is not None:
@@ -136,22 +153,30 @@ def manifest_datasets(name: str, items: Sequence[Item], task: str | None = None)
 class _EmbeddedRecordings:
     """Iterates over (item, embedding, duration in seconds) of a dataset; collects unreadable recordings."""
 
-    def __init__(self, model: FineLAP, dataset: Dataset, progress: bool) -> None:
-        self.model, self.dataset, self.progress = model, dataset, progress
+    def __init__(self, model: FineLAP, dataset: Dataset, protocol: Protocol, progress: bool) -> None:
+        self.model, self.dataset, self.protocol, self.progress = model, dataset, protocol, progress
         self.unreadable: dict[str, str] = {}
         self.count = 0  # recordings embedded
+        self.audio_seconds = self.encoding_seconds = 0.0
 
     def __iter__(self) -> Iterator[tuple[Item, AudioEmbedding, float]]:
         from tqdm import tqdm
 
+        channel = 0 if self.protocol.channel == "first" else None
+        rate = self.model.traits.sample_rate if hasattr(self.model, "traits") else SAMPLE_RATE
         for item in tqdm(self.dataset.items, desc=self.dataset.name, disable=not self.progress, mininterval=1):
+            began = time.perf_counter()
             try:
-                samples = decode(item.path)
+                samples = decode(item.path, rate, seconds=self.protocol.seconds, channel=channel)
             except (OSError, RuntimeError, ValueError) as error:
                 self.unreadable[item.audio_id] = f"{Path(item.path).name}: {error}"
                 continue
             self.count += 1
-            yield item, self.model.encode_audio([samples], SAMPLE_RATE)[0], len(samples) / SAMPLE_RATE
+            (embedding,) = self.model.encode_audio([samples], rate)
+            duration = len(samples) / rate
+            self.audio_seconds += duration
+            self.encoding_seconds += time.perf_counter() - began
+            yield item, embedding, duration
 
 
 def _clips(recordings: _EmbeddedRecordings) -> tuple[list[Item], torch.Tensor]:
@@ -165,14 +190,23 @@ def _clips(recordings: _EmbeddedRecordings) -> tuple[list[Item], torch.Tensor]:
 def _retrieval(
     model: FineLAP, dataset: Dataset, recordings: _EmbeddedRecordings, settings: EvaluationSettings
 ) -> Report:
-    """Each distinct text is one query, for which all clips with that caption are relevant."""
+    """Each distinct text is one query, for which all clips with that caption are relevant.
+
+    In the published protocol each caption is a query of its own, and only its own clip is relevant.
+    """
     items, clips = _clips(recordings)
     texts = sorted({caption for item in items for caption in item.captions})
     number = {text: i for i, text in enumerate(texts)}
-    captions = np.zeros((len(texts), len(items)), dtype=bool)
-    for column, item in enumerate(items):
-        captions[[number[c] for c in item.captions], column] = True
-    figures = percent(both_ways((model.encode_text(texts) @ clips.T).numpy(), captions))
+    pairs = np.array([(number[c], column) for column, item in enumerate(items) for c in item.captions])
+    similarity = (model.encode_text(texts) @ clips.T).numpy()
+    if settings.protocol.equal_captions == "separate":
+        relevant = pairs[:, 1, None] == np.arange(len(items))
+        note = f"{len(pairs)} captions, {len(texts)} distinct, {len(items)} clips"
+        figures = percent(both_ways(similarity[pairs[:, 0]], relevant))
+        return Report(dataset.name, dataset.task, figures, 0, notes=(note,))
+    relevant = np.zeros(similarity.shape, dtype=bool)
+    relevant[pairs[:, 0], pairs[:, 1]] = True
+    figures = percent(both_ways(similarity, relevant))
     return Report(dataset.name, dataset.task, figures, 0, notes=(f"{len(texts)} texts, {len(items)} clips",))
 
 
@@ -248,6 +282,8 @@ def _detection(
 def _grounding(
     model: FineLAP, dataset: Dataset, recordings: _EmbeddedRecordings, settings: EvaluationSettings
 ) -> Report:
+    if not settings.protocol.grounding_median:
+        settings = replace(settings, median_frames=1)
     shown = _frames(model, recordings, (), settings)
     separate = one_class_each([s.scored for s in shown])
     figures = percent({"PSDS": psds(separate, PSDS_GROUNDING).value, "threshold-AUC": threshold_auc(separate)})

@@ -55,6 +55,7 @@ def _plain(report: Report, pictures: list[str]) -> dict[str, Any]:
     return {
         "dataset": report.dataset,
         "task": report.task,
+        "protocol": report.protocol,
         "items": report.items,
         "figures": {k: _number(v) for k, v in report.figures.items()},
         "classes": {c: {k: _number(v) for k, v in row.items()} for c, row in report.classes.items()},

@@ -24,7 +24,12 @@ from training.config import AlignConfig, LossConfig, OptimiserConfig
 from training.data.activity import frame_labels
 from training.data.augment import SpecAugmentConfig, spec_augment
 from training.data.phrase_bank import PhraseBank, caption_of, phrased
-from training.losses import gathered_clip_sigmoid_loss, gathered_frame_sigmoid_loss, gathered_infonce_loss
+from training.losses import (
+    gathered_clip_sigmoid_loss,
+    gathered_frame_sigmoid_loss,
+    gathered_infonce_loss,
+    per_rank_gradient,
+)
 from training.optim import build_optimiser, channels_last, train_mode
 from training.tasks.distillation import LOSS_WEIGHTS, Pool, TeacherHeads, augment, white_noise_mel
 from training.tasks.task import Task, weighted
@@ -110,6 +115,8 @@ class DualStreamTask(Task):
     def clip_loss(self, clips: Tensor, captions: Tensor, meanings: Sequence[tuple[str, ...]]) -> Tensor:
         """The configured loss between clips and captions, (B, D) each."""
         model, chunk = self.model, self.loss.chunk
+        if self.loss.gather == "published":
+            clips, captions = per_rank_gradient(clips), per_rank_gradient(captions)
         if self.loss.clip == "infonce":
             return gathered_infonce_loss(clips, captions, model.temp_global, chunk=chunk)
         groups = None

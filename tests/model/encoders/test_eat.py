@@ -122,3 +122,26 @@ def test_registry_builds_known_kinds_and_rejects_others() -> None:
         build_encoder(EncoderConfig("wav"), WINDOWS, MEL)
     with pytest.raises(ConfigError, match="dims"):
         build_encoder(EncoderConfig("eat", {"dims": 16}), WINDOWS, MEL)
+
+
+def test_drop_path_rises_over_the_blocks_and_is_on_only_while_training() -> None:
+    eat, mel = small(depth=3), torch.randn(400, 64, 32, generator=torch.Generator().manual_seed(2))
+    whole = eat(mel).frames
+    eat.set_drop_path(0.5)
+    assert [block.drop_path for block in eat.blocks] == [0.0, 0.25, 0.5]
+    assert torch.equal(eat(mel).frames, whole), "in evaluation mode"
+    block, x = eat.blocks[2].train(), torch.randn(400, 1, 16).expand(400, 5, 16)
+    with torch.no_grad():
+        branch = block.attn(x)
+        kept = block._kept(branch)
+    share = kept.abs().sum((1, 2)) > 0
+    assert 0.4 < share.float().mean() < 0.6, "a whole item is skipped or kept"
+    assert torch.allclose(kept[share], branch[share] * 2)
+    eat.train()
+    assert not torch.equal(eat(mel).frames, whole)
+
+
+def test_drop_path_is_part_of_eat_alone() -> None:
+    encoder = build_encoder(EncoderConfig("cnn", {}), WindowConfig(), MelConfig())
+    with pytest.raises(ConfigError, match="ConvEncoder has none"):
+        encoder.set_drop_path(0.1)

@@ -28,6 +28,12 @@ def test_the_papers_settings_are_the_defaults(repo_dir: Path, tmp_path: Path) ->
     paper = read_train_config(repo_dir / "training/configs/finelap.yaml")
     assert paper.optimiser == optimiser and paper.spec_augment == config.spec_augment
     assert (paper.batch, paper.epochs, paper.data.phrases) == (1024, 10, 20)
+    data, names = paper.data, {Path(s.name).stem for s in paper.data.sets}
+    assert (data.draw, data.crop, data.channel, data.swap, data.surplus) == ("size", "start", "first", 1.0, "first")
+    assert {"desed-strong", "urbansed", "audioset-strong", "finelap-100k"} <= names and len(names) == 8
+    assert (paper.precision, paper.drop_path, paper.loss.gather) == ("fp32", 0.1, "published")
+    assert (paper.optimiser.weight_decay, paper.optimiser.clip_norm) == (0.0, 0.0)
+    assert paper.init.audio is not None and "finetune_AS2M" in paper.init.audio
     assert isinstance(read_train_config(repo_dir / "training/configs/tiny.yaml"), TrainConfig)
 
 
@@ -52,6 +58,8 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("loss: {clip_weight: 0, frame_weight: 0}\n", "nothing to learn"),
         ("optimiser: {betas: [0.9]}\n", "betas: too few values"),
         ("ema: 1.0\n", "ema"),
+        ("drop_path: 1.0\n", "drop_path: 1.0 is not in"),
+        ("loss: {gather: some}\n", "gather: expected 'full' or 'published', found 'some'"),
     ],
 )
 def test_errors_name_file_and_key(tmp_path: Path, more: str, reason: str) -> None:

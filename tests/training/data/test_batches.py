@@ -169,6 +169,51 @@ def test_events_outside_the_crop_are_not_positives(tmp_path: Path) -> None:
     assert torch.nonzero(batch.labels[0, 0]).flatten().tolist() == [3, 4, 5]  # 0.54 s to 1.03 s
 
 
+def test_the_start_is_cropped_and_only_the_first_channel_is_heard(tmp_path: Path) -> None:
+    stereo = np.zeros((4 * 16000, 2), np.float32)
+    stereo[:16000, 0], stereo[:, 1], stereo[16000:, 0] = 0.5, 0.25, 0.125
+    soundfile.write(tmp_path / "a.wav", stereo, 16000, subtype="FLOAT")
+    segments = {"dog": [[0.0, 1.0]], "rain": [[1.5, 4.0]]}
+    phrases = [{"phrase": p, "segments": s} for p, s in segments.items()]
+    manifest(tmp_path, [{"audio_id": "a", "audio_path": "a.wav", "caption": "a", "phrases": phrases}])
+    for cache in (None, "cache"):
+        config = strong_only(crop="start", channel="first", seconds=1.28, cache=cache)
+        for step in range(3):
+            batch = make(tmp_path, config, size=2).batch(step)
+            assert [p[0] for p in batch.phrases] == ["dog", "dog"] and batch.labels[:, 1:].sum() == 0
+            assert torch.allclose(batch.waveforms[:, :16000], torch.tensor(0.5), atol=1e-4)
+            assert torch.allclose(batch.waveforms[:, 16000:20480], torch.tensor(0.125), atol=1e-4)
+        mean = make(tmp_path, strong_only(crop="start", seconds=1.28, cache=cache), size=1).batch(0)
+        assert torch.allclose(mean.waveforms[:, :16000], torch.tensor(0.375), atol=1e-4)
+
+
+def test_sets_are_drawn_by_size(root: Path) -> None:
+    config = mixed(sets=(SetConfig("m.jsonl"), SetConfig("weak.jsonl")), draw="size")
+    batches = make(root, config)
+    rows = [batches.schedule.place(row) for row in range(BLOCK)]
+    assert Counter(s for s, _ in rows) == {0: 2731, 1: 1365}, "ten items against five"
+    weighted = make(root, mixed(sets=(SetConfig("m.jsonl"), SetConfig("weak.jsonl", weight=2)), draw="size"))
+    assert Counter(weighted.schedule.place(row)[0] for row in range(BLOCK)) == {0: 2048, 1: 2048}
+
+
+def test_the_first_positives_stay(tmp_path: Path) -> None:
+    events = {name: [(0.2 * n, 0.2 * n + 0.2)] for n, name in enumerate(reversed(NAMES))}
+    manifest(tmp_path, [recording(tmp_path, "a", 2.0, events)])
+    batch = make(tmp_path, strong_only(surplus="first", phrases=2), size=16).batch(0)
+    assert {tuple(p) for p in batch.phrases} == {tuple(list(events)[:2])}
+    drawn = make(tmp_path, strong_only(phrases=2), size=16).batch(0)
+    assert len({tuple(p) for p in drawn.phrases}) > 1
+
+
+def test_an_empty_list_of_phrases_is_clip_supervision_only(tmp_path: Path) -> None:
+    row = recording(tmp_path, "a", 2.0, {"dog": [(0.0, 1.0)]})
+    empty = recording(tmp_path, "b", 2.0, {})
+    assert empty["phrases"] == []
+    manifest(tmp_path, [row, empty])
+    batch = make(tmp_path, strong_only(), size=8).batch(0)
+    assert {c[0]: bool(s) for c, s in zip(batch.captions, batch.strong, strict=True)} == {"a": True, "b": False}
+
+
 def test_cropped() -> None:
     phrases = (Phrase("a", ((0.0, 1.0), (2.0, 5.0))), Phrase("click", ((1.51, 1.53),)), Phrase("b", ((0.0, 1.52),)))
     found = cropped(phrases, 1.5, 3.0)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.data.manifests import Item, Phrase
+from training.data.manifests import Item, Phrase, plain_label
+from training.evaluation.protocol import Protocol
 
 # In order of preference, for recordings that exist in several formats.
 EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
@@ -107,6 +108,11 @@ def assemble(
     return Dataset(name, task, tuple(items), tuple(classes), tuple(missing))
 
 
+def heard(entries: Iterable[Entry], protocol: Protocol) -> list[Entry]:
+    """The entries of a detection set that are scored: all of them, or those with events."""
+    return [e for e in entries if protocol.silent_files == "score" or any(p.segments for p in e.phrases or ())]
+
+
 def first_file(paths: Sequence[Path]) -> Path:
     """The first of the paths that is a file. Raises DatasetError that lists all of them."""
     for path in paths:
@@ -174,20 +180,41 @@ def nonempty(row: dict[str, str], column: str, at: str) -> str:
     return row[column]
 
 
-def segment(onset: object, offset: object, at: str) -> tuple[float, float]:
-    """(onset, offset) in seconds. Raises DatasetError unless 0 <= onset < offset."""
+def caption_in(row: dict[str, str], column: str, at: str, protocol: Protocol) -> str:
+    """The caption in a column. Raises DatasetError if it is empty and the protocol rejects that."""
+    return row[column] if protocol.empty_texts == "query" else nonempty(row, column, at)
+
+
+def class_name(label: str, protocol: Protocol) -> str:
+    """A class of a classification set as text: without underscores, and in lower case where labels are spoken."""
+    return plain_label(label) if protocol.labels == "spoken" else label.replace("_", " ")
+
+
+def event_name(label: str, protocol: Protocol) -> str:
+    """A class of a detection set as text, or the label itself where labels are raw."""
+    return plain_label(label) if protocol.labels == "spoken" else label
+
+
+def segment(onset: object, offset: object, at: str, *, zero_length: bool = False) -> tuple[float, float]:
+    """(onset, offset) in seconds. Raises DatasetError unless 0 <= onset < offset, or equal with `zero_length`."""
     try:
         start, end = float(str(onset)), float(str(offset))
     except ValueError:
         start = end = math.nan
-    if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
+    ordered = start <= end if zero_length else start < end
+    if not (math.isfinite(start) and math.isfinite(end) and start >= 0 and ordered):
         raise DatasetError(f"{at}: segment [{onset}, {offset}]: want 0 <= onset < offset, in seconds")
     return start, end
 
 
 def phrases(events: Iterable[tuple[str, tuple[float, float]]]) -> tuple[Phrase, ...]:
-    """Events of one recording grouped by class: classes by first occurrence, segments in order of time."""
+    """Events of one recording grouped by class: classes by first occurrence, segments in order of time.
+
+    Segments of no length are skipped.
+    """
     by_class: dict[str, list[tuple[float, float]]] = {}
     for label, times in events:
+        if times[0] == times[1]:
+            continue
         by_class.setdefault(label, []).append(times)
     return tuple(Phrase(label, tuple(sorted(times))) for label, times in by_class.items())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from training.evaluation.protocol import FULL, Protocol
 from training.evaluation.readers.base import (
     Dataset,
     DatasetError,
     Entry,
     assemble,
+    caption_in,
     chosen,
     first_file,
     nonempty,
@@ -20,7 +22,7 @@ CLOTHO_SPLITS = ("development", "validation", "evaluation")
 CLOTHO_CAPTIONS = tuple(f"caption_{n}" for n in range(1, 6))
 
 
-def read_audiocaps(root: Path, split: str | None = None) -> Dataset:
+def read_audiocaps(root: Path, split: str | None = None, protocol: Protocol = FULL) -> Dataset:
     """AudioCaps: ten-second AudioSet clips, with five captions each in validation and test; by default "test".
 
     Layout: {train,val,test}.csv (audiocap_id, youtube_id, start_time, caption) in the folder or in dataset/, and the
@@ -37,7 +39,7 @@ def read_audiocaps(root: Path, split: str | None = None) -> Dataset:
         if not row["start_time"].isdecimal():
             raise DatasetError(f"{at}: start_time {row['start_time']!r}, want whole seconds")
         clip = nonempty(row, "youtube_id", at), row["start_time"]
-        captions.setdefault(clip, []).append(nonempty(row, "caption", at))
+        captions.setdefault(clip, []).append(caption_in(row, "caption", at, protocol))
         numbers.setdefault(clip, []).append(nonempty(row, "audiocap_id", at))
     entries = []
     for (video, start), texts in captions.items():
@@ -49,7 +51,7 @@ def read_audiocaps(root: Path, split: str | None = None) -> Dataset:
     return assemble("audiocaps", "retrieval", entries, folders)
 
 
-def read_clotho(root: Path, split: str | None = None) -> Dataset:
+def read_clotho(root: Path, split: str | None = None, protocol: Protocol = FULL) -> Dataset:
     """Clotho 2.1: Freesound recordings of 15 to 30 s with five captions each; by default "evaluation".
 
     Layout: clotho_captions_{split}.csv (file_name, caption_1 … caption_5) and one audio folder per split.
@@ -60,7 +62,7 @@ def read_clotho(root: Path, split: str | None = None) -> Dataset:
     for line, row in read_table(path, ("file_name", *CLOTHO_CAPTIONS)):
         at = f"{path}, line {line}"
         name = nonempty(row, "file_name", at)
-        entries.append(Entry(name, (name,), tuple(nonempty(row, c, at) for c in CLOTHO_CAPTIONS)))
+        entries.append(Entry(name, (name,), tuple(caption_in(row, c, at, protocol) for c in CLOTHO_CAPTIONS)))
     folders = [
         root / split,
         root / "clotho_audio_files" / split,
