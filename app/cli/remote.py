@@ -11,11 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from app.cli.shards import Shard, choose, read_manifest
 from app.cli.upload import Checksums, as_text, cache_file, find_sources, ingest
 from app.client import Client, DetectOptions, SearchOptions, SearchResult, to_json
 from app.client.types import DetectionEnd, DetectionEvent, DetectionMessage, DetectionProgress, DetectionStart
@@ -32,24 +34,40 @@ def _client(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.
     return Client(server, os.environ.get("FINELAP_API_KEY"), patience, reconnect=reconnect)
 
 
-def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers: int, as_json: bool) -> int:
+@dataclass(frozen=True)
+class Selection:
+    """The files of an ingest. shard: index and count, to take only those of one shard; manifest: see read_manifest."""
+
+    paths: list[Path]
+    metadata: dict[str, Any]
+    shard: tuple[int, int] | None = None
+    manifest: Path | None = None
+
+
+def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -> int:
     """Adds files and folders and prints a summary, also when interrupted.
 
     Returns 130 if interrupted, 1 if a file failed, else 0. Raises FileNotFoundError if there are no audio files.
     """
     unreadable: list[tuple[str, str]] = []
     sources = find_sources(
-        paths, metadata, lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e)))
+        selection.paths,
+        selection.metadata,
+        lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e))),
     )
     if not sources and not unreadable:
-        raise FileNotFoundError(errno.ENOENT, "no audio files found", str(paths[0]))
+        raise FileNotFoundError(errno.ENOENT, "no audio files found", str(selection.paths[0]))
+    shard = None if selection.shard is None else Shard(*selection.shard)
+    listed = {} if selection.manifest is None else read_manifest(selection.manifest)
     with _client(server) as client:
         client.info()  # report a wrong address or key once instead of once per file
     with (
         _client(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client,
         Checksums(cache_file()) as checksums,
     ):
-        summary = ingest(client, sources, checksums, workers)
+        if shard is not None:
+            sources = choose(sources, shard, checksums, listed)
+        summary = ingest(client, sources, checksums, workers, shard=shard)
     summary.failed = sorted(unreadable + summary.failed)
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)
     if summary.interrupted:
