@@ -1,4 +1,4 @@
-"""Shards of an ingest: together they have every file once, whatever its name; manifests are read as sha256sum writes."""
+"""Shards of an ingest: together they have every file once, whatever its name; manifests of sha256sum are read."""
 
 from __future__ import annotations
 
