@@ -54,6 +54,13 @@ audit: $(VENV)/.run
 		then $(BIN)/python .ci/audit.py $(VENV)/audit/bin $(BIN)/python; \
 		else echo "pip-audit and cyclonedx-bom could not be installed: nothing was audited" >&2; fi
 
+# policies for tests/docker/test_kubernetes.py, in an environment of their own because of their many dependencies
+$(VENV)/.checkov: $(VENV)/.python
+	@$(BIN)/python -m venv $(VENV)/checkov && $(VENV)/checkov/bin/python -m pip install -qq \
+		--disable-pip-version-check --no-input --timeout 15 --retries 1 'checkov>=3.3' \
+		|| echo "checkov could not be installed: the policies of the Kubernetes manifests are not tested" >&2
+	@touch $@
+
 clean:
 	rm -rf $(VENV) app/web/vendor tests/e2e/browser/vendor site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find app index model tests training -name __pycache__ -type d -prune -exec rm -rf {} +

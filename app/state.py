@@ -232,6 +232,7 @@ class AppState:
     def _register_metrics(self, engine: Engine, library: Library) -> None:
         self.metrics.watch_lane("audio", lambda: engine.audio_lane.depth)
         self.metrics.watch_lane("text", lambda: engine.text_lane.depth)
+        self.metrics.watch_backlog("audio", engine.backlog_seconds)
         self.metrics.watch_clips(lambda: _count_clips(library))
         self.metrics.model_info.labels(engine.name, engine.device, engine.dtype).set(1)
         if engine.device.startswith("cuda"):

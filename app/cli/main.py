@@ -140,9 +140,12 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _ingest(args: argparse.Namespace) -> int:
-    from app.cli.remote import run_ingest
+    from app.cli.remote import Selection, run_ingest
 
-    return run_ingest(args.paths, args.server, args.metadata, args.workers, args.json)
+    if args.manifest is not None and args.shard is None:
+        raise UsageError("--manifest needs --shard")
+    selection = Selection(args.paths, args.metadata, args.shard, args.manifest)
+    return run_ingest(selection, args.server, args.workers, args.json)
 
 
 def _search(args: argparse.Namespace) -> None:

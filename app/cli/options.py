@@ -37,6 +37,10 @@ def ingest(parser: argparse.ArgumentParser) -> None:
     _server(parser)
     parser.add_argument("--metadata", type=json_object, default={}, metavar="JSON", help="object added to every clip")
     parser.add_argument("--workers", type=positive, default=32, metavar="N", help="parallel uploads (32)")
+    about = "only the files of shard I of N, from 0/N to N-1/N, chosen by their content"
+    parser.add_argument("--shard", type=shard, metavar="I/N", help=about)
+    about = "checksums of the files, as sha256sum prints them, so that choosing a shard reads no file"
+    parser.add_argument("--manifest", type=Path, metavar="FILE", help=about)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -215,6 +219,14 @@ def port(text: str) -> int:
 def positive(text: str) -> int:
     """A positive integer."""
     return int(_number(text, "a positive integer", lambda x: x >= 1 and x == int(x)))
+
+
+def shard(text: str) -> tuple[int, int]:
+    """A shard as index and count."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"must be a shard from 0/N to N-1/N, such as 0/4, not {text!r}")
+    return int(index), int(count)
 
 
 def fraction(text: str) -> float:

@@ -12,11 +12,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from app.cli.shards import Shard, choose, read_manifest
 from app.cli.upload import Checksums, as_text, cache_file, find_sources, ingest
 from app.client import Client, DetectOptions, SearchOptions, SearchResult, to_json
 from app.client.types import DetectionEnd, DetectionEvent, DetectionMessage, DetectionProgress, DetectionStart
@@ -34,7 +36,17 @@ def connect(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.
     return Client(server, os.environ.get("FINELAP_API_KEY"), patience, reconnect=reconnect)
 
 
-def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers: int, as_json: bool) -> int:
+@dataclass(frozen=True)
+class Selection:
+    """The files of an ingest. shard: index and count, to take only those of one shard; manifest: see read_manifest."""
+
+    paths: list[Path]
+    metadata: dict[str, Any]
+    shard: tuple[int, int] | None = None
+    manifest: Path | None = None
+
+
+def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -> int:
     """Adds files and folders and prints a summary, also when interrupted.
 
     Returns 130 if interrupted, 1 if a file failed, else 0. Raises FileNotFoundError if there are no audio files.
@@ -42,17 +54,24 @@ def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers
     unreadable: list[tuple[str, str]] = []
     left_out: Counter[str] = Counter()
     sources = find_sources(
-        paths, metadata, lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e))), left_out
+        selection.paths,
+        selection.metadata,
+        lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e))),
+        left_out,
     )
     if not sources and not unreadable:
-        raise FileNotFoundError(errno.ENOENT, "no audio files found", str(paths[0]))
+        raise FileNotFoundError(errno.ENOENT, "no audio files found", str(selection.paths[0]))
+    shard = None if selection.shard is None else Shard(*selection.shard)
+    listed = {} if selection.manifest is None else read_manifest(selection.manifest)
     with connect(server) as client:
         client.info()  # report a wrong address or key once instead of once per file
     with (
         connect(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client,
         Checksums(cache_file()) as checksums,
     ):
-        summary = ingest(client, sources, checksums, workers)
+        if shard is not None:
+            sources = choose(sources, shard, checksums, listed)
+        summary = ingest(client, sources, checksums, workers, shard=shard)
     summary.failed = sorted(unreadable + summary.failed)
     summary.left_out = dict(left_out.most_common())
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)

@@ -21,11 +21,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
 from app.client import Client, ServerError, Stopped, Unauthorized, Unreachable
+
+if TYPE_CHECKING:
+    from app.cli.shards import Shard
 
 # Parallel uploads, of one file each: enough for the service to fill its batches. Requests with several files are no
 # faster.
@@ -102,10 +105,12 @@ def ingest(
     checksums: Checksums,
     workers: int = WORKERS,
     progress: bool = True,
+    shard: Shard | None = None,
 ) -> Summary:
     """Uploads the sources that the library does not have, `workers` at a time, and returns a summary of all.
 
-    With a client that reconnects, no file is lost while the service is busy or restarting.
+    With a client that reconnects, no file is lost while the service is busy or restarting. `shard`: the sources are its
+    files, so of the library's clips only its own are remembered.
 
     Ctrl-C sets `client.stop` and returns the summary so far; setting `client.stop` elsewhere does the same. An upload
     in progress at that moment may succeed without being counted; the next ingest skips the file. Raises ServerError if
@@ -115,7 +120,7 @@ def ingest(
     began = time.monotonic()
     run = _Run(client, checksums, sources)
     try:
-        run.prepare(progress)
+        run.prepare(progress, shard)
         # daemon threads: an interrupted command exits without waiting for its uploads
         threads = [threading.Thread(target=run.work, daemon=True) for _ in range(min(workers, len(sources)))]
         for thread in threads:
@@ -172,11 +177,11 @@ class _Run:
         self._max_bytes = math.inf
         self._abort_reason: str | None = None  # set once no further file can succeed
 
-    def prepare(self, progress: bool) -> None:
-        """Reads the service's upload limit and the checksums of its clips."""
+    def prepare(self, progress: bool, shard: Shard | None) -> None:
+        """Reads the service's upload limit and the checksums of its clips, or of those in the shard."""
         self._max_bytes = self.client.info().limits.get("max_upload_mb", math.inf) * 1e6
         clips = tqdm(self.client.clips(), "reading the library", unit="clip", delay=2.0, disable=not progress)
-        self._known = {clip.sha256 for clip in clips}
+        self._known = {clip.sha256 for clip in clips if shard is None or shard.has(clip.sha256)}
 
     def work(self) -> None:
         """Processes files until none is left or the client is stopped."""

@@ -9,10 +9,11 @@ With the fork server, each message a `CONTROL` (kind, pid, status):
                                                             confined
 With a worker:
     → `REQUEST` kind, max_duration (seconds, inf for none), CPU seconds allowed and bytes of the options that follow as
-      JSON, with the file's descriptor. Of a DECODE, the options are {track, rate}, the wanted audio track and sample rate (Hz):
+      JSON, with the file's descriptor. Of a DECODE, the options are {track, rate}, the wanted audio track and sample
+      rate (Hz):
     ← messages, each a `HEADER` (kind, payload bytes): INFO {sample_rate, channels, track}, any number of AUDIO
-      (float32, mono, at that rate), END {duration, decode_s, resample_s, tags, notes}; or ERROR {reason, why, read} at any
-      point.
+      (float32, mono, at that rate), END {duration, decode_s, resample_s, tags, notes}; or ERROR {reason, why, read} at
+      any point.
     Of an EXCERPT, the options are those of app.audio.excerpt:
     ← INFO {length, first, last}, any number of DATA (bytes of the excerpt's file), END {}; or ERROR.
 After END the worker waits for its next file; it ends after an ERROR or when its socket closes.

@@ -260,6 +260,11 @@ class Batcher(Generic[T, R]):
         """The number of items in the queue."""
         return self._first_permits.taken + self._further_permits.taken
 
+    @property
+    def waiting_cost(self) -> float:
+        """The cost of the items in the queue that no batch has taken yet."""
+        return max(0.0, self._waiting_cost)
+
     def start(self) -> None:
         """Starts one worker task per thread of the device on the running event loop."""
         self._loop = asyncio.get_running_loop()

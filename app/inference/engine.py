@@ -226,6 +226,10 @@ class Engine:
                 self._tokens[word] = len(row) == frame + 1 and unknown.isdisjoint(row)
         return {word for word in words if self._tokens.get(word, False)}
 
+    def backlog_seconds(self) -> float:
+        """Seconds of sound that wait for the model; a window that is padded counts as padded."""
+        return self.audio_lane.waiting_cost * self.windows.frames * self.windows.frame_hop
+
     def refuse_if_full(self) -> None:
         """Raises QueueFull or Closed if new audio would be rejected; for checks before decoding."""
         self.audio_lane.refuse_if_full()

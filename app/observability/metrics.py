@@ -35,6 +35,9 @@ class Metrics:
             buckets=_SLOW,
             registry=registry,
         )
+        self.inflight = Gauge(
+            "finelap_inflight_requests", "Requests in progress, except health checks and scrapes.", registry=registry
+        )
         self._stage_seconds = Histogram(
             "finelap_stage_duration_seconds",
             "Time spent in a processing stage.",
@@ -43,6 +46,9 @@ class Metrics:
             registry=registry,
         )
         self._queue_depth = Gauge("finelap_queue_depth", "Items queued in a lane.", ["lane"], registry=registry)
+        self._queue_seconds = Gauge(
+            "finelap_queue_seconds", "Backlog of a lane, in seconds of sound.", ["lane"], registry=registry
+        )
         self._batch_size = Histogram(
             "finelap_batch_size",
             "Items per batch.",
@@ -80,6 +86,7 @@ class Metrics:
         for lane in LANES:
             self._queue_depth.labels(lane)
             self._batch_size.labels(lane)
+        self._queue_seconds.labels("audio")  # texts have no duration
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Adds one measurement of a stage."""
@@ -110,6 +117,10 @@ class Metrics:
     def watch_lane(self, lane: str, depth: Callable[[], int]) -> None:
         """Reports a lane's queue depth at each scrape."""
         self._queue_depth.labels(lane).set_function(depth)
+
+    def watch_backlog(self, lane: str, seconds: Callable[[], float]) -> None:
+        """Reports a lane's queued seconds of sound at each scrape."""
+        self._queue_seconds.labels(lane).set_function(seconds)
 
     def watch_clips(self, count: Callable[[], float]) -> None:
         """Reports the number of clips at each scrape."""

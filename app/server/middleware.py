@@ -62,6 +62,8 @@ class RequestContext:
     async def _respond(self, scope: Scope, receive: Receive, send: Send, outcome: RequestOutcome) -> None:
         request_id = outcome.request_id
         began, status, failure = time.perf_counter(), 0, ""
+        counted = int(scope["path"] not in _PROBES)
+        self.metrics.inflight.inc(counted)
         # HEAD is GET without a body (RFC 9110, section 9.3.2)
         inner = {**scope, "method": "GET", "finelap.head": True} if scope["method"] == "HEAD" else scope
 
@@ -87,6 +89,7 @@ class RequestContext:
                 self.metrics.rejected.labels(failure).inc()
             await problem_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
+            self.metrics.inflight.dec(counted)
             route = getattr(inner.get("route"), "path", "other")
             outcome.route, outcome.status = route, status
             seconds = time.perf_counter() - began

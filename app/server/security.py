@@ -27,6 +27,7 @@ _HEADERS = {
 }
 _MCP = "/mcp"
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+_PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
 
 
 def nonce() -> str:
@@ -82,7 +83,7 @@ class OriginGuard:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             host = headers.get("host", "")
-            if host and not self._is_own_host(host):
+            if host and not (self._is_own_host(host) or _is_probe(scope["path"], host)):
                 raise Misdirected(
                     "The Host header does not name this service; FINELAP_ALLOWED_HOSTS lists the names it accepts."
                 )
@@ -107,6 +108,11 @@ class OriginGuard:
             return urlsplit(origin).netloc.lower() == host.lower()
         except ValueError:
             return False
+
+
+def _is_probe(path: str, host: str) -> bool:
+    """Whether this is a probe of the health checks or of Prometheus, which use addresses: rebinding needs a name."""
+    return path in _PROBES and _is_address(_host_name(host))
 
 
 def _host_name(host: str) -> str:

