@@ -73,6 +73,10 @@ class NotReady(RequestError):
     """The model or the library is not loaded."""
 
 
+class TooManyStreams(RequestError):
+    """As many live streams are open as the service allows."""
+
+
 class AddressTooLong(RequestError):
     """The path and query of the URL exceed the size limit."""
 
@@ -128,6 +132,7 @@ KINDS: dict[type[Exception], Kind] = {
     index.InvalidMetadata: Kind(422, "invalid-metadata", "Invalid metadata"),
     index.InvalidCursor: Kind(422, "invalid-cursor", "Invalid cursor"),
     batcher.QueueFull: Kind(429, "queue-full", "Queue full"),
+    TooManyStreams: Kind(429, "too-many-streams", "Too many live streams"),
     MemoryError: Kind(503, "out-of-memory", "Not enough memory"),
     batcher.Closed: Kind(503, "shutting-down", "Shutting down"),
     NotReady: Kind(503, "not-ready", "Not ready"),
@@ -195,7 +200,7 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return dict(error.headers or {})
     if isinstance(error, batcher.QueueFull):
         return {"Retry-After": str(error.retry_after)}
-    if isinstance(error, NotReady | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
+    if isinstance(error, NotReady | TooManyStreams | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):
         return {"Content-Range": f"bytes */{error.size}"}

@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app import errors
-from app.api import clips, detect, embed, openai, openapi, requests, search, system
+from app.api import clips, detect, embed, openai, openapi, requests, search, stream, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -40,7 +40,7 @@ _DESCRIPTION = (
     "Search audio by describing it, and detect when sounds occur in a recording. Times are in seconds. Errors are "
     "`application/problem+json` (RFC 9457) with the request's id. HEAD is supported wherever GET is."
 )
-_ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router)
+_ROUTERS = (search.router, clips.router, detect.router, embed.router, openai.router, system.router, stream.router)
 
 
 def create_app(settings: Settings, engine: Engine, library: Library, tracing: Tracing | None = None) -> FastAPI:

@@ -25,6 +25,7 @@ LOOKBACK = 1.28  # seconds of sound before a frame that its window reads at leas
 TOLERANCE = 0.2  # seconds by which an event told earlier may differ from the settled one without being told again
 _SHORT = 0.5  # length of a usual window of the quick pass, as a share of a whole one
 _MAX_UNSETTLED = 64  # events of a phrase that wait for the settled pass
+_RECENT = 100  # settled events of a phrase that are kept
 
 _EPS = 1e-6  # seconds
 
@@ -119,6 +120,8 @@ class LiveTrack:
         self._settled = EventStream(settings, frame_hop)
         self._current: LiveEvent | None = None  # the quick pass may still change it
         self._unsettled: deque[LiveEvent] = deque()  # closed, and the settled pass has not come to them
+        self.recent: deque[Event] = deque(maxlen=_RECENT)  # the last settled events
+        self.count = 0  # settled events
         self._floor = 0.0  # seconds before which the quick pass has nothing more to say
 
     def push_quick(self, scores: np.ndarray) -> list[LiveEvent]:
@@ -200,6 +203,8 @@ class LiveTrack:
     def _settle(self, events: list[Event], settled: float) -> list[LiveEvent]:
         """Compares settled events, all that begin before `settled` seconds, with what has been told."""
         news: list[LiveEvent] = []
+        self.recent.extend(events)
+        self.count += len(events)
         self._floor = max([self._floor, *(event.offset for event in events), settled])
         for event in events:
             told = self._told(event)

@@ -15,7 +15,7 @@ from starlette.types import Send
 from app import errors
 from app.api import examples, openapi, requests, schemas
 from app.api.requests import Form, Serving
-from app.api.schemas import Classification, ClassifyForm, DetectForm, Label
+from app.api.schemas import Classification, ClassifyForm, DetectForm, Label, LiveStart
 from app.errors import Invalid
 from app.export import formats
 from app.services import detection
@@ -74,8 +74,8 @@ async def detect(request: Request, state: Serving) -> Response:
     async with contextlib.AsyncExitStack() as stack:
         form = await stack.enter_async_context(requests.open_form(request, DetectForm, files="file"))
         options = form.fields
-        _check_count(state, options.phrases, "phrases")
-        wanted = _detection_request(options)
+        check_count(state, options.phrases, "phrases")
+        wanted = detection_request(options)
         source = _source(form, options.clip_id)
         if options.format == "ndjson":
             outline_step = options.outline_step if options.outline else None
@@ -105,7 +105,7 @@ async def classify(request: Request, state: Serving) -> Classification:
     """Scores each label, inserted into the template, against a whole file or clip."""
     async with requests.open_form(request, ClassifyForm, files="file") as form:
         options = form.fields
-        _check_count(state, options.labels, "labels")
+        check_count(state, options.labels, "labels")
         if options.template.count("{}") != 1:
             raise Invalid("The template must contain {} exactly once, in the place of the label.")
         async with open_source(state, _source(form, options.clip_id)) as stream:
@@ -151,7 +151,8 @@ def _source(form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None) ->
     return form.files[0] if clip_id is None else clip_id
 
 
-def _detection_request(options: DetectForm) -> DetectionRequest:
+def detection_request(options: DetectForm | LiveStart) -> DetectionRequest:
+    """The phrases with their settings. Raises Invalid."""
     count = len(options.phrases)
     high = _for_each(options.threshold, count, "threshold")
     low = _for_each(options.low_threshold, count, "low_threshold") if options.low_threshold else [None] * count
@@ -178,7 +179,8 @@ def _for_each(values: list[float], count: int, name: str) -> list[float]:
     return values * count if len(values) == 1 else values
 
 
-def _check_count(state: AppState, phrases: list[str], what: str) -> None:
+def check_count(state: AppState, phrases: list[str], what: str) -> None:
+    """Raises Invalid if there are more phrases or labels than the service allows."""
     limit = state.settings.max_phrases
     if len(phrases) > limit:
         raise Invalid(f"{len(phrases)} {what} are more than the limit of {limit}.")

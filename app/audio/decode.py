@@ -7,6 +7,7 @@ is enforced while decoding, whatever a header declares. Blocking and in-process;
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,9 @@ DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mp3,aac,ogg,flac,wav,w64,aiff,asf,caf,amr,"
     "ac3,eac3,mpegts,mpeg,avi,flv,au,wv,ape,tta"
 )
+_LIVE_DEMUXERS = "ogg,flac,matroska,webm"
+_LIVE_OPTIONS = {"fflags": "nobuffer", "analyzeduration": "0", "probesize": "2048"}
+_LIVE_BUFFER = 4096  # bytes
 _RATES = (1_000, 768_000)  # Hz
 _MAX_PEAK = 1e6  # |sample|; accepts integer-scaled floats, rejects values that overflow a power spectrum
 _READ = 1 << 15  # values read at once, over all channels; a truncated file loses at most this much
@@ -141,6 +145,12 @@ class AudioStream:
         rest = np.concatenate(pieces)
         yield from (rest[at : at + BLOCK] for at in range(0, len(rest), BLOCK))
 
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The samples (n,) as they are decoded, instead of blocks. The end is not checked."""
+        while (piece := self._next_piece()) is not None:
+            yield piece
+        yield self._resample(np.empty(0, dtype=np.float32), last=True)
+
     def _next_piece(self) -> np.ndarray | None:
         """The next samples (n,) at 16 kHz, as many as the decoder returns at once; None at the end."""
         began = time.perf_counter()
@@ -201,6 +211,35 @@ def open_stream(file: BinaryIO, filename: str, max_duration: float = 14_400.0) -
         yield AudioStream(opened, filename, max_duration)
     finally:
         opened.close()
+
+
+@contextmanager
+def open_live(file: BinaryIO, filename: str = "") -> Iterator[AudioStream]:
+    """Opens Ogg, WebM or FLAC that is still arriving; reads wait for more. Raises a MediaError."""
+    try:
+        container = av.open(
+            _Unseekable(file),
+            mode="r",
+            metadata_errors="ignore",
+            options={"format_whitelist": _LIVE_DEMUXERS, "protocol_whitelist": "none"} | _LIVE_OPTIONS,
+            buffer_size=_LIVE_BUFFER,
+        )
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise NotAudio(filename, f"this is no Ogg, WebM or FLAC audio ({_describe(error)}).") from error
+    assert isinstance(container, av.container.InputContainer)
+    try:
+        yield AudioStream(_open_track(container, file, filename, math.inf), filename, math.inf)
+    finally:
+        container.close()
+
+
+class _Unseekable:
+    """What FFmpeg may do with a live stream: read it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
 
 
 def decode(data: bytes | BinaryIO, filename: str, max_duration: float = 14_400.0) -> DecodedAudio:

@@ -8,7 +8,8 @@ With the fork server, each message a `CONTROL` (kind, pid, status):
                                                           ← READY status, once at the start; not 0 if workers cannot be
                                                             confined
 With a worker:
-    → `REQUEST` max_duration (seconds, inf for none) and CPU seconds allowed, with the file's descriptor
+    → `REQUEST` max_duration (seconds, inf for none) and CPU seconds allowed, with the file's descriptor, or that of a
+      socket at which a live stream arrives
     ← messages, each a `HEADER` (kind, payload bytes): INFO {sample_rate, channels}, any number of AUDIO (float32, mono,
       16 kHz), END {duration, decode_s, resample_s, tags}; or ERROR {reason, why, read} at any point.
 After END the worker waits for its next file; it ends after an ERROR or when its socket closes.

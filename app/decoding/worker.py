@@ -18,6 +18,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import time
 import wave
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import BinaryIO, NoReturn, TypeAlias
 import numpy as np
 
 from app.audio import ucs
-from app.audio.decode import AudioStream, MediaError, open_audio_file, open_stream, open_with_ffmpeg
+from app.audio.decode import AudioStream, MediaError, open_audio_file, open_live, open_stream, open_with_ffmpeg
 from app.audio.tags import read_tags
 from app.decoding.protocol import (
     AUDIO,
@@ -197,8 +198,12 @@ def _handle_request(sock: socket.socket) -> bool:
     soft = math.ceil(time.process_time() + cpu_s)
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     try:
-        with os.fdopen(fds[0], "rb", buffering=0) as file, open_stream(file, "", max_duration) as stream:
-            _send_all(sock, file, stream)
+        with os.fdopen(fds[0], "rb", buffering=0) as file:
+            if stat.S_ISSOCK(os.fstat(file.fileno()).st_mode):
+                _send_live(sock, file)
+                return True
+            with open_stream(file, "", max_duration) as stream:
+                _send_all(sock, file, stream)
         return True
     except MediaError as error:
         _send(sock, (ERROR, _json(reason=error.reason, why=error.why, read=getattr(error, "read", None))))
@@ -225,6 +230,17 @@ def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
         pending.append((AUDIO, *blocks))
     times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
     _send(sock, *pending, (END, _json(**times, tags=read_tags(file))))
+
+
+def _send_live(sock: socket.socket, file: BinaryIO) -> None:
+    """Sends the audio that arrives at a socket, each piece at once."""
+    with open_live(file) as stream:
+        _send(sock, (INFO, _json(sample_rate=stream.sample_rate, channels=stream.channels)))
+        for piece in stream.pieces():
+            if len(piece):
+                _send(sock, (AUDIO, np.ascontiguousarray(piece).data.cast("B")))
+        times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
+    _send(sock, (END, _json(**times, tags={})))
 
 
 def _json(**values: object) -> bytes:

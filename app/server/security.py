@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import ipaddress
 import secrets
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,9 +24,11 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(self), payment=(), usb=()",
     "Content-Security-Policy": _DATA_POLICY,
 }
+SUBPROTOCOL = "finelap"  # of WebSockets; a browser sends its API key in another one, because it cannot set headers
+_KEY_SUBPROTOCOL = "finelap.key."
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
@@ -78,14 +82,16 @@ class OriginGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Misdirected and CrossOrigin."""
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
             host = headers.get("host", "")
             if host and not self._is_own_host(host):
                 raise Misdirected(
                     "The Host header does not name this service; FINELAP_ALLOWED_HOSTS lists the names it accepts."
                 )
-            if scope["method"] not in _SAFE and not self._is_allowed_origin(headers, host):
+            # browsers let any page open a WebSocket to any address, so each needs an allowed origin
+            safe = scope["type"] == "http" and scope["method"] in _SAFE
+            if not safe and not self._is_allowed_origin(headers, host):
                 raise CrossOrigin(
                     "Requests from this origin are not allowed; FINELAP_CORS_ORIGINS lists the allowed origins."
                 )
@@ -105,6 +111,18 @@ class OriginGuard:
             return urlsplit(origin).netloc.lower() == host.lower()
         except ValueError:
             return False
+
+
+def websocket_key(subprotocols: Iterable[str]) -> str:
+    """The API key among the offered subprotocols, `finelap.key.` with its base64url after it; empty if there is none."""
+    for offered in subprotocols:
+        if offered.startswith(_KEY_SUBPROTOCOL):
+            encoded = offered.removeprefix(_KEY_SUBPROTOCOL)
+            try:
+                return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode("utf-8")
+            except ValueError:
+                return ""
+    return ""
 
 
 def _host_name(host: str) -> str:
