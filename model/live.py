@@ -44,6 +44,8 @@ class LiveCutter:
         self._back = min(round(LOOKBACK / self._hop), self._whole // 2)
         self._short = int(_SHORT * self._whole) if windows.buckets else self._whole
         self._samples = np.empty(0, dtype=np.float32)
+        self._arrived: list[np.ndarray] = []  # joined with the others only when a window is cut
+        self._count = 0  # samples received
         self._from = 0  # position of the first buffered sample
         self._done = 0  # frames delivered
 
@@ -55,18 +57,20 @@ class LiveCutter:
     @property
     def backlog(self) -> float:
         """Seconds of sound received and not yet delivered."""
-        return (self._from + len(self._samples)) / SAMPLE_RATE - self._done * self._hop
+        return self._count / SAMPLE_RATE - self._done * self._hop
 
     def push(self, samples: np.ndarray) -> None:
         """Takes samples (n,) float32 at 16 kHz."""
-        self._samples = np.concatenate([self._samples, samples])
+        self._arrived.append(samples)
+        self._count += len(samples)
 
     def take(self) -> tuple[Window, np.ndarray] | None:
         """The next window with its `centred` samples, or None if too little sound has arrived since the last one."""
-        available = int((self._from + len(self._samples)) / SAMPLE_RATE / self._hop + _EPS)
+        available = int(self._count / SAMPLE_RATE / self._hop + _EPS)
         new = min(available - self._ahead - self._done, self._whole - self._ahead - self._back)
         if new < self._step:
             return None
+        self._samples, self._arrived = np.concatenate([self._samples, *self._arrived]), []
         upto = self._done + new
         end = upto + self._ahead
         length = self._short if self._back + new + self._ahead <= self._short else self._whole

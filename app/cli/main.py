@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     options.ingest(command("ingest", _ingest, "add files and folders to the library"))
     options.search(command("search", _search, "search the library by a description or by a sound"))
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
+    options.listen(command("listen", _listen, "send live sound to a service and print its events"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
@@ -164,11 +165,15 @@ def _search(args: argparse.Namespace) -> None:
     )
 
 
-def _detect(args: argparse.Namespace) -> None:
-    if not args.phrases:
+def _check_phrases(phrases: list[str]) -> None:
+    if not phrases:
         raise UsageError('give at least one phrase: -p "dog barking" (repeat -p for more)')
-    if any(not phrase.strip() for phrase in args.phrases):
+    if any(not phrase.strip() for phrase in phrases):
         raise UsageError("a phrase is empty")
+
+
+def _detect(args: argparse.Namespace) -> None:
+    _check_phrases(args.phrases)
     names = ("threshold", "low_threshold", "method", "median_filter", "min_duration", "max_gap")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     from app.cli.options import detection_settings
@@ -191,6 +196,25 @@ def _detect(args: argparse.Namespace) -> None:
 
             phrases = [" ".join(phrase.split()) for phrase in args.phrases]
             detect_file(settings, args.file, DetectionRequest(phrases, detections), writer.write, args.plot)
+
+
+def _listen(args: argparse.Namespace) -> int:
+    _check_phrases(args.phrases)
+    names = ("threshold", "low_threshold", "median_filter", "min_duration", "max_gap")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    from app.cli.listen import SECRET, listen, outbox_folder
+    from app.cli.options import detection_settings
+
+    if args.webhook is not None and not args.webhook.startswith(("http://", "https://")):
+        raise UsageError(f"--webhook {args.webhook}: not an http or https address")
+    if args.webhook is not None and not os.environ.get(SECRET):
+        raise UsageError(f"--webhook needs the secret that signs its messages in {SECRET}")
+    args.outbox = args.outbox or outbox_folder()
+    try:
+        detection_settings(args.phrases, given)
+        return listen(args, {"phrases": args.phrases, **given})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _embed(args: argparse.Namespace) -> int:

@@ -60,24 +60,31 @@ def search(parser: argparse.ArgumentParser) -> None:
 def detect(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="the recording")
-    add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
-    scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
-    add("--threshold", **scores, help="score that starts an event (0.5); once, or once per phrase")
-    add(
-        "--low-threshold",
-        **scores,
-        help="score below which an event ends (half of its highest score); once, or once per phrase",
-    )
+    _events(parser)
     add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
-    add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
-    add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")
-    add("--max-gap", type=seconds, metavar="S", help="join events at most this far apart (0.2)")
     add("--plot", type=Path, metavar="PNG", help="write a plot of the detection")
     add("--format", choices=["table", "json", "csv", "audacity", "raven", "ndjson"], default="table")
     add("--json", action="store_const", const="json", dest="format", help="the same as --format json")
     add("-o", "--output", type=Path, metavar="FILE", help="write the events to this file")
     _server(parser, default=None)
     _model(parser)
+
+
+def listen(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    about = "microphone, alsa:DEVICE, - for raw samples, a file, or an http or rtsp address"
+    add("sources", nargs="+", metavar="SOURCE", help=about)
+    _events(parser)
+    _server(parser)
+    add("--json", action="store_true", help="print a JSON object per line, open events included")
+    add("--rate", type=positive, default=16_000, metavar="HZ", help="sample rate of - (16000)")
+    add("--channels", type=positive, default=1, metavar="N", help="channels of - (1), 16 bit, interleaved")
+    add("--webhook", metavar="URL", help="post each event here, signed with FINELAP_WEBHOOK_SECRET")
+    add("--keep", type=seconds, metavar="S", help="add a clip with S seconds around each event to the library")
+    add("--keep-for", type=seconds, default=30.0, metavar="DAYS", help="delete kept clips after DAYS (30), 0: never")
+    add("--outbox", type=Path, metavar="DIR", help="what is not delivered yet (FINELAP_OUTBOX)")
+    add("--metrics-port", type=port, metavar="PORT", help="serve Prometheus metrics")
+    add("--metrics-host", default="127.0.0.1", metavar="HOST", help="address of the metrics (127.0.0.1)")
 
 
 def embed(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +126,22 @@ def convert(parser: argparse.ArgumentParser) -> None:
 def _server(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:
     server = os.environ.get("FINELAP_SERVER") or default
     parser.add_argument("--server", default=server, metavar="URL", help=f"FINELAP_SERVER, default {default or 'none'}")
+
+
+def _events(parser: argparse.ArgumentParser) -> None:
+    """The phrases, and how their scores become events."""
+    add = parser.add_argument
+    add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
+    scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
+    add("--threshold", **scores, help="score that starts an event (0.5); once, or once per phrase")
+    add(
+        "--low-threshold",
+        **scores,
+        help="score below which an event ends (half of its highest score); once, or once per phrase",
+    )
+    add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
+    add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")
+    add("--max-gap", type=seconds, metavar="S", help="join events at most this far apart (0.2)")
 
 
 def _data_dir(parser: argparse.ArgumentParser) -> None:
