@@ -81,6 +81,10 @@ class NotReady(RequestError):
     """The model or the library is not loaded."""
 
 
+class TooManyStreams(RequestError):
+    """As many live streams are open as the service allows."""
+
+
 class AddressTooLong(RequestError):
     """The path and query of the URL exceed the size limit."""
 
@@ -148,6 +152,7 @@ KINDS: dict[type[Exception], Kind] = {
     batcher.QueueFull: Kind(429, "queue-full", "Queue full"),
     index.TooManyJobs: Kind(429, "too-many-jobs", "Too many jobs"),
     index.JobsUnsupported: Kind(501, "jobs-unsupported", "Jobs not supported"),
+    TooManyStreams: Kind(429, "too-many-streams", "Too many live streams"),
     MemoryError: Kind(503, "out-of-memory", "Not enough memory"),
     batcher.Closed: Kind(503, "shutting-down", "Shutting down"),
     NotReady: Kind(503, "not-ready", "Not ready"),
@@ -217,7 +222,9 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return {"Retry-After": str(error.retry_after)}
     if isinstance(error, index.TooManyJobs):
         return {"Retry-After": "60"}
-    if isinstance(error, NotReady | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
+    if isinstance(
+        error, NotReady | TooManyStreams | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError
+    ):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):
         return {"Content-Range": f"bytes */{error.size}"}

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from app import errors
 from app.agents.endpoint import McpEndpoint
-from app.api import clips, concepts, detect, embed, excerpts, jobs, openai, openapi, requests, search, system
+from app.api import clips, concepts, detect, embed, excerpts, jobs, openai, openapi, requests, search, stream, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -50,6 +50,7 @@ _ROUTERS = (
     excerpts.router,
     clips.router,
     detect.router,
+    stream.router,
     concepts.router,
     jobs.router,
     embed.router,

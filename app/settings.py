@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     max_duration_s: float = Field(14_400, gt=0)  # per recording
     max_phrases: int = Field(100, ge=1)  # phrases or labels per request
     max_jobs: int = Field(100, ge=1)  # kept; the oldest finished one makes room for a new one
+    max_streams: int = Field(64, ge=0)  # live streams at once
     max_batch_windows: int = Field(16, ge=1)
     max_wait_ms: float = Field(5, ge=0)  # for more items to join a batch; an idle server does not wait
     max_queue_windows: int = Field(512, ge=1)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from app.audio.errors import REASONS
 from app.decoding.pool import DecoderPool
-from app.errors import NotReady
+from app.errors import NotReady, TooManyStreams
 from app.inference.batcher import Batcher, BatchLimits, CallReport, Closed, Device
 from app.inference.engine import Engine
 from app.observability.metrics import Metrics
@@ -50,6 +50,8 @@ class AppState:
         metrics.expect(metrics.decode_failures, REASONS)
         metrics.watch_disk(settings.data_dir)
         self.cutoff = RequestCutoff()
+        self.stopping = RequestCutoff()  # ends what would go on for ever: live streams
+        self.streams = 0  # live streams that are open
         self.decoders = DecoderPool()
         self._engine: Engine | None = None
         self._library: Library | None = None
@@ -142,6 +144,7 @@ class AppState:
     async def drain(self) -> None:
         """Rejects new requests, waits `stop_grace_s` for running ones, then aborts the rest with an error response."""
         self._closing = True
+        self.stopping.trigger()
         grace = self.settings.stop_grace_s
         if self._drained or await self._wait_idle(grace):
             return
@@ -184,6 +187,19 @@ class AppState:
     def busy(self) -> bool:
         """Whether a request is being answered. May be read from any thread."""
         return self._active > 0
+
+    @contextlib.contextmanager
+    def stream(self) -> Generator[None, None, None]:
+        """A place for one live stream. Raises TooManyStreams."""
+        if self.streams >= self.settings.max_streams:
+            raise TooManyStreams(f"{self.streams} live streams are open, as many as FINELAP_MAX_STREAMS allows.")
+        self.streams += 1
+        self.metrics.streams.set(self.streams)
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            self.metrics.streams.set(self.streams)
 
     async def _wait_idle(self, seconds: float) -> bool:
         """Waits up to `seconds` until no request is running; returns whether that was reached."""

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from model.median import MAX_MEDIAN_FILTER, MedianStream, median_frames, median_smooth
+from model.runs import EDGE_SHARE, Run
 from model.sebb import event_boxes
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
 Method = Literal["threshold", "sebb"]
 
 LOW_SHARE = 0.5  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
-EDGE_SHARE = 0.5  # by default an event begins and ends where its score is this share of its highest
 
 _EPS = 1e-6  # seconds; absorbs rounding of frame × hop when it is compared with a caller's seconds
 _MOMENT_MEDIAN = 0.48  # seconds
@@ -149,8 +149,8 @@ class EventStream:
     """`find_events` for a track that arrives in pieces: the same events in the same order, each as soon as it is final.
 
     An event is final when later frames can neither extend it nor merge with it. With "threshold" that is half a median
-    filter, `max_gap` and `spare` frames after its end, and the stream buffers about that much, and the scores of the
-    run that is going on. "sebb" buffers all scores and returns every event from `finish`.
+    filter, `max_gap` and `spare` frames after its end, and the stream buffers about that much. "sebb" buffers all scores
+    and returns every event from `finish`.
 
     The last `spare` frames pushed may begin after the end of the recording: the frames of a decoded recording are
     counted in samples, and its exact duration may be slightly shorter.
@@ -162,7 +162,7 @@ class EventStream:
         self._smoother = MedianStream(settings.median_filter, frame_hop, spare)
         self._pushed = 0  # frames received
         self._searched = 0  # frames smoothed and searched
-        self._run: tuple[int, list[np.ndarray]] | None = None  # first frame and smoothed scores of the open run
+        self._run: Run | None = None  # the run that is going on
         self._event: tuple[int, int, float] | None = None  # first, stop, score of an event that may still grow
         self._sebb_scores: list[np.ndarray] = []
 
@@ -192,6 +192,34 @@ class EventStream:
             found += self._close_run(self._searched, duration)
         return found + self._flush(duration)
 
+    @property
+    def searched(self) -> int:
+        """The number of frames in which events have been looked for."""
+        return self._searched
+
+    @property
+    def settled(self) -> int:
+        """The frame before which every event has been returned. Method "threshold" only."""
+        begun = [self._searched]
+        if self._event is not None:
+            begun.append(self._event[0])
+        if self._run is not None:
+            begun.append(self._run.first)
+        return min(begun)
+
+    def ongoing(self) -> tuple[int, int, float] | None:
+        """The event that has not been returned yet: first and last frame (exclusive) so far, and highest score so far.
+
+        None if no score has reached the threshold since the last one returned. Its first frame may still move to a
+        later one while its score rises. Method "threshold" only.
+        """
+        if self._run is None or not self._certain(self._run):
+            return self._event
+        first, stop = self._edges(self._run)
+        if self._event is None or self._apart(self._event[1], first):
+            return first, stop, self._run.peak
+        return self._event[0], stop, max(self._event[2], self._run.peak)
+
     def _search(self, smooth: np.ndarray, duration: float) -> list[Event]:
         """Follows runs through the next smoothed scores (n,); returns the events that end there for certain."""
         found: list[Event] = []
@@ -199,8 +227,8 @@ class EventStream:
         edges = np.flatnonzero(np.diff(active, prepend=self._run is not None)).tolist()
         for edge, next_edge in zip([0, *edges], [*edges, len(smooth)], strict=True):
             if edge < next_edge and active[edge]:
-                self._run = self._run or (self._searched + edge, [])
-                self._run[1].append(smooth[edge:next_edge].copy())
+                self._run = self._run or Run(self._searched + edge)
+                self._run.extend(smooth[edge:next_edge])
             if next_edge < len(smooth) and self._run is not None and not active[next_edge]:
                 found += self._close_run(self._searched + next_edge, duration)
         self._searched += len(smooth)
@@ -209,14 +237,11 @@ class EventStream:
     def _close_run(self, stop: int, duration: float) -> list[Event]:
         """Ends the open run before frame `stop`: drops it, merges it into the pending event, or starts a new one."""
         assert self._run is not None
-        (first, parts), self._run = self._run, None
-        scores = np.concatenate(parts)
-        peak = float(scores.max())
-        if peak < np.float32(self._settings.threshold):
+        run, self._run = self._run, None
+        if not self._certain(run):
             return []
-        if self._settings.low_threshold is None:
-            begin, end = _edges(scores)
-            first, stop = first + begin, first + end
+        first, stop = self._edges(run)
+        peak = run.peak
         if self._event is not None and not self._apart(self._event[1], first):
             self._event = (self._event[0], stop, max(self._event[2], peak))
             return []
@@ -234,13 +259,19 @@ class EventStream:
         """The first frame with which the next event can begin."""
         if self._run is None:
             return self._searched
-        first, parts = self._run
         if self._settings.low_threshold is not None:
-            return first
-        scores = np.concatenate(parts)
-        least = np.float32(EDGE_SHARE) * max(scores.max(), np.float32(self._settings.threshold))
-        high = scores >= least
-        return first + int(high.argmax()) if high.any() else self._searched
+            return self._run.first
+        edges = self._run.edges(EDGE_SHARE * max(self._run.peak, float(np.float32(self._settings.threshold))))
+        return self._searched if edges is None else edges[0]
+
+    def _certain(self, run: Run) -> bool:
+        """Whether the run is an event."""
+        return run.peak >= np.float32(self._settings.threshold)
+
+    def _edges(self, run: Run) -> tuple[int, int]:
+        """The frames [first, stop) of the event that the run is if it has ended."""
+        edges = None if self._settings.low_threshold is not None else run.edges(EDGE_SHARE * run.peak)
+        return (run.first, run.stop) if edges is None else edges
 
     def _apart(self, stop: int, first: int) -> bool:
         return first - stop > _gap_frames(self._settings.max_gap, self._frame_hop)

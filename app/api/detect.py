@@ -190,7 +190,7 @@ def _for_each(values: list[float], count: int, name: str) -> list[float]:
 
 
 def check_count(state: AppState, phrases: list[str], what: str) -> None:
-    """Raises Invalid for more than the configured number of phrases or labels."""
+    """Raises Invalid if there are more phrases or labels than the service allows."""
     limit = state.settings.max_phrases
     if len(phrases) > limit:
         raise Invalid(f"{len(phrases)} {what} are more than the limit of {limit}.")

@@ -531,6 +531,29 @@ class DetectForm(_Request):
     )
 
 
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Scores = Annotated[list[Score], BeforeValidator(_one_or_more)]
+
+
+class LiveStart(_Request):
+    """First message of WS /stream: the format of the audio that follows, and what to detect in it."""
+
+    phrases: list[Text] = Field(min_length=1)
+    sample_rate: int = Field(ge=1_000, le=768_000)  # Hz
+    encoding: Literal["pcm_s16le", "pcm_f32le", "opus", "flac"]
+    channels: int = Field(1, ge=1, le=32)  # interleaved; opus and flac say it themselves
+    threshold: Scores = Field([0.5], min_length=1)
+    low_threshold: Scores = []
+    method: Literal["threshold"] = "threshold"  # boxes need the whole recording
+    median_filter: float = Field(0.48, ge=0, le=MAX_MEDIAN_FILTER)
+    min_duration: Seconds = 0.0
+    max_gap: Seconds = 0.2
+    frames: bool = False
+
+
 class Event(BaseModel):
     """A sound event, in seconds. `score` is its highest smoothed frame score."""
 

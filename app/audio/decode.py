@@ -1,12 +1,14 @@
 """Decodes audio files of any format to mono float32 at 16 kHz, block by block.
 
-libsndfile (app.audio.sndfile) is tried first, then FFmpeg (app.audio.ffmpeg). Memory does not grow with the length of a file, and the duration limit
-is enforced while decoding, whatever a header declares. Blocking and in-process; `app.decoding.pool` isolates it.
+libsndfile (app.audio.sndfile) is tried first, then FFmpeg (app.audio.ffmpeg). Memory does not grow with the length of a
+file, and the duration limit is enforced while decoding, whatever a header declares. Blocking and in-process;
+`app.decoding.pool` isolates it.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +33,7 @@ from app.audio.errors import (
     TrackMissing,
     TruncatedAudio,
 )
-from app.audio.ffmpeg import DEMUXERS, describe, open_with_ffmpeg
+from app.audio.ffmpeg import DEMUXERS, describe, open_live_with_ffmpeg, open_with_ffmpeg
 from app.audio.ogg import is_ogg, open_ogg
 from app.audio.sndfile import open_with_sndfile
 from app.audio.tracks import AudioFile, Note, Track, choose_track
@@ -144,6 +146,13 @@ class AudioStream:
         rest = np.concatenate(pieces)
         yield from (rest[at : at + size] for at in range(0, len(rest), size))
 
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The samples (n,) as they are decoded, instead of blocks. The end is not checked."""
+        while (piece := self._next_piece()) is not None:
+            yield piece
+        last = np.empty(0, dtype=np.float32) if self._downmix is None else self._downmix.finish()
+        yield self._resample(last, last=True)
+
     def _next_piece(self) -> np.ndarray | None:
         """The next samples (n,) at `rate` Hz, as many as the decoder returns at once; None at the end."""
         began = time.perf_counter()
@@ -212,6 +221,16 @@ def open_stream(
     opened = open_audio_file(file, filename, max_duration, track)
     try:
         yield AudioStream(opened, filename, max_duration, rate)
+    finally:
+        opened.close()
+
+
+@contextmanager
+def open_live(file: BinaryIO, filename: str = "") -> Iterator[AudioStream]:
+    """Opens Ogg, WebM or FLAC that is still arriving; reads wait for more. Raises a MediaError."""
+    opened = open_live_with_ffmpeg(file, filename)
+    try:
+        yield AudioStream(opened, filename, math.inf)
     finally:
         opened.close()
 

@@ -35,6 +35,9 @@ _RESTARTING = ("mpegts", "mpeg", "ogg", "wtv")  # formats whose clock may start 
 _TIMELINE = ("mov", "matroska")  # formats whose timeline begins at 0, wherever the first track begins
 _LIVE = 600.0  # seconds: a timeline whose first track begins later is the clock of a live capture
 _SILENCE = 1 << 15  # values of silence at once, over all channels
+_LIVE_DEMUXERS = "ogg,flac,matroska,webm"
+_LIVE_OPTIONS = {"fflags": "nobuffer", "analyzeduration": "0", "probesize": "2048"}
+_LIVE_BUFFER = 4096  # bytes
 # streams of frames without a container: what follows the last frame is a tag or padding, not sound
 _RAW = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "flac", "tta", "ape", "wv", "mpc", "tak", "loas", "truehd", "mlp")
 _ATTACHED = av.stream.Disposition.attached_pic
@@ -92,6 +95,40 @@ def open_view(
     form = _Form(context.layout, rate)
     blocks = reading.blocks(form, notes)
     return AudioFile(rate, context.channels, blocks, check_end, container.close, chosen, notes)
+
+
+def open_live_with_ffmpeg(file: BinaryIO, filename: str) -> AudioFile:
+    """Opens the first track of Ogg, WebM or FLAC that is still arriving; reads wait for more."""
+    try:
+        container = av.open(
+            _Unseekable(file),
+            mode="r",
+            metadata_errors="ignore",
+            options={"format_whitelist": _LIVE_DEMUXERS, "protocol_whitelist": "none"} | _LIVE_OPTIONS,
+            buffer_size=_LIVE_BUFFER,
+        )
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        raise NotAudio(filename, f"this is no Ogg, WebM or FLAC audio ({describe(error)}).") from error
+    assert isinstance(container, av.container.InputContainer)
+    try:
+        chosen = _choose(container, None, filename)
+        reading = _Reading(container, container.streams.audio[chosen.index])
+        context = _context(reading.stream, filename)
+    except BaseException:
+        container.close()
+        raise
+    notes: list[Note] = []
+    blocks = reading.blocks(_Form(context.layout, context.sample_rate), notes)
+    return AudioFile(context.sample_rate, context.channels, blocks, lambda _: None, container.close, chosen, notes)
+
+
+class _Unseekable:
+    """What FFmpeg may do with a live stream: read it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
 
 
 def is_plain(file: BinaryIO | FileView) -> bool:

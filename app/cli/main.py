@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
     options.scan(command("scan", _scan, "detect sound events in the whole library of a service"))
     options.concepts(command("concepts", _concepts, "teach sounds with examples, and use them as concept:NAME"))
+    options.listen(command("listen", _listen, "send live sound to a service and print its events"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
     options.mcp(command("mcp", _mcp, "offer the library to language models, over standard input and output"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
@@ -174,12 +175,16 @@ def _search(args: argparse.Namespace) -> None:
     )
 
 
+def _check_phrases(phrases: list[str]) -> None:
+    if not phrases:
+        raise UsageError('give at least one phrase: -p "dog barking" (repeat -p for more)')
+    if any(not phrase.strip() for phrase in phrases):
+        raise UsageError("a phrase is empty")
+
+
 def _detection_options(args: argparse.Namespace) -> tuple[DetectOptions, list[DetectionSettings]]:
     """The options that are given, and the settings of each phrase. Raises UsageError."""
-    if not args.phrases:
-        raise UsageError('give at least one phrase: -p "dog barking" (repeat -p for more)')
-    if any(not phrase.strip() for phrase in args.phrases):
-        raise UsageError("a phrase is empty")
+    _check_phrases(args.phrases)
     names = ("threshold", "low_threshold", "method", "median_filter", "min_duration", "max_gap")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     from app.cli.options import detection_settings
@@ -228,6 +233,25 @@ def _concepts(args: argparse.Namespace) -> int:
     from app.cli.concepts import run
 
     return run(args)
+
+
+def _listen(args: argparse.Namespace) -> int:
+    _check_phrases(args.phrases)
+    names = ("threshold", "low_threshold", "median_filter", "min_duration", "max_gap")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    from app.cli.listen import SECRET, listen, outbox_folder
+    from app.cli.options import detection_settings
+
+    if args.webhook is not None and not args.webhook.startswith(("http://", "https://")):
+        raise UsageError(f"--webhook {args.webhook}: not an http or https address")
+    if args.webhook is not None and not os.environ.get(SECRET):
+        raise UsageError(f"--webhook needs the secret that signs its messages in {SECRET}")
+    args.outbox = args.outbox or outbox_folder()
+    try:
+        detection_settings(args.phrases, given)
+        return listen(args, {"phrases": args.phrases, **given})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _embed(args: argparse.Namespace) -> int:

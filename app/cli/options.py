@@ -64,8 +64,8 @@ def search(parser: argparse.ArgumentParser) -> None:
 def detect(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="the recording")
-    add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
-    detection(parser)
+    _events(parser)
+    add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
     add("--plot", type=Path, metavar="PNG", help="write a plot of the detection")
     add("--format", choices=["table", "json", "csv", "audacity", "raven", "ndjson"], default="table")
     add("--json", action="store_const", const="json", dest="format", help="the same as --format json")
@@ -76,9 +76,9 @@ def detect(parser: argparse.ArgumentParser) -> None:
 
 def scan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
+    _events(parser)
+    add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
     add("--filter", type=json_object, metavar="JSON", help="only clips with this metadata")
-    detection(parser)
     add("-o", "--out", type=Path, metavar="FILE", help="write the events to this file")
     formats = ["csv", "parquet", "raven", "audacity", "ndjson"]
     add("--format", choices=formats, help="of the file; default by its suffix: .csv .parquet .txt .zip .ndjson")
@@ -120,6 +120,23 @@ def concepts(parser: argparse.ArgumentParser) -> None:
     read.add_argument("--clip", metavar="ID", help="the clip that the file describes")
     read.add_argument("--label", metavar="TEXT", help="label of the concept in the file (its name or text)")
     action("delete", "delete a concept; clips stay")
+
+
+def listen(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    about = "microphone, alsa:DEVICE, - for raw samples, a file, or an http or rtsp address"
+    add("sources", nargs="+", metavar="SOURCE", help=about)
+    _events(parser)
+    _server(parser)
+    add("--json", action="store_true", help="print a JSON object per line, open events included")
+    add("--rate", type=positive, default=16_000, metavar="HZ", help="sample rate of - (16000)")
+    add("--channels", type=positive, default=1, metavar="N", help="channels of - (1), 16 bit, interleaved")
+    add("--webhook", metavar="URL", help="post each event here, signed with FINELAP_WEBHOOK_SECRET")
+    add("--keep", type=seconds, metavar="S", help="add a clip with S seconds around each event to the library")
+    add("--keep-for", type=seconds, default=30.0, metavar="DAYS", help="delete kept clips after DAYS (30), 0: never")
+    add("--outbox", type=Path, metavar="DIR", help="what is not delivered yet (FINELAP_OUTBOX)")
+    add("--metrics-port", type=port, metavar="PORT", help="serve Prometheus metrics")
+    add("--metrics-host", default="127.0.0.1", metavar="HOST", help="address of the metrics (127.0.0.1)")
 
 
 def embed(parser: argparse.ArgumentParser) -> None:
@@ -174,9 +191,15 @@ def convert(parser: argparse.ArgumentParser) -> None:
 # Options that several commands share
 
 
-def detection(parser: argparse.ArgumentParser) -> None:
-    """How frame scores become events."""
+def _server(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:
+    server = os.environ.get("FINELAP_SERVER") or default
+    parser.add_argument("--server", default=server, metavar="URL", help=f"FINELAP_SERVER, default {default or 'none'}")
+
+
+def _events(parser: argparse.ArgumentParser) -> None:
+    """The phrases, and how their scores become events."""
     add = parser.add_argument
+    add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
     scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
     add("--threshold", **scores, help="score that starts an event (0.5); once, or once per phrase")
     add(
@@ -184,15 +207,9 @@ def detection(parser: argparse.ArgumentParser) -> None:
         **scores,
         help="score below which an event ends (half of its highest score); once, or once per phrase",
     )
-    add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
     add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
     add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")
     add("--max-gap", type=seconds, metavar="S", help="join events at most this far apart (0.2)")
-
-
-def _server(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:
-    server = os.environ.get("FINELAP_SERVER") or default
-    parser.add_argument("--server", default=server, metavar="URL", help=f"FINELAP_SERVER, default {default or 'none'}")
 
 
 def _data_dir(parser: argparse.ArgumentParser) -> None:

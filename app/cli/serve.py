@@ -64,7 +64,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         from app.api.system import version
         from app.main import build_app
         from app.observability.logs import configure_logging, log_uncaught_exceptions
-        from app.server.http_protocol import HttpProtocol
+        from app.server.http_protocol import WEBSOCKETS, HttpProtocol
 
         try:
             tracing = open_tracing(os.environ, version())
@@ -77,7 +77,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         app = build_app(settings, tracing=tracing)
         # the application logs requests and drains them itself
         config = uvicorn.Config(
-            app, http=HttpProtocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
+            app, http=HttpProtocol, **WEBSOCKETS, log_config=None, access_log=False, timeout_graceful_shutdown=1
         )
         _start_greeting(_address(listener), next(iter(settings.api_keys), None), demo, stop.requested)
         if not stop.requested.is_set():
@@ -134,7 +134,8 @@ class _Server(uvicorn.Server):
 
 def _is_busy(connection: Any) -> bool:
     """Whether a uvicorn connection has an incomplete response."""
-    return connection.cycle is not None and not connection.cycle.response_complete
+    cycle = getattr(connection, "cycle", None)  # WebSockets have none; draining has closed them
+    return cycle is not None and not cycle.response_complete
 
 
 def _bind(host: str, port: int) -> socket.socket:

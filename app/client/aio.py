@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
 import httpx
 import numpy as np
 
-from app.client import calls, concept_calls, errors, stream, types
+from app.client import calls, concept_calls, errors, live, stream, types
 from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
 from app.client.concept_calls import Examples
 from app.client.errors import ServerError
@@ -37,7 +37,7 @@ class AsyncClient:
         reconnect: float = 0.0,
     ) -> None:
         address = Address.parse(server)
-        self.server = address.url
+        self.server, self._api_key = address.url, api_key
         self.patience, self.reconnect = patience, reconnect
         self._http = httpx.AsyncClient(**address.options(api_key, request_id))
 
@@ -179,6 +179,22 @@ class AsyncClient:
                     yield message
         for message in messages.finish():
             yield message
+
+    async def stream(
+        self,
+        phrases: Sequence[str],
+        audio: AsyncIterable[bytes],
+        *,
+        sample_rate: int,
+        encoding: str = "pcm_s16le",
+        channels: int = 1,
+        **options: Unpack[DetectOptions],
+    ) -> AsyncIterator[types.LiveMessage]:
+        """As `Client.stream`; `audio` is an async iterable."""
+        start = live.start_message(phrases, sample_rate, encoding, channels, options)
+        async with contextlib.aclosing(live.stream_async(self.server, self._api_key, start, audio)) as messages:
+            async for message in messages:
+                yield message
 
     async def start_job(
         self, phrases: Sequence[str], *, filter: Filter | None = None, **options: Unpack[DetectOptions]

@@ -96,11 +96,11 @@ def from_problem(members: dict[str, Any]) -> ServerError:
     return kind(problem.detail or problem.title, problem.status, problem)
 
 
-def unreachable(server: str, error: httpx.RequestError) -> Unreachable:
+def unreachable(server: str, error: Exception) -> Unreachable:
     """The exception for a failed connection to `server`."""
-    if isinstance(error, httpx.ConnectError):
+    if isinstance(error, httpx.ConnectError | ConnectionRefusedError):
         message = f"no service at {server}; start one with `finelap serve`, or give another address"
-    elif isinstance(error, httpx.TimeoutException):
+    elif isinstance(error, httpx.TimeoutException | TimeoutError):
         message = f"{server} took too long to respond"
     else:
         message = f"the connection to {server} was lost: {error or type(error).__name__}"

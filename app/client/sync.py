@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
 import httpx
 import numpy as np
 
-from app.client import calls, concept_calls, errors, stream, types
+from app.client import calls, concept_calls, errors, live, stream, types
 from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
 from app.client.concept_calls import Examples
 from app.client.errors import ServerError, Stopped
@@ -44,7 +44,7 @@ class Client:
         reconnect: float = 0.0,
     ) -> None:
         address = Address.parse(server)
-        self.server = address.url
+        self.server, self._api_key = address.url, api_key
         self.patience, self.reconnect = patience, reconnect
         self.stop = stop or threading.Event()
         self._http = httpx.Client(**address.options(api_key, request_id))
@@ -198,6 +198,24 @@ class Client:
             for chunk in chunks:
                 yield from messages.push(chunk)
         yield from messages.finish()
+
+    def stream(
+        self,
+        phrases: Sequence[str],
+        audio: Iterable[bytes],
+        *,
+        sample_rate: int,
+        encoding: str = "pcm_s16le",
+        channels: int = 1,
+        **options: Unpack[DetectOptions],
+    ) -> Iterator[types.LiveMessage]:
+        """Detects in live audio, sent piece by piece from a thread, and yields messages as events begin and end.
+
+        `encoding`: "pcm_s16le" or "pcm_f32le" (interleaved if there are several `channels`), "opus" or "flac".
+        Never retries.
+        """
+        start = live.start_message(phrases, sample_rate, encoding, channels, options)
+        yield from live.stream_sync(self.server, self._api_key, start, audio)
 
     # Jobs over the library
 

@@ -338,6 +338,40 @@ def detection_message(json: Json) -> DetectionMessage | None:
 
 
 @dataclass(frozen=True)
+class LiveEvent(_Response):
+    """An event of a live stream; it replaces what was told before under the same `id`. Seconds of the stream.
+
+    open: it has begun, and `offset` and `score` are those so far. revised: it had been told as closed before, or was
+    found late. retracted: it is no event after all.
+    """
+
+    id: int
+    phrase: str
+    onset: float
+    offset: float
+    score: float
+    open: bool = False
+    revised: bool = False
+    retracted: bool = False
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return super().from_json({"open": False, "revised": False, **json, "retracted": json["type"] == "retraction"})
+
+
+LiveMessage = DetectionStart | DetectionProgress | LiveEvent | DetectionFrames | DetectionEnd
+
+
+def live_message(json: Json) -> LiveMessage | None:
+    """Reads a message of a live stream; None for a kind that this client does not know."""
+    if json["type"] in ("event", "retraction"):
+        return LiveEvent.from_json(json)
+    message = detection_message(json)
+    assert not isinstance(message, DetectionEvent)
+    return message
+
+
+@dataclass(frozen=True)
 class Job(_Response):
     """A detection over the library: `done` of `total` clips are scored, `reused` of them by an earlier job.
 

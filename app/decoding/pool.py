@@ -72,6 +72,7 @@ class DecodedStream:
         self._options = json.dumps(options or {}).encode()
         self._worker: Worker | None = None
         self._retried = self._delivered = self._ended = False
+        self._stall_s: float | None = pool._stall_s
         self.sample_rate = self.channels = 0
         self.duration = self.decode_s = self.resample_s = 0.0
         self.tags: dict[str, Value] = {}
@@ -130,7 +131,7 @@ class DecodedStream:
     async def _receive(self) -> tuple[bytes, Any]:
         """Returns the next message, see `read_message`. Raises WorkerDied, or the error in an ERROR message."""
         assert self._worker is not None
-        kind, payload = await read_message(self._worker, self._pool._stall_s)
+        kind, payload = await read_message(self._worker, self._stall_s)
         if kind == protocol.ERROR:
             self._raise(payload)
         return kind, payload
@@ -168,6 +169,17 @@ class DecodedStream:
         if self._worker is not None:
             self._pool._discard(self._worker)
             self._worker = None
+
+
+class LiveStream(DecodedStream):
+    """Audio that a worker decodes while it arrives at a socket."""
+
+    _kind = protocol.LIVE
+
+    def __init__(self, pool: DecoderPool, source: int, filename: str, max_duration: float) -> None:
+        super().__init__(pool, source, filename, max_duration)
+        self._retried = True  # what a socket has given does not come again
+        self._stall_s = None
 
 
 class ExcerptStream(DecodedStream):
@@ -286,6 +298,19 @@ class DecoderPool:
         finally:
             stream._discard_worker()
             os.close(descriptor)
+
+    @asynccontextmanager
+    async def open_live(self, source: socket.socket, filename: str) -> AsyncIterator[DecodedStream]:
+        """Decodes Ogg, WebM or FLAC while it arrives at a socket, which may take any time; `filename` is for messages.
+
+        Its blocks hold what has been decoded, at most _MAX_MESSAGE. Raises a MediaError, Closed.
+        """
+        stream = LiveStream(self, source.fileno(), filename, math.inf)
+        try:
+            await stream._begin()
+            yield stream
+        finally:
+            stream._discard_worker()
 
     async def _acquire(self) -> Worker:
         """Returns an idle worker, waiting in order for one if necessary."""
@@ -424,12 +449,12 @@ def send_request(worker: Worker, kind: bytes, file: int, max_duration: float, op
     return True
 
 
-async def read_message(worker: Worker, stall_s: float) -> tuple[bytes, Any]:
+async def read_message(worker: Worker, stall_s: float | None) -> tuple[bytes, Any]:
     """Returns the worker's next message: AUDIO with an array (n,), DATA with bytes, other kinds with a dict.
 
     Raises WorkerDied.
 
-    stall_s: seconds without data after which the worker counts as hung.
+    stall_s: seconds without data after which the worker counts as hung; None for never.
     """
     header = bytearray(protocol.HEADER.size)
     await _fill(worker.socket, memoryview(header), stall_s)
@@ -476,7 +501,7 @@ async def exit_reason(worker: Worker) -> str:
     return "exited"
 
 
-async def _fill(sock: socket.socket, target: memoryview, stall_s: float) -> None:
+async def _fill(sock: socket.socket, target: memoryview, stall_s: float | None) -> None:
     while target:
         try:
             received = sock.recv_into(target)  # usually there already
@@ -489,7 +514,7 @@ async def _fill(sock: socket.socket, target: memoryview, stall_s: float) -> None
         target = target[received:]
 
 
-async def _wait_for(sock: socket.socket, target: memoryview, stall_s: float) -> int:
+async def _wait_for(sock: socket.socket, target: memoryview, stall_s: float | None) -> int:
     try:
         async with asyncio.timeout(stall_s):
             return await asyncio.get_running_loop().sock_recv_into(sock, target)

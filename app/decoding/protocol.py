@@ -14,6 +14,7 @@ With a worker:
     ← messages, each a `HEADER` (kind, payload bytes): INFO {sample_rate, channels, track}, any number of AUDIO
       (float32, mono, at that rate), END {duration, decode_s, resample_s, tags, notes}; or ERROR {reason, why, read} at
       any point.
+    Of a LIVE, the descriptor is that of a socket at which audio arrives, and there are no options and no tags.
     Of an EXCERPT, the options are those of app.audio.excerpt:
     ← INFO {length, first, last}, any number of DATA (bytes of the excerpt's file), END {}; or ERROR.
 After END the worker waits for its next file; it ends after an ERROR or when its socket closes.
@@ -26,7 +27,7 @@ import struct
 CONTROL = struct.Struct("<cIi")
 FORK, KILL, FORKED, EXITED, READY = b"F", b"K", b"B", b"D", b"R"
 REQUEST = struct.Struct("<cddI")
-DECODE, EXCERPT = b"d", b"c"
+DECODE, LIVE, EXCERPT = b"d", b"l", b"c"
 HEADER = struct.Struct("<cI")
 INFO, AUDIO, DATA, END, ERROR = b"i", b"a", b"b", b"e", b"x"
 OUT_OF_MEMORY, UNEXPECTED = "memory", "unexpected"  # reasons of an ERROR other than those of a MediaError

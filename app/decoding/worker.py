@@ -27,7 +27,7 @@ from typing import BinaryIO, NoReturn, TypeAlias
 import numpy as np
 
 from app.audio import ucs
-from app.audio.decode import AudioStream, MediaError, open_audio_file, open_stream, open_with_ffmpeg
+from app.audio.decode import AudioStream, MediaError, open_audio_file, open_live, open_stream, open_with_ffmpeg
 from app.audio.excerpt import ExcerptFile, ExcerptOptions, open_excerpt
 from app.audio.tags import read_tags
 from app.decoding.protocol import (
@@ -43,6 +43,7 @@ from app.decoding.protocol import (
     HEADER,
     INFO,
     KILL,
+    LIVE,
     OUT_OF_MEMORY,
     READY,
     REQUEST,
@@ -209,6 +210,9 @@ def _handle_request(sock: socket.socket) -> bool:
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     try:
         with os.fdopen(fds[0], "rb", buffering=0) as file:
+            if kind == LIVE:
+                _send_live(sock, file)
+                return True
             if kind == EXCERPT:
                 _send_excerpt(sock, open_excerpt(file, ExcerptOptions.from_json(options)))
                 return True
@@ -229,8 +233,7 @@ def _handle_request(sock: socket.socket) -> bool:
 
 def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
     """Sends a file's audio and metadata, in as few messages as _MAX_DELAY allows: each message costs time."""
-    about = {"sample_rate": stream.sample_rate, "channels": stream.channels, "track": asdict(stream.track)}
-    pending: list[Message] = [(INFO, _json(**about))]
+    pending: list[Message] = [(INFO, _json(**_about(stream)))]
     blocks: list[memoryview] = []
     most = max(1, _MAX_BLOCKS * SAMPLE_RATE // stream.rate)
     since = time.monotonic()
@@ -246,6 +249,10 @@ def _send_all(sock: socket.socket, file: BinaryIO, stream: AudioStream) -> None:
     _send(sock, *pending, (END, _json(**times, tags=read_tags(file), notes=notes)))
 
 
+def _about(stream: AudioStream) -> dict[str, object]:
+    return {"sample_rate": stream.sample_rate, "channels": stream.channels, "track": asdict(stream.track)}
+
+
 def _send_excerpt(sock: socket.socket, excerpt: ExcerptFile) -> None:
     """Sends the file of an excerpt as it is written."""
     pending: list[Message] = [(INFO, _json(length=excerpt.length, first=excerpt.first, last=excerpt.last))]
@@ -254,6 +261,18 @@ def _send_excerpt(sock: socket.socket, excerpt: ExcerptFile) -> None:
             _send(sock, *pending, (DATA, piece[at : at + _MAX_PIECE]))
             pending = []
     _send(sock, *pending, (END, _json()))
+
+
+def _send_live(sock: socket.socket, file: BinaryIO) -> None:
+    """Sends the audio that arrives at a socket, each piece at once."""
+    with open_live(file) as stream:
+        _send(sock, (INFO, _json(**_about(stream))))
+        for piece in stream.pieces():
+            if len(piece):
+                _send(sock, (AUDIO, np.ascontiguousarray(piece).data.cast("B")))
+        times = {"duration": stream.duration, "decode_s": stream.decode_s, "resample_s": stream.resample_s}
+        notes = [asdict(note) for note in stream.notes]
+    _send(sock, (END, _json(**times, tags={}, notes=notes)))
 
 
 def _json(**values: object) -> bytes:

@@ -42,6 +42,7 @@ class Urgency(IntEnum):
 
     BULK = 1  # ingestion in the background
     INTERACTIVE = 4  # a caller waits for the result
+    LIVE = 16  # sound that goes on meanwhile
     SEARCH = 32  # a person waits for the result
 
 
@@ -297,6 +298,14 @@ class Batcher(Generic[T, R]):
             if not probe:
                 self._acquire_first()
             entry = self._enqueue(item, Flow(urgency), None if probe else self._first_permits, ahead=probe)
+            return await self._result(entry, report)
+
+    async def submit_further(self, item: T, *, urgency: Urgency) -> R:
+        """`submit` for a caller that was accepted earlier: waits for room in a full queue instead of QueueFull."""
+        with self._track_call() as report:
+            self._check_open()
+            await self._further_permits.acquire(1)
+            entry = self._enqueue(item, Flow(urgency), self._further_permits)
             return await self._result(entry, report)
 
     async def map(self, items: Iterable[T], in_flight: int, urgency: Urgency = Urgency.INTERACTIVE) -> list[R]:

@@ -138,6 +138,13 @@ class Engine:
         """
         return self.audio_lane.stream(windows, self._in_flight, urgency)
 
+    async def encode_live(self, window: np.ndarray) -> WindowEmbedding:
+        """A window (n,) float32 of a live stream → clip (D,) and frames (T, D). Waits while the queue is full.
+
+        Raises Closed, NotFinite.
+        """
+        return await self.audio_lane.submit_further(window, urgency=Urgency.LIVE)
+
     async def embed_texts(self, texts: Sequence[str], *, urgency: Urgency = Urgency.INTERACTIVE) -> np.ndarray:
         """Texts → (B, D) float32. Recent texts are cached. Raises QueueFull, Closed, NotFinite."""
         found = {text: self._text_cache[text] for text in texts if text in self._text_cache}

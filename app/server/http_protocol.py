@@ -5,11 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from app import errors
 from app.server.security import harden
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's protocol, which takes a refused handshake for one that was never answered, and logs an error."""
+
+    async def send(self, message: Any) -> None:
+        """Sends an ASGI message."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True
+
+
+# uvicorn's options for WebSockets. Audio does not compress, and messages are small; app.api.stream has a lower limit, and
+# an error message for it.
+WEBSOCKETS: dict[str, Any] = {
+    "ws": WebSocketProtocol,
+    "ws_max_size": 4 << 20,  # bytes
+    "ws_per_message_deflate": False,
+    "ws_ping_interval": 20.0,  # seconds; a client that does not answer for as long again has gone
+    "ws_ping_timeout": 20.0,
+}
 
 log = logging.getLogger("app.access")
 

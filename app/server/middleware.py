@@ -23,7 +23,7 @@ from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauth
 from app.inference.batcher import Closed
 from app.observability.metrics import Metrics
 from app.observability.tracing import RequestOutcome, Tracing
-from app.server.security import harden
+from app.server.security import harden, websocket_key
 from app.server.shutdown import RequestCutoff
 
 log = logging.getLogger("app.access")
@@ -44,7 +44,7 @@ class RequestContext:
         metrics.expect(metrics.rejected, rejections)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -52,6 +52,9 @@ class RequestContext:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         token = errors.request_id.set(request_id)
         try:
+            if scope["type"] == "websocket":
+                await self._converse(scope, receive, send, request_id)
+                return
             with self.tracing.request(
                 scope["method"], quote(scope["path"], errors="replace"), headers, request_id
             ) as outcome:
@@ -100,6 +103,50 @@ class RequestContext:
             fields = {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1e3, 1)}
             log.log(level, "%s %s %d %.1f ms %s", *fields.values(), failure, extra={"fields": fields})
 
+    async def _converse(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """A WebSocket, whose handshake is answered with a problem if it is refused."""
+        began, status, failure, code = time.perf_counter(), 0, "", 1005
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status, code
+            if message["type"] == "websocket.accept":
+                status = 101
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            elif message["type"] == "websocket.close":
+                status, code = status or 403, message.get("code", 1000)
+            await send(message)
+
+        try:
+            _check_url(scope)
+            await self.app(scope, receive, send_and_note)
+        except Exception as error:
+            if status:
+                raise
+            failure, status = kind_of(error).slug, kind_of(error).status
+            if status in _REJECTIONS:
+                self.metrics.rejected.labels(failure).inc()
+            await _refuse(error, scope, send, request_id)
+        finally:
+            seconds = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(route, _outcome(status)).inc()
+            path = quote(scope["path"], errors="replace")
+            fields = {"method": "WS", "path": path, "status": status, "ms": round(seconds * 1e3, 1), "code": code}
+            log.info("%s %s %d %.1f ms %d %s", *fields.values(), failure, extra={"fields": fields})
+
+
+async def _refuse(error: Exception, scope: Scope, send: Send, request_id: str) -> None:
+    """Refuses a WebSocket with a problem response, if the server supports that."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    response = problem_response(error, scope["path"])
+    response.headers["X-Request-ID"] = request_id
+    harden(response.headers)
+    head = {"type": "websocket.http.response.start", "status": response.status_code, "headers": response.raw_headers}
+    await send(head)
+    await send({"type": "websocket.http.response.body", "body": response.body})
+
 
 class AccessControl:
     """Checks API keys and limits the size of request bodies."""
@@ -110,12 +157,15 @@ class AccessControl:
         self._keys = [_digest(key) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         if self._keys and scope["path"] not in _PUBLIC and not scope["path"].startswith("/web/"):
-            self._check_key(headers)
+            self._check_key(headers, websocket_key(scope.get("subprotocols", ())))
+        if scope["type"] == "websocket":
+            await self.app(scope, receive, send)
+            return
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.max_body:
             raise self._too_large()
@@ -132,9 +182,10 @@ class AccessControl:
 
         await self.app(scope, count, send)
 
-    def _check_key(self, headers: Headers) -> None:
+    def _check_key(self, headers: Headers, otherwise: str) -> None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = given or otherwise
         if not given:
             raise Unauthorized("An API key is required: `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
         digest = _digest(given)

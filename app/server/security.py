@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import ipaddress
 import secrets
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,10 +24,12 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(self), payment=(), usb=()",
     "Content-Security-Policy": _DATA_POLICY,
 }
 _MCP = "/mcp"
+SUBPROTOCOL = "finelap"  # of WebSockets; a browser sends its API key in another one, because it cannot set headers
+_KEY_SUBPROTOCOL = "finelap.key."
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
 
@@ -80,15 +84,17 @@ class OriginGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises Misdirected and CrossOrigin."""
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
             host = headers.get("host", "")
             if host and not (self._is_own_host(host) or _is_probe(scope["path"], host)):
                 raise Misdirected(
                     "The Host header does not name this service; FINELAP_ALLOWED_HOSTS lists the names it accepts."
                 )
-            guarded = scope["method"] not in _SAFE or scope["path"] == _MCP  # whose protocol wants it for GET too
-            if guarded and not self._is_allowed_origin(headers, host):
+            # of the safe methods, only MCP's GET is guarded, as its protocol wants; browsers let any page open a WebSocket
+            # to any address, so each needs an allowed origin
+            safe = scope["type"] == "http" and scope["method"] in _SAFE and scope["path"] != _MCP
+            if not safe and not self._is_allowed_origin(headers, host):
                 raise CrossOrigin(
                     "Requests from this origin are not allowed; FINELAP_CORS_ORIGINS lists the allowed origins."
                 )
@@ -113,6 +119,18 @@ class OriginGuard:
 def _is_probe(path: str, host: str) -> bool:
     """Whether this is a probe of the health checks or of Prometheus, which use addresses: rebinding needs a name."""
     return path in _PROBES and _is_address(_host_name(host))
+
+
+def websocket_key(subprotocols: Iterable[str]) -> str:
+    """The API key among the offered subprotocols, `finelap.key.` with its base64url after it; empty if there is none."""
+    for offered in subprotocols:
+        if offered.startswith(_KEY_SUBPROTOCOL):
+            encoded = offered.removeprefix(_KEY_SUBPROTOCOL)
+            try:
+                return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode("utf-8")
+            except ValueError:
+                return ""
+    return ""
 
 
 def _host_name(host: str) -> str:

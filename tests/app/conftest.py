@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from app.inference.engine import Engine
 from app.main import create_app
-from app.server.http_protocol import HttpProtocol
+from app.server.http_protocol import WEBSOCKETS, HttpProtocol
 from app.settings import Settings
 from index.sqlite.library import SqliteLibrary
 from model.config import SAMPLE_RATE, FineLAPConfig, WindowConfig
@@ -175,7 +175,7 @@ def run_server(make_app: Callable[..., FastAPI]) -> Iterator[Callable[..., str]]
     def start(**settings: Any) -> str:
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(**settings), port=0, http=HttpProtocol, ws="none", log_config=None, access_log=False
+                make_app(**settings), port=0, http=HttpProtocol, **WEBSOCKETS, log_config=None, access_log=False
             )
         )
         thread = threading.Thread(target=server.run)
