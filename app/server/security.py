@@ -91,8 +91,8 @@ class OriginGuard:
                 raise Misdirected(
                     "The Host header does not name this service; FINELAP_ALLOWED_HOSTS lists the names it accepts."
                 )
-            # of the safe methods, only MCP's GET is guarded, as its protocol wants; browsers let any page open a WebSocket
-            # to any address, so each needs an allowed origin
+            # of the safe methods, only MCP's GET is guarded, as its protocol wants; browsers let any page open a
+            # WebSocket to any address, so each needs an allowed origin
             safe = scope["type"] == "http" and scope["method"] in _SAFE and scope["path"] != _MCP
             if not safe and not self._is_allowed_origin(headers, host):
                 raise CrossOrigin(
@@ -122,7 +122,7 @@ def _is_probe(path: str, host: str) -> bool:
 
 
 def websocket_key(subprotocols: Iterable[str]) -> str:
-    """The API key among the offered subprotocols, `finelap.key.` with its base64url after it; empty if there is none."""
+    """The API key among the offered subprotocols, `finelap.key.` and its base64url; empty if there is none."""
     for offered in subprotocols:
         if offered.startswith(_KEY_SUBPROTOCOL):
             encoded = offered.removeprefix(_KEY_SUBPROTOCOL)

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from app.inference.batcher import Urgency
-from app.inference.engine import Engine
+from app.services.audio_source import require_frames
 from app.services.detection import DetectionRequest
+from app.services.phrases import Phrases, resolve, restore_phrases
 from app.state import AppState
 from index import (
     EVENT,
@@ -64,25 +65,34 @@ def jobs_of(state: AppState) -> Jobs:
 
 
 async def create_job(state: AppState, options: JobOptions) -> Job:
-    """Queues a detection over the library. Raises InvalidFilter, TooManyJobs, JobsUnsupported, QueueFull."""
+    """Queues a detection over the library; concepts are used as they are fitted now.
+
+    Raises InvalidFilter, TooManyJobs, JobsUnsupported, FramesUnsupported and what `resolve` raises.
+    """
     jobs = jobs_of(state)
+    require_frames(state.engine, "A job")
     detection = options.detection
-    texts = await state.engine.embed_texts(detection.phrases)
+    phrases = await resolve(state, detection.phrases)
     settings = [asdict(one) for one in detection.settings]
-    scoring = {"phrases": detection.phrases, "settings": settings}
+    scoring = {"phrases": detection.phrases, "settings": settings, **_fits(phrases)}
     request = {**scoring, "filter": None if options.filter is None else dict(options.filter)}
-    new = NewJob("detect", request, scoring, options.filter, texts, state.engine.stamp)
+    new = NewJob("detect", request, scoring, options.filter, phrases.vectors, state.engine.stamp)
     return await state.write(jobs.create, new, state.settings.max_jobs)
 
 
-def find_clip_events(engine: Engine, texts: np.ndarray, settings: list[DetectionSettings], clip: JobClip) -> np.ndarray:
-    """The events (n,) EVENT that POST /detect finds in a clip for P phrases, with embeddings (P, D), in order of time.
+def _fits(phrases: Phrases) -> dict[str, Any]:
+    """How concepts among the phrases score, to be stored with a job; empty if there are none."""
+    scores = [None if one.scores is None else asdict(one.scores) for one in phrases.each]
+    return {"scores": scores} if any(scores) else {}
+
+
+def find_clip_events(phrases: Phrases, settings: list[DetectionSettings], clip: JobClip) -> np.ndarray:
+    """The events (n,) EVENT that POST /detect finds in a clip for P phrases, in order of time.
 
     Scores are computed clip by clip, so that they don't depend on what is scored with it.
     """
     parts = [
-        engine.frame_score(clip.frames.decode(start, start + _BLOCK), texts)
-        for start in range(0, len(clip.frames), _BLOCK)
+        phrases.frame_score(clip.frames.decode(start, start + _BLOCK)) for start in range(0, len(clip.frames), _BLOCK)
     ]
     scores = np.concatenate(parts, axis=1)
     # neither a median nor a box scores higher than its best frame
@@ -173,10 +183,10 @@ class JobRunner:
     async def _restart(self, jobs: Jobs, job: Job) -> None:
         """The library was embedded by another checkpoint since the job began: nothing of it can be kept."""
         log.warning("job %s starts over: the library has new embeddings (finelap reindex)", job.id)
-        phrases = job.request["phrases"]
-        texts = await self._state.engine.embed_texts(phrases, urgency=Urgency.BULK)
-        scoring = {name: job.request[name] for name in ("phrases", "settings")}
-        new = NewJob(job.kind, job.request, scoring, None, texts, self._state.engine.stamp)
+        phrases = await resolve(self._state, job.request["phrases"], urgency=Urgency.BULK)
+        scoring = {name: job.request[name] for name in ("phrases", "settings")} | _fits(phrases)
+        request = {**scoring, "filter": job.request["filter"]}
+        new = NewJob(job.kind, request, scoring, None, phrases.vectors, self._state.engine.stamp)
         await self._call(jobs.restart, job.id, new)
 
     async def _call(self, function: Any, *args: Any) -> Any:
@@ -213,10 +223,12 @@ class JobRunner:
     ) -> tuple[int, float, dict[int, np.ndarray]]:
         """Scores clips from number `done` on for a while: how many are done then, their seconds, their events."""
         found: dict[int, np.ndarray] = {}
+        request = work.job.request
+        phrases = restore_phrases(self._state.engine, request["phrases"], work.texts, request.get("scores"))
         seconds, until = 0.0, time.monotonic() + _COMMIT_S
         while done < len(work.rows):
             for clip in jobs.frames(work.rows[done : done + 1]):
-                found[clip.row] = find_clip_events(self._state.engine, work.texts, settings, clip)
+                found[clip.row] = find_clip_events(phrases, settings, clip)
                 seconds += clip.duration
             done += 1
             if time.monotonic() > until or self._stopped(work):

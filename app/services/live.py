@@ -15,7 +15,10 @@ from collections.abc import AsyncGenerator
 import numpy as np
 
 from app.audio.pcm import STREAM
+from app.errors import FramesUnsupported
+from app.services.audio_source import require_frames
 from app.services.detection import DetectionRequest, Message
+from app.services.phrases import Phrases, resolve
 from app.state import AppState
 from model.config import SAMPLE_RATE
 from model.detection import Event
@@ -33,9 +36,9 @@ _Cut = tuple[Window, np.ndarray]
 class LiveDetection:
     """One live stream. One task calls `feed` and then `end`, another reads `messages`."""
 
-    def __init__(self, state: AppState, request: DetectionRequest, texts: np.ndarray, frames: bool = False) -> None:
-        """`texts` (P, D): the embedded phrases. `frames`: also tell the score of every frame."""
-        self._state, self._request, self._texts, self._frames = state, request, texts, frames
+    def __init__(self, state: AppState, request: DetectionRequest, phrases: Phrases, frames: bool = False) -> None:
+        """`frames`: also tell the score of every frame."""
+        self._state, self._request, self._phrases, self._frames = state, request, phrases, frames
         engine, numbers = state.engine, itertools.count(1)
         self._hop = engine.frame_hop
         self._tracks = [LiveTrack(settings, self._hop, numbers) for settings in request.settings]
@@ -50,8 +53,11 @@ class LiveDetection:
 
     @classmethod
     async def open(cls, state: AppState, request: DetectionRequest, frames: bool = False) -> LiveDetection:
-        """Embeds the phrases. Raises what that raises."""
-        return cls(state, request, await state.engine.embed_texts(request.phrases), frames)
+        """Embeds the phrases. Raises FramesUnsupported, and what `resolve` raises."""
+        require_frames(state.engine, "A live stream")
+        if state.engine.sample_rate != SAMPLE_RATE:
+            raise FramesUnsupported(f"Live streams need a model of {SAMPLE_RATE} Hz; {state.engine.name} has another.")
+        return cls(state, request, await resolve(state, request.phrases), frames)
 
     async def feed(self, samples: np.ndarray) -> None:
         """Takes samples (n,) of mono float32 at 16 kHz; waits while the model is behind."""
@@ -134,7 +140,7 @@ class LiveDetection:
 
     def _score(self, frames: np.ndarray) -> np.ndarray:
         """Frames (t, D) → scores (P, t)."""
-        return self._state.engine.frame_score(frames, self._texts)
+        return self._phrases.frame_score(frames)
 
     def _lag(self, sample: int) -> float:
         """Seconds since the sound up to this sample arrived."""
@@ -152,7 +158,7 @@ class LiveDetection:
     def _end_message(self) -> Message:
         clip = np.zeros(len(self._tracks))
         if self.duration:
-            clip = self._state.engine.clip_score(self._joiner.clip()[None], self._texts)[0]
+            clip = self._phrases.clip_score(self._joiner.clip())
         phrases = [
             {
                 "phrase": phrase,

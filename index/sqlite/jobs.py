@@ -64,10 +64,10 @@ class SqliteJobs:
                 (
                     job_id,
                     new.kind,
-                    json.dumps(dict(new.request), ensure_ascii=False),
+                    _as_json(new.request),
                     new.key,
                     new.checkpoint,
-                    new.texts.astype("<f4").tobytes(),
+                    _packed(new.texts),
                     pack_rows(rows),
                     len(rows),
                     reused,
@@ -123,9 +123,9 @@ class SqliteJobs:
         with self._writing, self._store.write() as change:
             change.execute("DELETE FROM job_events WHERE job = (SELECT number FROM jobs WHERE id = ?)", (job_id,))
             change.execute(
-                "UPDATE jobs SET checkpoint = ?, key = ?, texts = ?, done = 0, reused = 0, events = 0, seconds = 0, "
+                "UPDATE jobs SET checkpoint = ?, key = ?, texts = ?, request = ?, done = 0, reused = 0, events = 0, seconds = 0, "
                 f"source = NULL WHERE id = ? AND {_UNFINISHED}",
-                (new.checkpoint, new.key, new.texts.astype("<f4").tobytes(), job_id),
+                (new.checkpoint, new.key, _packed(new.texts), _as_json(new.request), job_id),
             )
 
     def finish(self, job_id: str, error: str | None = None) -> None:
@@ -247,3 +247,11 @@ def _make_room(change: sqlite3.Connection, limit: int) -> None:
     (left,) = change.execute("SELECT count(*) FROM jobs").fetchone()
     if left >= limit:
         raise TooManyJobs(limit)
+
+
+def _packed(texts: np.ndarray) -> bytes:
+    return bytes(texts.astype("<f4").tobytes())
+
+
+def _as_json(request: Mapping[str, Any]) -> str:
+    return json.dumps(dict(request), ensure_ascii=False)
