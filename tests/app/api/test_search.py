@@ -22,9 +22,9 @@ from model.config import MatchingConfig
 
 @pytest.fixture
 async def library(client: httpx.AsyncClient, sounds: SimpleNamespace) -> dict[str, str]:
-    """File names and ids of one clip per tone, and of "both": silence, 800 Hz from 4 s to 6 s, silence."""
+    """File names and ids of one clip per tone, and of "both": silence, 800 Hz from 4 s to 6 s, silence up to 11 s."""
     silence = np.zeros(4 * sounds.RATE, np.float32)
-    both = np.concatenate([silence, sounds.tone(800, 2), silence])
+    both = np.concatenate([silence, sounds.tone(800, 2), silence, silence[: sounds.RATE]])
     parts = [("files", (f"{hz}.wav", sounds.wav(hz, 2))) for hz in sounds.TONES]
     parts.append(("files", ("both.wav", sounds.encode(both))))
     metadata = [{"hz": hz, "tags": ["low" if hz < 1000 else "high", "tone"]} for hz in sounds.TONES] + [{"tags": "two"}]
@@ -192,10 +192,10 @@ async def test_queries_in_any_script_and_with_control_characters(
 
 
 async def add_mixtures(client: httpx.AsyncClient, sounds: SimpleNamespace, count: int) -> None:
-    """Clips of 800 Hz that end with 0.8 s of 1600 Hz, more similar to 800 Hz the higher their number."""
+    """Long clips of 800 Hz that end with 0.8 s of 1600 Hz, more similar to 800 Hz the higher their number."""
     parts = []
     for number in range(count):
-        both = np.concatenate([sounds.tone(800, 4 + 0.16 * number), sounds.tone(1600, 0.8)])
+        both = np.concatenate([sounds.tone(800, 10 + 0.16 * number), sounds.tone(1600, 0.8)])
         parts.append(("files", (f"mixed {number}.wav", sounds.encode(both))))
     assert (await client.post("/clips", files=parts)).status_code == 201
 
@@ -478,14 +478,14 @@ async def test_nonsense_matches_nothing_by_its_sound(
 async def test_text_and_sound_in_one_query(
     client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
 ) -> None:
-    mixed = np.concatenate([sounds.tone(800, 2), sounds.tone(3200, 2)])
+    mixed = np.concatenate([sounds.tone(800, 6), sounds.tone(3200, 6)])
     await client.post("/clips", files={"files": ("mixed.wav", sounds.encode(mixed))})
     file = {"file": ("x.wav", sounds.wav(3200, 1))}
     answer = (await client.post("/search", files=file, data={"query": "tone 800", "moments": "true"})).json()
     assert answer["query"] == "tone 800"
     best, others = answer["hits"][0], answer["hits"][1:]
     assert best["clip"]["filename"] == "mixed.wav" and best["score"] > 0.99 > others[0]["score"]
-    assert best["moments"][0]["end"] == pytest.approx(2, abs=0.17), "moments are those of the text"
+    assert best["moments"][0]["end"] == pytest.approx(6, abs=0.17), "moments are those of the text"
     by_words = (await client.post("/search", files=file, data={"query": "800", "mode": "lexical"})).json()
     assert [hit["clip"]["filename"] for hit in by_words["hits"]] == ["800.wav"]
 
