@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from app import errors
-from app.api import clips, detect, embed, jobs, openai, openapi, requests, search, system
+from app.api import clips, concepts, detect, embed, jobs, openai, openapi, requests, search, system
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -28,6 +28,7 @@ from app.observability.tracing import Tracing
 from app.server.middleware import AccessControl, RequestCancellation, RequestContext
 from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
+from app.services.concepts import warm_up
 from app.services.jobs import JobRunner
 from app.services.waveforms import PeaksCache
 from app.services.words import sound_stems
@@ -41,7 +42,16 @@ _DESCRIPTION = (
     "Search audio by describing it, and detect when sounds occur in a recording. Times are in seconds. Errors are "
     "`application/problem+json` (RFC 9457) with the request's id. HEAD is supported wherever GET is."
 )
-_ROUTERS = (search.router, clips.router, detect.router, jobs.router, embed.router, openai.router, system.router)
+_ROUTERS = (
+    search.router,
+    clips.router,
+    detect.router,
+    concepts.router,
+    jobs.router,
+    embed.router,
+    openai.router,
+    system.router,
+)
 
 
 def create_app(settings: Settings, engine: Engine, library: Library, tracing: Tracing | None = None) -> FastAPI:
@@ -64,6 +74,7 @@ def build_app(settings: Settings, stop: Callable[[], None] | None = None, tracin
     async def load(state: AppState) -> None:
         try:
             await state.load(_loader(settings))
+            await asyncio.to_thread(warm_up)  # once the service is ready
         except Exception as error:
             app.state.failure = error
             log.critical("The service failed to start: %s", error, exc_info=not _is_expected(error))

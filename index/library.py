@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from index.concepts import ConceptStore
 from index.jobs import Jobs
 from index.quantization import FrameCodes
 from index.records import Clip, Filter, Hit, NewClip
@@ -23,6 +24,10 @@ class Library(Protocol):
     @property
     def jobs(self) -> Jobs | None:
         """The jobs over the library; None if the store has none."""
+
+    @property
+    def concepts(self) -> ConceptStore:
+        """The concepts that users have taught."""
 
     def add(self, new: NewClip) -> tuple[Clip, bool]:
         """Adds a clip: returns (clip, True), or (existing clip, False) if its audio is in the library already.

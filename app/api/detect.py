@@ -21,6 +21,7 @@ from app.export import formats
 from app.services import detection
 from app.services.audio_source import AudioSource, open_source
 from app.services.detection import DetectionRequest, Message, StreamOptions
+from app.services.phrases import concept_name, resolve
 from app.state import AppState
 from model.detection import DetectionSettings
 
@@ -55,7 +56,7 @@ _NDJSON = "application/x-ndjson"
                 _NDJSON: {"schema": {"type": "string"}, "example": examples.DETECTION_LINES},
             }
         },
-        **openapi.problems(*openapi.ALWAYS, 404, 415),
+        **openapi.problems(*openapi.ALWAYS, 404, 409, 415),
     },
     openapi_extra=openapi.body(
         form=DetectForm,
@@ -96,7 +97,7 @@ async def detect(request: Request, state: Serving) -> Response:
 @router.post(
     "/classify",
     summary="Classify a recording",
-    responses=openapi.example(examples.CLASSIFICATION, openapi.problems(*openapi.ALWAYS, 404, 415)),
+    responses=openapi.example(examples.CLASSIFICATION, openapi.problems(*openapi.ALWAYS, 404, 409, 415)),
     openapi_extra=openapi.body(
         form=ClassifyForm, file="file", form_example={"file": "(an audio file)", "labels": ["dog", "cat"]}
     ),
@@ -112,9 +113,11 @@ async def classify(request: Request, state: Serving) -> Classification:
             async for _ in stream:
                 pass
     clip = stream.embedding
-    texts = await state.engine.embed_texts([options.template.replace("{}", label) for label in options.labels])
-    scores = state.engine.clip_score(clip[None], texts)[0].tolist()
-    probabilities = state.engine.label_probabilities(clip, texts).tolist()
+    phrases = await resolve(
+        state,
+        [label if concept_name(label) else options.template.replace("{}", label) for label in options.labels],
+    )
+    scores, probabilities = phrases.clip_score(clip).tolist(), phrases.probabilities(clip).tolist()
     labels = [
         Label(label=label, score=round(score, 6), probability=round(probability, 6))
         for label, score, probability in zip(options.labels, scores, probabilities, strict=True)

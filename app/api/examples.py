@@ -30,6 +30,43 @@ PEAKS = {
     "peaks": [[-0.02, 0.02], [-0.71, 0.69], [-0.55, 0.6], [-0.01, 0.01]],
 }
 
+CONCEPT = {
+    "id": "5f0d6c1e9a7b4c2d8e3f1a0b9c8d7e6f",
+    "name": "our door bell",
+    "text": "a door bell",
+    "positives": 6,
+    "negatives": 2,
+    "removed": 0,
+    "quality": {"average_precision": 0.91, "auroc": 0.99, "folds": 6},
+    "threshold": 0.5,
+    "notes": [],
+    "created": "2026-03-01T08:30:00.000000Z",
+    "updated": "2026-03-01T08:41:00.000000Z",
+}
+NEW_CONCEPTS = {
+    "text": {"name": "our door bell", "text": "a door bell"},
+    "examples": {
+        "name": "our door bell",
+        "examples": [
+            {"clip_id": CLIP["id"], "start": 1.1, "end": 2.1},
+            {"clip_id": "0d6e3a5b9c1f4d27a8e4b7c2f9a01d35", "label": False},
+        ],
+    },
+}
+CONCEPT_EXAMPLE = {
+    "id": "7c1d0e5f2a9b4d3c8e6f5a4b3c2d1e0f",
+    "label": True,
+    "clip_id": CLIP["id"],
+    "filename": CLIP["filename"],
+    "start": 1.1,
+    "end": 2.1,
+    "created": "2026-03-01T08:41:00.000000Z",
+}
+CONCEPT_EXAMPLES = {"examples": [CONCEPT_EXAMPLE]}
+TAUGHT_EXAMPLES = CONCEPT_EXAMPLES | {"concept": CONCEPT, "errors": [], "skipped": 0}
+NEW_EXAMPLES = {"more": {"examples": NEW_CONCEPTS["examples"]["examples"]}}
+SUGGESTIONS = {"suggestions": [{"clip": CLIP, "start": 1.12, "end": 2.08, "score": 0.48}]}
+
 SEARCHES = {
     "words": {"query": "dog barking", "k": 5},
     "filter": {"query": "rain", "filter": {"tags": ["field", "garden"]}, "min_score": 0.2},

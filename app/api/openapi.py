@@ -28,6 +28,7 @@ _PROBLEMS = {
     ),
     404: ("Not found", "clip-not-found", "no clip has the id '3f9a'"),
     405: ("Method not allowed; see Allow", "method-not-allowed", "Method Not Allowed"),
+    409: ("Conflict", "concept-exists", "a concept named 'door bell' exists already"),
     413: ("Too large or too long", "audio-too-long", "day.wav: it is longer than the limit of 14400 s."),
     414: ("URI too long", "address-too-long", "The URL has 70011 bytes; the limit is 32768."),
     415: (
@@ -64,6 +65,7 @@ TAGS = [
         "library": "Add, list, change and delete clips, and get their audio.",
         "detection": "The sound events in a recording, and the labels that fit it.",
         "jobs": "Detections over the whole library, and tables of their events.",
+        "concepts": "Sounds that are taught with examples, and stand wherever a phrase does.",
         "embeddings": "Embeddings of audio and texts in a shared space; also compatible with the OpenAI API.",
         "health": "Liveness and readiness probes; no API key required.",
         "service": "Model, limits and metrics.",
@@ -110,12 +112,12 @@ def body(
     *,
     json: type[BaseModel] | None = None,
     form: type[BaseModel] | None = None,
-    file: str = "",
+    file: str | tuple[str, ...] = "",
     many: bool = False,
     examples: dict[str, Any] | None = None,
     form_example: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads its body itself: JSON, a form with the file field `file`, or both.
+    """`openapi_extra` of a route that reads its body itself: JSON, a form with the file field(s) `file`, or both.
 
     `examples`: name → JSON body; `form_example`: an example form. Form fields that are objects are sent as JSON text.
     """
@@ -129,7 +131,7 @@ def body(
         binary: dict[str, Any] = {"type": "string", "format": "binary"}
         field = {"type": "array", "items": binary} if many else binary
         fields = schema.get("properties", {})
-        schema["properties"] = {file: field, **fields}
+        schema["properties"] = dict.fromkeys((file,) if isinstance(file, str) else file, field) | fields
         described: dict[str, Any] = {"schema": schema}
         as_json = {
             name: {"contentType": "application/json"}

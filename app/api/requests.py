@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import json
 import re
@@ -59,10 +60,11 @@ Serving = Annotated[AppState, Depends(_open_state)]  # the state for one request
 
 @dataclass(frozen=True)
 class Form(typing.Generic[M]):
-    """A form's files, in order, and its other fields."""
+    """A form's files, in order, and its other fields. `named`: the files with the names of their fields."""
 
     files: list[AudioFile]
     fields: M
+    named: list[tuple[str, AudioFile]] = dataclasses.field(default_factory=list)
 
 
 def clean_filename(name: str | None) -> str:
@@ -125,9 +127,9 @@ async def read_json(request: Request, model: type[M], limit: int = MAX_JSON_BYTE
 
 @contextlib.asynccontextmanager
 async def open_form(
-    request: Request, model: type[M], *, files: str, json_fields: tuple[str, ...] = ()
+    request: Request, model: type[M], *, files: str | tuple[str, ...], json_fields: tuple[str, ...] = ()
 ) -> AsyncIterator[Form[M]]:
-    """A multipart or URL-encoded body: the files of the field `files`, and all other fields as `model`.
+    """A multipart or URL-encoded body: the files of the field or fields `files`, and all other fields as `model`.
 
     `json_fields` contain JSON. The files are deleted on exit. Raises Malformed, UnsupportedType, BodyTooLarge,
     Invalid, StorageFull.
@@ -139,13 +141,14 @@ async def open_form(
         )
     form = await parse_form(request)
     try:
-        uploads: list[AudioFile] = []
+        uploads: list[tuple[str, AudioFile]] = []
+        of_files = (files,) if isinstance(files, str) else files
         values: dict[str, Any] = {}
         for name, value in form.multi_items():
-            if name == files:
+            if name in of_files:
                 if not isinstance(value, UploadFile):
                     raise Invalid(f"The field {name!r} must be a file with a file name.")
-                uploads.append(AudioFile(clean_filename(value.filename), value.file))
+                uploads.append((name, AudioFile(clean_filename(value.filename), value.file)))
                 continue
             if isinstance(value, UploadFile):  # of an unknown field only the name matters
                 value = await _read_text(name, value) if name in model.model_fields else ""
@@ -155,7 +158,7 @@ async def open_form(
                 raise Invalid(f"The field {name!r} must not be repeated.")
             else:
                 values[name] = parse_json(value, f"the field {name!r}") if name in json_fields else value
-        yield Form(uploads, validate(model, values))
+        yield Form([file for _, file in uploads], validate(model, values), uploads)
     finally:
         await form.close()
 

@@ -22,7 +22,7 @@ router = APIRouter(tags=["search"])
 @router.get(
     "/search",
     summary="Search by text",
-    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS)),
+    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS, 404, 409)),
 )
 async def search_by_query(state: Serving, query: Annotated[SearchQuery, Query()]) -> SearchResult:
     """Same as POST /search with JSON; `without` may be repeated."""
@@ -35,7 +35,7 @@ async def search_by_query(state: Serving, query: Annotated[SearchQuery, Query()]
     "/search",
     summary="Search by text, by audio or by both",
     response_model=SearchResult,
-    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS, 404, 415)),
+    responses=openapi.example(examples.FOUND, openapi.problems(*openapi.ALWAYS, 404, 409, 415)),
     openapi_extra=openapi.body(
         json=SearchRequest,
         examples=examples.SEARCHES,
@@ -63,7 +63,7 @@ async def search_by_body(request: Request, state: Serving) -> SearchResult:
     "/search/moments",
     summary="Search for moments",
     response_model=Moments,
-    responses=openapi.example(examples.MOMENTS, openapi.problems(*openapi.ALWAYS, 415)),
+    responses=openapi.example(examples.MOMENTS, openapi.problems(*openapi.ALWAYS, 404, 409, 415)),
     openapi_extra=openapi.body(json=MomentsRequest, examples=examples.MOMENT_SEARCHES),
 )
 async def search_for_moments(request: Request, state: Serving) -> Moments:

@@ -24,6 +24,7 @@ from app.decoding.pool import DecoderPool
 from app.inference.engine import Engine, load_model
 from app.services.audio_source import FileEmbeddingStream
 from app.services.detection import DetectionRequest, DetectionResult, Detector, EventReporter, plot
+from app.services.phrases import embed_phrases
 from app.settings import Settings
 from model.finelap import FineLAP
 
@@ -67,12 +68,12 @@ def detect_file(
                 write(message)
 
     async def detect(engine: Engine, decoders: DecoderPool) -> DetectionResult:
-        texts = await engine.embed_texts(request.phrases)
+        phrases = await embed_phrases(engine, request.phrases)
         async with (
             decoders.open(file, name, _UNLIMITED) as audio,
             FileEmbeddingStream(engine, audio, name, sink=envelope) as stream,
         ):
-            detector, reporter = Detector(engine, request, texts), EventReporter(request, stream)
+            detector, reporter = Detector(request, phrases), EventReporter(request, stream)
             report([reporter.start()])
             async for frames in stream:
                 report(reporter.push(detector.push(frames)))

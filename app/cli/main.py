@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     options.search(command("search", _search, "search the library by a description or by a sound"))
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
     options.scan(command("scan", _scan, "detect sound events in the whole library of a service"))
+    options.concepts(command("concepts", _concepts, "teach sounds with examples, and use them as concept:NAME"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
@@ -215,6 +216,14 @@ def _scan(args: argparse.Namespace) -> int:
     if args.out is None and args.format is not None:
         raise UsageError("--format needs --out")
     return run_scan(args.server, args.phrases, args.filter, given, (output, summary, args.json))
+
+
+def _concepts(args: argparse.Namespace) -> int:
+    if args.action == "teach" and args.text is None and not (args.positive or args.negative):
+        raise UsageError("give --text, --positive or --negative")
+    from app.cli.concepts import run
+
+    return run(args)
 
 
 def _embed(args: argparse.Namespace) -> int:

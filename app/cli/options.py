@@ -84,6 +84,40 @@ def scan(parser: argparse.ArgumentParser) -> None:
     _server(parser)
 
 
+def concepts(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        if name != "list":
+            sub.add_argument("name", metavar="NAME", help="the concept, used as concept:NAME")
+        _server(sub)
+        return sub
+
+    formats = ["raven", "audacity", "csv"]
+    action("list", "list all concepts").add_argument("--json", action="store_true", help="print JSON")
+    teach = action("teach", "create a concept, or add examples to it")
+    teach.add_argument("--text", metavar="TEXT", help="description of the sound")
+    for name, about in (("--positive", "example"), ("--negative", "example of what it isn't")):
+        about += ": an audio file, a clip, or a stretch of a clip in seconds; may be repeated"
+        kind: dict[str, Any] = {"type": file_or_example, "metavar": "FILE|ID[@START-END]"}
+        teach.add_argument(name, action="append", default=[], help=about, **kind)
+    teach.add_argument("--json", action="store_true", help="print JSON")
+    suggest = action("suggest", "show the moments whose label would teach most")
+    suggest.add_argument("-k", type=positive, default=10, metavar="N", help="number of moments (10)")
+    suggest.add_argument("--json", action="store_true", help="print JSON")
+    export = action("export", "write the examples as labels")
+    export.add_argument("--format", choices=formats, default="csv", help="format of the labels (csv)")
+    export.add_argument("--clip", metavar="ID", help="only the examples of this clip")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the labels to this file")
+    read = action("import", "add the examples in a label file")
+    read.add_argument("file", type=Path, metavar="FILE", help="Raven selection table, Audacity labels or CSV")
+    read.add_argument("--format", choices=formats, default="csv", help="format of the labels (csv)")
+    read.add_argument("--clip", metavar="ID", help="the clip that the file describes")
+    read.add_argument("--label", metavar="TEXT", help="label of the concept in the file (its name or text)")
+    action("delete", "delete a concept; clips stay")
+
+
 def embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio file, or folder to search")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="NPZ", help="file to write")
@@ -200,6 +234,15 @@ def example(text: str) -> dict[str, Any]:
     if end <= start:
         raise argparse.ArgumentTypeError(f"{text!r} ends before it starts")
     return {"clip_id": clip_id, "start": start, "end": end}
+
+
+def file_or_example(text: str) -> Path | dict[str, Any]:
+    """An existing file, or what `example` reads."""
+    path = Path(text)
+    try:
+        return path if path.is_file() else example(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, and no such file") from error
 
 
 def _number(text: str, expected: str, is_valid: Callable[[float], bool]) -> float:

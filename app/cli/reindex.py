@@ -1,14 +1,17 @@
 """`finelap reindex`: embeds a library again with another checkpoint while a service has it open.
 
-Reads the library's database and audio from a separate process, and writes a side database that the service adopts when
-it starts with the new checkpoint. An interrupted run resumes where it stopped.
+Reads the library's database and audio, examples of concepts included, from a separate process, and writes a side
+database that the service adopts when it starts with the new checkpoint. An interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -35,7 +38,7 @@ def reindex(settings: Settings, follow: bool) -> int:
     """
     folder = settings.data_dir
     with LibraryReader(folder) as library:
-        if not library.clips():
+        if not library.clips() and not library.sounds():
             print("the library is empty: start the service with any checkpoint", file=sys.stderr)
             return 0
         with exclusive_lock(folder / "reindex.lock", f"already running on {folder}"):
@@ -68,6 +71,7 @@ class _Reindex:
         self._library, self._side = library, side
         self._checkpoint = checkpoint
         self._failed: dict[str, str] = {}  # reason by SHA-256
+        self._sounds: set[str] = set()  # which came as examples of concepts
         self._lost: set[str] = set()  # those of `_failed` whose audio file is missing
         self._seconds = 0.0  # of audio embedded
         self._bar = tqdm(desc="re-embedding", unit="clip", miniters=0, smoothing=0.02)
@@ -78,9 +82,11 @@ class _Reindex:
             if follow and not self._is_adopted():
                 self._bar.write(self._ready() + "; watching for new clips until then (Ctrl-C stops)", file=sys.stderr)
                 await self._follow()
-        failed = [clip for clip in self._library.clips() if clip.sha256 in self._failed]
-        for clip in failed:
-            print(f"{as_text(clip.filename)} (clip {clip.id}): {self._failed[clip.sha256]}", file=sys.stderr)
+        every = [("clip", clip) for clip in self._library.clips()]
+        every += [("example", sound) for sound in self._library.sounds()]
+        failed = [(kind, clip) for kind, clip in every if clip.sha256 in self._failed]
+        for kind, clip in failed:
+            print(f"{as_text(clip.filename)} ({kind} {clip.id}): {self._failed[clip.sha256]}", file=sys.stderr)
         if self._is_adopted():
             print(f"the service now uses {self._checkpoint}")
         elif failed:
@@ -106,7 +112,9 @@ class _Reindex:
 
     def _missing(self) -> list[ClipFile]:
         """The clips still to embed; also updates the progress bar's total."""
-        clips = self._library.clips()
+        sounds = self._library.sounds()
+        self._sounds = {sound.sha256 for sound in sounds}
+        clips = [*self._library.clips(), *sounds]
         done = self._side.known | self._failed.keys()
         missing = [clip for clip in clips if clip.sha256 not in done]
         self._bar.total, self._bar.n = len(clips), len(clips) - len(missing)
@@ -135,10 +143,13 @@ class _Reindex:
 
     async def _embed(self, clip: ClipFile) -> None:
         frames = FrameCodes(self._engine.dim)
-        path, name = self._library.audio_path(clip.sha256), as_text(clip.filename)
+        name = as_text(clip.filename)
         try:
+            source: BinaryIO | Path = self._library.audio_path(clip.sha256)
+            if clip.sha256 in self._sounds and not source.is_file():
+                source = io.BytesIO(self._library.sound_audio(clip.sha256))
             async with (
-                self._decoders.open(path, name, _UNLIMITED) as audio,
+                self._decoders.open(source, name, _UNLIMITED) as audio,
                 FileEmbeddingStream(self._engine, audio, name, urgency=Urgency.BULK) as stream,
             ):
                 async for part in stream:

@@ -28,7 +28,8 @@ _MATCH = {True: "yes", False: "–", None: ""}
 _BAR = "{desc}: {n:.0f} s of audio in {elapsed}"
 
 
-def _client(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.0) -> Client:
+def connect(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.0) -> Client:
+    """A client of the service at this address, with the API key of the environment."""
     return Client(server, os.environ.get("FINELAP_API_KEY"), patience, reconnect=reconnect)
 
 
@@ -43,10 +44,10 @@ def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers
     )
     if not sources and not unreadable:
         raise FileNotFoundError(errno.ENOENT, "no audio files found", str(paths[0]))
-    with _client(server) as client:
+    with connect(server) as client:
         client.info()  # report a wrong address or key once instead of once per file
     with (
-        _client(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client,
+        connect(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client,
         Checksums(cache_file()) as checksums,
     ):
         summary = ingest(client, sources, checksums, workers)
@@ -70,7 +71,7 @@ def run_search(
 
     Tells on standard error if the service corrected the query; JSON contains the correction.
     """
-    with _client(server) as client:
+    with connect(server) as client:
         if similar_to is None:
             found = client.search(query, file=audio, **options)
         else:
@@ -87,7 +88,7 @@ def run_detect(
     server: str, file: Path, phrases: list[str], options: DetectOptions, writer: Writer, plot: Path | None
 ) -> None:
     """Streams the server's detection in `file` to the writer, and saves its plot to `plot` if given."""
-    with _client(server) as client:
+    with connect(server) as client:
         for message in client.detect_stream(phrases, file=file, **options):
             writer.write(message)
         if plot is not None:

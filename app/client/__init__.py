@@ -6,6 +6,7 @@ loads httpx and NumPy, but no model.
 
 from app.client.aio import AsyncClient
 from app.client.calls import Audio, DetectOptions, Example, SearchOptions
+from app.client.concept_calls import Examples
 from app.client.errors import (
     Busy,
     NotFound,
@@ -23,6 +24,8 @@ from app.client.types import (
     Added,
     AudioEmbedding,
     Clip,
+    Concept,
+    ConceptExample,
     Detection,
     DetectionEnd,
     DetectionEvent,
@@ -41,7 +44,9 @@ from app.client.types import (
     MomentResult,
     Peaks,
     PhraseEvents,
+    Quality,
     SearchResult,
+    TaughtExamples,
     to_json,
 )
 
@@ -54,6 +59,8 @@ __all__ = [
     "Busy",
     "Client",
     "Clip",
+    "Concept",
+    "ConceptExample",
     "DetectOptions",
     "Detection",
     "DetectionEnd",
@@ -64,6 +71,7 @@ __all__ = [
     "Embedded",
     "Event",
     "Example",
+    "Examples",
     "FileError",
     "Hit",
     "Info",
@@ -76,12 +84,14 @@ __all__ = [
     "Peaks",
     "PhraseEvents",
     "Problem",
+    "Quality",
     "Refused",
     "SearchOptions",
     "SearchResult",
     "ServerError",
     "ServerFault",
     "Stopped",
+    "TaughtExamples",
     "Unauthorized",
     "Unreachable",
     "to_json",

@@ -12,8 +12,9 @@ from typing import Any, TypeVar, Unpack
 import httpx
 import numpy as np
 
-from app.client import calls, errors, stream, types
+from app.client import calls, concept_calls, errors, stream, types
 from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
+from app.client.concept_calls import Examples
 from app.client.errors import ServerError
 from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
 
@@ -221,6 +222,52 @@ class AsyncClient:
     async def job_summary_as(self, format: str, job_id: str, by: str = "phrase") -> bytes:
         """As `Client.job_summary_as`."""
         return await self._send(calls.job_summary_as(format, job_id, by))
+
+    async def create_concept(self, name: str, text: str | None = None, **examples: Unpack[Examples]) -> types.Concept:
+        """As `Client.create_concept`."""
+        return await self._send(concept_calls.create(name, text, examples))
+
+    async def concepts(self) -> tuple[types.Concept, ...]:
+        """As `Client.concepts`."""
+        return await self._send(concept_calls.list_all())
+
+    async def concept(self, key: str) -> types.Concept:
+        """As `Client.concept`."""
+        return await self._send(concept_calls.get(key))
+
+    async def update_concept(self, key: str, **changes: str | None) -> types.Concept:
+        """As `Client.update_concept`."""
+        return await self._send(concept_calls.update(key, changes))
+
+    async def delete_concept(self, key: str) -> None:
+        """As `Client.delete_concept`."""
+        await self._send(concept_calls.delete(key))
+
+    async def examples(self, key: str) -> tuple[types.ConceptExample, ...]:
+        """As `Client.examples`."""
+        return await self._send(concept_calls.examples(key))
+
+    async def add_examples(self, key: str, **examples: Unpack[Examples]) -> types.TaughtExamples:
+        """As `Client.add_examples`."""
+        return await self._send(concept_calls.add_examples(key, examples))
+
+    async def delete_example(self, key: str, example_id: str) -> None:
+        """As `Client.delete_example`."""
+        await self._send(concept_calls.delete_example(key, example_id))
+
+    async def import_labels(
+        self, key: str, file: Audio, format: str, *, clip_id: str | None = None, label: str | None = None
+    ) -> types.TaughtExamples:
+        """As `Client.import_labels`."""
+        return await self._send(concept_calls.import_labels(key, file, format, clip_id, label))
+
+    async def export_labels(self, key: str, format: str, *, clip_id: str | None = None) -> str:
+        """As `Client.export_labels`."""
+        return await self._send(concept_calls.export_labels(key, format, clip_id))
+
+    async def suggestions(self, key: str, k: int | None = None) -> tuple[types.MomentHit, ...]:
+        """As `Client.suggestions`."""
+        return await self._send(concept_calls.suggestions(key, k))
 
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """As `Client.embed_texts`."""

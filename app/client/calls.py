@@ -288,6 +288,17 @@ def _detect(
     return Call("POST", "/detect", read, form=form, files=_source(file, clip_id))
 
 
+def examples_as_json(given: Example | Sequence[Example]) -> list[dict[str, Any]]:
+    """One or several sounds of the library as JSON objects."""
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    return _examples(list(given) if several else given)  # type: ignore[arg-type]
+
+
+def read_json(read: Callable[[Json], U]) -> Callable[[httpx.Response], U]:
+    """Reads a response's JSON with `read`."""
+    return _json(read)
+
+
 def _json(read: Callable[[Json], U]) -> Callable[[httpx.Response], U]:
     return lambda response: read(response.json())
 

@@ -12,8 +12,9 @@ from typing import Any, TypeVar, Unpack
 import httpx
 import numpy as np
 
-from app.client import calls, errors, stream, types
+from app.client import calls, concept_calls, errors, stream, types
 from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
+from app.client.concept_calls import Examples
 from app.client.errors import ServerError, Stopped
 from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
 
@@ -244,6 +245,54 @@ class Client:
     def job_summary_as(self, format: str, job_id: str, by: str = "phrase") -> bytes:
         """Returns `job_summary` as a file in `format`: "csv", or for hours "png", a heat map."""
         return self._send(calls.job_summary_as(format, job_id, by))
+
+    # Concepts
+
+    def create_concept(self, name: str, text: str | None = None, **examples: Unpack[Examples]) -> types.Concept:
+        """Teaches a concept from a text, from examples, or from both; see Examples. Use it as `concept:NAME`."""
+        return self._send(concept_calls.create(name, text, examples))
+
+    def concepts(self) -> tuple[types.Concept, ...]:
+        """Returns all concepts, by name."""
+        return self._send(concept_calls.list_all())
+
+    def concept(self, key: str) -> types.Concept:
+        """Returns a concept by its name or id."""
+        return self._send(concept_calls.get(key))
+
+    def update_concept(self, key: str, **changes: str | None) -> types.Concept:
+        """Changes `name` or `text`; a text of None removes it."""
+        return self._send(concept_calls.update(key, changes))
+
+    def delete_concept(self, key: str) -> None:
+        """Deletes a concept and its examples; clips stay."""
+        self._send(concept_calls.delete(key))
+
+    def examples(self, key: str) -> tuple[types.ConceptExample, ...]:
+        """Returns the examples of a concept, oldest first."""
+        return self._send(concept_calls.examples(key))
+
+    def add_examples(self, key: str, **examples: Unpack[Examples]) -> types.TaughtExamples:
+        """Adds examples to a concept, which is fitted anew; see Examples."""
+        return self._send(concept_calls.add_examples(key, examples))
+
+    def delete_example(self, key: str, example_id: str) -> None:
+        """Deletes an example of a concept."""
+        self._send(concept_calls.delete_example(key, example_id))
+
+    def import_labels(
+        self, key: str, file: Audio, format: str, *, clip_id: str | None = None, label: str | None = None
+    ) -> types.TaughtExamples:
+        """Adds the examples in a label file: "raven", "audacity" or "csv". `clip_id` is the clip that it describes."""
+        return self._send(concept_calls.import_labels(key, file, format, clip_id, label))
+
+    def export_labels(self, key: str, format: str, *, clip_id: str | None = None) -> str:
+        """Returns the examples, of all clips or of one, as a label file: "raven", "audacity" or "csv"."""
+        return self._send(concept_calls.export_labels(key, format, clip_id))
+
+    def suggestions(self, key: str, k: int | None = None) -> tuple[types.MomentHit, ...]:
+        """Returns the moments whose label would teach the concept most."""
+        return self._send(concept_calls.suggestions(key, k))
 
     # Embeddings and the service itself
 

@@ -407,6 +407,68 @@ def text_embeddings(json: Json) -> np.ndarray:
     return np.stack([_floats(text["embedding"]) for text in json["texts"]])
 
 
+@dataclass(frozen=True)
+class Quality(_Response):
+    """How well a concept ranks its examples, by heads that were fitted without their recordings."""
+
+    average_precision: float
+    auroc: float
+    folds: int
+
+
+@dataclass(frozen=True)
+class Concept(_Response):
+    """A concept. `notes` say what limits it; `failed` are the files of a request that weren't accepted as examples."""
+
+    id: str
+    name: str
+    text: str | None
+    positives: int
+    negatives: int
+    removed: int
+    quality: Quality | None
+    threshold: float
+    notes: tuple[str, ...]
+    created: str
+    updated: str
+    failed: tuple[FileError, ...] = ()
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        own = {f.name: json[f.name] for f in dataclasses.fields(cls) if f.name != "failed"}
+        quality = None if json["quality"] is None else Quality.from_json(json["quality"])
+        failed = _all(FileError, json.get("errors", ()))
+        return cls(**own | {"quality": quality, "notes": tuple(json["notes"]), "failed": failed})
+
+
+@dataclass(frozen=True)
+class ConceptExample(_Response):
+    """An example of what a concept is (`label`) or isn't. `clip_id` is None if it came as a file."""
+
+    id: str
+    label: bool
+    clip_id: str | None
+    filename: str
+    start: float | None
+    end: float | None
+    created: str
+
+
+@dataclass(frozen=True)
+class TaughtExamples(_Response):
+    """Added examples and the concept that was fitted to them. `skipped`: rows of a label file about other sounds."""
+
+    examples: tuple[ConceptExample, ...]
+    concept: Concept
+    failed: tuple[FileError, ...]
+    skipped: int
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        examples, failed = _all(ConceptExample, json["examples"]), _all(FileError, json["errors"])
+        return cls(examples, Concept.from_json(json["concept"]), failed, json["skipped"])
+
+
 def to_json(value: Any) -> Any:
     """Converts a response to plain JSON types: dataclasses to objects, arrays and tuples to lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -18,6 +18,7 @@ import numpy as np
 
 from app.inference.batcher import Batcher, BatchLimits, BatchObservers, BatchReport, CallReport, Device, Urgency
 from app.settings import Settings
+from model.concepts.head import HeadScores, Scores
 from model.config import SAMPLE_RATE, FineLAPConfig
 from model.windows import frame_count, window_samples
 
@@ -135,6 +136,9 @@ class Engine:
         self.dim, self.frame_hop = model.dim, model.frame_hop
         self.matching = model.config.matching
         self._pair = (_number(model.temp_global), _number(model.b_global))  # of a clip and a text
+        self._frame_pair = self._pair
+        if hasattr(model, "temp_local"):
+            self._frame_pair = (_number(model.temp_local), _number(model.b_local))
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
 
     async def start(self) -> None:
@@ -189,19 +193,30 @@ class Engine:
         """Frames (T, D), texts (B, D) → scores (B, T). Use a thread for long recordings."""
         return np.asarray(self._model.frame_score(frames, texts), dtype=np.float32)
 
-    def label_probabilities(self, clip: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Clip (D,), texts (B, D) → probabilities (B,): the softmax of similarity / temp."""
-        logits = (texts @ clip).astype(np.float64) / float(self._model.temp_global)
-        weights = np.exp(logits - logits.max())
-        return np.asarray(weights / weights.sum())
+    @property
+    def text_scores(self) -> HeadScores:
+        """How the cosines of texts to the vectors of clips, segments and frames become logits."""
+        clip = Scores(*self._pair)
+        segment = clip if self.matching is None else Scores(*self.matching.segment)
+        frame = Scores(*self._frame_pair)
+        return HeadScores(clip, segment, frame)
 
-    def match_logits(self, clip: np.ndarray, segment: np.ndarray, *, sound: bool = False) -> np.ndarray:
+    def clip_logits(self, clip: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Clip (D,), texts (B, D) → logits of the scores (B,): similarity / temp + bias."""
+        temp, bias = self._pair
+        return np.asarray((texts @ clip).astype(np.float64) / temp + bias)
+
+    def match_logits(
+        self, clip: np.ndarray, segment: np.ndarray, *, sound: bool = False, scores: HeadScores | None = None
+    ) -> np.ndarray:
         """Cosines (A,) of clips and of their best segments to a query, NaN where unknown → logits of their scores (A,).
 
         The larger logit of the two counts: a clip is as good as its best moment. Each cosine has its own pair of
         temperature and bias (model.config.MatchingConfig), and a query that is a sound has one for both; without them,
-        the model's pair for a clip and a text stands in.
+        the model's pair for a clip and a text stands in. A concept has its own `scores`.
         """
+        if scores is not None:
+            return np.asarray(np.fmax(scores.clip.logits(clip), scores.segment.logits(segment)))
         whole = part = self._pair
         if self.matching is not None:
             part = self.matching.segment

@@ -16,8 +16,8 @@ import numpy as np
 
 from app.audio.peaks import WaveformPeaks
 from app.audio.spectrogram import WaveformPreview
-from app.inference.engine import Engine
 from app.services.audio_source import AudioSource, EmbeddingStream, open_source
+from app.services.phrases import Phrases, resolve
 from app.state import AppState
 from model.detection import DetectionSettings, Event, EventStream, find_events
 
@@ -68,17 +68,17 @@ class DetectionResult:
 
 async def detect(state: AppState, source: AudioSource, request: DetectionRequest) -> DetectionResult:
     """The events of each phrase in a whole recording."""
-    texts = await state.engine.embed_texts(request.phrases)
+    phrases = await resolve(state, request.phrases)
     async with open_source(state, source) as stream:
-        return await _detect(state, stream, Detector(state.engine, request, texts))
+        return await _detect(state, stream, Detector(request, phrases))
 
 
 async def detect_plot(state: AppState, source: AudioSource, request: DetectionRequest) -> bytes:
     """Scores and events of a whole recording as a PNG, with its waveform."""
-    texts = await state.engine.embed_texts(request.phrases)
+    phrases = await resolve(state, request.phrases)
     peaks = WaveformPeaks()
     async with open_source(state, source, sink=peaks) as stream:
-        result = await _detect(state, stream, Detector(state.engine, request, texts))
+        result = await _detect(state, stream, Detector(request, phrases))
         async for _ in stream.remaining_audio():
             pass
     return await state.compute(plot, result, peaks.levels(), request)
@@ -88,10 +88,10 @@ async def detect_stream(
     state: AppState, source: AudioSource, request: DetectionRequest, options: StreamOptions
 ) -> AsyncGenerator[Message, None]:
     """The messages of a running detection, see EventReporter. Raises what opening and reading the source raise."""
-    texts = await state.engine.embed_texts(request.phrases)
+    phrases = await resolve(state, request.phrases)
     preview = None if options.outline_step is None else WaveformPreview(options.outline_step)
     async with open_source(state, source, sink=preview) as stream:
-        detector, reporter = Detector(state.engine, request, texts), EventReporter(request, stream, options, preview)
+        detector, reporter = Detector(request, phrases), EventReporter(request, stream, options, preview)
         yield reporter.start()
         async for frames in stream:
             for message in reporter.push(await _score(state, detector, frames)):
@@ -122,16 +122,16 @@ async def _score(state: AppState, detector: Detector, frames: np.ndarray) -> np.
 
 
 class Detector:
-    """Scores one recording's frames against P phrases, with text embeddings `texts` (P, D), and finds the events."""
+    """Scores one recording's frames against P phrases, and finds the events."""
 
-    def __init__(self, engine: Engine, request: DetectionRequest, texts: np.ndarray) -> None:
+    def __init__(self, request: DetectionRequest, phrases: Phrases) -> None:
         self.request = request
-        self._engine, self._texts = engine, texts
+        self._phrases = phrases
         self._scores: list[np.ndarray] = []
 
     def push(self, frames: np.ndarray) -> np.ndarray:
         """Frames (t, D) → scores (P, t)."""
-        scores = self._engine.frame_score(frames, self._texts)
+        scores = self._phrases.frame_score(frames)
         self._scores.append(scores)
         return scores
 
@@ -143,7 +143,7 @@ class Detector:
                 find_events(track, settings, stream.frame_hop, stream.duration)
                 for track, settings in zip(scores, self.request.settings, strict=True)
             ]
-        clip_scores = self._engine.clip_score(stream.embedding[None], self._texts)[0]
+        clip_scores = self._phrases.clip_score(stream.embedding)
         return DetectionResult(
             stream.filename, stream.duration, stream.frame_hop, self.request.phrases, clip_scores, scores, events
         )

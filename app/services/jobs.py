@@ -21,6 +21,7 @@ import numpy as np
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.detection import DetectionRequest
+from app.services.phrases import Phrase, Phrases, resolve
 from app.state import AppState
 from index import (
     EVENT,
@@ -35,6 +36,7 @@ from index import (
     NewJob,
     StorageFull,
 )
+from model.concepts.head import HeadScores, Scores
 from model.detection import DetectionSettings, find_events
 
 log = logging.getLogger(__name__)
@@ -64,25 +66,41 @@ def jobs_of(state: AppState) -> Jobs:
 
 
 async def create_job(state: AppState, options: JobOptions) -> Job:
-    """Queues a detection over the library. Raises InvalidFilter, TooManyJobs, JobsUnsupported, QueueFull."""
+    """Queues a detection over the library. Raises InvalidFilter, TooManyJobs, JobsUnsupported, QueueFull, and
+    for concepts what `resolve` raises."""
     jobs = jobs_of(state)
     detection = options.detection
-    texts = await state.engine.embed_texts(detection.phrases)
-    settings = [asdict(one) for one in detection.settings]
-    scoring = {"phrases": detection.phrases, "settings": settings}
+    phrases = await resolve(state, detection.phrases)
+    scoring = _scoring(phrases, [asdict(one) for one in detection.settings])
     request = {**scoring, "filter": None if options.filter is None else dict(options.filter)}
-    new = NewJob("detect", request, scoring, options.filter, texts, state.engine.stamp)
+    new = NewJob("detect", request, scoring, options.filter, phrases.vectors, state.engine.stamp)
     return await state.write(jobs.create, new, state.settings.max_jobs)
 
 
-def find_clip_events(engine: Engine, texts: np.ndarray, settings: list[DetectionSettings], clip: JobClip) -> np.ndarray:
-    """The events (n,) EVENT that POST /detect finds in a clip for P phrases, with embeddings (P, D), in order of time.
+def _scoring(phrases: Phrases, settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """What decides the events besides the phrases' embeddings, as JSON; a concept has a head of its own."""
+    heads = [None if phrase.scores is None else asdict(phrase.scores) for phrase in phrases.each]
+    return {"phrases": [phrase.text for phrase in phrases.each], "settings": settings, "heads": heads}
+
+
+def _phrases(engine: Engine, work: JobWork) -> Phrases:
+    """The phrases as they were when the job was created, whatever has become of its concepts."""
+    request = work.job.request
+    heads = [
+        None if head is None else HeadScores(**{name: Scores(**pair) for name, pair in head.items()})
+        for head in request["heads"]
+    ]
+    each = zip(request["phrases"], work.texts, heads, strict=True)
+    return Phrases(engine, tuple(Phrase(text, vector, head) for text, vector, head in each))
+
+
+def find_clip_events(phrases: Phrases, settings: list[DetectionSettings], clip: JobClip) -> np.ndarray:
+    """The events (n,) EVENT that POST /detect finds in a clip for the phrases, in order of time.
 
     Scores are computed clip by clip, so that they don't depend on what is scored with it.
     """
     parts = [
-        engine.frame_score(clip.frames.decode(start, start + _BLOCK), texts)
-        for start in range(0, len(clip.frames), _BLOCK)
+        phrases.frame_score(clip.frames.decode(start, start + _BLOCK)) for start in range(0, len(clip.frames), _BLOCK)
     ]
     scores = np.concatenate(parts, axis=1)
     # neither a median nor a box scores higher than its best frame
@@ -173,10 +191,9 @@ class JobRunner:
     async def _restart(self, jobs: Jobs, job: Job) -> None:
         """The library was embedded by another checkpoint since the job began: nothing of it can be kept."""
         log.warning("job %s starts over: the library has new embeddings (finelap reindex)", job.id)
-        phrases = job.request["phrases"]
-        texts = await self._state.engine.embed_texts(phrases, urgency=Urgency.BULK)
-        scoring = {name: job.request[name] for name in ("phrases", "settings")}
-        new = NewJob(job.kind, job.request, scoring, None, texts, self._state.engine.stamp)
+        phrases = await resolve(self._state, job.request["phrases"], urgency=Urgency.BULK)
+        scoring = _scoring(phrases, job.request["settings"])
+        new = NewJob(job.kind, {**job.request, **scoring}, scoring, None, phrases.vectors, self._state.engine.stamp)
         await self._call(jobs.restart, job.id, new)
 
     async def _call(self, function: Any, *args: Any) -> Any:
@@ -189,6 +206,7 @@ class JobRunner:
         from model.threads import limited
 
         settings = [DetectionSettings(**own) for own in work.job.request["settings"]]
+        phrases = _phrases(self._state.engine, work)
         done, source = work.job.done, work.source
         with limited(1):  # the other cores are for requests
             while done < len(work.rows) and not self._stopped(work):
@@ -201,7 +219,7 @@ class JobRunner:
                     except JobNotFound:
                         source = None
                     continue
-                stop, seconds, found = self._score(jobs, work, settings, done)
+                stop, seconds, found = self._score(jobs, work, (phrases, settings), done)
                 if not jobs.add_events(work.job.id, stop, seconds, found):
                     return
                 done = stop
@@ -209,14 +227,14 @@ class JobRunner:
             jobs.finish(work.job.id)
 
     def _score(
-        self, jobs: Jobs, work: JobWork, settings: list[DetectionSettings], done: int
+        self, jobs: Jobs, work: JobWork, wanted: tuple[Phrases, list[DetectionSettings]], done: int
     ) -> tuple[int, float, dict[int, np.ndarray]]:
         """Scores clips from number `done` on for a while: how many are done then, their seconds, their events."""
         found: dict[int, np.ndarray] = {}
         seconds, until = 0.0, time.monotonic() + _COMMIT_S
         while done < len(work.rows):
             for clip in jobs.frames(work.rows[done : done + 1]):
-                found[clip.row] = find_clip_events(self._state.engine, work.texts, settings, clip)
+                found[clip.row] = find_clip_events(*wanted, clip)
                 seconds += clip.duration
             done += 1
             if time.monotonic() > until or self._stopped(work):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.inference.batcher import Urgency
-from app.inference.engine import Engine
+from app.services.phrases import Phrases, resolve
 from app.state import AppState
 from index import Clip, Library
 from model.detection import Moment, find_moments
@@ -59,10 +59,10 @@ async def search_moments(
     One sound: its moments, as in a search. Several: where they follow each other (`find_sequences`). For each sound,
     the CANDIDATES clips with the most similar segments are scored for all of them.
     """
-    engine, library = state.engine, state.library
-    vectors = await engine.embed_texts(sounds, urgency=Urgency.SEARCH)
+    library = state.library
+    phrases = await resolve(state, sounds, urgency=Urgency.SEARCH)
     candidates: dict[str, Clip] = {}
-    for vector in vectors:
+    for vector in phrases.vectors:
         with state.metrics.vector_search():
             hits = await state.read(library.search_segments, vector, CANDIDATES, filter)
         candidates.update((hit.clip.id, hit.clip) for hit in hits)
@@ -71,16 +71,16 @@ async def search_moments(
     for start in range(0, len(clips), _CHUNK):
         least = best[-1].score if len(best) == k else 0.0
         chunk = clips[start : start + _CHUNK]
-        best += await state.compute(_score_clips, engine, library, chunk, vectors, max_gap, least)
+        best += await state.compute(_score_clips, library, chunk, phrases, max_gap, least)
         best.sort(key=lambda moment: (-moment.score, moment.clip.id, moment.start))
         del best[k:]
     return best, len(clips)
 
 
 def _score_clips(
-    engine: Engine, library: Library, clips: list[Clip], vectors: np.ndarray, max_gap: float, least: float
+    library: Library, clips: list[Clip], phrases: Phrases, max_gap: float, least: float
 ) -> list[ClipMoment]:
-    """Moments of these clips for P sounds (P, D), at least all with a score of `least` or more."""
+    """Moments of these clips for P sounds, at least all with a score of `least` or more."""
     moments = []
     for group in _group_by_duration(clips):
         codes = library.frame_codes_of([clip.id for clip in group])
@@ -89,7 +89,7 @@ def _score_clips(
             continue
         frames = [codes[clip.id][0].decode() for clip in existing]
         stops = np.cumsum([len(own) for own in frames])
-        scores = np.split(engine.frame_score(np.concatenate(frames), vectors), stops[:-1], axis=1)
+        scores = np.split(phrases.frame_score(np.concatenate(frames)), stops[:-1], axis=1)
         for clip, own in zip(existing, scores, strict=True):
             if own.max(axis=1).min() < least:  # a moment's score is at most that of its best frame
                 continue

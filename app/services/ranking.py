@@ -17,6 +17,7 @@ from app.inference.engine import Engine
 from app.services.words import QueryWords, coverage
 from app.state import AppState
 from index import Clip, Hit
+from model.concepts.head import HeadScores
 
 Mode = Literal["semantic", "hybrid", "lexical"]
 
@@ -42,10 +43,18 @@ WEIGHTS = FusionWeights()
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of what is wanted: an embedding (D,) of unit length, of a text or of a sound."""
+    """One part of what is wanted: an embedding (D,) of unit length, of a text or of a sound.
+
+    scores: how cosines to a concept become logits.
+    """
 
     vector: np.ndarray
     sound: bool = False
+    scores: HeadScores | None = None
+
+    def logits(self, engine: Engine, clip: np.ndarray, segment: np.ndarray) -> np.ndarray:
+        """Cosines (A,) of clips and of their best segments, NaN where unknown → logits of their scores (A,)."""
+        return engine.match_logits(clip, segment, sound=self.sound, scores=self.scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +228,7 @@ class Ranking:
             table = np.stack(
                 [own if full is None else full[:, 0] for own, full in zip(cosines.values(), known, strict=True)]
             )
-            logits = self._state.engine.match_logits(table[:, 0], table[:, 1], sound=query.parts[0].sound)
+            logits = query.parts[0].logits(self._state.engine, table[:, 0], table[:, 1])
         else:
             nothing = np.full((2, len(query.vectors)), -1.0)  # deleted meanwhile
             logits = sound_logits(self._state.engine, query, np.stack([nothing if f is None else f for f in known]))
@@ -237,8 +246,7 @@ def sound_logits(engine: Engine, query: Query, cosines: np.ndarray) -> np.ndarra
     The mean over the parts. Unwanted examples multiply the odds by the probability that the clip doesn't sound so.
     """
     parts = [
-        engine.match_logits(cosines[:, 0, number], cosines[:, 1, number], sound=part.sound)
-        for number, part in enumerate(query.parts)
+        part.logits(engine, cosines[:, 0, number], cosines[:, 1, number]) for number, part in enumerate(query.parts)
     ]
     logits = np.mean(parts, axis=0)
     if query.unlike is not None:

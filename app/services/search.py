@@ -14,8 +14,9 @@ from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.audio_source import AudioFile, open_file
+from app.services.phrases import Phrase, Phrases, concept_name, resolve
 from app.services.ranking import FIRST_DEPTH, Mode, Part, Query, Ranked, Ranking
-from app.services.words import has_all_words, read_words
+from app.services.words import QueryWords, has_all_words, read_words
 from app.state import AppState
 from index import Clip, ClipNotFound, Library
 from model.detection import Moment, find_moments, median_smooth
@@ -44,8 +45,8 @@ class SearchOptions:
     """How to rank and filter.
 
     mode: "semantic" ranks by sound, "lexical" by BM25 over file name, tags and other metadata, "hybrid" by sound and
-    words (app.services.ranking). without: texts of unwanted sounds (`ExclusionRule`). like, unlike: wanted and unwanted
-    examples; whole clips among them are no results.
+    words (app.services.ranking). without: texts or concepts of unwanted sounds (`ExclusionRule`). like, unlike: wanted
+    and unwanted examples; whole clips among them are no results.
     """
 
     k: int = 10
@@ -118,12 +119,8 @@ async def search(
         raise Invalid("Provide a `query`, a file, or examples in `like`.")
     words, parts, names = None, [], []
     if text is not None:
-        words, (vector,) = await asyncio.gather(
-            read_words(state, text), state.engine.embed_texts([text], urgency=Urgency.SEARCH)
-        )
-        if words.corrected:
-            (vector,) = await state.engine.embed_texts([words.text], urgency=Urgency.SEARCH)
-        parts.append(Part(vector))
+        part, words = await _read_text(state, text, options.mode)
+        parts.append(part)
     if file is not None:
         async with open_file(state, file, urgency=Urgency.SEARCH) as stream:
             async for _ in stream:
@@ -140,6 +137,21 @@ async def search(
     hits, matches = await _Search(state, query, options).run()
     title = text if text is not None else ", ".join(dict.fromkeys(names))
     return Found(title, hits, matches, words.text if words is not None and words.corrected else None)
+
+
+async def _read_text(state: AppState, text: str, mode: Mode) -> tuple[Part, QueryWords | None]:
+    """A query's text as a part of the search, and its words; a concept has none."""
+    if concept_name(text) is not None:
+        if mode == "lexical":
+            raise Invalid("The mode 'lexical' searches for words, and a concept has none.")
+        (concept,) = (await resolve(state, [text], urgency=Urgency.SEARCH)).each
+        return Part(concept.vector, scores=concept.scores), None
+    words, (vector,) = await asyncio.gather(
+        read_words(state, text), state.engine.embed_texts([text], urgency=Urgency.SEARCH)
+    )
+    if words.corrected:
+        (vector,) = await state.engine.embed_texts([words.text], urgency=Urgency.SEARCH)
+    return Part(vector), words
 
 
 async def search_by_clip(state: AppState, clip_id: str, options: SearchOptions) -> Found:
@@ -185,7 +197,7 @@ class _Search:
         options, ranking = self._options, self._ranking
         without = None
         if options.without:
-            without = await self._state.engine.embed_texts(options.without, urgency=Urgency.SEARCH)
+            without = await resolve(self._state, options.without, urgency=Urgency.SEARCH)
         depth = max(options.k + len(self._query.leave_out), FIRST_DEPTH)
         first: list[Ranked] | None = None
         while True:
@@ -212,15 +224,15 @@ class _Search:
         clips = [self._ranking.clips[item.clip_id] for item in ranked]
         moments: Sequence[list[Moment] | None] = [None] * len(clips)
         if self._options.moments and clips:
-            wanted = self._query.parts[0].vector  # the text, if there is one
-            moments = await self._state.compute(_find_moments, self._state.engine, self._state.library, clips, wanted)
+            wanted = _first(self._state.engine, self._query)
+            moments = await self._state.compute(_find_moments, self._state.library, clips, wanted)
         return [
             SearchHit(clip, item.similarity, item.score, self._ranking.is_match(item), own)
             for item, clip, own in zip(ranked, clips, moments, strict=True)
         ]
 
-    async def _exclude(self, ranked: Sequence[Ranked], without: np.ndarray) -> list[Ranked]:
-        """The clips that no unwanted text (W, D) excludes, best first, as far as needed: k, and all that match."""
+    async def _exclude(self, ranked: Sequence[Ranked], without: Phrases) -> list[Ranked]:
+        """The clips that no unwanted sound excludes, best first, as far as needed: k, and all that match."""
         passing: list[Ranked] = []
         last_match = max((n for n, item in enumerate(ranked) if self._ranking.is_match(item)), default=-1)
         for start in range(0, len(ranked), _CHUNK):
@@ -232,10 +244,12 @@ class _Search:
             passing += [item for item in chunk if not self._excluded.get(item.clip_id, True)]
         return passing
 
-    def _check(self, ranked: Sequence[Ranked], without: np.ndarray) -> dict[str, bool]:
-        """Whether unwanted texts (W, D) exclude each clip that still exists, by id."""
+    def _check(self, ranked: Sequence[Ranked], without: Phrases) -> dict[str, bool]:
+        """Whether unwanted sounds exclude each clip that still exists, by id."""
         engine, library, query = self._state.engine, self._state.library, self._query
-        cosines = library.similarities([item.clip_id for item in ranked], np.concatenate([query.vectors, without]))
+        cosines = library.similarities(
+            [item.clip_id for item in ranked], np.concatenate([query.vectors, without.vectors])
+        )
         excluded = {}
         for clip_id, (clip_cosines, _) in cosines.items():
             try:
@@ -244,33 +258,35 @@ class _Search:
                 continue
             clip, parts = self._ranking.clips[clip_id], len(query.parts)
             excluded[clip_id] = (
-                any(has_all_words(text, clip) for text in self._options.without)
-                or _is_mostly(engine, query, clip_cosines[:parts], clip_cosines[-len(without) :])
+                any(has_all_words(text, clip) for text in self._options.without if concept_name(text) is None)
+                or _is_mostly(engine, query, clip_cosines[:parts], clip_cosines[-len(without.each) :], without)
                 or _is_present(engine, query, frames, hop, without)
             )
         return excluded
 
 
-def _is_mostly(engine: Engine, query: Query, wanted: np.ndarray, unwanted: np.ndarray) -> bool:
-    """Whether a clip matches one of W unwanted texts (W,) more clearly than what is wanted (P,), given its cosines."""
-    parts = [
-        engine.match_logits(wanted[[n]], np.array([np.nan]), sound=part.sound) for n, part in enumerate(query.parts)
-    ]
-    logit = float(engine.match_logits(unwanted, np.full(len(unwanted), np.nan)).max())
+def _is_mostly(engine: Engine, query: Query, wanted: np.ndarray, unwanted: np.ndarray, without: Phrases) -> bool:
+    """Whether a clip matches one of W unwanted sounds (W,) more clearly than what is wanted (P,), given its cosines."""
+    unknown = np.array([np.nan])
+    parts = [part.logits(engine, wanted[[n]], unknown) for n, part in enumerate(query.parts)]
+    logit = max(
+        float(engine.match_logits(unwanted[[n]], unknown, scores=phrase.scores)[0])
+        for n, phrase in enumerate(without.each)
+    )
     cutoff = EXCLUSION.clip_score if engine.matching is None else engine.matching.cutoff
     return logit >= math.log(cutoff / (1 - cutoff)) and logit >= float(np.mean(parts)) + EXCLUSION.margin
 
 
-def _is_present(engine: Engine, query: Query, frames: np.ndarray, hop: float, without: np.ndarray) -> bool:
-    """Whether one of W unwanted texts (W, D) occurs in frames (T, D) and explains them better than what is wanted.
+def _is_present(engine: Engine, query: Query, frames: np.ndarray, hop: float, without: Phrases) -> bool:
+    """Whether one of the unwanted sounds occurs in frames (T, D) and explains them better than what is wanted.
 
     The scores of frames for a sound are only comparable if the checkpoint calibrates them.
     """
-    unwanted = median_smooth(engine.frame_score(frames, without), EXCLUSION.median, hop)
+    unwanted = median_smooth(without.frame_score(frames), EXCLUSION.median, hop)
     part = query.parts[0]  # the text, if there is one
     wanted = np.zeros((1, len(frames)), np.float32)
     if not part.sound:
-        wanted = engine.frame_score(frames, part.vector[None])
+        wanted = _first(engine, query).frame_score(frames)
     elif engine.matching is not None:
         logits = engine.match_logits(np.full(len(frames), np.nan), frames @ part.vector, sound=True)
         wanted = 1 / (1 + np.exp(-logits[None]))
@@ -279,13 +295,19 @@ def _is_present(engine: Engine, query: Query, frames: np.ndarray, hop: float, wi
     return bool(((unwanted >= EXCLUSION.frame_score) & clearly).any())
 
 
+def _first(engine: Engine, query: Query) -> Phrases:
+    """The first part of what is wanted: the text, if there is one."""
+    part = query.parts[0]
+    return Phrases(engine, (Phrase("", part.vector, part.scores),))
+
+
 def _logit(scores: np.ndarray) -> np.ndarray:
     """The logits of scores, up to ±14."""
     return np.asarray(np.log(np.clip(scores, 1e-6, 1) / np.clip(1 - scores, 1e-6, 1)))
 
 
-def _find_moments(engine: Engine, library: Library, clips: list[Clip], query: np.ndarray) -> list[list[Moment]]:
-    """For each clip its best moments for the query (D,), from frames scored as in detection."""
+def _find_moments(library: Library, clips: list[Clip], wanted: Phrases) -> list[list[Moment]]:
+    """For each clip its best moments for what is wanted, from frames scored as in detection."""
     moments: list[list[Moment]] = []
     for clip in clips:
         try:
@@ -293,6 +315,6 @@ def _find_moments(engine: Engine, library: Library, clips: list[Clip], query: np
         except ClipNotFound:  # deleted since the search
             moments.append([])
             continue
-        scores = engine.frame_score(frames, query[None])[0]
+        scores = wanted.frame_score(frames)[0]
         moments.append(find_moments(scores, hop, clip.duration, MOMENTS))
     return moments

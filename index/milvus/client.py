@@ -138,11 +138,18 @@ def open_collections(client: Any, url: MilvusUrl, dim: int, checkpoint: str) -> 
             )
         _ensure_collection(client, segments_of(name), schema.segment_schema(client, dim))
         _load(client, segments_of(name), schema.indexes(client, url.index, segments=True))
+        _ensure_collection(client, concepts_of(name), schema.concept_schema(client))
+        _load(client, concepts_of(name), schema.concept_indexes(client))
 
 
 def segments_of(name: str) -> str:
     """Returns the name of the collection with the segments of a clip collection."""
     return f"{name}_segments"
+
+
+def concepts_of(name: str) -> str:
+    """Returns the name of the collection with the concepts of a clip collection."""
+    return f"{name}_concepts"
 
 
 def _ensure_collection(client: Any, name: str, fields: Any) -> None:

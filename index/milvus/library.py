@@ -27,8 +27,16 @@ from typing import Any
 import numpy as np
 
 from index.filters import parse_filter
-from index.milvus.client import connect, library_errors, open_collections, parse_milvus_url, segments_of
+from index.milvus.client import (
+    concepts_of,
+    connect,
+    library_errors,
+    open_collections,
+    parse_milvus_url,
+    segments_of,
+)
 from index.milvus.collection import MAX_HITS, WINDOW, Collection, page, read_cursor, write_cursor
+from index.milvus.concepts import MilvusConcepts
 from index.milvus.filters import expression, query_stems
 from index.milvus.objects import Objects, open_objects
 from index.milvus.schema import (
@@ -69,6 +77,7 @@ class MilvusLibrary:
 
     window = WINDOW
     jobs = None  # a job belongs to one process and its clips to many
+    concepts: MilvusConcepts
 
     def __init__(self, rows: Collection, segments: Collection, objects: Objects, dim: int, index: str) -> None:
         self._rows, self._segments = rows, segments
@@ -99,7 +108,10 @@ class MilvusLibrary:
             raise
         rows = Collection(client, parts.collection, parts.consistency)
         segments = Collection(client, segments_of(parts.collection), parts.consistency)
-        return cls(rows, segments, objects, dim, parts.index)
+        library = cls(rows, segments, objects, dim, parts.index)
+        concepts = Collection(client, concepts_of(parts.collection), parts.consistency)
+        library.concepts = MilvusConcepts(concepts, rows, segments, objects, library._locks, library._clock.now)
+        return library
 
     def close(self) -> None:
         self._segments.close()

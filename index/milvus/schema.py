@@ -164,6 +164,35 @@ def indexes(client: Any, kind: str, segments: bool = False) -> dict[str, Any]:
     return made
 
 
+def concept_schema(client: Any) -> Any:
+    """Returns the schema of the collection."""
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+    schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=40)
+    schema.add_field("kind", DataType.VARCHAR, max_length=16)
+    schema.add_field("concept", DataType.VARCHAR, max_length=32)
+    schema.add_field("name", DataType.VARCHAR, max_length=1024)  # of a concept, in hexadecimal
+    schema.add_field("sha256", DataType.VARCHAR, max_length=64)  # of an example that came as a file
+    schema.add_field("record", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("sound", DataType.VARCHAR, max_length=65_535)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)
+    return schema
+
+
+def concept_indexes(client: Any) -> dict[str, Any]:
+    """Returns the index parameters by field."""
+    wanted: dict[str, dict[str, Any]] = {
+        "vector": {"index_type": "FLAT", "metric_type": "IP", "params": {}},
+        "concept": {"index_type": "INVERTED"},
+    }
+    made = {}
+    for field, options in wanted.items():
+        made[field] = client.prepare_index_params()
+        made[field].add_index(field, **options)
+    return made
+
+
 def stamp(description: dict[str, Any]) -> tuple[str, int] | None:
     """Returns (checkpoint, dim) from the result of `describe_collection`; None if it is not a library."""
     fields = {field["name"]: field for field in description["fields"]}

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class SqliteJobs:
                 (
                     job_id,
                     new.kind,
-                    json.dumps(dict(new.request), ensure_ascii=False),
+                    _dump(new.request),
                     new.key,
                     new.checkpoint,
                     new.texts.astype("<f4").tobytes(),
@@ -123,9 +124,9 @@ class SqliteJobs:
         with self._writing, self._store.write() as change:
             change.execute("DELETE FROM job_events WHERE job = (SELECT number FROM jobs WHERE id = ?)", (job_id,))
             change.execute(
-                "UPDATE jobs SET checkpoint = ?, key = ?, texts = ?, done = 0, reused = 0, events = 0, seconds = 0, "
-                f"source = NULL WHERE id = ? AND {_UNFINISHED}",
-                (new.checkpoint, new.key, new.texts.astype("<f4").tobytes(), job_id),
+                "UPDATE jobs SET request = ?, checkpoint = ?, key = ?, texts = ?, done = 0, reused = 0, events = 0, "
+                f"seconds = 0, source = NULL WHERE id = ? AND {_UNFINISHED}",
+                (_dump(new.request), new.checkpoint, new.key, new.texts.astype("<f4").tobytes(), job_id),
             )
 
     def finish(self, job_id: str, error: str | None = None) -> None:
@@ -209,6 +210,10 @@ def _job(connection: sqlite3.Connection, job_id: str) -> Job:
 
 def _read(columns: tuple) -> Job:
     return Job(*columns[:3], json.loads(columns[3]), *columns[4:])
+
+
+def _dump(request: Mapping[str, Any]) -> str:
+    return json.dumps(dict(request), ensure_ascii=False)
 
 
 def _now() -> str:

@@ -51,6 +51,7 @@ from index.records import (
 from index.segments import SegmentIndexes
 from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
+from index.sqlite.concepts import SqliteConcepts
 from index.sqlite.jobs import SqliteJobs
 from index.sqlite.queries import SqliteVectors
 from index.sqlite.recovery import recover
@@ -86,6 +87,7 @@ class SqliteLibrary:
         self._segments = SegmentIndexes(index.dim)
         self._reserve = DiskReserve(folder / "reserve")
         self._writing = threading.Lock()
+        self.concepts = SqliteConcepts(database, index.dim, self._writing)
         self._broken: str | None = None
         self._changes = 0  # of clips' words
         self._terms = TermCache()
@@ -549,7 +551,7 @@ def _check_database_exists(folder: Path, audio: AudioFiles) -> None:
 def _match_checkpoint(database: Store, folder: Path, checkpoint: str, dim: int) -> None:
     """Makes an empty or fully re-embedded library adopt the checkpoint, or raises CheckpointMismatch."""
     with database.read() as view:
-        found, clips = queries.stamp(view), queries.count(view)
+        found, clips = queries.stamp(view), queries.count(view) + queries.count_sounds(view)
     if found == (checkpoint, dim):
         remove_side(folder, checkpoint)  # left by a crash right after the takeover
         return

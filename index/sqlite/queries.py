@@ -33,6 +33,11 @@ def count(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM clips").fetchone()[0])
 
 
+def count_sounds(connection: sqlite3.Connection) -> int:
+    """Returns the number of sounds that came as examples of concepts."""
+    return int(connection.execute("SELECT count(*) FROM concept_sounds").fetchone()[0])
+
+
 def count_vectors(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM vectors").fetchone()[0])
 

@@ -16,7 +16,14 @@ from index.files import lock_file
 from index.records import LibraryError
 from index.sqlite import queries
 from index.sqlite.audio_files import path_in
-from index.sqlite.store import APPLICATION_ID, AUDIO_FOLDER, DATABASE_FILE, MIGRATIONS, storage_errors
+from index.sqlite.store import (
+    APPLICATION_ID,
+    AUDIO_FOLDER,
+    CONCEPTS_VERSION,
+    DATABASE_FILE,
+    MIGRATIONS,
+    storage_errors,
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,25 @@ class LibraryReader:
         with self.view() as view:
             found = view.execute("SELECT id, sha256, filename FROM clips ORDER BY row")
             return [ClipFile(*columns) for columns in found]
+
+    def sounds(self) -> list[ClipFile]:
+        """Returns the sounds that came as examples of concepts: an example's id, the hash, and its file name."""
+        if self._pragma("user_version") < CONCEPTS_VERSION:
+            return []
+        with self.view() as view:
+            found = view.execute(
+                "SELECT min(id), sha256, min(filename) FROM concept_examples JOIN concept_sounds USING (sha256) "
+                "GROUP BY sha256 ORDER BY min(number)"
+            )
+            return [ClipFile(*columns) for columns in found]
+
+    def sound_audio(self, sha256: str) -> bytes:
+        """Returns the file of an example's sound. Raises FileNotFoundError if it was deleted."""
+        with self.view() as view:
+            found = view.execute("SELECT audio FROM concept_sounds WHERE sha256 = ?", (sha256,)).fetchone()
+        if found is None:
+            raise FileNotFoundError(sha256)
+        return bytes(found[0])
 
     def id_of(self, sha256: str) -> str | None:
         """Returns the id of the clip with this audio, or None."""

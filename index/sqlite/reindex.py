@@ -139,9 +139,10 @@ def remove_side(folder: Path, checkpoint: str) -> bool:
 def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
     """Replaces every clip's vectors by those of the side database, and the library's checkpoint, in one transaction.
 
-    Returns the number of clips that the side database lacks; unless it is 0, nothing was changed. The side database
-    is removed afterwards. Raises LibraryError if it belongs to another checkpoint, StorageFull if there is no space
-    for both.
+    Concepts are fitted anew when they are used next, because their fits belong to the old checkpoint. Returns the
+    number of clips and examples' sounds that the side database lacks; unless it is 0, nothing was changed. The side
+    database is removed afterwards. Raises LibraryError if it belongs to another checkpoint, StorageFull if there is no
+    space for both.
     """
     path, began = side_path(folder, checkpoint), time.monotonic()
     with database.attached(path, "side"):
@@ -156,6 +157,10 @@ def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
                     f"INSERT INTO {table} (row, {columns}) SELECT row, {made} FROM clips "
                     "CROSS JOIN side.embedded USING (sha256) ORDER BY row"
                 )
+            change.execute(
+                "UPDATE concept_sounds SET embedding = new.embedding, hop = new.hop, codes = new.codes "
+                "FROM side.embedded AS new WHERE new.sha256 = concept_sounds.sha256"
+            )
             queries.set_stamp(change, checkpoint, dim)
         database.shrink_log()
     remove_side(folder, checkpoint)
@@ -164,7 +169,7 @@ def take_over(database: Store, folder: Path, checkpoint: str, dim: int) -> int:
 
 
 def _missing(connection: sqlite3.Connection, path: Path, checkpoint: str, dim: int) -> int:
-    """Returns the number of clips that the attached side database lacks."""
+    """Returns the number of clips and examples' sounds that the attached side database lacks."""
     try:
         made = connection.execute("SELECT checkpoint, dim, format FROM side.made").fetchone()
     except sqlite3.OperationalError as error:
@@ -173,8 +178,9 @@ def _missing(connection: sqlite3.Connection, path: Path, checkpoint: str, dim: i
         made = None
     if made != (checkpoint, dim, len(MIGRATIONS)):
         raise LibraryError(f"{path} belongs to another checkpoint or release: remove it and run finelap reindex again")
-    return int(
+    return sum(
         connection.execute(
-            "SELECT count(*) FROM clips WHERE sha256 NOT IN (SELECT sha256 FROM side.embedded)"
+            f"SELECT count(*) FROM {table} WHERE sha256 NOT IN (SELECT sha256 FROM side.embedded)"
         ).fetchone()[0]
+        for table in ("clips", "concept_sounds")
     )

@@ -84,6 +84,38 @@ MIGRATIONS: tuple[str, ...] = (
         SELECT row, segments_of(codes, hop, dim) FROM frames CROSS JOIN library;
     """,
     """
+    CREATE TABLE concepts (                    -- sounds that users teach with examples: index.concepts
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        text TEXT,
+        created TEXT NOT NULL,                 -- RFC 3339, UTC
+        updated TEXT NOT NULL,
+        fitted_to TEXT NOT NULL,               -- the fingerprint of what `fit` was fitted to
+        fit TEXT NOT NULL                      -- JSON; a cache
+    ) STRICT;
+    CREATE TABLE concept_examples (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        concept TEXT NOT NULL REFERENCES concepts (id) ON DELETE CASCADE,
+        label INTEGER NOT NULL,                -- 1: what the concept is, 0: what it isn't
+        clip TEXT,                             -- its id; kept when the clip is deleted, so that the concept can say so
+        sha256 TEXT,                           -- or of a sound that came as a file
+        filename TEXT NOT NULL,
+        start REAL,                            -- seconds; both NULL: the whole recording
+        stop REAL,
+        created TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX examples_of_concept ON concept_examples (concept);
+    CREATE TABLE concept_sounds (
+        sha256 TEXT PRIMARY KEY,               -- of `audio`
+        audio BLOB NOT NULL,                   -- the file
+        duration REAL NOT NULL,                -- seconds
+        embedding BLOB NOT NULL,               -- as in vectors and frames
+        hop REAL NOT NULL,
+        codes BLOB NOT NULL
+    ) STRICT;
+    """,
+    """
     CREATE TABLE jobs (                        -- index.jobs.Job
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -122,6 +154,8 @@ MIGRATIONS: tuple[str, ...] = (
     END;
     """,
 )
+
+CONCEPTS_VERSION = 4  # the version from which a library has concepts
 
 # The terms of the full-text index, for reading: each term with its number of clips, and where each term occurs.
 _VOCABULARY = """

@@ -49,6 +49,7 @@ def _http_api(reader: Reader) -> None:
         assert named is not None, f"{call} is not an endpoint of the service"
         called.add(named)
     prose = {
+        "GET /concepts/{key}/examples/{example_id}/audio",
         "DELETE /clips/{clip_id}",
         "GET /clips/{clip_id}/similar",
         "GET /clips/duplicates",

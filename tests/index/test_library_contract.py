@@ -19,12 +19,20 @@ from index import (
     AudioMissing,
     CheckpointMismatch,
     ClipNotFound,
+    ConceptExists,
+    ConceptNotFound,
+    ContradictoryExamples,
+    ExampleNotFound,
+    ExampleSound,
     InvalidCursor,
     InvalidFilter,
     InvalidMetadata,
     LibraryError,
     NewClip,
+    NewExample,
+    NewSound,
     SqliteLibrary,
+    TooManyExamples,
 )
 from index.library import Library
 from index.quantization import encode_frames
@@ -547,3 +555,104 @@ def test_the_same_audio_from_many_threads_is_one_clip(library: Library, new_clip
     assert sum(created for _, created in results) == 1
     assert len({clip.id for clip, _ in results}) == 1
     assert len(_objects(tmp_path)) == 1
+
+
+# Concepts
+
+
+def _sound(seed: int) -> NewSound:
+    rng = np.random.default_rng(seed)
+    audio = b"example %d" % seed
+    frames = encode_frames(unit(rng.standard_normal((5, DIM))))
+    sha256 = hashlib.sha256(audio).hexdigest()
+    return NewSound(ExampleSound(sha256, 0.8, unit(rng.standard_normal(DIM)), frames, 0.16), audio)
+
+
+def test_concepts_and_examples_are_kept(open_store: Open, new_clip: Make) -> None:
+    library = open_store()
+    clip, _ = library.add(new_clip(1))
+    sound = _sound(1)
+    examples = [
+        NewExample(True, clip.filename, clip.id),
+        NewExample(False, "n.wav", sound=_sound(2)),
+        NewExample(True, "ünïcode.wav", sound=sound),
+    ]
+    made = library.concepts.create('Türklingel\'s "bell"', "a bell", examples)
+    library.concepts.create("another", None, [NewExample(True, clip.filename, clip.id, 0.1, 0.4)])
+    library.concepts.save_fit(made.id, "fingerprint", '{"vector": [1]}')
+    library.concepts.save_fit("0" * 32, "fingerprint", "of a concept that was deleted")
+    library = open_store()
+    store = library.concepts
+    assert [concept.name for concept in store.list()] == ['Türklingel\'s "bell"', "another"]
+    found = store.get(made.name)
+    assert found == store.get(made.id) and (found.text, found.created) == ("a bell", made.created)
+    assert (found.fitted_to, found.fit) == ("fingerprint", '{"vector": [1]}')
+    kept = store.examples(made.id)
+    assert [(e.label, e.clip_id, e.filename) for e in kept] == [
+        (True, clip.id, clip.filename),
+        (False, None, "n.wav"),
+        (True, None, "ünïcode.wav"),
+    ]
+    (part,) = store.examples("another")
+    assert (part.start, part.end) == (0.1, 0.4)
+    assert store.audio(made.id, kept[2].id) == sound.audio
+    (loaded,) = store.sounds([sound.sound.sha256, "f" * 64]).values()
+    assert (loaded.duration, loaded.frame_hop) == (0.8, 0.16)
+    np.testing.assert_allclose(loaded.embedding, sound.sound.embedding, atol=1e-7)
+    np.testing.assert_array_equal(loaded.frames.decode(), sound.sound.frames.decode())
+    vectors = store.vectors([clip.id, "0" * 32])
+    np.testing.assert_allclose(vectors[clip.id].vector, new_clip(1).embedding, atol=1e-7)
+    assert vectors.keys() == {clip.id} and [one.id for one in store.sample(10)] == [clip.id]
+    store.delete(made.id)
+    assert [concept.name for concept in store.list()] == ["another"] and not store.sounds([sound.sound.sha256])
+    for call in (store.get, store.examples, store.delete, store.removed):
+        with pytest.raises(ConceptNotFound):
+            call(made.name)
+
+
+def test_changes_of_concepts(library: Library, new_clip: Make) -> None:
+    store = library.concepts
+    clips = [library.add(new_clip(seed))[0] for seed in range(3)]
+    made = store.create("a", None, [NewExample(True, "x", clips[0].id)])
+    with pytest.raises(ConceptExists):
+        store.create("a", "text", [])
+    renamed = store.update("a", name="b", text="text")
+    assert (renamed.id, renamed.name, renamed.text) == (made.id, "b", "text") and renamed.updated > made.updated
+    store.create("a", "again", [])
+    with pytest.raises(ConceptExists):
+        store.update("b", name="a")
+    assert store.update("b", text="").text is None
+    (added,) = store.add_examples("b", [NewExample(True, "y", clips[1].id, 0.2, 0.4)])
+    (same,) = store.add_examples("b", [NewExample(True, "y", clips[1].id, 0.2, 0.4)])
+    assert same.id == added.id and len(store.examples("b")) == 2
+    contradictory = NewExample(False, "y", clips[1].id, 0.1, 0.35)
+    for new in ([contradictory], [NewExample(True, "z", clips[2].id), NewExample(False, "z", clips[2].id)]):
+        with pytest.raises(ContradictoryExamples):
+            store.add_examples("b", new)
+    assert len(store.examples("b")) == 2, "none of them"
+    store.add_examples("b", [NewExample(False, "y", clips[1].id, 0.35, 0.6), NewExample(False, "z", clips[2].id)])
+    with pytest.raises(TooManyExamples):
+        store.add_examples("b", [NewExample(True, "x", clips[0].id, n, n + 1) for n in range(2000)])
+    store.delete_example("b", added.id)
+    with pytest.raises(ExampleNotFound):
+        store.delete_example("b", added.id)
+    with pytest.raises(ExampleNotFound):
+        store.audio("b", store.examples("b")[0].id)
+    library.delete(clips[2].id)
+    assert [one.clip_id for one in store.examples("b")] == [clips[0].id, clips[1].id] and store.removed("b") == 1
+
+
+def test_several_people_teach_one_concept(library: Library, new_clip: Make) -> None:
+    clips = [library.add(new_clip(seed))[0] for seed in range(8)]
+    store = library.concepts
+    store.create("shared", "text", [])
+
+    def teach(number: int) -> None:
+        own = NewExample(number % 2 == 0, "x", clips[number].id)
+        store.add_examples("shared", [own, NewExample(True, "s", sound=_sound(1))])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(teach, range(8)))
+    found = store.examples("shared")
+    assert sorted(one.clip_id for one in found if one.clip_id) == sorted(clip.id for clip in clips)
+    assert len(found) == 9, "the sound that all of them gave is one example"

@@ -1,5 +1,7 @@
 """Changes a library without end and says after each change that it was made; to be killed. Run by test_crash.py.
 
+With the argument "concepts" it teaches concepts, with fits between the examples.
+
 Prints one JSON line for each change that returned, its intent before it begins: ["begin" | "done", verb, ids or seeds].
 """
 
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from index import NewClip, SqliteLibrary
+from index import ExampleSound, NewClip, NewExample, NewSound, SqliteLibrary, encode_frames
 
 DIM = 32
 
@@ -67,9 +69,42 @@ def work(library: SqliteLibrary, first_seed: int) -> None:
             say("done", verb, [number])
 
 
+def sound_of(seed: int) -> NewSound:
+    """An example's sound that belongs to this seed."""
+    clip = clip_of(seed, 0)
+    assert isinstance(clip.audio, bytes) and isinstance(clip.frames, np.ndarray)
+    sound = ExampleSound(clip.sha256, clip.duration, clip.embedding, encode_frames(clip.frames), clip.frame_hop)
+    return NewSound(sound, clip.audio)
+
+
+def teach(library: SqliteLibrary, first_seed: int) -> None:
+    """Creates a concept, and adds and deletes its examples; a fit is stored after each."""
+    choose = random.Random(first_seed)
+    name, seed = f"concept {first_seed}", first_seed
+    say("begin", "add", [seed])
+    concept = library.concepts.create(name, None, [NewExample(True, str(seed), sound=sound_of(seed))])
+    say("done", "add", [seed])
+    mine: dict[int, str] = {}
+    while True:
+        if mine and choose.random() < 0.3:
+            number = choose.choice(list(mine))
+            say("begin", "delete", [number])
+            library.concepts.delete_example(name, mine.pop(number))
+            say("done", "delete", [number])
+        else:
+            seed += 1
+            say("begin", "add", [seed])
+            (added,) = library.concepts.add_examples(
+                name, [NewExample(bool(seed % 3), str(seed), sound=sound_of(seed))]
+            )
+            mine[seed] = added.id
+            say("done", "add", [seed])
+        library.concepts.save_fit(concept.id, str(seed), "x" * 5000)
+
+
 if __name__ == "__main__":
     library = SqliteLibrary.open(Path(sys.argv[1]), dim=DIM, checkpoint="crash")
     say("open", library.recovery_report)
     start = int(sys.argv[2])
     for offset in (0, 100_000):
-        threading.Thread(target=work, args=(library, start + offset)).start()
+        threading.Thread(target=teach if "concepts" in sys.argv else work, args=(library, start + offset)).start()

@@ -651,3 +651,45 @@ def test_embed_without_readable_files_writes_nothing(
     (tmp_path / "broken.wav").write_text("text")
     assert main(["embed", str(tmp_path / "broken.wav"), "-o", str(tmp_path / "out.npz")]) == 1
     assert not (tmp_path / "out.npz").exists()
+
+
+# Concepts
+
+
+def test_concepts_are_taught_and_used(
+    server: str, folder: Path, tmp_path: Path, sounds: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        assert main(["concepts", *arguments]) == code
+        return capsys.readouterr().out
+
+    main(["ingest", str(folder)])
+    example = tmp_path / "an example.wav"
+    example.write_bytes(sounds.wav(1600, 2))
+    with Client(server) as client:
+        ids = {clip.filename: clip.id for clip in client.clips()}
+    capsys.readouterr()
+    assert run("list") == "no concepts\n"
+    taught = run("teach", "mid beep", "--positive", str(example), "--negative", ids["low.wav"])
+    assert taught.splitlines()[1].endswith("mid beep") and "quality needs" in taught
+    run("teach", "mid beep", "--text", "a beep", "--positive", f"{ids['mid.FLAC']}@0-0.8")
+    (concept,) = json.loads(run("list", "--json"))
+    assert (concept["positives"], concept["negatives"], concept["text"]) == (2, 1, "a beep")
+    main(["search", "concept:mid beep", "--json"])
+    assert json.loads(capsys.readouterr().out)["hits"][0]["clip"]["filename"] == "mid.FLAC"
+    assert ids["low.wav"] not in run("suggest", "mid beep") and json.loads(run("suggest", "mid beep", "--json"))
+    labels = tmp_path / "labels.csv"
+    run("export", "mid beep", "--format", "csv", "-o", str(labels))
+    assert [row["event_label"] for row in csv.DictReader(labels.open(encoding="utf-8"))] == [
+        "mid beep",
+        "not mid beep",
+        "mid beep",
+    ]
+    labels.write_text("0.1\t0.9\tbeep\n", encoding="utf-8")
+    added = run("import", "mid beep", str(labels), "--format", "audacity", "--clip", ids["mid.FLAC"], "--label", "beep")
+    assert added.startswith("1 examples")
+    failure(["concepts", "teach", "mid beep"], 2, capsys)
+    failure(["concepts", "teach", "x", "--positive", "no file@and-no stretch"], 2, capsys)
+    assert "no concept" in failure(["concepts", "suggest", "nothing"], 1, capsys)
+    run("delete", "mid beep")
+    assert run("list") == "no concepts\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -328,6 +329,43 @@ async def test_backup_and_restore(
     assert "missing in the library" in capsys.readouterr().err
     assert main(["restore", str(tmp_path / "nowhere"), "--data-dir", str(tmp_path / "x")]) == 1
     assert capsys.readouterr().err == f"finelap restore: {tmp_path / 'nowhere'} is not a folder of backups\n"
+
+
+async def test_concepts_survive_backup_restore_and_reindex(
+    make_settings: Callable[..., Settings],
+    open_client: Callable[..., httpx.AsyncClient],
+    turned: Turned,
+    fake_model: Any,
+    sounds: SimpleNamespace,
+    tmp_path: Path,
+) -> None:
+    settings, folders = make_settings(), (tmp_path / "data", tmp_path / "restored")
+
+    async def found(client: httpx.AsyncClient) -> list[str]:
+        hits = (await client.get("/search", params={"q": "concept:high beep", "k": 3})).json()["hits"]
+        return sorted(hit["clip"]["filename"] for hit in hits if hit["score"] > 0.5)
+
+    app = open_app(settings, fake_model)
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        ids = {name: await add(client, sounds.wav(hz, seconds), name) for name, hz, seconds in (
+            ("a.wav", 3200, 1), ("b.wav", 3200, 2), ("c.wav", 200, 1), ("d.wav", 400, 1), ("e.wav", 800, 3)
+        )}  # fmt: skip
+        files = {"positive": ("example.wav", sounds.wav(3200, 1.5))}
+        form = {"name": "high beep", "examples": json.dumps([{"clip_id": ids["c.wav"], "label": False}])}
+        assert (await client.post("/concepts", data=form, files=files)).status_code == 201
+        before = (await client.get("/concepts/high beep")).json()
+        assert await found(client) == ["a.wav", "b.wav"]
+        assert main(["backup", str(tmp_path / "backups"), "--data-dir", str(folders[0])]) == 0
+    assert main(["restore", str(tmp_path / "backups"), "--data-dir", str(folders[1])]) == 0
+    assert await asyncio.to_thread(main, ["reindex", "--checkpoint", "new", "--data-dir", str(folders[0])]) == 0
+    for folder, model in ((folders[1], fake_model), (folders[0], turned)):
+        app = open_app(make_settings(data_dir=folder), model)
+        async with app.router.lifespan_context(app), open_client(app) as client:
+            assert await found(client) == ["a.wav", "b.wav"], model
+            assert (await client.get("/concepts/high beep")).json() == before
+            example = (await client.get("/concepts/high beep/examples")).json()["examples"][-1]
+            audio = await client.get(f"/concepts/high beep/examples/{example['id']}/audio")
+            assert audio.content == sounds.wav(3200, 1.5)
 
 
 async def test_finelap_small_with_changed_weights(

@@ -707,3 +707,33 @@ def test_one_or_several_files() -> None:
     assert as_list(("a", b"")) == [("a", b"")] and as_list(("a", file)) == [("a", file)]
     assert as_list(pairs) == pairs and as_list(["a", "b"]) == ["a", "b"] == as_list(("a", "b"))
     assert as_list((Path("a"), file)) == [Path("a"), file]
+
+
+# Concepts
+
+
+def test_concepts(both: Both, low: api.Clip, sounds: SimpleNamespace) -> None:
+    part = {"clip_id": low.id, "start": 0.0, "end": 1.9}
+    with Client(both.server) as client:
+        made = client.create_concept("hum", positive=part, negative_files=[("high.wav", sounds.wav(3200))])
+        assert (made.positives, made.negatives, made.quality, made.failed) == (1, 1, None, ())
+        mixed = client.create_concept(
+            "other", "tone 1600", positive_files=[("a.wav", b"broken"), ("b.wav", sounds.wav(1600))]
+        )
+        assert [one.filename for one in mixed.failed] == ["a.wav"] and mixed.positives == 1
+    assert list(both.concepts()) == [both.concept("hum"), both.concept("other")]
+    added = both.add_examples("hum", negative=[{"clip_id": low.id, "start": 2.1, "end": 4.0}])
+    assert added.concept.negatives == 2 and added.examples[0].start == 2.1
+    assert both.search("concept:hum", k=1).hits[0].score > 0.5
+    text = both.export_labels("hum", "audacity", clip_id=low.id)
+    assert text == "0.000\t1.900\thum\n2.100\t4.000\tnot hum\n"
+    again = both.import_labels("hum", ("labels.txt", text.encode()), "audacity", clip_id=low.id)
+    assert again.concept.positives == 1 and len(again.examples) == 2
+    assert both.suggestions("other", 3)[0].clip.id == low.id
+    assert both.update_concept("other", text=None).text is None
+    with Client(both.server) as client:
+        client.delete_example("hum", added.examples[0].id)
+        assert len(client.examples("hum")) == 2
+        client.delete_concept("hum")
+    with pytest.raises(api.NotFound):
+        both.concept("hum")

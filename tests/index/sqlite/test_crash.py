@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from index import SqliteLibrary
-from tests.support.crash_writer import clip_of
+from tests.support.crash_writer import clip_of, sound_of
 
 ROUNDS = int(os.environ.get("FINELAP_CRASH_ROUNDS", "8"))  # kills
 REPO = Path(__file__).parents[3]
 WRITER = REPO / "tests/support/crash_writer.py"
 
 
-def _run_and_kill(folder: Path, start: int, changes: int, delay: float) -> list[list]:
+def _run_and_kill(folder: Path, start: int, changes: int, delay: float, *more: str) -> list[list]:
     """Kills a writer `delay` seconds after it acknowledged so many changes; the lines it printed whole."""
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, str(WRITER), str(folder), str(start)]
+    command = [sys.executable, str(WRITER), str(folder), str(start), *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     assert process.stdout
     output, done = b"", 0
@@ -95,3 +95,32 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
             names = {path.name for path in (tmp_path / "library" / "audio").rglob("*") if path.is_file()}
             assert names == {clip.sha256 for clip in clips}
             versions = {seed: clip.metadata["version"] for seed, clip in there.items()}
+
+
+def test_concepts_survive_kills(tmp_path: Path) -> None:
+    choose = random.Random(3)
+    there: set[int] = set()  # examples that must be there
+    for turn in range(3):
+        lines = _run_and_kill(
+            tmp_path / "library", turn * 1_000_000, choose.randint(3, 60), choose.uniform(0, 0.02), "concepts"
+        )
+        begun: dict[tuple[str, int], None] = {}
+        for state, verb, (seed, *_) in (line for line in lines if line[0] != "open"):
+            if state == "begin":
+                begun[verb, seed] = None
+                continue
+            del begun[verb, seed]
+            (there.add if verb == "add" else there.discard)(seed)
+        with SqliteLibrary.open(tmp_path / "library", dim=32, checkpoint="crash") as library:
+            store = library.concepts
+            examples = {
+                int(one.filename): (concept, one) for concept in store.list() for one in store.examples(concept.id)
+            }
+            may_add = {seed for verb, seed in begun if verb == "add"}
+            may_go = {seed for verb, seed in begun if verb == "delete"}
+            assert there - may_go <= set(examples) <= there | may_add
+            there = set(examples)
+            stored = store.sounds([one.sha256 or "" for _, one in examples.values()])
+            for seed, (concept, one) in examples.items():
+                assert one.label == (bool(seed % 3) if seed % 100_000 else True)
+                assert store.audio(concept.id, one.id) == sound_of(seed).audio and one.sha256 in stored

@@ -1,0 +1,321 @@
+"""Concepts: teaching them, and the heads that are fitted to their examples.
+
+A head is fitted when it is needed, and stored with the fingerprint of what it was fitted to. So a deleted clip, another
+checkpoint, or a crash between an example and its fit need no care of their own: the fingerprint differs.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from app.errors import BodyTooLarge, Invalid
+from app.export.labels import LabelRow
+from app.inference.batcher import Urgency
+from app.inference.engine import Engine
+from app.services.audio_source import AudioFile, embed_file
+from app.services.ingest import Failure, each_file
+from app.state import AppState
+from index import (
+    Clip,
+    ClipNotFound,
+    Concept,
+    ConceptExample,
+    ConceptUntaught,
+    ExampleSound,
+    FrameCodes,
+    Library,
+    NewExample,
+    NewSound,
+    cut_segments,
+    encode_frames,
+    fit_fingerprint,
+)
+from model.concepts.fit import VERSION, Background, Labelled, fit_head
+from model.concepts.head import Head, HeadScores, Quality, Scores
+
+SAMPLE = 512  # clips of the library that stand for all other sounds
+NOT = "not "  # before a concept's name: the label of what it isn't
+MAX_SOUND_BYTES = 32 << 20  # of an example that comes as a file
+_SLACK = 0.1  # seconds by which a stretch may exceed its clip, because durations are rounded
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """An example of the library: a clip, or the stretch of it from `start` to `end`, in seconds."""
+
+    clip_id: str
+    start: float | None
+    end: float | None
+    label: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """A concept with its examples and its head. removed: how many examples were deleted with their clips."""
+
+    concept: Concept
+    examples: Sequence[ConceptExample]
+    head: Head | None
+    removed: int
+
+    @property
+    def positives(self) -> int:
+        return sum(one.label for one in self.examples)
+
+
+# Teaching
+
+
+async def create(
+    state: AppState, name: str, text: str | None, stretches: Sequence[Stretch], files: Sequence[tuple[AudioFile, bool]]
+) -> tuple[Taught, list[Failure]]:
+    """A new concept with its first examples, and the files that failed.
+
+    Raises Invalid without a text and a positive example, ConceptExists, and what `read_examples` does.
+    """
+    if not text and not any(one.label for one in stretches) and not any(label for _, label in files):
+        raise Invalid("A concept needs a `text` or at least one positive example.")
+    examples, failures = await read_examples(state, stretches, files)
+    if not text and not any(one.label for one in examples):
+        raise next(failure.error for failure in failures)
+    concept = await state.write(state.library.concepts.create, name, text, examples)
+    return await taught(state, concept.id), failures
+
+
+async def add_examples(
+    state: AppState, key: str, stretches: Sequence[Stretch], files: Sequence[tuple[AudioFile, bool]]
+) -> tuple[list[ConceptExample], list[Failure]]:
+    """Adds examples, and returns them with the files that failed. The concept is fitted anew.
+
+    Raises ConceptNotFound, ContradictoryExamples, TooManyExamples, and what `read_examples` does.
+    """
+    concept = await state.read(state.library.concepts.get, key)
+    examples, failures = await read_examples(state, stretches, files)
+    added = await state.write(state.library.concepts.add_examples, concept.id, examples) if examples else []
+    await taught(state, concept.id)
+    return added, failures
+
+
+async def read_examples(
+    state: AppState, stretches: Sequence[Stretch], files: Sequence[tuple[AudioFile, bool]]
+) -> tuple[list[NewExample], list[Failure]]:
+    """The examples with what is stored of them, and the files that failed.
+
+    Raises ClipNotFound, and Invalid for stretches outside of their clips.
+    """
+    clips = await state.read(state.library.clips, list({one.clip_id for one in stretches}))
+    of_clips = [_within(one, clips) for one in stretches]
+    labels = {file: label for file, label in files}
+    outcomes = await each_file([file for file, _ in files], lambda file: _embed(state, file, labels[file]))
+    of_files = [one for one in outcomes if not isinstance(one, Failure)]
+    return of_clips + of_files, [one for one in outcomes if isinstance(one, Failure)]
+
+
+def _within(one: Stretch, clips: dict[str, Clip]) -> NewExample:
+    clip = clips.get(one.clip_id)
+    if clip is None:
+        raise ClipNotFound(one.clip_id)
+    if one.start is None and one.end is None:
+        return NewExample(one.label, clip.filename, clip.id)
+    start, end = one.start or 0.0, clip.duration if one.end is None else one.end
+    if not start < end or start >= clip.duration or end > clip.duration + _SLACK:
+        raise Invalid(
+            f"The stretch from {start:g} to {end:g} s is not within clip {clip.id}, which lasts {clip.duration:g} s."
+        )
+    return NewExample(one.label, clip.filename, clip.id, start, min(end, clip.duration))
+
+
+async def _embed(state: AppState, file: AudioFile, label: bool) -> NewExample:
+    """An example that comes as a file. One that is in the library already is an example of that clip."""
+    audio = await state.compute(_read, file)
+    sha256 = hashlib.sha256(audio).hexdigest()
+    clip = await state.read(state.library.find, sha256)
+    if clip is not None:
+        return NewExample(label, clip.filename, clip.id)
+    stream, frames = await embed_file(state, file)
+    sound = ExampleSound(sha256, stream.duration, stream.embedding, encode_frames(frames), stream.frame_hop)
+    return NewExample(label, file.filename, sound=NewSound(sound, audio))
+
+
+def _read(file: AudioFile) -> bytes:
+    file.binary.seek(0)
+    audio = file.binary.read(MAX_SOUND_BYTES + 1)
+    if len(audio) > MAX_SOUND_BYTES:
+        raise BodyTooLarge(
+            f"An example that comes as a file may have {MAX_SOUND_BYTES >> 20} MB. Add the recording to the library, "
+            "and use the stretch with the sound."
+        )
+    return audio
+
+
+# Heads
+
+
+def warm_up() -> None:
+    """Imports what a fit needs, which takes a second, so that the first concept doesn't wait for it."""
+    importlib.import_module("scipy.optimize")
+
+
+async def fitted_head(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Head:
+    """The head of a concept. Raises ConceptNotFound, and ConceptUntaught without a text and a positive example."""
+    found = await taught(state, key, urgency=urgency)
+    if found.head is None:
+        raise ConceptUntaught(found.concept.name)
+    return found.head
+
+
+async def taught(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Taught:
+    """A concept with its examples and its head, which is fitted if what it depends on has changed."""
+    concept, examples, removed = await state.read(_load, state.library, key)
+    if not concept.text and not any(one.label for one in examples):
+        return Taught(concept, examples, None, removed)
+    fitted_to = fit_fingerprint(concept, examples, f"{state.engine.stamp} {VERSION}")
+    if concept.fitted_to == fitted_to:
+        return Taught(concept, examples, _head_from_json(concept.fit), removed)
+    text = None
+    if concept.text:
+        (text,) = await state.engine.embed_texts([concept.text], urgency=urgency)
+    head = await state.compute(_fit, state.engine, state.library, examples, text)
+    await state.write(state.library.concepts.save_fit, concept.id, fitted_to, _head_to_json(head))
+    return Taught(concept, examples, head, removed)
+
+
+def _load(library: Library, key: str) -> tuple[Concept, list[ConceptExample], int]:
+    concept = library.concepts.get(key)
+    return concept, library.concepts.examples(concept.id), library.concepts.removed(concept.id)
+
+
+def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], text: np.ndarray | None) -> Head:
+    sample = library.concepts.sample(SAMPLE)
+    dim = engine.dim
+    background = Background(
+        [one.id for one in sample],
+        np.stack([one.vector for one in sample]) if sample else np.empty((0, dim), np.float32),
+        [one.segments for one in sample],
+    )
+    return fit_head(labelled(library, examples), background, text, engine.text_scores)
+
+
+def labelled(library: Library, examples: Sequence[ConceptExample]) -> list[Labelled]:
+    """The examples' vectors, without those that were deleted in the meantime."""
+    whole = library.concepts.vectors([e.clip_id for e in examples if e.clip_id and e.start is None])
+    codes = library.frame_codes_of([e.clip_id for e in examples if e.clip_id and e.start is not None])
+    sounds = library.concepts.sounds([e.sha256 for e in examples if e.sha256])
+    found = []
+    for one in examples:
+        if one.sha256 in sounds:
+            sound = sounds[one.sha256]
+            segments = cut_segments(sound.frames, sound.frame_hop).decode()
+            found.append(Labelled(one.label, one.recording, sound.embedding, segments))
+        elif one.clip_id in whole and one.start is None:
+            vectors = whole[one.clip_id]
+            found.append(Labelled(one.label, one.recording, vectors.vector, vectors.segments))
+        elif one.clip_id in codes and one.start is not None and one.end is not None:
+            frames, hop = codes[one.clip_id]
+            part = cut_frames(frames, hop, one.start, one.end)
+            segments = cut_segments(encode_frames(part), hop).decode()
+            found.append(Labelled(one.label, one.recording, unit(part.mean(axis=0)), segments, located=True))
+    return found
+
+
+def cut_frames(frames: FrameCodes, hop: float, start: float, end: float) -> np.ndarray:
+    """The frames (t, D) between two times, at least one."""
+    first = min(int(start / hop), len(frames) - 1)
+    return frames.decode(first, max(first + 1, math.ceil(end / hop)))
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """The vector at unit length."""
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), dtype=np.float32)
+
+
+# The stored form
+
+
+def _head_to_json(head: Head) -> str:
+    return json.dumps(
+        {
+            "vector": base64.b64encode(head.vector.astype("<f4").tobytes()).decode(),
+            "scores": None if head.scores is None else asdict(head.scores),
+            "threshold": head.threshold,
+            "quality": None if head.quality is None else asdict(head.quality),
+            "reason": head.reason,
+        }
+    )
+
+
+def _head_from_json(text: str) -> Head:
+    stored = json.loads(text)
+    scores, quality = stored["scores"], stored["quality"]
+    return Head(
+        np.frombuffer(base64.b64decode(stored["vector"]), "<f4").astype(np.float32),
+        None if scores is None else HeadScores(**{kind: Scores(**pair) for kind, pair in scores.items()}),
+        stored["threshold"],
+        None if quality is None else Quality(**quality),
+        stored["reason"],
+    )
+
+
+# Labels
+
+
+async def as_labels(state: AppState, name: str, examples: Sequence[ConceptExample]) -> list[LabelRow]:
+    """Examples as labels: negative ones have "not " before the concept's name."""
+    clips = await state.read(state.library.clips, list({one.clip_id for one in examples if one.clip_id}))
+    sounds = await state.read(state.library.concepts.sounds, [one.sha256 for one in examples if one.sha256])
+    rows = []
+    for one in examples:
+        start, end = one.start, one.end
+        if start is None or end is None:
+            known = clips.get(one.clip_id or "") or sounds.get(one.sha256 or "")
+            start, end = 0.0, known.duration if known is not None else 0.0
+        rows.append(LabelRow(start, end, name if one.label else NOT + name, one.filename))
+    return rows
+
+
+async def from_labels(
+    state: AppState, key: str, rows: Sequence[LabelRow], clip_id: str | None, label: str | None
+) -> tuple[list[Stretch], int]:
+    """The examples that a label file has of a concept, and the number of its other rows.
+
+    Rows belong to the clip `clip_id`, or to the clips with their file names. Raises Invalid if the file has no row of
+    the concept, or names a file that the library doesn't have or has several times; ClipNotFound.
+    """
+    concept = await state.read(state.library.concepts.get, key)
+    names = [label] if label else [name for name in (concept.name, concept.text) if name]
+    known = {name.casefold(): True for name in names} | {(NOT + name).casefold(): False for name in names}
+    labels = {row.label.casefold() for row in rows}
+    if labels == {""}:  # selections without labels are all of the concept
+        known[""] = True
+    wanted = [row for row in rows if row.label.casefold() in known]
+    if not wanted:
+        found = ", ".join(repr(one) for one in sorted({row.label for row in rows})[:10]) or "none"
+        asked = " or ".join(map(repr, names))
+        raise Invalid(f"No row has the label {asked}; the labels are {found}. Choose one with `label`.")
+    if clip_id is not None:
+        clip = await state.read(state.library.get, clip_id)
+        if len({row.filename for row in rows}) > 1:
+            wanted = [row for row in wanted if row.filename == clip.filename]
+        clips = {row.filename: clip for row in wanted}
+    else:
+        clips = {name: await state.read(_clip_named, state.library, name) for name in {row.filename for row in wanted}}
+    stretches = [Stretch(clips[row.filename].id, row.start, row.end, known[row.label.casefold()]) for row in wanted]
+    return stretches, len(rows) - len(wanted)
+
+
+def _clip_named(library: Library, filename: str) -> Clip:
+    if not filename:
+        raise Invalid("The labels don't name a recording: provide `clip_id`.")
+    found, _ = library.list(2, filter={"filename": filename})
+    if len(found) != 1:
+        how_many = "no clip has" if not found else "several clips have"
+        raise Invalid(f"{how_many} the file name {filename!r}: provide `clip_id`.")
+    return found[0]

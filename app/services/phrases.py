@@ -1,0 +1,104 @@
+"""Phrases as vectors and scores: texts, and concepts that were taught with examples, written `concept:NAME`.
+
+Whatever takes phrases or queries resolves them here, so that a concept stands wherever a phrase does. Its vector is
+searched with as a text's is, but its cosines become scores with its own temperatures and biases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from app.errors import Invalid
+from app.inference.batcher import Urgency
+from app.inference.engine import Engine
+from app.services.concepts import fitted_head
+from app.state import AppState
+from model.concepts.head import HeadScores
+
+PREFIX = "concept:"
+
+
+def concept_name(phrase: str) -> str | None:
+    """The name in `concept:NAME`; None for any other phrase."""
+    return phrase.removeprefix(PREFIX).strip() if phrase.startswith(PREFIX) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Phrase:
+    """A phrase: its embedding (D,) of unit length, and how its cosines become scores; None: as those of texts do."""
+
+    text: str
+    vector: np.ndarray
+    scores: HeadScores | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Phrases:
+    """P phrases and their scores."""
+
+    engine: Engine
+    each: tuple[Phrase, ...]
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """The embeddings (P, D)."""
+        return np.stack([phrase.vector for phrase in self.each])
+
+    def frame_score(self, frames: np.ndarray) -> np.ndarray:
+        """Frames (T, D) → scores (P, T). Use a thread for long recordings."""
+        scores = self.engine.frame_score(frames, self.vectors)
+        for row, phrase in zip(scores, self.each, strict=True):
+            if phrase.scores is not None:
+                row[:] = _sigmoid(phrase.scores.frame.logits(frames @ phrase.vector))
+        return scores
+
+    def clip_score(self, clip: np.ndarray) -> np.ndarray:
+        """A clip's embedding (D,) → scores (P,)."""
+        scores = self.engine.clip_score(clip[None], self.vectors)[0]
+        for number, phrase in enumerate(self.each):
+            if phrase.scores is not None:
+                scores[number] = _sigmoid(phrase.scores.clip.logits(clip @ phrase.vector))
+        return scores
+
+    def probabilities(self, clip: np.ndarray) -> np.ndarray:
+        """A clip's embedding (D,) → probabilities (P,): the softmax of the logits of the scores."""
+        logits = self.engine.clip_logits(clip, self.vectors)
+        for number, phrase in enumerate(self.each):
+            if phrase.scores is not None:
+                logits[number] = phrase.scores.clip.logits(clip @ phrase.vector)
+        weights = np.exp(logits - logits.max())
+        return np.asarray(weights / weights.sum())
+
+
+async def embed_phrases(engine: Engine, texts: Sequence[str]) -> Phrases:
+    """Texts alone, without a library. Raises Invalid for a concept, QueueFull, Closed."""
+    if concepts := [text for text in texts if concept_name(text) is not None]:
+        raise Invalid(f"{concepts[0]!r} is a concept of a library: it needs a service.")
+    vectors = await engine.embed_texts(texts)
+    return Phrases(engine, tuple(Phrase(text, vector) for text, vector in zip(texts, vectors, strict=True)))
+
+
+async def resolve(state: AppState, phrases: Sequence[str], *, urgency: Urgency = Urgency.INTERACTIVE) -> Phrases:
+    """The vectors and scores of texts and concepts. Raises ConceptNotFound, ConceptUntaught, QueueFull, Closed."""
+    names = {phrase: name for phrase in phrases if (name := concept_name(phrase)) is not None}
+    texts = [phrase for phrase in dict.fromkeys(phrases) if phrase not in names]
+
+    async def of_concept(phrase: str) -> Phrase:
+        head = await fitted_head(state, names[phrase], urgency=urgency)
+        return Phrase(phrase, head.vector, head.scores)
+
+    vectors, *concepts = await asyncio.gather(
+        state.engine.embed_texts(texts, urgency=urgency), *(of_concept(phrase) for phrase in names)
+    )
+    found = {text: Phrase(text, vector) for text, vector in zip(texts, vectors, strict=True)}
+    found.update((concept.text, concept) for concept in concepts)
+    return Phrases(state.engine, tuple(found[phrase] for phrase in phrases))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -60, 60))), dtype=np.float32)

@@ -1,0 +1,310 @@
+"""How well a concept finds the rest of its sounds after 0, 1, 3, 5, 10 and 20 examples.
+
+    python -m benchmarks.quality.concepts ../shared/sfx --work work --out concepts.json
+
+Sounds of the validation packages, which the checkpoint has not trained on, are the library. A concept is a word that
+six or more of their labels have ("footstep", "explosion"), or two such words: a sound that no phrase names. Examples
+are drawn at random, and the other clips are ranked by the service's rule. Compared are
+
+- text: the phrase alone;
+- example: search by the mean of the examples, as `like` does;
+- head: the concept's head without a text;
+- concept: the head with the text, as a user teaches it.
+
+Event F1 is measured in recordings of twenty seconds that have no example: four sounds each, in faint noise.
+`--familiar` adds the labels of six or more clips of all packages, which the checkpoint has trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from benchmarks.common import REPO, load, machine, revision, table, write_json
+from benchmarks.quality.recordings import SILENCE, background_samples, compose
+from benchmarks.quality.sounds import CachedModel, Sounds
+from index.quantization import encode_frames
+from index.segments import cut_segments
+from model.concepts.fit import SETTINGS, Background, HeadSettings, Labelled, fit_head
+from model.concepts.head import Head, HeadScores, Scores
+from model.config import SAMPLE_RATE
+from model.detection import DetectionSettings, find_events
+from model.finelap import FineLAP
+from training.data.activity import trim
+from training.evaluation.metrics import match_events
+
+CHECKPOINT = REPO / "checkpoints" / "finelap-small"
+WORDS = (
+    "ambience", "digging", "door", "engine", "explosion", "fire", "footstep", "glass", "gravel", "laugh", "metal",
+    "water",
+)  # fmt: skip
+COUNTS = (0, 1, 3, 5, 10, 20)
+LEAST = 3  # clips that are left to be found
+PAIRS = 20
+SAMPLE = 512  # clips of the background, as in the service
+RECORDINGS, SECONDS, EVENTS = 70, 20.0, 4
+THRESHOLDS = tuple(np.round(np.arange(0.05, 1, 0.05), 2).tolist())
+
+Scorer = Callable[[Head], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """A concept to be taught: its text, and which clips of the library have it."""
+
+    kind: str
+    name: str
+    text: str
+    clips: np.ndarray  # (N,) bool
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """An embedded library: vectors of clips (N, D), segments and frames of each."""
+
+    clips: np.ndarray
+    segments: list[np.ndarray]
+    frames: list[np.ndarray]
+    labels: list[str]
+
+    @classmethod
+    def of(cls, model: CachedModel, waveforms: Sequence[np.ndarray], labels: list[str]) -> Clips:
+        found = model.encode_audio(waveforms, SAMPLE_RATE)
+        codes = [encode_frames(e.frames.numpy()) for e in found]
+        segments = [cut_segments(code, e.frame_hop).decode() for code, e in zip(codes, found, strict=True)]
+        return cls(np.stack([e.clip.numpy() for e in found]), segments, [c.decode() for c in codes], labels)
+
+    def logits(self, head: Head, scores: HeadScores) -> np.ndarray:
+        """The service's logits (N,): of the clip or of its best segment."""
+        whole = scores.clip.logits(self.clips @ head.vector)
+        parts = [scores.segment.logits(s @ head.vector).max() for s in self.segments]
+        return np.maximum(whole, parts)
+
+    def background(self, count: int) -> Background:
+        """A sample of clips, as ConceptStore.sample returns."""
+        places = np.unique(np.linspace(0, len(self.clips) - 1, min(count, len(self.clips))).astype(int))
+        return Background([str(i) for i in places], self.clips[places], [self.segments[i] for i in places])
+
+    def example(self, place: int, label: bool = True) -> Labelled:
+        return Labelled(label, str(place), self.clips[place], self.segments[place])
+
+
+def word_concepts(labels: Sequence[str], kind: str = "one") -> list[Concept]:
+    """A concept for each of WORDS, or for pairs of them ("two")."""
+    words = [set(label.lower().split()) for label in labels]
+    has = {word: np.array([word in own for own in words]) for word in WORDS}
+    if kind == "one":
+        return [Concept("one sound", w, w, h) for w, h in has.items() if h.sum() >= 6]
+    rng, pairs = np.random.default_rng(7), []
+    while len(pairs) < PAIRS:
+        pair = tuple(sorted(rng.choice(WORDS, 2, replace=False).tolist()))
+        if pair not in pairs:
+            pairs.append(pair)
+    return [Concept("two sounds", f"{a} + {b}", f"{a} or {b}", has[a] | has[b]) for a, b in pairs]
+
+
+def label_concepts(labels: Sequence[str]) -> list[Concept]:
+    """A concept for each label of six or more clips."""
+    found = [label for label, count in sorted(Counter(labels).items()) if count >= 6]
+    return [Concept("familiar labels", label, label, np.array(labels) == label) for label in found]
+
+
+def text_scores(model: FineLAP | CachedModel) -> HeadScores:
+    """As Engine.text_scores."""
+    pairs = [Scores(float(t.detach()), float(b.detach())) for t, b in (
+        (model.temp_global, model.b_global), (model.temp_local, model.b_local)
+    )]  # fmt: skip
+    matching = model.config.matching
+    segment = pairs[0] if matching is None else Scores(*matching.segment)
+    return HeadScores(pairs[0], segment, pairs[1])
+
+
+class Measurement:
+    """Teaches concepts of one library and measures them."""
+
+    def __init__(self, model: CachedModel, library: Clips, settings: HeadSettings, draws: int) -> None:
+        self.library, self._settings, self._draws = library, settings, draws
+        self._scores = text_scores(model)
+        matching = model.config.matching
+        assert matching is not None
+        sound = Scores(*matching.sound)
+        self._sound = HeadScores(sound, sound, sound)
+        self._cutoff = matching.cutoff
+        self._model = model
+        self._background = library.background(SAMPLE)
+
+    def heads(self, text: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[str, Head, HeadScores]]:
+        """Each method's head for examples (n,), with how it scores."""
+        yield "text", Head(text, None), self._scores
+        if not len(chosen):
+            yield "concept", Head(text, None), self._scores
+            return
+        mean = self.library.clips[chosen].mean(axis=0)
+        yield "example", Head(mean / np.linalg.norm(mean), None), self._sound
+        examples = [self.library.example(place) for place in chosen.tolist()]
+        for name, given in (("head", None), ("concept", text)):
+            head = fit_head(examples, self._background, given, self._scores, self._settings)
+            assert head.scores is not None
+            yield name, head, head.scores
+
+    def run(self, concepts: Sequence[Concept], recordings: Recordings | None) -> list[dict[str, Any]]:
+        """A row for each concept, number of examples and method."""
+        texts = self._model.encode_text([concept.text for concept in concepts]).numpy()
+        rows = []
+        for number, (concept, text) in enumerate(zip(concepts, texts, strict=True)):
+            positive = np.flatnonzero(concept.clips)
+            for count in COUNTS:
+                if len(positive) - count < LEAST:
+                    continue
+                for draw in range(self._draws if count else 1):
+                    rng = np.random.default_rng([20, number, count, draw])
+                    chosen = rng.choice(positive, count, replace=False)
+                    rest = np.ones(len(concept.clips), bool)
+                    rest[chosen] = False
+                    truth = concept.clips[rest]
+                    for method, head, scores in self.heads(text, chosen):
+                        logits = self.library.logits(head, scores)[rest]
+                        score = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+                        match = score >= self._cutoff
+                        row = {"kind": concept.kind, "concept": concept.name, "examples": count, "method": method}
+                        row |= {"AP": average_precision_score(truth, logits)}
+                        row |= {"matched": int((match & truth).sum()), "matches": int(match.sum())}
+                        row |= {"true": int(truth.sum())}
+                        if recordings is not None:
+                            row |= recordings.counts(concept, head, scores, set(chosen.tolist()))
+                        rows.append(row)
+        return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Recordings:
+    """Recordings of several sounds each: frames, which clips they are made of, and when each is audible."""
+
+    frames: list[np.ndarray]
+    events: list[dict[int, list[tuple[float, float]]]]  # clip → stretches
+    hop: float
+
+    @classmethod
+    def of(cls, model: CachedModel, sounds: Sounds) -> Recordings:
+        order = np.random.default_rng(21).permutation(len(sounds.store)).tolist()
+        waveforms, events = [], []
+        for number in range(min(RECORDINGS, len(order) // EVENTS)):
+            rng = np.random.default_rng([22, number])
+            bed = background_samples(SILENCE, sounds, round(SECONDS * SAMPLE_RATE), rng)
+            places = order[number * EVENTS : (number + 1) * EVENTS]
+            made = compose(bed, [(str(place), trim(sounds.store.get(place))) for place in places], rng)
+            waveforms.append(made.samples)
+            events.append({int(name): stretches for name, stretches in made.events.items()})
+        found = model.encode_audio(waveforms, SAMPLE_RATE)
+        return cls([encode_frames(e.frames.numpy()).decode() for e in found], events, found[0].frame_hop)
+
+    def counts(self, concept: Concept, head: Head, scores: HeadScores, examples: set[int]) -> dict[str, list[int]]:
+        """Events matched, detected and true, at each of THRESHOLDS, in the recordings without examples."""
+        totals = np.zeros((len(THRESHOLDS), 3), int)
+        for frames, events in zip(self.frames, self.events, strict=True):
+            if examples & events.keys():
+                continue
+            truth = sorted(s for place, own in events.items() if concept.clips[place] for s in own)
+            track = 1 / (1 + np.exp(-np.clip(scores.frame.logits(frames @ head.vector), -50, 50)))
+            for number, threshold in enumerate(THRESHOLDS):
+                found = find_events(track.astype(np.float32), DetectionSettings(threshold), self.hop, SECONDS)
+                pairs = [(event.onset, event.offset) for event in found]
+                totals[number] += [match_events(pairs, truth), len(pairs), len(truth)]
+        return {"events": totals.tolist()}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The means over concepts, for each kind, number of examples and method."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["kind"], row["examples"], row["method"]), []).append(row)
+    found = []
+    for (kind, count, method), own in groups.items():
+        per_concept: dict[str, list[float]] = {}
+        for row in own:
+            per_concept.setdefault(row["concept"], []).append(row["AP"])
+        line = {"kind": kind, "examples": count, "method": method, "concepts": len(per_concept)}
+        line["AP"] = float(np.mean([np.mean(values) for values in per_concept.values()]))
+        hits, matches, true = (sum(row[key] for row in own) for key in ("matched", "matches", "true"))
+        line["match F1"] = 2 * hits / max(1, matches + true)
+        if "events" in own[0]:
+            totals = np.sum([row["events"] for row in own], axis=0)
+            f1 = 2 * totals[:, 0] / np.maximum(1, totals[:, 1] + totals[:, 2])
+            line["event F1"] = float(f1[THRESHOLDS.index(0.5)])
+            line["best event F1"], line["at"] = float(f1.max()), THRESHOLDS[int(f1.argmax())]
+        found.append(line)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None, model: FineLAP | None = None) -> dict[str, Any]:
+    """Runs the command and returns the report."""
+    options = _options(arguments)
+    began = time.perf_counter()
+    settings = replace(SETTINGS, **dict(options.set))
+    with ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work.mkdir(parents=True, exist_ok=True)
+        cached = CachedModel(model or FineLAP.from_pretrained(options.checkpoint), work)
+        sounds = Sounds(options.sounds, work, embed=lambda labels: np.eye(len(labels), dtype=np.float32))
+        library = Clips.of(cached, list(sounds.store), sounds.label)
+        recordings = None if options.no_events else Recordings.of(cached, sounds)
+        concepts = word_concepts(library.labels) + word_concepts(library.labels, "two")
+        rows = Measurement(cached, library, settings, options.draws).run(concepts, recordings)
+        if options.familiar:
+            every = [item for item in sounds.others] + list(sounds.store.items)
+            audio = [load(options.sounds / item.audio_id) for item in every]
+            whole = Clips.of(cached, audio, [item.captions[0] for item in every])
+            rows += Measurement(cached, whole, settings, options.draws).run(label_concepts(whole.labels), None)
+    command = shlex.join(["python", "-m", "benchmarks.quality.concepts", *(arguments or sys.argv[1:])])
+    report: dict[str, Any] = machine() | {"command": command, "revision": revision(REPO), "clips": len(library.labels)}
+    report |= {"seconds": time.perf_counter() - began, "summary": summary(rows), "rows": rows}
+    columns = ["AP", "match F1", "event F1", "best event F1", "at"]
+    head = ["kind", "examples", "method", "concepts", *columns]
+    lines = [
+        [r["kind"], r["examples"], r["method"], r["concepts"], *(f"{r[c]:.3f}" if c in r else "" for c in columns)]
+        for r in report["summary"]
+    ]
+    print(table(head, lines))
+    write_json(options.out, report)
+    return report
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.concepts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def setting(text: str) -> tuple[str, float | int]:
+        name, _, value = text.partition("=")
+        kinds = {field.name: type(getattr(SETTINGS, field.name)) for field in fields(HeadSettings)}
+        if name not in kinds:
+            raise argparse.ArgumentTypeError(f"settings are {', '.join(kinds)}")
+        return name, kinds[name](value)
+
+    parser.add_argument("sounds", type=Path, help="folder of labelled sounds with a manifest.jsonl")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--draws", type=int, default=3, help="random choices of examples (3)")
+    parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="a HeadSetting")
+    parser.add_argument("--familiar", action="store_true", help="also the labels that the checkpoint has trained on")
+    parser.add_argument("--no-events", action="store_true", help="only retrieval")
+    parser.add_argument("--work", type=Path, help="folder for decoded sounds and embeddings, kept for later runs")
+    parser.add_argument("--out", type=Path, help="JSON with every number")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""Fits the head of a concept to a few examples.
+
+A logistic regression over the stored vectors of examples and of other clips, with a Gaussian prior around the text's
+own direction (maximum a posteriori): without examples the head is the text, with one the text still helps, with many
+the examples decide. Distances from the prior are measured after whitening, so that what tells sounds apart counts more
+than what all sounds have in common. A positive recording has the sound somewhere: which of its segments has it is
+decided anew in each round (multiple-instance learning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from model.concepts.head import Head, HeadScores, Quality, Scores
+
+VERSION = 1  # of the fit: heads of another version are fitted again
+
+_MIN_RECORDINGS = 3  # with positive examples, for a quality
+_TYPICAL = 2.2  # logit of a typical positive example: a score of 0.9
+_OPTIMISM = 0.7  # share of an example's own logit that a typical example has, if no other recording tells
+_THRESHOLDS = (0.1, 0.9)  # between which a fitted threshold lies
+_CUTOFF = 0.98  # share of the background that shall score less than 0.5, if the positive examples score more
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """An example's vectors: of the whole recording or stretch (D,), and of its segments (S, D).
+
+    `located`: the sound is in all of it; otherwise a positive example has it in one of its segments, at least.
+    """
+
+    label: bool
+    recording: str
+    whole: np.ndarray
+    segments: np.ndarray
+    located: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """Other sounds, which stand for all that a concept is not: vectors of N clips (N, D), and for each its segments.
+
+    The clips' ids tell which of them are examples.
+    """
+
+    ids: Sequence[str]
+    clips: np.ndarray
+    segments: Sequence[np.ndarray]
+
+    def without(self, ids: set[str]) -> Background:
+        """The background without these clips."""
+        kept = [number for number, own in enumerate(self.ids) if own not in ids]
+        return Background([self.ids[n] for n in kept], self.clips[kept], [self.segments[n] for n in kept])
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """All vectors (N + S, D), those of clips first."""
+        return np.concatenate([self.clips, *self.segments])
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where the segments of each clip begin among those of all clips (N,)."""
+        return np.cumsum([0, *(len(part) for part in self.segments)])[:-1]
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """The settings of a fit, chosen by benchmarks.quality.concepts; docs/development/log.md has the measurements.
+
+    shrinkage: of the covariance, in units of its mean eigenvalue. text_trust: length of the prior, in units of the
+    text's own logits. strength: of the evidence of examples against the prior, as scikit-learn's C. rounds: in which
+    the segments of positive recordings are chosen. segment_share: weight of that segment, the rest is the whole's.
+    spared: share of the background that is most similar to the positives and so may have the sound too. frame_bias:
+    what frames score more than segments do.
+    """
+
+    shrinkage: float = 0.1
+    text_trust: float = 0.1
+    strength: float = 10.0
+    rounds: int = 2
+    segment_share: float = 0.25
+    spared: float = 0.02
+    folds: int = 10
+    frame_bias: float = 0.0
+
+
+SETTINGS = HeadSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """A logit for every vector: x @ weights + bias."""
+
+    weights: np.ndarray
+    bias: float
+
+    def logits(self, vectors: np.ndarray) -> np.ndarray:
+        return np.asarray(vectors @ self.weights + self.bias)
+
+    def of(self, example: Labelled) -> float:
+        """The logit of an example: of the whole or of its best segment."""
+        return float(max(self.logits(example.whole[None])[0], self.logits(example.segments).max()))
+
+    def of_clips(self, background: Background) -> np.ndarray:
+        """The logits of the background's clips (N,): of the clip or of its best segment."""
+        if not len(background.clips):
+            return np.empty(0)
+        logits = self.logits(background.vectors)
+        count = len(background.clips)
+        return np.maximum(logits[:count], np.maximum.reduceat(logits[count:], background.starts))
+
+
+def fit_head(
+    examples: Sequence[Labelled],
+    background: Background,
+    text: np.ndarray | None,
+    text_scores: HeadScores,
+    settings: HeadSettings = SETTINGS,
+) -> Head:
+    """Fits a head to examples and to the text's embedding (D,), if there is one.
+
+    `text_scores` are those of texts. Without positive examples the head is the text. Raises ValueError without both.
+    """
+    positives = [example for example in examples if example.label]
+    if not positives:
+        if text is None:
+            raise ValueError("a head needs a positive example or a text")
+        return Head(text, None, reason="there is no positive example yet")
+    others = background.without({example.recording for example in examples})
+    prior = None if text is None else settings.text_trust / text_scores.clip.temp * text.astype(np.float64)
+    fit = _Fit(examples, others, prior, settings)
+    line = fit.line()
+    length = float(np.linalg.norm(line.weights))
+    if length < 1e-9:  # nothing to tell the examples from
+        line = fit.start(positives)
+        length = float(np.linalg.norm(line.weights))
+    held_out = fit.held_out()
+    typical = np.mean([z for z, label in held_out if label] or [_OPTIMISM * line.of(e) for e in positives])
+    scale, shift = _calibration(float(typical), line.of_clips(others))
+    scores = Scores(1 / (length * scale), line.bias * scale + shift)
+    frame = Scores(scores.temp, scores.bias + settings.frame_bias)
+    quality, threshold, reason = _quality(examples, held_out, scale, shift)
+    vector = (line.weights / length).astype(np.float32)
+    return Head(vector, HeadScores(scores, scores, frame), threshold, quality, reason)
+
+
+class _Fit:
+    """Fits lines to examples against a background, in whitened coordinates."""
+
+    def __init__(
+        self, examples: Sequence[Labelled], background: Background, prior: np.ndarray | None, settings: HeadSettings
+    ) -> None:
+        self._examples, self._background, self._settings, self._text = examples, background, settings, prior
+        own = np.concatenate([np.concatenate([e.whole[None], e.segments]) for e in examples])
+        self._mean, self._root, inverse = _whitening(np.concatenate([background.vectors, own]), settings.shrinkage)
+        self._prior = np.zeros(len(self._mean)) if prior is None else inverse @ prior
+        vectors = background.vectors
+        self._owners = np.concatenate(
+            [np.arange(len(background.clips)), *(np.full(len(p), n) for n, p in enumerate(background.segments))]
+        ).astype(int)
+        if len(vectors):  # those most similar to the positive examples may have the sound too
+            similar = vectors @ np.mean([e.whole for e in examples if e.label], axis=0)
+            kept = similar <= np.quantile(similar, 1 - settings.spared)
+            vectors, self._owners = vectors[kept], self._owners[kept]
+        self._others = (vectors - self._mean) @ self._root
+
+    def line(self, fold: int | None = None, folds: int = 1, examples: Sequence[Labelled] | None = None) -> _Line:
+        """The line that tells the positive examples from the others and the background, without the clips of a fold."""
+        examples = self._examples if examples is None else examples
+        positives = [e for e in examples if e.label]
+        against = [self._others if fold is None else self._others[self._owners % folds != fold]]
+        against += [self._white(np.concatenate([e.whole[None], e.segments])) for e in examples if not e.label]
+        # the negative examples together weigh as much as the background
+        shares = [1.0, *[1 / max(1, len(against) - 1)] * (len(against) - 1)]
+        w_against = np.concatenate([np.full(len(g), s / max(1, len(g))) for g, s in zip(against, shares, strict=True)])
+        x_against = np.concatenate(against)
+        if not len(x_against):
+            x_against, w_against = np.zeros((1, len(self._mean))), np.ones(1)
+        w_against = w_against * len(positives) / w_against.sum()
+        line = self.start(positives)
+        for _ in range(self._settings.rounds):
+            groups = [self._white(_instances(e, line)) for e in positives]
+            weights = np.concatenate([*(_shares(len(g), self._settings.segment_share) for g in groups), w_against])
+            x = np.concatenate([*groups, x_against])
+            labels = np.arange(len(x)) < len(x) - len(x_against)
+            coefficients, bias = _map_estimate(x, labels, weights, self._prior, self._settings.strength)
+            slopes = self._root @ coefficients
+            line = _Line(slopes, bias - float(self._mean @ slopes))
+        return line
+
+    def held_out(self) -> list[tuple[float, bool]]:
+        """The logits of examples and background clips, of lines that were fitted without them, and their labels.
+
+        In at most `folds` folds of whole recordings; empty with positive examples of a single recording.
+        """
+        positive = list(dict.fromkeys(e.recording for e in self._examples if e.label))
+        negative = [r for r in dict.fromkeys(e.recording for e in self._examples) if r not in set(positive)]
+        if len(positive) < 2:
+            return []
+        folds = min(self._settings.folds, len(positive))
+        fold_of = {recording: number % folds for number, recording in enumerate([*positive, *negative])}
+        found: list[tuple[float, bool]] = []
+        for fold in range(folds):
+            line = self.line(fold, folds, [e for e in self._examples if fold_of[e.recording] != fold])
+            found += [(line.of(e), e.label) for e in self._examples if fold_of[e.recording] == fold]
+            found += [(z, False) for z in line.of_clips(self._background)[fold::folds].tolist()]
+        return found
+
+    def _white(self, vectors: np.ndarray) -> np.ndarray:
+        return np.asarray((vectors - self._mean) @ self._root)
+
+    def start(self, positives: Sequence[Labelled]) -> _Line:
+        """Which segments of positive recordings are taken first: those like all of them, and like the text."""
+        weights = np.mean([e.whole for e in positives], axis=0, dtype=np.float64)
+        if self._text is not None:
+            weights = weights + self._text / np.linalg.norm(self._text)
+        return _Line(weights, 0.0)
+
+
+def _instances(example: Labelled, line: _Line) -> np.ndarray:
+    """The vectors of a positive example that have the sound: all, or the whole and the best segment."""
+    segments = example.segments
+    if not example.located:
+        segments = segments[[line.logits(segments).argmax()]]
+    return np.concatenate([example.whole[None], segments])
+
+
+def _shares(count: int, segments: float) -> np.ndarray:
+    """The weights of an example's vectors (count,): of the whole, and of its segments together."""
+    return np.array([1 - segments, *[segments / (count - 1)] * (count - 1)])
+
+
+def _calibration(typical: float, background: np.ndarray) -> tuple[float, float]:
+    """The scale and shift that make logits scores: a typical positive example, and little of the background, are high.
+
+    The score 0.5 lies between the _CUTOFF quantile of the background's logits and that of a typical positive example.
+    """
+    if not len(background):
+        return 1.0, 0.0
+    high, spread = float(np.quantile(background, _CUTOFF)), max(float(background.std()), 1e-6)
+    middle = (typical + high) / 2
+    scale = _TYPICAL / max(typical - middle, spread / 2)
+    return scale, -middle * scale
+
+
+def _quality(
+    examples: Sequence[Labelled], held_out: Sequence[tuple[float, bool]], scale: float, shift: float
+) -> tuple[Quality | None, float, str]:
+    """The quality, the threshold with the best F1, and why there is no quality."""
+    recordings = len({e.recording for e in examples if e.label})
+    if recordings < _MIN_RECORDINGS:
+        reason = f"quality needs positive examples from {_MIN_RECORDINGS} recordings; there are {recordings}"
+        return None, 0.5, reason
+    labels = np.array([label for _, label in held_out])
+    if labels.all():
+        return None, 0.5, "quality needs other sounds: add clips or negative examples"
+    scores = 1 / (1 + np.exp(-np.clip([z * scale + shift for z, _ in held_out], -30, 30)))
+    average_precision, auroc, threshold = ranking_figures(scores, labels)
+    quality = Quality(average_precision, auroc, min(SETTINGS.folds, recordings))
+    return quality, float(np.clip(threshold, *_THRESHOLDS)), ""
+
+
+def ranking_figures(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """Average precision, AUROC and the threshold with the best F1 of scores (N,), with both labels (N,).
+
+    As scikit-learn's functions, which the tests compare them with and which take seconds to import.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, last = labels[order], np.append(np.diff(scores[order]) != 0, True)  # ties share a point
+    found, seen = np.cumsum(ranked)[last], (np.flatnonzero(last) + 1)
+    positives, negatives = found[-1], len(labels) - found[-1]
+    precision, recall = found / seen, found / positives
+    average_precision = float(np.diff(recall, prepend=0) @ precision)
+    false = (seen - found) / negatives
+    auroc = float(np.trapezoid(np.concatenate([[0], recall]), np.concatenate([[0], false])))
+    f1 = 2 * found / (seen + positives)
+    return average_precision, auroc, float(scores[order][last][f1.argmax()])
+
+
+def _whitening(vectors: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean (D,) of vectors (N, D), the root (D, D) that whitens them, scaled to length 1, and its inverse."""
+    mean = vectors.mean(axis=0)
+    centred = (vectors - mean).astype(np.float64)
+    values, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+    scales = np.sqrt(np.maximum(values, 0) + shrinkage * max(float(values.mean()), 1e-9)) * np.sqrt(len(mean))
+    return mean, (directions / scales) @ directions.T, (directions * scales) @ directions.T
+
+
+def _map_estimate(
+    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, prior: np.ndarray, strength: float
+) -> tuple[np.ndarray, float]:
+    """The coefficients (D,) and the bias of a logistic regression whose coefficients are drawn from N(prior, strength).
+
+    With a prior of zeros this is scikit-learn's LogisticRegression(C=strength), which has no other prior; the solver is
+    the same, SciPy's L-BFGS.
+    """
+    from scipy.optimize import minimize
+
+    signs, dim = np.where(labels, 1.0, -1.0), x.shape[1]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = signs * (x @ parameters[:dim] + parameters[dim])
+        slopes = -weights * signs / (1 + np.exp(np.clip(margins, -60, 60)))
+        away = parameters[:dim] - prior
+        value = float(weights @ np.logaddexp(0, -margins)) + float(away @ away) / (2 * strength)
+        return value, np.append(slopes @ x + away / strength, slopes.sum())
+
+    found = minimize(loss, np.append(prior, 0.0), jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-5})
+    return found.x[:dim], float(found.x[dim])

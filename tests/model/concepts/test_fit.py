@@ -1,0 +1,150 @@
+"""Fitting heads of concepts: the text as prior, one example to many, sounds that are only in a part, quality."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from model.concepts.fit import Background, HeadSettings, Labelled, _map_estimate, fit_head, ranking_figures
+from model.concepts.head import HeadScores, Scores
+
+DIM = 24
+TEXT_SCORES = HeadScores(Scores(0.03, -4.5), Scores(0.03, -4.6), Scores(0.034, -2.0))
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+class World:
+    """Sounds around a few centres, which all share a direction, as embeddings of sounds do."""
+
+    def __init__(self, rng: np.random.Generator, kinds: int = 8) -> None:
+        self.rng = rng
+        self.common = 3 * unit(rng.standard_normal(DIM))
+        self.centres = unit(rng.standard_normal((kinds, DIM)))
+
+    def of(self, kind: int, count: int = 1) -> np.ndarray:
+        """Vectors (count, D) of a kind of sound."""
+        noise = 0.4 * unit(self.rng.standard_normal((count, DIM)))
+        return unit(self.common + self.centres[kind] + noise)
+
+    def background(self, count: int = 200, without: int = 0) -> Background:
+        kinds = self.rng.integers(without + 1, len(self.centres), count)
+        clips = np.concatenate([self.of(int(kind)) for kind in kinds])
+        return Background([f"b{n}" for n in range(count)], clips, [clip[None] for clip in clips])
+
+    def example(self, kind: int, name: str, label: bool = True) -> Labelled:
+        vector = self.of(kind)
+        return Labelled(label, name, vector[0], vector, located=True)
+
+
+def test_without_a_text_it_is_scikit_learns_logistic_regression(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((80, 6))
+    labels = x[:, 0] + 0.5 * rng.standard_normal(80) > 0
+    weights = rng.uniform(0.1, 2, 80)
+    coefficients, bias = _map_estimate(x, labels, weights, np.zeros(6), 2.0)
+    reference = LogisticRegression(C=2.0, tol=1e-8, max_iter=1000).fit(x, labels, sample_weight=weights)
+    np.testing.assert_allclose(coefficients, reference.coef_[0], atol=1e-3)
+    assert bias == pytest.approx(reference.intercept_[0], abs=1e-3)
+    prior = rng.standard_normal(6)
+    far, _ = _map_estimate(x, labels, weights, prior, 1e-6)
+    np.testing.assert_allclose(far, prior, atol=1e-3)
+
+
+def test_figures_are_scikit_learns(rng: np.random.Generator) -> None:
+    labels = rng.random(200) < 0.2
+    scores = np.round(rng.random(200) + 0.3 * labels, 2)  # with ties
+    average_precision, auroc, threshold = ranking_figures(scores, labels)
+    assert average_precision == pytest.approx(average_precision_score(labels, scores))
+    assert auroc == pytest.approx(roc_auc_score(labels, scores))
+
+    def f1(at: float) -> float:
+        chosen = scores >= at
+        return 2 * (chosen & labels).sum() / (chosen.sum() + labels.sum())
+
+    assert f1(threshold) == max(f1(at) for at in scores)
+
+
+def test_without_examples_the_head_is_the_text(rng: np.random.Generator) -> None:
+    world = World(rng)
+    text = world.of(0)[0]
+    head = fit_head([world.example(1, "a", label=False)], world.background(), text, TEXT_SCORES)
+    np.testing.assert_array_equal(head.vector, text)
+    assert head.scores is None and head.quality is None and "no positive" in head.reason
+    with pytest.raises(ValueError, match="positive example or a text"):
+        fit_head([], world.background(), None, TEXT_SCORES)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+@pytest.mark.parametrize("with_text", [True, False])
+def test_examples_are_told_from_other_sounds(rng: np.random.Generator, count: int, with_text: bool) -> None:
+    world = World(rng)
+    text = unit(world.centres[0] + 0.5 * unit(rng.standard_normal(DIM))) if with_text else None
+    examples = [world.example(0, str(n)) for n in range(count)]
+    head = fit_head(examples, world.background(), text, TEXT_SCORES)
+    assert np.linalg.norm(head.vector) == pytest.approx(1, abs=1e-5) and head.scores is not None
+    scores = [1 / (1 + np.exp(-head.scores.clip.logits(world.of(kind, 50) @ head.vector))) for kind in range(8)]
+    assert np.mean(scores[0] >= 0.5) > 0.8
+    assert np.mean(np.concatenate(scores[1:]) >= 0.5) < 0.05
+    if count < 3:
+        assert head.quality is None and f"there are {count}" in head.reason
+    else:
+        assert head.quality is not None and head.quality.folds == min(count, 10)
+        assert head.quality.average_precision > 0.9 and head.quality.auroc > 0.9
+        assert 0.1 <= head.threshold <= 0.9
+
+
+def test_the_text_helps_a_misleading_example(rng: np.random.Generator) -> None:
+    world = World(rng)
+    text = unit(world.centres[0])
+    example = Labelled(True, "a", unit(world.of(0)[0] + world.of(3)[0]), world.of(0), located=True)
+    others, own = world.of(3, 50), world.of(0, 50)
+    alone, helped = (fit_head([example], world.background(), t, TEXT_SCORES).vector for t in (None, text))
+    assert (own @ helped).mean() - (others @ helped).mean() > (own @ alone).mean() - (others @ alone).mean()
+
+
+def test_a_positive_recording_has_the_sound_in_one_of_its_segments(rng: np.random.Generator) -> None:
+    world = World(rng)
+    examples = []
+    for number in range(6):  # one segment of the sound, four of all kinds of others
+        others = np.concatenate([world.of(int(kind)) for kind in rng.integers(1, 8, 4)])
+        segments = np.concatenate([others[:2], world.of(0), others[2:]])
+        examples.append(Labelled(True, str(number), unit(segments.mean(axis=0)), segments))
+    head = fit_head(examples, world.background(), None, TEXT_SCORES)
+    for example in examples:
+        assert (example.segments @ head.vector).argmax() == 2
+
+
+def test_negative_examples_push_away(rng: np.random.Generator) -> None:
+    world = World(rng)
+    positives = [world.example(0, str(n)) for n in range(3)]
+    alike = unit(world.centres[0] + 0.7 * unit(rng.standard_normal(DIM)))
+    confused = [unit(world.common + alike + 0.1 * unit(rng.standard_normal(DIM))) for _ in range(4)]
+    negatives = [Labelled(False, f"n{n}", v, v[None], located=True) for n, v in enumerate(confused)]
+    before = fit_head(positives, world.background(), None, TEXT_SCORES)
+    after = fit_head([*positives, *negatives], world.background(), None, TEXT_SCORES)
+    new = unit(world.common + alike)
+    assert before.scores is not None and after.scores is not None
+    assert after.scores.clip.logits(new @ after.vector) < before.scores.clip.logits(new @ before.vector)
+
+
+def test_an_empty_library(rng: np.random.Generator) -> None:
+    world = World(rng)
+    nothing = Background([], np.empty((0, DIM), np.float32), [])
+    for examples in (
+        [world.example(0, "a")],
+        [world.example(0, str(n)) for n in range(4)],
+        [world.example(0, "a"), world.example(1, "b", label=False)],
+    ):
+        head = fit_head(examples, nothing, None, TEXT_SCORES, HeadSettings(rounds=1))
+        assert np.isfinite(head.vector).all() and head.scores is not None
+        assert np.isfinite(head.scores.clip.logits(world.of(0) @ head.vector)).all()
+        assert head.quality is None
