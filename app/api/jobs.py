@@ -121,7 +121,7 @@ class SummaryQuery(BaseModel):
     summary="Start a job over the library",
     status_code=202,
     response_model=JobState,
-    responses=openapi.example(examples.JOB, openapi.problems(*_PROBLEMS, 415, 507), status=202),
+    responses=openapi.example(examples.JOB, openapi.problems(*_PROBLEMS, 404, 409, 415, 507), status=202),
     openapi_extra=openapi.body(json=JobRequest, examples=examples.JOB_REQUESTS),
 )
 async def create(request: Request, state: Serving) -> Response:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from app.inference.batcher import Urgency
+from app.inference.engine import Engine
 from app.services.audio_source import require_frames
 from app.services.detection import DetectionRequest
-from app.services.phrases import Phrases, resolve, restore_phrases
+from app.services.phrases import Phrase, Phrases, resolve
 from app.state import AppState
 from index import (
     EVENT,
@@ -36,6 +37,7 @@ from index import (
     NewJob,
     StorageFull,
 )
+from model.concepts.head import HeadScores, Scores
 from model.detection import DetectionSettings, find_events
 
 log = logging.getLogger(__name__)
@@ -65,29 +67,37 @@ def jobs_of(state: AppState) -> Jobs:
 
 
 async def create_job(state: AppState, options: JobOptions) -> Job:
-    """Queues a detection over the library; concepts are used as they are fitted now.
-
-    Raises InvalidFilter, TooManyJobs, JobsUnsupported, FramesUnsupported and what `resolve` raises.
-    """
+    """Queues a detection over the library. Raises InvalidFilter, TooManyJobs, JobsUnsupported, QueueFull, and
+    for concepts what `resolve` raises."""
     jobs = jobs_of(state)
     require_frames(state.engine, "A job")
     detection = options.detection
     phrases = await resolve(state, detection.phrases)
-    settings = [asdict(one) for one in detection.settings]
-    scoring = {"phrases": detection.phrases, "settings": settings, **_fits(phrases)}
+    scoring = _scoring(phrases, [asdict(one) for one in detection.settings])
     request = {**scoring, "filter": None if options.filter is None else dict(options.filter)}
     new = NewJob("detect", request, scoring, options.filter, phrases.vectors, state.engine.stamp)
     return await state.write(jobs.create, new, state.settings.max_jobs)
 
 
-def _fits(phrases: Phrases) -> dict[str, Any]:
-    """How concepts among the phrases score, to be stored with a job; empty if there are none."""
-    scores = [None if one.scores is None else asdict(one.scores) for one in phrases.each]
-    return {"scores": scores} if any(scores) else {}
+def _scoring(phrases: Phrases, settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """What decides the events besides the phrases' embeddings, as JSON; a concept has a head of its own."""
+    heads = [None if phrase.scores is None else asdict(phrase.scores) for phrase in phrases.each]
+    return {"phrases": [phrase.text for phrase in phrases.each], "settings": settings, "heads": heads}
+
+
+def _phrases(engine: Engine, work: JobWork) -> Phrases:
+    """The phrases as they were when the job was created, whatever has become of its concepts."""
+    request = work.job.request
+    heads = [
+        None if head is None else HeadScores(**{name: Scores(**pair) for name, pair in head.items()})
+        for head in request["heads"]
+    ]
+    each = zip(request["phrases"], work.texts, heads, strict=True)
+    return Phrases(engine, tuple(Phrase(text, vector, head) for text, vector, head in each))
 
 
 def find_clip_events(phrases: Phrases, settings: list[DetectionSettings], clip: JobClip) -> np.ndarray:
-    """The events (n,) EVENT that POST /detect finds in a clip for P phrases, in order of time.
+    """The events (n,) EVENT that POST /detect finds in a clip for the phrases, in order of time.
 
     Scores are computed clip by clip, so that they don't depend on what is scored with it.
     """
@@ -184,9 +194,8 @@ class JobRunner:
         """The library was embedded by another checkpoint since the job began: nothing of it can be kept."""
         log.warning("job %s starts over: the library has new embeddings (finelap reindex)", job.id)
         phrases = await resolve(self._state, job.request["phrases"], urgency=Urgency.BULK)
-        scoring = {name: job.request[name] for name in ("phrases", "settings")} | _fits(phrases)
-        request = {**scoring, "filter": job.request["filter"]}
-        new = NewJob(job.kind, request, scoring, None, phrases.vectors, self._state.engine.stamp)
+        scoring = _scoring(phrases, job.request["settings"])
+        new = NewJob(job.kind, {**job.request, **scoring}, scoring, None, phrases.vectors, self._state.engine.stamp)
         await self._call(jobs.restart, job.id, new)
 
     async def _call(self, function: Any, *args: Any) -> Any:
@@ -199,6 +208,7 @@ class JobRunner:
         from model.threads import limited
 
         settings = [DetectionSettings(**own) for own in work.job.request["settings"]]
+        phrases = _phrases(self._state.engine, work)
         done, source = work.job.done, work.source
         with limited(1):  # the other cores are for requests
             while done < len(work.rows) and not self._stopped(work):
@@ -211,7 +221,7 @@ class JobRunner:
                     except JobNotFound:
                         source = None
                     continue
-                stop, seconds, found = self._score(jobs, work, settings, done)
+                stop, seconds, found = self._score(jobs, work, (phrases, settings), done)
                 if not jobs.add_events(work.job.id, stop, seconds, found):
                     return
                 done = stop
@@ -219,16 +229,14 @@ class JobRunner:
             jobs.finish(work.job.id)
 
     def _score(
-        self, jobs: Jobs, work: JobWork, settings: list[DetectionSettings], done: int
+        self, jobs: Jobs, work: JobWork, wanted: tuple[Phrases, list[DetectionSettings]], done: int
     ) -> tuple[int, float, dict[int, np.ndarray]]:
         """Scores clips from number `done` on for a while: how many are done then, their seconds, their events."""
         found: dict[int, np.ndarray] = {}
-        request = work.job.request
-        phrases = restore_phrases(self._state.engine, request["phrases"], work.texts, request.get("scores"))
         seconds, until = 0.0, time.monotonic() + _COMMIT_S
         while done < len(work.rows):
             for clip in jobs.frames(work.rows[done : done + 1]):
-                found[clip.row] = find_clip_events(phrases, settings, clip)
+                found[clip.row] = find_clip_events(*wanted, clip)
                 seconds += clip.duration
             done += 1
             if time.monotonic() > until or self._stopped(work):

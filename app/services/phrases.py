@@ -7,10 +7,9 @@ searched with as a text's is, but its cosines become scores with its own tempera
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.concepts import fitted_head
 from app.state import AppState
-from model.concepts.head import HeadScores, Scores
+from model.concepts.head import HeadScores
 
 PREFIX = "concept:"
 
@@ -99,19 +98,6 @@ async def resolve(state: AppState, phrases: Sequence[str], *, urgency: Urgency =
     found = {text: Phrase(text, vector) for text, vector in zip(texts, vectors, strict=True)}
     found.update((concept.text, concept) for concept in concepts)
     return Phrases(state.engine, tuple(found[phrase] for phrase in phrases))
-
-
-def restore_phrases(
-    engine: Engine, texts: Sequence[str], vectors: np.ndarray, scores: Sequence[Mapping[str, Any] | None] | None
-) -> Phrases:
-    """Phrases that were resolved before: their vectors (P, D), and HeadScores as dictionaries where they have any."""
-    each = [
-        Phrase(
-            text, vector, None if own is None else HeadScores(**{name: Scores(**pair) for name, pair in own.items()})
-        )
-        for text, vector, own in zip(texts, vectors, scores or [None] * len(texts), strict=True)
-    ]
-    return Phrases(engine, tuple(each))
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -64,10 +65,10 @@ class SqliteJobs:
                 (
                     job_id,
                     new.kind,
-                    _as_json(new.request),
+                    _dump(new.request),
                     new.key,
                     new.checkpoint,
-                    _packed(new.texts),
+                    new.texts.astype("<f4").tobytes(),
                     pack_rows(rows),
                     len(rows),
                     reused,
@@ -123,9 +124,9 @@ class SqliteJobs:
         with self._writing, self._store.write() as change:
             change.execute("DELETE FROM job_events WHERE job = (SELECT number FROM jobs WHERE id = ?)", (job_id,))
             change.execute(
-                "UPDATE jobs SET checkpoint = ?, key = ?, texts = ?, request = ?, done = 0, reused = 0, events = 0, seconds = 0, "
-                f"source = NULL WHERE id = ? AND {_UNFINISHED}",
-                (new.checkpoint, new.key, _packed(new.texts), _as_json(new.request), job_id),
+                "UPDATE jobs SET request = ?, checkpoint = ?, key = ?, texts = ?, done = 0, reused = 0, events = 0, "
+                f"seconds = 0, source = NULL WHERE id = ? AND {_UNFINISHED}",
+                (_dump(new.request), new.checkpoint, new.key, new.texts.astype("<f4").tobytes(), job_id),
             )
 
     def finish(self, job_id: str, error: str | None = None) -> None:
@@ -211,6 +212,10 @@ def _read(columns: tuple) -> Job:
     return Job(*columns[:3], json.loads(columns[3]), *columns[4:])
 
 
+def _dump(request: Mapping[str, Any]) -> str:
+    return json.dumps(dict(request), ensure_ascii=False)
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -247,11 +252,3 @@ def _make_room(change: sqlite3.Connection, limit: int) -> None:
     (left,) = change.execute("SELECT count(*) FROM jobs").fetchone()
     if left >= limit:
         raise TooManyJobs(limit)
-
-
-def _packed(texts: np.ndarray) -> bytes:
-    return bytes(texts.astype("<f4").tobytes())
-
-
-def _as_json(request: Mapping[str, Any]) -> str:
-    return json.dumps(dict(request), ensure_ascii=False)

@@ -109,6 +109,31 @@ async def test_the_events_are_those_of_detect(tmp_path: Path, options: dict[str,
         assert sorted(found) == sorted(expected) and len(found) == job["events"] > 10
 
 
+async def test_a_concept_in_a_job(tmp_path: Path) -> None:
+    """As it was at the job's creation, also after a restart and after it was deleted."""
+    ids = fill(tmp_path / "data", range(12))
+    name = "concept:siren"
+    async with serve(tmp_path / "data", pause=0.02) as client:
+        examples = [{"clip_id": ids[number], "start": 0.0, "end": 1.0, "label": number < 4} for number in range(8)]
+        made = await client.post("/concepts", json={"name": "siren", "text": "tone 400", "examples": examples})
+        assert made.status_code == 201, made.text
+        form = {"clip_id": ids[9], "phrases": [name, "tone 800"], "threshold": "0.2"}
+        detected = (await client.post("/detect", data=form)).json()
+        job = await post(client, phrases=[name, "tone 800"], threshold=0.2)
+        assert (await client.post("/jobs", json={"phrases": ["concept:nothing"]})).status_code == 404
+        assert (await client.delete("/concepts/siren")).status_code == 204
+    async with serve(tmp_path / "data") as client:
+        job = await ended(client, job["id"])
+        assert job["state"] == "done", job["error"]
+        found = sorted(row[1:] for row in await rows(client, job["id"]) if row[0] == ids[9])
+        expected = [
+            (phrase["phrase"], event["onset"], event["offset"], event["score"])
+            for phrase in detected["phrases"]
+            for event in phrase["events"]
+        ]
+        assert found == sorted(expected) and len({row[0] for row in found}) == 2
+
+
 async def test_long_clips_in_blocks(tmp_path: Path) -> None:
     with SqliteLibrary.open(tmp_path / "data", dim=16, checkpoint="fake-stamp") as library:
         clip, _ = library.add(tone_clip(1, frames=1000))
