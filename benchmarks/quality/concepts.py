@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score
+from tqdm import tqdm
 
 from benchmarks.common import REPO, load, machine, revision, table, write_json
 from benchmarks.quality.recordings import SILENCE, background_samples, compose
@@ -55,7 +56,7 @@ LEAST = 3  # clips that are left to be found
 PAIRS = 20
 SAMPLE = 512  # clips of the background, as in the service
 RECORDINGS, SECONDS, EVENTS = 70, 20.0, 4
-THRESHOLDS = tuple(np.round(np.arange(0.05, 1, 0.05), 2).tolist())
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Scorer = Callable[[Head], np.ndarray]
 
@@ -163,7 +164,7 @@ class Measurement:
         """A row for each concept, number of examples and method."""
         texts = self._model.encode_text([concept.text for concept in concepts]).numpy()
         rows = []
-        for number, (concept, text) in enumerate(zip(concepts, texts, strict=True)):
+        for number, (concept, text) in enumerate(zip(tqdm(concepts), texts, strict=True)):
             positive = np.flatnonzero(concept.clips)
             for count in COUNTS:
                 if len(positive) - count < LEAST:
