@@ -216,14 +216,14 @@ class _Fit:
     def _instances(self, example: Labelled, line: _Line) -> np.ndarray:
         """The whitened vectors of a positive example that have the sound: all, or the whole and the best segment."""
         own = self._own[id(example)]
-        return own if example.located else own[[0, 1 + line.logits(example.segments).argmax()]]
+        return own if example.located else own[[0, 1 + int(line.logits(example.segments).argmax())]]
 
     def _white(self, vectors: np.ndarray) -> np.ndarray:
         return np.asarray((vectors - self._mean) @ self._root)
 
     def start(self, positives: Sequence[Labelled]) -> _Line:
         """Which segments of positive recordings are taken first: those like all of them, and like the text."""
-        weights = np.mean([e.whole for e in positives], axis=0, dtype=np.float64)
+        weights = np.stack([e.whole for e in positives]).mean(axis=0, dtype=np.float64)
         if self._text is not None:
             weights = weights + self._text / np.linalg.norm(self._text)
         return _Line(weights, 0.0)
