@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from model.concepts.head import Head, HeadScores, Quality, Scores
 SAMPLE = 512  # clips of the library that stand for all other sounds
 NOT = "not "  # before a concept's name: the label of what it isn't
 MAX_SOUND_BYTES = 32 << 20  # of an example that comes as a file
+MAX_FILES_BYTES = 128 << 20  # of the examples of one request, which are in memory together
 _SLACK = 0.1  # seconds by which a stretch may exceed its clip, because durations are rounded
 
 
@@ -109,8 +111,10 @@ async def read_examples(
 ) -> tuple[list[NewExample], list[Failure]]:
     """The examples with what is stored of them, and the files that failed.
 
-    Raises ClipNotFound, and Invalid for stretches outside of their clips.
+    Raises ClipNotFound, Invalid for stretches outside of their clips, BodyTooLarge.
     """
+    if sum(file.binary.seek(0, io.SEEK_END) for file, _ in files) > MAX_FILES_BYTES:
+        raise BodyTooLarge(f"The files of one request may have {MAX_FILES_BYTES >> 20} MB: send several requests.")
     clips = await state.read(state.library.clips, list({one.clip_id for one in stretches}))
     of_clips = [_within(one, clips) for one in stretches]
     labels = {file: label for file, label in files}
@@ -207,7 +211,6 @@ def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], t
 def labelled(library: Library, examples: Sequence[ConceptExample]) -> list[Labelled]:
     """The examples' vectors, without those that were deleted in the meantime."""
     whole = library.concepts.vectors([e.clip_id for e in examples if e.clip_id and e.start is None])
-    codes = library.frame_codes_of([e.clip_id for e in examples if e.clip_id and e.start is not None])
     sounds = library.concepts.sounds([e.sha256 for e in examples if e.sha256])
     found = []
     for one in examples:
@@ -218,12 +221,21 @@ def labelled(library: Library, examples: Sequence[ConceptExample]) -> list[Label
         elif one.clip_id in whole and one.start is None:
             vectors = whole[one.clip_id]
             found.append(Labelled(one.label, one.recording, vectors.vector, vectors.segments))
-        elif one.clip_id in codes and one.start is not None and one.end is not None:
-            frames, hop = codes[one.clip_id]
-            part = cut_frames(frames, hop, one.start, one.end)
-            segments = cut_segments(encode_frames(part), hop).decode()
-            found.append(Labelled(one.label, one.recording, unit(part.mean(axis=0)), segments, located=True))
+    stretches: dict[str, list[ConceptExample]] = {}
+    for one in examples:
+        if one.clip_id and one.start is not None:
+            stretches.setdefault(one.clip_id, []).append(one)
+    for clip_id, own in stretches.items():  # one clip at a time, because frames of long ones are large
+        for frames, hop in library.frame_codes_of([clip_id]).values():
+            found += [_labelled_stretch(one, frames, hop) for one in own]
     return found
+
+
+def _labelled_stretch(one: ConceptExample, frames: FrameCodes, hop: float) -> Labelled:
+    assert one.start is not None and one.end is not None
+    part = cut_frames(frames, hop, one.start, one.end)
+    segments = cut_segments(encode_frames(part), hop).decode()
+    return Labelled(one.label, one.recording, unit(part.mean(axis=0)), segments, located=True)
 
 
 def cut_frames(frames: FrameCodes, hop: float, start: float, end: float) -> np.ndarray:

@@ -156,6 +156,7 @@ class _Fit:
     ) -> None:
         self._examples, self._background, self._settings, self._text = examples, background, settings, prior
         own = np.concatenate([np.concatenate([e.whole[None], e.segments]) for e in examples])
+        stops = np.cumsum([1 + len(e.segments) for e in examples])
         self._mean, self._root, inverse = _whitening(np.concatenate([background.vectors, own]), settings.shrinkage)
         self._prior = np.zeros(len(self._mean)) if prior is None else inverse @ prior
         vectors = background.vectors
@@ -166,14 +167,16 @@ class _Fit:
             similar = vectors @ np.mean([e.whole for e in examples if e.label], axis=0)
             kept = similar <= np.quantile(similar, 1 - settings.spared)
             vectors, self._owners = vectors[kept], self._owners[kept]
-        self._others = (vectors - self._mean) @ self._root
+        self._others = self._white(vectors)
+        parts = np.split(self._white(own), stops[:-1])  # the whole and the segments of each example
+        self._own = {id(e): part for e, part in zip(examples, parts, strict=True)}
 
     def line(self, fold: int | None = None, folds: int = 1, examples: Sequence[Labelled] | None = None) -> _Line:
         """The line that tells the positive examples from the others and the background, without the clips of a fold."""
         examples = self._examples if examples is None else examples
         positives = [e for e in examples if e.label]
         against = [self._others if fold is None else self._others[self._owners % folds != fold]]
-        against += [self._white(np.concatenate([e.whole[None], e.segments])) for e in examples if not e.label]
+        against += [self._own[id(e)] for e in examples if not e.label]
         # the negative examples together weigh as much as the background
         shares = [1.0, *[1 / max(1, len(against) - 1)] * (len(against) - 1)]
         w_against = np.concatenate([np.full(len(g), s / max(1, len(g))) for g, s in zip(against, shares, strict=True)])
@@ -183,7 +186,7 @@ class _Fit:
         w_against = w_against * len(positives) / w_against.sum()
         line = self.start(positives)
         for _ in range(self._settings.rounds):
-            groups = [self._white(_instances(e, line)) for e in positives]
+            groups = [self._instances(e, line) for e in positives]
             weights = np.concatenate([*(_shares(len(g), self._settings.segment_share) for g in groups), w_against])
             x = np.concatenate([*groups, x_against])
             labels = np.arange(len(x)) < len(x) - len(x_against)
@@ -210,23 +213,20 @@ class _Fit:
             found += [(z, False) for z in line.of_clips(self._background)[fold::folds].tolist()]
         return found
 
+    def _instances(self, example: Labelled, line: _Line) -> np.ndarray:
+        """The whitened vectors of a positive example that have the sound: all, or the whole and the best segment."""
+        own = self._own[id(example)]
+        return own if example.located else own[[0, 1 + int(line.logits(example.segments).argmax())]]
+
     def _white(self, vectors: np.ndarray) -> np.ndarray:
         return np.asarray((vectors - self._mean) @ self._root)
 
     def start(self, positives: Sequence[Labelled]) -> _Line:
         """Which segments of positive recordings are taken first: those like all of them, and like the text."""
-        weights = np.mean([e.whole for e in positives], axis=0, dtype=np.float64)
+        weights = np.stack([e.whole for e in positives]).mean(axis=0, dtype=np.float64)
         if self._text is not None:
             weights = weights + self._text / np.linalg.norm(self._text)
         return _Line(weights, 0.0)
-
-
-def _instances(example: Labelled, line: _Line) -> np.ndarray:
-    """The vectors of a positive example that have the sound: all, or the whole and the best segment."""
-    segments = example.segments
-    if not example.located:
-        segments = segments[[line.logits(segments).argmax()]]
-    return np.concatenate([example.whole[None], segments])
 
 
 def _shares(count: int, segments: float) -> np.ndarray:
