@@ -106,7 +106,7 @@ class Record:
         """
         onset, offset = base + float(message["onset"]), base + float(message["offset"])  # type: ignore[arg-type]
         phrase, key = str(message["phrase"]), (connection, int(message["id"]))  # type: ignore[call-overload]
-        event = self._by_id.get(key) or (self._overlapping(phrase, onset, offset) if base else None)
+        event = self._by_id.get(key) or (self._overlapping(phrase, onset, offset) if connection > 1 else None)
         opened, retracted = bool(message.get("open")), message["type"] == "retraction"
         if event is None:
             if retracted:
