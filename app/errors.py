@@ -200,7 +200,9 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return dict(error.headers or {})
     if isinstance(error, batcher.QueueFull):
         return {"Retry-After": str(error.retry_after)}
-    if isinstance(error, NotReady | TooManyStreams | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError):
+    if isinstance(
+        error, NotReady | TooManyStreams | batcher.Closed | TimedOut | index.LibraryUnavailable | MemoryError
+    ):
         return {"Retry-After": "5"}
     if isinstance(error, RangeNotSatisfiable):
         return {"Content-Range": f"bytes */{error.size}"}

@@ -30,7 +30,9 @@ class PcmDecoder:
         size = self._type.itemsize * self._channels
         if len(data) % size:
             each = f"{self._type.itemsize} bytes" + (f" × {self._channels} channels" if self._channels > 1 else "")
-            raise ValueError(f"A message of {len(data)} bytes does not hold whole samples of {self._encoding} ({each}).")
+            raise ValueError(
+                f"A message of {len(data)} bytes does not hold whole samples of {self._encoding} ({each})."
+            )
         samples = np.frombuffer(data, self._type).astype(np.float32)
         if self._type.kind == "i":
             samples *= _S16_SCALE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import json
@@ -91,10 +92,8 @@ class Keeper:
     async def run(self) -> None:
         """Deletes old clips now and then, until it is cancelled."""
         while self._days:
-            try:
+            with contextlib.suppress(ServerError, OSError):  # next time
                 await asyncio.to_thread(self.delete_old)
-            except (ServerError, OSError):
-                pass  # next time
             await asyncio.sleep(_RETENTION_INTERVAL)
 
     def delete_old(self) -> int:

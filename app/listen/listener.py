@@ -228,7 +228,9 @@ class _Uplink:
         offset = self.offset or 0.0
         self._metrics.gap_seconds.labels(self._source.name).inc(max(0.0, end - start))
         line = {"type": "gap", "source": self._source.name, "side": side}
-        self._options.tell(line | {"start": round(offset + start, 3), "end": round(offset + end, 3)} | self._time(start))
+        self._options.tell(
+            line | {"start": round(offset + start, 3), "end": round(offset + end, 3)} | self._time(start)
+        )
 
     def _take(self, message: dict[str, Any], base: float) -> None:
         taken = self._record.take(self._connections, base, message)

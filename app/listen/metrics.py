@@ -29,7 +29,9 @@ class ListenMetrics:
         self.failures = Counter(
             "finelap_listen_delivery_failures", "Failed attempts to deliver.", ["kind"], registry=registry
         )
-        self.waiting = Gauge("finelap_listen_outbox_items", "Deliveries that wait on disk.", ["kind"], registry=registry)
+        self.waiting = Gauge(
+            "finelap_listen_outbox_items", "Deliveries that wait on disk.", ["kind"], registry=registry
+        )
         for kind in ("webhook", "clip"):
             self.failures.labels(kind)
         ProcessCollector(registry=registry)

@@ -1,7 +1,7 @@
 """Sources of live sound: raw samples on standard input, files, HTTP and RTSP streams, and recording devices.
 
-Each is read on a thread as chunks of interleaved 16-bit samples at its own rate, so that clips keep its quality. Decoding
-happens in this process, which is not the service: the service never opens an address.
+Each is read on a thread as chunks of interleaved 16-bit samples at its own rate, so that clips keep its quality.
+Decoding happens in this process, which is not the service: the service never opens an address.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ class _Reader:
 
     def _read(self) -> None:
         try:
-            with contextlib.closing(_raw(self._source) if self._source.kind == "stdin" else _decoded(self._source)) as pieces:
+            with contextlib.closing(
+                _raw(self._source) if self._source.kind == "stdin" else _decoded(self._source)
+            ) as pieces:
                 format = next(pieces)
                 assert isinstance(format, Format)
                 self._tell(self._set_format, format)
@@ -190,7 +192,9 @@ def _decoded(source: Source) -> Generator[Format | bytes, None, None]:
         address = _DEVICES.get(sys.platform, "") if address == "microphone" else address
         format, _, address = address.partition(":")
         if format not in av.formats_available:
-            raise SourceError(f"this build of FFmpeg has no {format} devices; pipe `ffmpeg … -f s16le -` into `-` instead")
+            raise SourceError(
+                f"this build of FFmpeg has no {format} devices; pipe `ffmpeg … -f s16le -` into `-` instead"
+            )
     elif source.kind == "remote":
         options = {"protocol_whitelist": _PROTOCOLS, "rtsp_transport": "tcp"}
         if not source.address.startswith("rtsp"):

@@ -13,6 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from app import errors
 from app.server.security import harden
 
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's protocol, which takes a refused handshake for one that was never answered, and logs an error."""
 
@@ -23,8 +24,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
 
 
-# uvicorn's options for WebSockets. Audio does not compress, and messages are small; app.api.stream has a lower limit, and
-# an error message for it.
+# uvicorn's options for WebSockets. Audio does not compress, and messages are small; app.api.stream has a lower limit,
+# and an error message for it.
 WEBSOCKETS: dict[str, Any] = {
     "ws": WebSocketProtocol,
     "ws_max_size": 4 << 20,  # bytes

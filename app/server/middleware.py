@@ -100,7 +100,6 @@ class RequestContext:
             fields = {"method": scope["method"], "path": path, "status": status, "ms": round(seconds * 1e3, 1)}
             log.log(level, "%s %s %d %.1f ms %s", *fields.values(), failure, extra={"fields": fields})
 
-
     async def _converse(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         """A WebSocket, whose handshake is answered with a problem if it is refused."""
         began, status, failure, code = time.perf_counter(), 0, "", 1005

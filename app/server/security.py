@@ -114,7 +114,7 @@ class OriginGuard:
 
 
 def websocket_key(subprotocols: Iterable[str]) -> str:
-    """The API key among the offered subprotocols, `finelap.key.` with its base64url after it; empty if there is none."""
+    """The API key among the offered subprotocols: base64url after `finelap.key.`; empty if there is none."""
     for offered in subprotocols:
         if offered.startswith(_KEY_SUBPROTOCOL):
             encoded = offered.removeprefix(_KEY_SUBPROTOCOL)

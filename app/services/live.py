@@ -120,16 +120,12 @@ class LiveDetection:
             if self._frames:
                 first = window.first_frame + window.keep.start
                 messages.append({"type": "frames", "first": first, "scores": np.round(scores, 6).tolist()})
-            messages += self._tell(
-                [track.push_quick(own) for track, own in zip(self._tracks, scores, strict=True)]
-            )
+            messages += self._tell([track.push_quick(own) for track, own in zip(self._tracks, scores, strict=True)])
         if settled is not None:
             clip, frames = embedded[-1]
             scores = self._score(self._joiner.add(settled[0], clip, frames))
             self._highest = np.maximum(self._highest, scores.max(axis=1))
-            messages += self._tell(
-                [track.push_settled(own) for track, own in zip(self._tracks, scores, strict=True)]
-            )
+            messages += self._tell([track.push_settled(own) for track, own in zip(self._tracks, scores, strict=True)])
         if time.monotonic() - self._last_progress >= _PROGRESS_INTERVAL_S and not self._ended:
             self._last_progress = time.monotonic()
             position = self._quick.frames * self._hop

@@ -160,7 +160,7 @@ export function mount(panel, shell) {
     player?.destroy();
     if (resultSource && resultSource !== source) resultSource.close();
     resultSource = source;
-    $("live").hidden = true;
+    $("heard").hidden = true;
     player = null;
     recording = null;
     rows = [];

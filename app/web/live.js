@@ -152,7 +152,7 @@ export class Live {
     $("live-start").classList.toggle("on", running);
     $("live-label").textContent = running ? "Stop listening" : "Listen";
     if (running) {
-      $("live").hidden = false;
+      $("heard").hidden = false;
       $("live-time").textContent = clock(0);
       $("live-head").textContent = "0 events";
       $("live-events").replaceChildren();

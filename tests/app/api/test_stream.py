@@ -136,7 +136,9 @@ def standing(messages: list[Message]) -> dict[str, list[tuple[float, float]]]:
     return {p: sorted((m["onset"], m["offset"]) for m in kept if m["phrase"] == p) for p in PHRASES}
 
 
-async def detect(serving: Serving, samples: np.ndarray, sounds: SimpleNamespace) -> dict[str, list[tuple[float, float]]]:
+async def detect(
+    serving: Serving, samples: np.ndarray, sounds: SimpleNamespace
+) -> dict[str, list[tuple[float, float]]]:
     file = sounds.encode(np.frombuffer(pcm(samples), "<i2").astype(np.float32) / 32768, subtype="PCM_16")
     async with httpx.AsyncClient(base_url=serving.url, timeout=60) as client:
         answer = await client.post("/detect", files={"file": ("a.wav", file)}, data={"phrases": PHRASES})
@@ -182,7 +184,9 @@ async def test_events_are_told_in_time(shared: Serving, sounds: SimpleNamespace)
 @pytest.mark.parametrize(
     ("encoding", "rate", "channels"), [("pcm_f32le", 16_000, 1), ("pcm_s16le", 44_100, 2), ("pcm_f32le", 8_000, 1)]
 )
-async def test_formats_of_samples(shared: Serving, sounds: SimpleNamespace, encoding: str, rate: int, channels: int) -> None:
+async def test_formats_of_samples(
+    shared: Serving, sounds: SimpleNamespace, encoding: str, rate: int, channels: int
+) -> None:
     samples = np.concatenate([np.zeros(rate), sounds.tone(400, 1.5, rate), np.zeros(2 * rate)]).astype(np.float32)
     many = np.repeat(samples[:, None], channels, axis=1)
     data = many.astype("<f4").tobytes() if encoding == "pcm_f32le" else pcm(many)
@@ -431,5 +435,7 @@ async def test_silence_and_nothing(shared: Serving) -> None:
     serving = shared
     for samples in (np.zeros(0, np.float32), np.zeros(100, np.float32), np.zeros(RATE * 3, np.float32)):
         messages = await play(serving, samples)
-        assert messages[-1]["type"] == "end" and messages[-1]["duration"] == pytest.approx(len(samples) / RATE, abs=1e-4)
+        assert messages[-1]["type"] == "end" and messages[-1]["duration"] == pytest.approx(
+            len(samples) / RATE, abs=1e-4
+        )
         assert not any(m["type"] == "event" for m in messages)

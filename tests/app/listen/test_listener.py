@@ -72,7 +72,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 class Radio:
-    """An HTTP stream of MP3 in real time: 1.2 s of a tone every three seconds. `onsets`: times at which one was sent."""
+    """An HTTP stream of MP3 in real time: 1.2 s of a tone every three seconds. `onsets`: when one was sent."""
 
     def __init__(self) -> None:
         self.onsets: list[float] = []
@@ -189,9 +189,7 @@ async def test_a_stream_whose_source_and_service_fail(service: Service, radio: R
     assert line["metadata"]["time"].endswith("Z")
 
 
-async def test_files_are_read_to_their_end(
-    service: Service, sounds: SimpleNamespace, tmp_path: Path
-) -> None:
+async def test_files_are_read_to_their_end(service: Service, sounds: SimpleNamespace, tmp_path: Path) -> None:
     parts = [np.zeros(RATE), sounds.tone(400, 1.5), np.zeros(2 * RATE), sounds.tone(1600, 1), np.zeros(RATE)]
     path = tmp_path / "scène.flac"
     path.write_bytes(sounds.encode(np.concatenate(parts).astype(np.float32), "FLAC"))
@@ -205,15 +203,12 @@ async def test_files_are_read_to_their_end(
         await outbox.flush()
         assert not len(outbox)
         kept = list(client.clips({"kept_by": KEPT_BY, "phrase": "tone 1600"}))
-        assert [round(clip.duration, 1) for clip in kept] == [1.5]
+        assert [clip.duration for clip in kept] == [pytest.approx(1.5, abs=0.2)]
         assert kept[0].metadata["source"] == "scène.flac" and kept[0].metadata["onset"] == pytest.approx(4.5, abs=0.2)
         assert keeper.delete_old() == 0
         assert Keeper(client, days=-1).delete_old() >= 2
     closed = [line for line in lines if line["type"] == "event" and not line["open"]]
-    assert [(line["phrase"], round(line["onset"]), line["revised"]) for line in closed] == [
-        ("tone 400", 1, False),
-        ("tone 1600", 4, False),
-    ] or len(closed) == 2
+    assert [(line["phrase"], round(line["onset"])) for line in closed] == [("tone 400", 1), ("tone 1600", 4)]
     assert [line["id"] for line in posted] == [line["id"] for line in closed]
 
 
