@@ -109,7 +109,9 @@ def judge(truth: Events, told: list[tuple[float, dict[str, Any]]]) -> Told:
     standing = [(m["phrase"], m["onset"], m["offset"]) for m in last.values() if m["type"] == "event"]
     result.revised = len({m["id"] for _, m in news if m.get("revised") or m["type"] == "retraction"})
     for phrase, onset, offset in truth:
-        near = [s for s in standing if s[0] == phrase and max(abs(s[1] - onset), abs(s[2] - offset)) <= TOLERANCE + 2e-3]
+        near = [
+            s for s in standing if s[0] == phrase and max(abs(s[1] - onset), abs(s[2] - offset)) <= TOLERANCE + 2e-3
+        ]
         result.equal += bool(near)
         about = [(at, m) for at, m in news if m["phrase"] == phrase and m["onset"] < offset and m["offset"] > onset]
         quick = [(at, m) for at, m in about if not m.get("revised")]
@@ -159,7 +161,7 @@ def quantile(values: list[float], q: float) -> float | None:
 
 async def memory(server: Server, minutes: float) -> None:
     """Sends one stream as fast as the service takes it, and prints the memory of its process meanwhile."""
-    process = psutil.Process(server.pid)
+    process = psutil.Process(server.process.pid)
     block = pcm(scene(1, 20))
     start = {"phrases": list(PHRASES), "sample_rate": RATE, "encoding": "pcm_s16le"}
     async with LiveSocket.open(server.address, None, start) as socket:

@@ -175,7 +175,9 @@ def test_listening_is_a_container_of_its_own(every: dict[str, Any], tmp_path: Pa
     assert given[:3] == ["listen", "http://radio/a", "rtsp://camera/*"]
     for option, value in (("-p", "dog barking"), ("--webhook", variables["LISTEN_WEBHOOK"]), ("--keep", "2")):
         assert value in [given[at + 1] for at, each in enumerate(given) if each == option]
-    plain = subprocess.run(command, env=variables | {"LISTEN_WEBHOOK": "", "LISTEN_KEEP": ""}, capture_output=True, text=True)
+    plain = subprocess.run(
+        command, env=variables | {"LISTEN_WEBHOOK": "", "LISTEN_KEEP": ""}, capture_output=True, text=True
+    )
     assert "--webhook" not in plain.stdout and "--keep" not in plain.stdout
 
 
