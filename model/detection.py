@@ -149,8 +149,8 @@ class EventStream:
     """`find_events` for a track that arrives in pieces: the same events in the same order, each as soon as it is final.
 
     An event is final when later frames can neither extend it nor merge with it. With "threshold" that is half a median
-    filter, `max_gap` and `spare` frames after its end, and the stream buffers about that much. "sebb" buffers all scores
-    and returns every event from `finish`.
+    filter, `max_gap` and `spare` frames after its end, and the stream buffers about that much. "sebb" buffers all
+    scores and returns every event from `finish`.
 
     The last `spare` frames pushed may begin after the end of the recording: the frames of a decoded recording are
     counted in samples, and its exact duration may be slightly shorter.

@@ -1,7 +1,7 @@
 """A run of frame scores above a lower threshold, followed while it goes on. NumPy only.
 
-An event's edges depend on its highest score, which is known only at its end. A `Run` keeps the few scores that can still
-become an edge, so an event may last for hours.
+An event's edges depend on its highest score, which is known only at its end. A `Run` keeps the few scores that can
+still become an edge, so an event may last for hours.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ async def _read_start(websocket: WebSocket, state: AppState) -> LiveStart:
 
 
 async def _receive(websocket: WebSocket, live: LiveDetection, decoder: LiveDecoder) -> None:
-    """Passes the audio on until the client says that it has ended. Raises WebSocketDisconnect and what decoding does."""
+    """Passes the audio on until it has ended. Raises WebSocketDisconnect, and what reading and decoding do."""
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":

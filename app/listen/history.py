@@ -81,7 +81,10 @@ class History:
 
 @dataclass
 class Heard:
-    """An event of one stretch, as told last. Seconds in the stretch. kept: its clip has been stored."""
+    """An event of one stretch, as told last. Seconds in the stretch.
+
+    connection: over which it was told last. kept: its clip has been stored.
+    """
 
     uid: str
     phrase: str
@@ -89,6 +92,7 @@ class Heard:
     offset: float
     score: float
     open: bool
+    connection: int
     retracted: bool = False
     kept: bool = False
 
@@ -108,24 +112,24 @@ class Record:
         """
         onset, offset = base + float(message["onset"]), base + float(message["offset"])  # type: ignore[arg-type]
         phrase, key = str(message["phrase"]), (connection, int(message["id"]))  # type: ignore[call-overload]
-        event = self._by_id.get(key) or (self._overlapping(phrase, onset, offset) if base else None)
+        event = self._by_id.get(key) or (self._overlapping(phrase, onset, offset) if connection > 1 else None)
         opened, retracted = bool(message.get("open")), message["type"] == "retraction"
         if event is None:
             if retracted:
                 return None
             self._count += 1
-            event = Heard(f"{self._prefix}-{self._count}", phrase, onset, offset, 0.0, opened)
+            event = Heard(f"{self._prefix}-{self._count}", phrase, onset, offset, 0.0, opened, connection)
             self._events.append(event)
             before = False
         else:
             before = not event.open
             same = abs(event.onset - onset) < 0.3 and abs(event.offset - offset) < 0.3
-            if before and not retracted and key not in self._by_id and (same or opened):
+            if before and not retracted and event.connection != connection and (same or opened):
                 self._remember(key, event)
                 return None
         self._remember(key, event)
         event.onset, event.offset, event.score = onset, offset, float(message["score"])  # type: ignore[arg-type]
-        event.open, event.retracted = opened, retracted
+        event.open, event.retracted, event.connection = opened, retracted, connection
         return event, before
 
     def to_keep(self, until: float) -> list[Heard]:

@@ -31,6 +31,8 @@ _REPLAY = 25.0  # seconds sent again over a new connection: what may still have 
 _SETTLED = 25.0  # seconds after its end from which an event is no longer revised
 _MAX_CLIP = 120.0  # seconds
 _SEND = 0.5  # seconds sent at once
+_MAX_UPLINKS = 8  # stretches that wait for the service; older ones are given up
+_GOODBYE = 5.0  # seconds for the last events when the command is ended
 
 Line = dict[str, Any]
 
@@ -62,9 +64,24 @@ class Listener:
         self._first = 0.0  # time of the first sample of all
         self._ended = 0.0  # time at which the last stretch ended
         self._stretches = 0
+        self._uplinks: list[asyncio.Task[None]] = []  # of stretches that have ended, and of the one that goes on
 
     async def run(self) -> None:
-        """Listens. Raises SourceError for a source that is not live, and ServerError if the service refuses."""
+        """Listens. Raises SourceError for a source that is not live, and ServerError if the service refuses.
+
+        When it is cancelled it still tells what it has heard, if the service is there.
+        """
+        try:
+            await self._read()
+        except asyncio.CancelledError:
+            await asyncio.wait(self._uplinks or [asyncio.create_task(asyncio.sleep(0))], timeout=_GOODBYE)
+            raise
+        finally:
+            for uplink in self._uplinks:
+                uplink.cancel()
+            await asyncio.gather(*self._uplinks, return_exceptions=True)
+
+    async def _read(self) -> None:
         delay = _Delay()
         while True:
             try:
@@ -80,6 +97,8 @@ class Listener:
                     raise
                 reason = str(error)
             if not self._source.live:
+                for uplink in self._uplinks:
+                    await uplink
                 return
             self._ended = self._ended or time.time()
             log.warning("%s; opening %s again in %.1f s", reason, self._source.name, delay.next)
@@ -91,6 +110,7 @@ class Listener:
         self._stretches += 1
         uplink = _Uplink(self._source, history, self._options, self._session, self._stretches)
         sending = asyncio.create_task(uplink.run())
+        self._uplinks.append(sending)
         try:
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
@@ -103,11 +123,11 @@ class Listener:
         finally:
             self._ended = history.began + history.end if history.end else self._ended
             history.close()
-            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                sending.cancel()
-            await asyncio.wait({sending})
-        if not sending.cancelled():
-            sending.result()
+        for done in [task for task in self._uplinks if task.done()]:
+            self._uplinks.remove(done)
+            done.result()  # raises if the service refuses the stream
+        if len(self._uplinks) > _MAX_UPLINKS:
+            self._uplinks.pop(0).cancel()
 
     def _mark_opening(self, history: History, uplink: _Uplink) -> None:
         """At the first sample of a stretch: tells how long nothing was heard before it."""

@@ -1,7 +1,7 @@
 """What is to be delivered, on disk until it is: events for a webhook, and clips for the library.
 
-An item is written and synced before its delivery is first tried, and deleted after it, so that neither a receiver that is
-down nor the end of this process loses it. Items are tried on their own, each with a delay that doubles.
+An item is written and synced before its delivery is first tried, and deleted after it, so that neither a receiver that
+is down nor the end of this process loses it. Items are tried on their own, each with a delay that doubles.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sources of live sound: raw samples on standard input, files, HTTP and RTSP streams, and recording devices.
 
-Each is read on a thread as chunks of interleaved 16-bit samples at its own rate, so that clips keep its quality. Decoding
-happens in this process, which is not the service: the service never opens an address.
+Each is read on a thread as chunks of interleaved 16-bit samples at its own rate, so that clips keep its quality.
+Decoding happens in this process, which is not the service: the service never opens an address.
 """
 
 from __future__ import annotations

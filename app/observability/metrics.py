@@ -68,12 +68,7 @@ class Metrics:
             "finelap_index_search_duration_seconds", "Duration of vector searches.", buckets=_FAST, registry=registry
         )
         self.streams = Gauge("finelap_streams", "Live streams that are open.", registry=registry)
-        self.stream_lag = Histogram(
-            "finelap_stream_lag_seconds",
-            "Time from the arrival of a live stream's sound to its scores.",
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30),
-            registry=registry,
-        )
+        self.stream_lag = _stream_lag(registry)
         self.model_info = Gauge(
             "finelap_model_info", "The loaded model; always 1.", ["checkpoint", "device", "dtype"], registry=registry
         )
@@ -151,6 +146,15 @@ class Metrics:
     def render(self) -> bytes:
         """Renders the Prometheus text format."""
         return generate_latest(self.registry)
+
+
+def _stream_lag(registry: CollectorRegistry) -> Histogram:
+    return Histogram(
+        "finelap_stream_lag_seconds",
+        "Time from the arrival of a live stream's sound to its scores.",
+        buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 30),
+        registry=registry,
+    )
 
 
 def _disk_space(folder: Path, what: str) -> float:

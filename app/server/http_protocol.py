@@ -24,8 +24,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
 
 
-# uvicorn's options for WebSockets. Audio does not compress, and messages are small; app.api.stream has a lower limit, and
-# an error message for it.
+# uvicorn's options for WebSockets. Audio does not compress, and messages are small; app.api.stream has a lower limit,
+# and an error message for it.
 WEBSOCKETS: dict[str, Any] = {
     "ws": WebSocketProtocol,
     "ws_max_size": 4 << 20,  # bytes

@@ -122,7 +122,7 @@ def _is_probe(path: str, host: str) -> bool:
 
 
 def websocket_key(subprotocols: Iterable[str]) -> str:
-    """The API key among the offered subprotocols, `finelap.key.` and its base64url; empty if there is none."""
+    """The API key among the offered subprotocols: base64url after `finelap.key.`; empty if there is none."""
     for offered in subprotocols:
         if offered.startswith(_KEY_SUBPROTOCOL):
             encoded = offered.removeprefix(_KEY_SUBPROTOCOL)

@@ -10,6 +10,7 @@ import { $, announce, bytes, clock, count, el, icon, showMessage } from "./dom.j
 import { EventList } from "./eventlist.js";
 import { rounded } from "./events.js";
 import { save, TEXTS } from "./exports.js";
+import { Live } from "./live.js";
 import { formatTime } from "./paint.js";
 import { Phrases } from "./phrases.js";
 import { picture } from "./picture.js";
@@ -45,6 +46,17 @@ export function mount(panel, shell) {
     },
     { onPick: (row) => pick(row, true), onMove: (row) => choose(row, true) },
   );
+
+  const live = new Live({
+    phrases: () => (phrases.take(), phrases.all),
+    settings: (phrase) => cutting.of(phrase),
+    refuse,
+    onState(on) {
+      if (on) running?.abort();
+      $("listen").disabled = on;
+      if (on) $("found").hidden = true;
+    },
+  });
 
   // The source
 
@@ -148,6 +160,7 @@ export function mount(panel, shell) {
     player?.destroy();
     if (resultSource && resultSource !== source) resultSource.close();
     resultSource = source;
+    $("heard").hidden = true;
     player = null;
     recording = null;
     rows = [];

@@ -17,10 +17,12 @@ from tests.docker.compose import Unset, interpolate, read, read_env
 PROFILES: dict[str, set[str]] = {
     "": set(),  # `docker compose up`
     "gpu": {"finelap-gpu"},
+    "listen": {"listen"},
     "scale": {"replica", "proxy", "milvus", "milvus-volume", "etcd", "minio"},
 }
 ALWAYS = {"finelap", "prometheus", "grafana"}
 OURS = ("finelap", "finelap-gpu", "replica")
+INSTEAD = ("gpu", "scale")  # profiles that run in place of the service
 SECRETS = {"GRAFANA_PASSWORD": "grafana-secret", "MINIO_PASSWORD": "minio-secret", "FINELAP_API_KEY": "key-1"}
 
 
@@ -68,7 +70,7 @@ def test_profiles_reuse_the_port_of_the_omitted_service(repo_dir: Path) -> None:
         published = {
             name: [port.rpartition(":")[0] for port in service.get("ports", [])]
             for name, service in services(repo_dir, profile, FINELAP_PORT="8123").items()
-            if not (profile and name == "finelap")  # --scale finelap=0
+            if not (profile in INSTEAD and name == "finelap")  # --scale finelap=0
         }
         ports = [port for some in published.values() for port in some]
         assert ports.count("127.0.0.1:8123") == 1 and len(set(ports)) == len(ports)
@@ -81,7 +83,7 @@ def test_profiles_reuse_the_port_of_the_omitted_service(repo_dir: Path) -> None:
 def test_images_are_pinned_and_limited(every: dict[str, Any]) -> None:
     for name, service in every.items():
         tag = service["image"].rpartition(":")[2]
-        assert name in OURS or re.search(r"\d+\.\d+\.\d+|\d{4}-\d\d-\d\dT", tag), service["image"]
+        assert name in (*OURS, "listen") or re.search(r"\d+\.\d+\.\d+|\d{4}-\d\d-\d\dT", tag), service["image"]
         limits = service["deploy"]["resources"]["limits"]
         assert float(limits["cpus"]) > 0 and re.fullmatch(r"\d+[mg]", limits["memory"]), name
         assert "no-new-privileges:true" in service["security_opt"] and not service.get("privileged")
@@ -159,6 +161,34 @@ def test_example_env_lists_all_variables_without_secrets(repo_dir: Path) -> None
         ["git", "check-ignore", "--quiet", ".env"], cwd=repo_dir, capture_output=True, check=False
     ).returncode
     assert ignored in (0, 128)  # 128: this is no git checkout
+
+
+def test_listening_is_a_container_of_its_own(every: dict[str, Any], tmp_path: Path) -> None:
+    """Runs the shell line that turns its variables into arguments."""
+    service = every["listen"]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"] and "ports" not in service
+    assert service["image"] == every["finelap"]["image"] and "/data" not in str(service["volumes"])
+    assert service["environment"]["FINELAP_SERVER"] == "http://finelap:8080"
+    program = tmp_path / "finelap"
+    program.write_text('#!/bin/sh\nfor each in "$@"; do echo "$each"; done\n')
+    program.chmod(0o755)
+    variables = {
+        "LISTEN_SOURCES": "http://radio/a rtsp://camera/*",
+        "LISTEN_PHRASES": "dog barking,breaking glass",
+        "LISTEN_WEBHOOK": "https://example.org/hook?a=1",
+        "LISTEN_KEEP": "2",
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+    }
+    command = [*service["entrypoint"], *service["command"]]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    given = done.stdout.splitlines()
+    assert given[:3] == ["listen", "http://radio/a", "rtsp://camera/*"]
+    for option, value in (("-p", "dog barking"), ("--webhook", variables["LISTEN_WEBHOOK"]), ("--keep", "2")):
+        assert value in [given[at + 1] for at, each in enumerate(given) if each == option]
+    plain = subprocess.run(
+        command, env=variables | {"LISTEN_WEBHOOK": "", "LISTEN_KEEP": ""}, capture_output=True, text=True
+    )
+    assert "--webhook" not in plain.stdout and "--keep" not in plain.stdout
 
 
 def test_prometheus_receives_its_key(every: dict[str, Any], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
+from app.client import AsyncClient, Client, DetectionEnd, DetectionStart, LiveEvent, Refused, Unreachable
 from app.inference.engine import Engine
 from app.main import create_app
 from app.server.http_protocol import WEBSOCKETS, HttpProtocol
@@ -201,6 +202,39 @@ async def test_formats_of_samples(
     ((onset, offset),) = standing(messages)["tone 400"]
     assert onset == pytest.approx(1.0, abs=0.2) and offset == pytest.approx(2.5, abs=0.2)
     assert messages[-1]["duration"] == pytest.approx(4.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "kind", "subtype", "rate"), [("opus", "OGG", "OPUS", 48_000), ("flac", "FLAC", None, 44_100)]
+)
+async def test_compressed_streams(
+    shared: Serving, sounds: SimpleNamespace, encoding: str, kind: str, subtype: str | None, rate: int
+) -> None:
+    parts = [np.zeros(rate), sounds.tone(400, 1.5, rate), np.zeros(2 * rate)]
+    data = sounds.encode(np.concatenate(parts).astype(np.float32), kind, rate, subtype)
+    for announced in (rate, 16_000):
+        async with shared.open() as socket:
+            await socket.send(json.dumps({**START, "encoding": encoding, "sample_rate": announced}))
+            for at in range(0, len(data), 1_111):  # cut anywhere
+                await socket.send(data[at : at + 1_111])
+            await socket.send(b"")
+            messages = await read_all(socket)
+        if encoding == "flac" and announced != rate:
+            assert "44100 Hz, not 16000 Hz as announced" in messages[-1]["problem"]["detail"]
+            continue
+        ((onset, offset),) = standing(messages)["tone 400"]
+        assert onset == pytest.approx(1.0, abs=0.2) and offset == pytest.approx(2.5, abs=0.2)
+        assert messages[-1]["duration"] == pytest.approx(4.5, abs=0.05)
+
+
+async def test_lost_chunks_are_sound_that_was_not_sent(shared: Serving, sounds: SimpleNamespace) -> None:
+    chunks = np.array_split(scene(sounds), 240)
+    kept = np.random.default_rng(0).random(len(chunks)) >= 0.1
+    arrived = np.concatenate([chunk for chunk, keep in zip(chunks, kept, strict=True) if keep])
+    assert len(arrived) < 0.95 * 24 * RATE
+    messages = await play(shared, arrived)
+    for phrase, events in standing(messages).items():
+        np.testing.assert_allclose(events, (await detect(shared, arrived, sounds))[phrase], atol=0.2)
 
 
 async def test_settings_of_events(shared: Serving, sounds: SimpleNamespace) -> None:
@@ -429,6 +463,29 @@ async def test_a_stream_waits_when_the_queue_is_full(serve: Any, fake_model: Any
     messages = await play(serving, scene(sounds, 20), chunk=1.0)
     assert messages[-1]["type"] == "end" and messages[-1]["duration"] == pytest.approx(20)
     await asyncio.gather(*loads)
+
+
+async def test_the_clients(shared: Serving, sounds: SimpleNamespace) -> None:
+    samples = np.concatenate([np.zeros(RATE), sounds.tone(400, 1.5), np.zeros(2 * RATE)]).astype(np.float32)
+    pieces = [pcm(part) for part in np.array_split(samples, 40)]
+
+    async def arriving() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    async with AsyncClient(shared.url) as client:
+        heard = [m async for m in client.stream(PHRASES, arriving(), sample_rate=RATE, threshold=[0.5, 0.6])]
+    with Client(shared.url) as other:
+        again = await asyncio.to_thread(lambda: list(other.stream(PHRASES, pieces, sample_rate=RATE)))
+        for messages in (heard, again):
+            events = {m.id: m for m in messages if isinstance(m, LiveEvent)}
+            assert [(e.phrase, e.open, e.retracted) for e in events.values()] == [("tone 400", False, False)]
+            assert isinstance(messages[0], DetectionStart) and isinstance(messages[-1], DetectionEnd)
+            assert messages[-1].detection.duration == pytest.approx(4.5)
+        with pytest.raises(Refused, match="sample_rate"):
+            await asyncio.to_thread(lambda: list(other.stream(PHRASES, pieces, sample_rate=1)))
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(Unreachable, match="no service"):
+        list(nobody.stream(PHRASES, pieces, sample_rate=RATE))
 
 
 async def test_silence_and_nothing(shared: Serving) -> None:

@@ -1,0 +1,207 @@
+"""WS /stream under load: how soon events are told, whether they equal /detect's, and whether memory stays flat.
+
+    python -m benchmarks.service.live [--streams 1 4 16] [--events 100] [--memory-minutes 3]
+
+Starts a service with the bundled checkpoint and sends real sounds of the library, in faint noise, in
+real time over several streams at once. For every event of POST /detect it looks for the first message about it and for
+the first that closed it. Events that /detect has and the quick pass has not are reported as told late. Then one stream is
+sent as fast as the service takes it, while the memory of its process is read. The load comes from this machine too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import soundfile
+import soxr
+
+from app.client.live import LiveSocket
+from benchmarks.common import SOUNDS, Server
+
+RATE = 16_000
+CHUNK = 0.1  # seconds
+TOLERANCE = 0.2  # seconds
+PHRASES = {
+    "dog barking": "dog-barking-bd8430",
+    "breaking glass": "glass-shattering-cd90fe",
+    "birds singing": "birds-singing-53ac0e",
+    "door slamming": "door-slam-2adaa4",
+    "crow cawing": "crow-5da38b",
+}
+Events = list[tuple[str, float, float]]
+
+
+@dataclass
+class Told:
+    """What one stream told: seconds from onset to the first message, from offset to the first that closed it."""
+
+    opened: list[float] = field(default_factory=list)
+    closed: list[float] = field(default_factory=list)
+    late: int = 0  # events that were told only when the settled pass had found them
+    equal: int = 0
+    differing: int = 0
+    revised: int = 0
+
+
+def scene(seed: int, events: int) -> np.ndarray:
+    """Sounds of the library, two to four seconds apart, in faint noise (n,)."""
+    rng = np.random.default_rng(seed)
+    parts = [np.zeros(RATE)]
+    names = list(PHRASES.values())
+    for _ in range(events):
+        sound, rate = soundfile.read(SOUNDS / f"{names[rng.integers(len(names))]}.ogg", dtype="float32", always_2d=True)
+        mono = soxr.resample(sound.mean(axis=1), rate, RATE)[: int(3 * RATE)]
+        parts += [mono * np.minimum(1, np.arange(len(mono), 0, -1) / 800), np.zeros(int(rng.uniform(2, 4) * RATE))]
+    samples = np.concatenate(parts) + rng.normal(0, 0.0005, sum(map(len, parts)))
+    return np.clip(samples, -1, 1).astype(np.float32)
+
+
+def pcm(samples: np.ndarray) -> bytes:
+    """Samples as 16-bit integers."""
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+async def detect(server: Server, samples: np.ndarray) -> Events:
+    """What POST /detect says of the same samples."""
+    file = io.BytesIO()
+    soundfile.write(file, np.frombuffer(pcm(samples), "<i2"), RATE, format="WAV", subtype="PCM_16")
+    async with httpx.AsyncClient(base_url=server.address, timeout=600, trust_env=False) as client:
+        answer = await client.post("/detect", files={"file": ("a.wav", file)}, data={"phrases": list(PHRASES)})
+    return [(p["phrase"], e["onset"], e["offset"]) for p in answer.json()["phrases"] for e in p["events"]]
+
+
+async def listen(server: Server, samples: np.ndarray, delay: float) -> list[tuple[float, dict[str, Any]]]:
+    """Sends samples in real time; the messages with the seconds since the first sample."""
+    await asyncio.sleep(delay)
+    data, step = pcm(samples), 2 * int(CHUNK * RATE)
+    start = {"phrases": list(PHRASES), "sample_rate": RATE, "encoding": "pcm_s16le"}
+    async with LiveSocket.open(server.address, None, start) as socket:
+        messages = aiter(socket.messages())
+        await anext(messages)
+        began = time.monotonic()
+
+        async def send() -> None:
+            for number, at in enumerate(range(0, len(data), step)):
+                await asyncio.sleep(max(0.0, began + (number + 1) * CHUNK - time.monotonic()))
+                await socket.send(data[at : at + step])
+            await socket.end()
+
+        sending = asyncio.create_task(send())
+        told = [(time.monotonic() - began, message) async for message in messages]
+        await sending
+    return told
+
+
+def judge(truth: Events, told: list[tuple[float, dict[str, Any]]]) -> Told:
+    """Compares what was told with what /detect says."""
+    result = Told()
+    news = [(at, m) for at, m in told if m["type"] in ("event", "retraction")]
+    last = {m["id"]: m for _, m in news}
+    standing = [(m["phrase"], m["onset"], m["offset"]) for m in last.values() if m["type"] == "event"]
+    result.revised = len({m["id"] for _, m in news if m.get("revised") or m["type"] == "retraction"})
+    for phrase, onset, offset in truth:
+        near = [
+            s for s in standing if s[0] == phrase and max(abs(s[1] - onset), abs(s[2] - offset)) <= TOLERANCE + 2e-3
+        ]
+        result.equal += bool(near)
+        about = [(at, m) for at, m in news if m["phrase"] == phrase and m["onset"] < offset and m["offset"] > onset]
+        quick = [(at, m) for at, m in about if not m.get("revised")]
+        if not quick or at_most(quick) - onset > 5:
+            result.late += 1
+            continue
+        result.opened.append(at_most(quick) - onset)
+        ends = [at - offset for at, m in about if not m["open"] and abs(m["offset"] - offset) <= TOLERANCE + 2e-3]
+        if ends:
+            result.closed.append(max(0.0, min(ends)))
+    result.differing = len(truth) - result.equal + max(0, len(standing) - len(truth))
+    return result
+
+
+def at_most(news: list[tuple[float, dict[str, Any]]]) -> float:
+    """When the first of these messages came."""
+    return min(at for at, _ in news)
+
+
+async def latency(server: Server, streams: int, events: int) -> None:
+    """Prints a row of the table of latencies."""
+    scenes = [scene(seed, -(-events // streams) + 1) for seed in range(streams)]
+    truths = [await detect(server, samples) for samples in scenes]
+    told = await asyncio.gather(*(listen(server, s, 0.13 * n) for n, s in enumerate(scenes)))
+    results = [judge(truth, messages) for truth, messages in zip(truths, told, strict=True)]
+    opened = [each for r in results for each in r.opened]
+    closed = [each for r in results for each in r.closed]
+    row = {
+        "streams": streams,
+        "events": sum(map(len, truths)),
+        "open_p50": quantile(opened, 50),
+        "open_p95": quantile(opened, 95),
+        "close_p50": quantile(closed, 50),
+        "close_p95": quantile(closed, 95),
+        "late": sum(r.late for r in results),
+        "revised": sum(r.revised for r in results),
+        "differing": sum(r.differing for r in results),
+        "load": round(psutil.getloadavg()[0], 1),
+    }
+    print(json.dumps(row), flush=True)
+
+
+def quantile(values: list[float], q: float) -> float | None:
+    """Seconds, rounded."""
+    return round(float(np.percentile(values, q)), 2) if values else None
+
+
+async def memory(server: Server, minutes: float) -> None:
+    """Sends one stream as fast as the service takes it, and prints the memory of its process meanwhile."""
+    process = psutil.Process(server.process.pid)
+    block = pcm(scene(1, 20))
+    start = {"phrases": list(PHRASES), "sample_rate": RATE, "encoding": "pcm_s16le"}
+    async with LiveSocket.open(server.address, None, start) as socket:
+        until, sent = time.monotonic() + 60 * minutes, 0
+
+        async def send() -> None:
+            nonlocal sent
+            while time.monotonic() < until:
+                for at in range(0, len(block), 32_000):
+                    await socket.send(block[at : at + 32_000])
+                    sent += len(block[at : at + 32_000]) // 2
+            await socket.end()
+
+        async def watch() -> None:
+            while True:
+                row = {"heard_s": round(sent / RATE), "rss_mb": round(process.memory_info().rss / 1e6)}
+                print(json.dumps(row), flush=True)
+                await asyncio.sleep(max(5.0, 6 * minutes))
+
+        watching, sending = asyncio.create_task(watch()), asyncio.create_task(send())
+        count = 0
+        async for message in socket.messages():
+            count += message["type"] == "event"
+        await sending
+        watching.cancel()
+    print(json.dumps({"heard_s": round(sent / RATE), "events": count}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure live streams.")
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 16])
+    parser.add_argument("--events", type=int, default=100, help="for each number of streams")
+    parser.add_argument("--memory-minutes", type=float, default=3.0)
+    args = parser.parse_args()
+    with Server() as server:
+        for streams in args.streams:
+            asyncio.run(latency(server, streams, args.events))
+        if args.memory_minutes:
+            asyncio.run(memory(server, args.memory_minutes))
+
+
+if __name__ == "__main__":
+    main()
