@@ -191,7 +191,8 @@ class Mixer:
 
     def _drawn_clips(self, labels: Sequence[str], count: int, rng: np.random.Generator) -> list[tuple[SoundClip, ...]]:
         """`count` clips, each drawn uniformly from all clips of the labels that are left."""
-        left, chosen = list(labels), []
+        left = list(labels)
+        chosen: list[tuple[SoundClip, ...]] = []
         for _ in range(count):
             clips = [clip for label in left for clip in self.by_label[label]]
             clip = clips[rng.integers(len(clips))]
