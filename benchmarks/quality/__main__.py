@@ -12,6 +12,7 @@ frames     frame AP and event F1 in mixtures of ten seconds
 long       recordings of three minutes with eight events over steady backgrounds, eight present and eight absent phrases
 presence   whether phrases that are in a library have matches and others and nonsense have none
 search     whether a search finds the recording of two minutes that contains a sound
+temporal   "A then B", "A while B", "A without B" and "two A": plain embeddings, our operators and frames side by side
 queries    what comes first for what people type, over the demo library
 
 Intervals are 95 % bootstrap intervals over queries, mixtures or recordings. With two checkpoints there are also the
@@ -35,7 +36,7 @@ from app.inference.engine import Engine
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.common import REPO, machine, revision, section, table, write_json
-from benchmarks.quality import presence, queries, recordings, retrieval
+from benchmarks.quality import presence, queries, recordings, retrieval, temporal
 from benchmarks.quality.figures import Figure, summary
 from benchmarks.quality.sounds import CachedModel, Sizes, Sounds
 from index import SqliteLibrary
@@ -43,7 +44,7 @@ from model.finelap import FineLAP
 from training.data.sentence_embeddings import Embed
 
 FULL = Sizes()
-SECTIONS = ("retrieval", "frames", "long", "presence", "search", "queries")
+SECTIONS = ("retrieval", "frames", "long", "presence", "search", "temporal", "queries")
 DEMO = REPO / "demo" / "sounds"
 DEFAULT = REPO / "checkpoints" / "finelap-small"
 
@@ -131,6 +132,13 @@ class Measurement:
         for model in self.models:
             with service(model.model) as client:
                 found.append(recordings.search_figures(client, self.sounds, searched))
+        return found
+
+    def _temporal(self) -> list[dict[str, Figure]]:
+        made, found = temporal.groups(self.sounds, self.sizes.groups), []
+        for model in self.models:
+            with service(model.model) as client:
+                found.append(temporal.temporal_figures(client, made))
         return found
 
     def _queries(self) -> list[dict[str, Figure]]:

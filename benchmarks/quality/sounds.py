@@ -77,6 +77,7 @@ class Sizes:
     nonsense: int = 50  # strings asked of each library
     searched: int = 40  # search: recordings of two minutes
     distractors: int = 200  # single clips beside them
+    groups: int = 60  # temporal: groups of six clips
     demo: int = 1000  # queries: demo sounds, at most
 
 

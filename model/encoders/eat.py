@@ -140,6 +140,7 @@ class EAT(AudioEncoder):
 
     def set_drop_path(self, rate: float) -> None:
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             block.drop_path = rate * number / max(len(self.blocks) - 1, 1)
 
     def forward(self, mel: Tensor) -> EncoderOutput:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from model.windows import join_windows, plan_windows
 
 TEXT_BATCH = 64  # texts per pass
 WINDOW_BATCH = 8  # windows per pass
+CALIBRATION = "finelap.json"  # what `finelap calibrate` adds to a folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ExternalConfig:
 class External:
     """A model of transformers behind model.external.contract.Model. Subclasses set what differs between families.
 
-    Scores are sigmoid(cosine / temp + b), with the model's own scale; they are not calibrated.
+    Scores are sigmoid(cosine / temp + b), with the model's own scale, or what `finelap calibrate` has fitted.
     """
 
     family: str
@@ -61,6 +62,7 @@ class External:
             self.load(folder, sliding)
         except Exception as error:  # transformers raises many types for broken folders
             raise CheckpointError(f"{folder}: not a {self.family} checkpoint that can be loaded: {error}") from error
+        self._read_calibration(folder)
         self.tokenizer = self._read_tokenizer(folder)
         self._stamp = self._make_stamp()
         self.model = self.model.to(device=device, dtype=getattr(torch, dtype)).eval()
@@ -84,7 +86,8 @@ class External:
         """What the model is and can do."""
         windows = self.config.windows
         seconds = windows.samples / windows.sample_rate
-        return Traits(self.family, windows.sample_rate, seconds, self.frames, False, read_licence(self.folder))
+        calibrated = self.config.matching is not None
+        return Traits(self.family, windows.sample_rate, seconds, self.frames, calibrated, read_licence(self.folder))
 
     @property
     def name(self) -> str:
@@ -187,7 +190,23 @@ class External:
         """The network's parameters."""
         return self.model.parameters()
 
+    def save_calibration(self, folder: Path, matching: MatchingConfig) -> None:
+        """Writes the pair of clips and `matching` beside a model's files, where loading the folder finds them."""
+        content = {"clip": [self.temp_global, self.b_global], "matching": asdict(matching)}
+        (folder / CALIBRATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
     # Parts
+
+    def _read_calibration(self, folder: Path) -> None:
+        if not (folder / CALIBRATION).is_file():
+            return
+        try:
+            content = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
+            self.temp_global, self.b_global = map(float, content["clip"])
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in content["matching"].items()}
+            self.config = replace(self.config, matching=MatchingConfig(**values))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(f"{folder / CALIBRATION}: {error}") from error
 
     def _read_tokenizer(self, folder: Path) -> Any | None:
         from transformers import AutoTokenizer

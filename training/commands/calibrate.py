@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.data.manifests import Item
@@ -37,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     """Fits temperatures, biases and `matching`, and writes the checkpoint. Raises CalibrationError, CheckpointError."""
     import torch
 
+    from model.external.contract import load_external
     from model.finelap import FineLAP
     from training.config import EvaluationConfig
     from training.data.audio_cache import AudioStore
@@ -44,6 +47,10 @@ def run(args: argparse.Namespace) -> None:
     from training.evaluation.validation import make_mixtures
 
     items = labelled_sounds(args.sounds)
+    other = load_external(args.checkpoint)
+    if other is not None:
+        _calibrate_external(other, items, args)
+        return
     model = FineLAP.from_pretrained(args.checkpoint)
     stamp = model.stamp
     with TemporaryDirectory() as scratch:
@@ -66,6 +73,32 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"temperature and bias: clips {fitted['clip_temp']:.4f} {fitted['clip_bias']:.2f}, ", end="")
     print(f"frames {fitted['frame_temp']:.4f} {fitted['frame_bias']:.2f}")
+
+
+def _calibrate_external(model: Any, items: Sequence[Item], args: argparse.Namespace) -> None:
+    """Fits the scores of clips and searches of a model of another family, and writes them beside its files.
+
+    Scores of frames stay the model's own.
+    """
+    from training.evaluation.calibration import (
+        CalibrationError,
+        NativeSounds,
+        embed_sounds,
+        fit_clips,
+        fit_matching,
+    )
+
+    rate, target = model.traits.sample_rate, args.out or args.checkpoint
+    if not model.folder.is_dir() or (args.out is None and not args.checkpoint.is_dir()):
+        raise CalibrationError(f"{args.checkpoint} is not a folder: say with --out where to write")
+    sounds = embed_sounds(model, NativeSounds(items, rate), rate)
+    model.temp_global, model.b_global = fit_clips(model, sounds)
+    matching = fit_matching(model, sounds)
+    if target.resolve() != model.folder.resolve():
+        shutil.copytree(model.folder, target, dirs_exist_ok=True)
+    model.save_calibration(target, matching)
+    print(f"{len(sounds.labels)} sounds, {len(sounds.distinct)} labels; clips match from {matching.cutoff:.2f}")
+    print(f"temperature and bias: clips {model.temp_global:.4f} {model.b_global:.2f}")
 
 
 def labelled_sounds(folder: Path) -> list[Item]:

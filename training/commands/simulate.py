@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labelled recordings: manifest.jsonl, FSD50K, or one folder per label",
     )
     add("--out", type=Path, required=True, metavar="DIR", help="output folder; an interrupted run is resumed there")
+    what = "published: the paper's own rules, an absolute threshold, 22.05 kHz and uniform draws of clips"
+    add("--preset", choices=("published",), help=what)
     add("--count", type=_integer(1), default=100, metavar="N", help="total number of mixtures (100)")
     add("--seed", type=_integer(0), default=0, metavar="N", help="random seed; the same seed gives the same files (0)")
     add("--workers", type=_integer(1), default=os.cpu_count() or 1, metavar="N", help="worker processes (one per core)")
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_number(-100, -1),
         default=-50.0,
         metavar="DB",
-        help="silence threshold relative to the peak (-50)",
+        help="silence threshold relative to the peak; absolute with --preset published (-50)",
     )
     add("--reverb", type=_number(0, 1), default=0.0, metavar="X", help="share of events with reverberation (0)")
     add("--equalise", type=_number(0, 40), default=0.0, metavar="DB", help="range of the random equaliser (0)")
@@ -59,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the mixtures, resuming an earlier run, and prints a summary."""
-    from training.data.activity import ClipConfig
+    from training.data.activity import ClipConfig, SimulationError
     from training.data.mixer import MixConfig
-    from training.simulation.dataset import MixtureSetConfig, write_mixtures
+    from training.simulation.dataset import MixtureSetConfig, published_config, write_mixtures
     from training.simulation.jobs import Workers
     from training.simulation.sources import read_sources
 
@@ -79,6 +81,10 @@ def run(args: argparse.Namespace) -> None:
             tuple(args.events), tuple(args.snr), 3.0, 3, args.reverb, args.equalise, args.swell, args.name_background
         ),
     )
+    if args.preset == "published":
+        config = published_config(config)
+        if args.pictures:
+            raise SimulationError("--pictures shows our rule for cutting; leave it out with --preset published")
     groups: dict[str, Any] = {"split": args.split, "only": args.only, "exclude": args.exclude}
     sources = [s for folder in args.folders for s in read_sources(folder.resolve(), **groups)]
     backgrounds = [s for folder in args.background_from for s in read_sources(folder.resolve(), split=args.split)]

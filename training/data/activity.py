@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,8 @@ SILENT = 1e-4  # a recording whose peak is below this (-80 dBFS) is silent
 PEAK = 0.95  # peak of cut stretches and mixtures, so that nothing clips
 ENVELOPE_HOP = 320  # samples, 20 ms: step of `envelope`
 ACTIVE_DB = 40.0  # a frame this far below the loudest one is inactive
+ENERGY_FRAME = 1024  # samples: step of the published rule
+ENERGY_FRAMES = 5  # its sliding window
 MERGE_GAP = 0.3  # seconds: shorter pauses don't split an occurrence
 
 
@@ -39,6 +42,10 @@ class ClipConfig:
     backgrounds: tuple[str, ...] = ()  # label patterns; if empty, any long, steady recording is a background
     steady_db: float = 10.0  # largest difference between the half-second levels of a steady piece
     pieces: int = 6  # maximum per recording
+    # how loud a sound must be: relative to the recording's peak, or absolute, as published: the sum of squares of
+    # ENERGY_FRAME samples, averaged over ENERGY_FRAMES of them
+    rule: Literal["relative", "absolute"] = "relative"
+    sample_rate: int = SAMPLE_RATE  # Hz, of clips and mixtures
 
     def __post_init__(self) -> None:
         if not 0 < self.shortest <= self.longest:
@@ -102,6 +109,8 @@ def first_stretch(samples: np.ndarray, config: ClipConfig) -> tuple[float, float
     A window slides over the log-energy envelope in steps of 10 ms. The stretch lasts while the window's mean power is
     above the threshold; both ends then move inwards to the first and last step above the threshold.
     """
+    if config.rule == "absolute":
+        return _first_loud_stretch(samples, config)
     if len(samples) == 0 or np.abs(samples).max() < SILENT:
         return None
     level = log_energy(samples)
@@ -115,6 +124,28 @@ def first_stretch(samples: np.ndarray, config: ClipConfig) -> tuple[float, float
     high = (low + int(ends[0]) if len(ends) else len(active)) + size - 1
     loud = low + np.flatnonzero(level[low:high] > config.threshold_db)
     return float(loud[0]) * 0.01, min((int(loud[-1]) + 1) * 0.01, len(samples) / SAMPLE_RATE)
+
+
+def _first_loud_stretch(samples: np.ndarray, config: ClipConfig) -> tuple[float, float] | None:
+    """The published rule: the first run of ENERGY_FRAME samples whose smoothed energy is above the threshold.
+
+    The energy of a frame is the sum of its squares, which over 1,024 samples is 30 dB above their mean, so -50 dB is
+    an RMS of about -80 dBFS whatever the recording's level.
+    """
+    whole = len(samples) // ENERGY_FRAME
+    if not whole:
+        return None
+    energy = (samples[: whole * ENERGY_FRAME].reshape(whole, ENERGY_FRAME).astype(np.float64) ** 2).sum(1)
+    size = min(ENERGY_FRAMES, whole)
+    smooth = np.convolve(energy, np.ones(size) / size, "same")
+    active = 10 * np.log10(smooth + 1e-12) > config.threshold_db
+    if not active.any():
+        return None
+    low = int(active.argmax())
+    ends = np.flatnonzero(~active[low:])
+    high = low + int(ends[0]) if len(ends) else whole
+    stop = len(samples) if high == whole else high * ENERGY_FRAME
+    return low * ENERGY_FRAME / config.sample_rate, stop / config.sample_rate
 
 
 def clip_event(samples: np.ndarray, config: ClipConfig) -> tuple[tuple[float, float] | None, str]:
@@ -135,13 +166,13 @@ def background_pieces(samples: np.ndarray, config: ClipConfig, any_level: bool) 
 
     Unless `any_level`, a piece must be steady: its half-second levels differ by at most `steady_db`.
     """
-    size, half = round(config.background * SAMPLE_RATE), SAMPLE_RATE // 2
+    size, half = round(config.background * config.sample_rate), config.sample_rate // 2
     starts = []
     for start in range(0, len(samples) - size + 1, size):
         piece = samples[start : start + size]
         level = 10 * np.log10((piece[: size - size % half].reshape(-1, half).astype(np.float64) ** 2).mean(1) + 1e-12)
         if np.abs(piece).max() >= SILENT and (any_level or np.ptp(level) <= config.steady_db):
-            starts.append(start / SAMPLE_RATE)
+            starts.append(start / config.sample_rate)
     return starts[: config.pieces]
 
 
@@ -150,9 +181,9 @@ def is_background(label: str, config: ClipConfig) -> bool:
     return any(fnmatchcase(label, pattern.lower()) for pattern in config.backgrounds)
 
 
-def cut(samples: np.ndarray, onset: float, offset: float) -> np.ndarray:
+def cut(samples: np.ndarray, onset: float, offset: float, rate: int = SAMPLE_RATE) -> np.ndarray:
     """The stretch [onset, offset] (seconds) of (n,) samples, at a peak of 0.95, with 5 ms fades at both ends."""
-    piece = samples[round(onset * SAMPLE_RATE) : round(offset * SAMPLE_RATE)].astype(np.float32, copy=True)
+    piece = samples[round(onset * rate) : round(offset * rate)].astype(np.float32, copy=True)
     fade = min(FADE, len(piece) // 2)
     ramp = np.linspace(0, 1, fade, dtype=np.float32)
     piece[:fade] *= ramp

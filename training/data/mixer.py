@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -87,6 +88,8 @@ class MixConfig:
     equalise_db: float = 0.0  # range of the random equaliser
     swell_db: float = 0.0  # range of the level change over an event
     name_background: bool = False  # whether the background is a phrase and part of the caption
+    draw: Literal["labels", "clips"] = "labels"  # what events are drawn uniformly from; clips, as published
+    normalise: bool = False  # every mixture to a peak of 1, as published, instead of only those above PEAK
 
     def __post_init__(self) -> None:
         low, high = self.events
@@ -129,8 +132,9 @@ class Mixture:
 class Mixer:
     """Draws FineLAP-100k mixtures. `get(clip)` returns a clip's samples, (n,) float32 at 16 kHz.
 
-    Labels are drawn uniformly, then one clip of each label, so that labels with many recordings don't dominate. Labels
-    are unique within a mixture and differ from the background's. The same generator state gives the same mixture.
+    Labels are drawn uniformly, then one clip of each label, so that labels with many recordings don't dominate; or, as
+    published, clips uniformly. Labels are unique within a mixture and differ from the background's. The same generator
+    state gives the same mixture. Samples are at `cutting.sample_rate`.
     """
 
     def __init__(
@@ -145,6 +149,9 @@ class Mixer:
         if not events or not backgrounds:
             raise SimulationError(f"no {'background' if events else 'event'} among the recordings")
         self.get, self.config, self.cutting = get, config or MixConfig(), cutting or ClipConfig()
+        self.rate = self.cutting.sample_rate
+        if self.rate != SAMPLE_RATE and (self.config.reverb or self.config.equalise_db):
+            raise SimulationError(f"reverb and equaliser work at {SAMPLE_RATE} Hz, not at {self.rate}")
         self.backgrounds = tuple(backgrounds)
         by_label: defaultdict[str, list[SoundClip]] = defaultdict(list)
         for clip in events:
@@ -159,7 +166,10 @@ class Mixer:
         if not labels:
             raise SimulationError(f"every event has the label of a background, {under.label!r}")
         count = min(int(rng.integers(config.events[0], config.events[1] + 1)), len(labels))
-        chosen = [self.by_label[labels[i]] for i in rng.choice(len(labels), count, replace=False)]
+        if config.draw == "clips":
+            chosen = self._drawn_clips(labels, count, rng)
+        else:
+            chosen = [self.by_label[labels[i]] for i in rng.choice(len(labels), count, replace=False)]
         background = self.get(under).astype(np.float64)
         canvas = Canvas(background, rms(background))
         events = []
@@ -168,15 +178,27 @@ class Mixer:
             samples = self._varied(self.get(clip), rng)[: len(background)]
             snr = float(rng.uniform(*config.snr_db))
             times = self._occurrences(len(samples), len(background), rng)
-            starts = canvas.place(samples, snr, times, rng, round(GAP * SAMPLE_RATE))
-            segments = tuple((round(s / SAMPLE_RATE, 4), round((s + len(samples)) / SAMPLE_RATE, 4)) for s in starts)
+            starts = canvas.place(samples, snr, times, rng, round(GAP * self.rate))
+            segments = tuple((round(s / self.rate, 4), round((s + len(samples)) / self.rate, 4)) for s in starts)
             events.append(PlacedEvent(clip, round(snr, 2), segments))
-        mixed = canvas.samples * min(1.0, PEAK / max(peak(canvas.samples), 1e-9))
+        loudest = max(peak(canvas.samples), 1e-9)
+        mixed = canvas.samples * (1 / loudest if config.normalise else min(1.0, PEAK / loudest))
         events.sort(key=lambda e: (e.segments[0], e.clip.name))
         named = under.label if config.name_background else None
         return Mixture(
             mixed.astype(np.float32), under, tuple(events), caption([e.clip.label for e in events], named, rng)
         )
+
+    def _drawn_clips(self, labels: Sequence[str], count: int, rng: np.random.Generator) -> list[tuple[SoundClip, ...]]:
+        """`count` clips, each drawn uniformly from all clips of the labels that are left."""
+        left = list(labels)
+        chosen: list[tuple[SoundClip, ...]] = []
+        for _ in range(count):
+            clips = [clip for label in left for clip in self.by_label[label]]
+            clip = clips[rng.integers(len(clips))]
+            left.remove(clip.label)
+            chosen.append((clip,))
+        return chosen
 
     def _varied(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The event after the configured equaliser, swell and reverberation, cut to one continuous stretch."""
@@ -196,8 +218,8 @@ class Mixer:
 
     def _occurrences(self, length: int, size: int, rng: np.random.Generator) -> int:
         """How often an event occurs: once, or up to `repeats` times if it is short and fits."""
-        gap = round(GAP * SAMPLE_RATE)
-        short = length < self.config.short * SAMPLE_RATE
+        gap = round(GAP * self.rate)
+        short = length < self.config.short * self.rate
         times = int(rng.integers(1, self.config.repeats + 1)) if short else 1
         return max(1, min(times, (size + gap) // (length + gap)))
 

@@ -6,18 +6,27 @@ other sounds and nonsense. Use sounds that the model has not been trained on: a 
 
 from __future__ import annotations
 
+import contextlib
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
 from model.config import SAMPLE_RATE, MatchingConfig
+from model.external.contract import Model
 from model.finelap import FineLAP
-from model.segments import ReadFrames, pool_segments
-from training.data.audio_cache import AudioStore
+from model.segments import ReadFrames, pool_segments, unit_rows
+from training.data.audio_cache import decode
+from training.data.manifests import Item
 from training.data.phrase_bank import SHIPPED, PhraseBank
 from training.evaluation.metrics import f1
 from training.evaluation.validation import LabelledMixture, best_threshold, flat, relevance, tracks
+
+if TYPE_CHECKING:
+    from model.external.base import External
 
 ALIKE = 0.55  # cosine of two texts from which neither may be absent while the other is present
 LIBRARIES = 20  # random halves of the labels, each a library in which the other half is absent
@@ -74,12 +83,17 @@ def calibrate(model: FineLAP, mixtures: list[LabelledMixture], sounds: EmbeddedS
     model.temp_local.data.fill_(temp)
     model.b_local.data.fill_(bias)
 
-    texts = model.encode_text(sounds.distinct).numpy()
-    similarity, relevant = (texts @ sounds.clips.T).ravel(), relevance(sounds.distinct, sounds.labels).ravel()
-    clip_temp, clip_bias = _half_at_best(similarity, relevant)
+    clip_temp, clip_bias = fit_clips(model, sounds)
     model.temp_global.data.fill_(clip_temp)
     model.b_global.data.fill_(clip_bias)
     return {"frame_temp": temp, "frame_bias": bias, "event_f1": best, "clip_temp": clip_temp, "clip_bias": clip_bias}
+
+
+def fit_clips(model: Model, sounds: EmbeddedSounds) -> Pair:
+    """The pair for a clip and a text with which 0.5 is the best threshold over pairs of a label and a sound."""
+    texts = np.asarray(model.encode_text(sounds.distinct))
+    similarity, relevant = (texts @ sounds.clips.T).ravel(), relevance(sounds.distinct, sounds.labels).ravel()
+    return _half_at_best(similarity, relevant)
 
 
 def _half_at_best(similarity: np.ndarray, relevant: np.ndarray) -> Pair:
@@ -110,14 +124,38 @@ class EmbeddedSounds:
         return np.maximum.reduceat(texts @ np.concatenate(self.segments).T, [0, *stops], axis=1)
 
 
-def embed_sounds(model: FineLAP, store: AudioStore) -> EmbeddedSounds:
+class Sounds(Protocol):
+    """Labelled sounds with their samples: an AudioStore, or NativeSounds."""
+
+    items: Sequence[Item]
+
+    def get(self, i: int) -> np.ndarray:
+        """(n,) float32."""
+
+
+class NativeSounds:
+    """Labelled sounds decoded at a model's own sample rate. Files that cannot be decoded are left out."""
+
+    def __init__(self, items: Sequence[Item], sample_rate: int) -> None:
+        self.sample_rate, self.items = sample_rate, []
+        for item in items:
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                decode(item.path, sample_rate, seconds=0.1)
+                self.items.append(item)
+
+    def get(self, i: int) -> np.ndarray:
+        """(n,) float32 at `sample_rate`. Raises what decoding raises."""
+        return decode(self.items[i].path, self.sample_rate)
+
+
+def embed_sounds(model: FineLAP | External, store: Sounds, sample_rate: int = SAMPLE_RATE) -> EmbeddedSounds:
     """Embeds the labelled sounds of a store, one at a time. Raises CalibrationError with fewer than two labels."""
     clips, segments, labels = [], [], []
     for number, item in enumerate(store.items):
         if item.captions:
-            (embedding,) = model.encode_audio([store.get(number)], SAMPLE_RATE)
+            (embedding,) = model.encode_audio([store.get(number)], sample_rate)
             clips.append(embedding.clip.numpy())
-            frames = embedding.frames.numpy()
+            frames = unit_rows(embedding.frames.numpy())
             segments.append(pool_segments(reader_of(frames), len(frames), embedding.frame_hop))
             labels.append(item.captions[0])
     if len(set(labels)) < 2:
@@ -130,7 +168,7 @@ def reader_of(frames: np.ndarray) -> ReadFrames:
     return lambda start, stop: frames[start:stop]
 
 
-def fit_matching(model: FineLAP, sounds: EmbeddedSounds, seed: int = 0) -> MatchingConfig:
+def fit_matching(model: FineLAP | External, sounds: EmbeddedSounds, seed: int = 0) -> MatchingConfig:
     """Fits the scores of segments and of queries by sound, and the cutoff; the model's clip pair must be fitted.
 
     Half of the labels at a time form a library. The cutoff is the lowest score at which at most FALSE_SHARE each of
@@ -156,7 +194,7 @@ def fit_matching(model: FineLAP, sounds: EmbeddedSounds, seed: int = 0) -> Match
         groups = zip(np.split(tops, ends), np.split(free, ends), strict=True)
         return max(float(np.quantile(top[absent], 1 - FALSE_SHARE)) for top, absent in groups if absent.any())
 
-    clip = float(model.temp_global.detach()), float(model.b_global.detach())
+    clip = float(torch.as_tensor(model.temp_global).detach()), float(torch.as_tensor(model.b_global).detach())
     temp, _ = fit_logistic(by_segment[: len(texts)].ravel(), relevant.ravel().astype(float))
     # as many false matches by segments as by clips
     segment = round(temp, 5), round(false_cut(by_clip) / clip[0] + clip[1] - false_cut(by_segment) / temp, 4)

@@ -6,7 +6,7 @@ The folder contains
     clips.jsonl       every recording: the clips cut from it, or the reason there are none
     clips/            the clips, FLAC
     mixtures.jsonl    every mixture: its background and events with file, SNR and segments
-    audio/            the mixtures, 16-bit FLAC at 16 kHz
+    audio/            the mixtures, 16-bit FLAC at 16 kHz, or 22.05 kHz as published
     manifest.jsonl    the mixtures in the published form, for training
     strong.tsv, durations.tsv    the mixtures in DCASE's form
 
@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from training.simulation.jobs import Workers, journal, rows_of
 from training.simulation.sources import SoundSource
 
 FOLDERS = ("audio", "clips", "pictures")
+_LATER_SETTINGS = {"cutting": ("rule", "sample_rate"), "mixing": ("draw", "normalise")}
 FILES = ("simulate.json", "clips.jsonl", "mixtures.jsonl", "manifest.jsonl", "strong.tsv", "durations.tsv")
 
 
@@ -55,6 +56,12 @@ class MixtureSetConfig:
     seed: int = 0
     cutting: ClipConfig = field(default_factory=ClipConfig)
     mixing: MixConfig = field(default_factory=MixConfig)
+
+
+def published_config(config: MixtureSetConfig) -> MixtureSetConfig:
+    """The configuration with the rules of the paper's pipeline where ours differ (arXiv 2604.01155)."""
+    cutting = replace(config.cutting, rule="absolute", sample_rate=22_050)
+    return replace(config, cutting=cutting, mixing=replace(config.mixing, draw="clips", normalise=True))
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,11 @@ def _settings(
         listed.update(json.dumps([s.name, s.label, size] if s else None).encode())
     settings: dict[str, Any] = json.loads(json.dumps(asdict(config) | {"recordings": listed.hexdigest()}))
     del settings["count"]
+    # folders from before these settings existed have none of them
+    for part, defaults in (("cutting", ClipConfig()), ("mixing", MixConfig())):
+        for name in _LATER_SETTINGS[part]:
+            if settings[part][name] == getattr(defaults, name):
+                del settings[part][name]
     return settings
 
 
@@ -166,7 +178,8 @@ def _changed(previous: dict[str, Any], settings: dict[str, Any]) -> str:
     for key, new in settings.items():
         old = previous.get(key)
         if isinstance(new, dict) and isinstance(old, dict):
-            changes += [f"{k} {old.get(k)}, not {v}" for k, v in new.items() if old.get(k) != v]
+            every = dict.fromkeys([*new, *old])
+            changes += [f"{k} {old.get(k)}, not {new.get(k)}" for k in every if old.get(k) != new.get(k)]
         elif old != new:
             changes.append("other recordings" if key == "recordings" else f"{key} {old}, not {new}")
     return "; ".join(changes)
@@ -193,16 +206,17 @@ def _cut_recording(job: tuple[int, SoundSource, bool], shared: tuple[Path, ClipC
     if source.label is None and not bed:
         return row | {"kind": None, "reason": source.reason}
     try:
-        samples = decode(source.path)
+        samples = decode(source.path, config.sample_rate)
     except (OSError, RuntimeError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError) or not source.path.exists()
         return row | {"kind": None, "reason": "missing" if missing else "cannot be decoded", "detail": _detail(error)}
+    rate = config.sample_rate
     named = bed or is_background(source.label or "", config)
     starts = background_pieces(samples, config, named) if named or not config.backgrounds else []
     if starts:
         files = [f"clips/{number:06d}-{i}.flac" for i in range(len(starts))]
         for file, start in zip(files, starts, strict=True):
-            write_flac(out / file, cut(samples, start, start + config.background))
+            write_flac(out / file, cut(samples, start, start + config.background, rate), rate)
         label = source.label or "background"
         return row | {"label": label, "kind": "background", "seconds": config.background, "files": files, "at": starts}
     if named:
@@ -211,7 +225,7 @@ def _cut_recording(job: tuple[int, SoundSource, bool], shared: tuple[Path, ClipC
     if stretch is None:
         return row | {"kind": None, "reason": reason}
     file = f"clips/{number:06d}.flac"
-    write_flac(out / file, cut(samples, *stretch))
+    write_flac(out / file, cut(samples, *stretch, rate), rate)
     stored = {"at": [round(t, 4) for t in stretch], "seconds": round(stretch[1] - stretch[0], 4)}
     return row | {"kind": "event", "file": file} | stored
 
@@ -242,11 +256,11 @@ def _mix_one(number: int, shared: tuple[Path, MixtureSetConfig, list[SoundClip],
     mixer = Mixer(events, backgrounds, partial(_read, out), config.mixing, config.cutting)
     mixture = mixer.draw(np.random.default_rng([config.seed, number]))
     name = f"mix-{config.seed}-{number:06d}"
-    write_flac(out / "audio" / f"{name}.flac", mixture.samples)
+    write_flac(out / "audio" / f"{name}.flac", mixture.samples, config.cutting.sample_rate)
     return {
         "audio_id": name,
         "caption": mixture.caption,
-        "seconds": len(mixture.samples) / SAMPLE_RATE,
+        "seconds": len(mixture.samples) / config.cutting.sample_rate,
         "background": {"file": mixture.background.name, "label": mixture.background.label},
         "events": [
             {"file": e.clip.name, "label": e.clip.label, "snr_db": e.snr_db, "segments": e.segments}
@@ -281,8 +295,8 @@ def _read(out: Path, clip: SoundClip) -> np.ndarray:
     return soundfile.read(out / clip.name, dtype="float32")[0]
 
 
-def write_flac(path: Path, samples: np.ndarray) -> None:
-    """Writes (n,) float32 samples atomically as 16-bit FLAC at 16 kHz. Raises OSError."""
+def write_flac(path: Path, samples: np.ndarray, rate: int = SAMPLE_RATE) -> None:
+    """Writes (n,) float32 samples atomically as 16-bit FLAC. Raises OSError."""
     data = io.BytesIO()  # encoded in memory, because the encoder's error for a full disk doesn't say so
-    soundfile.write(data, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(data, samples, rate, format="FLAC", subtype="PCM_16")
     write_bytes(path, data.getvalue())

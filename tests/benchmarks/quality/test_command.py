@@ -21,7 +21,16 @@ from training.evaluation.validation import event_report, frame_report, make_mixt
 
 LABELS = ["dog", "clock", "sheep", "typing", "flute", "splash", "gong", "hammer", "cow", "balloon", "thunder", "slurp"]
 SIZES = Sizes(
-    mixtures=3, recordings=1, minutes=0.5, libraries=1, phrases=4, nonsense=2, searched=1, distractors=2, demo=3
+    mixtures=3,
+    recordings=1,
+    minutes=0.5,
+    libraries=1,
+    phrases=4,
+    nonsense=2,
+    searched=1,
+    distractors=2,
+    groups=2,
+    demo=3,
 )
 
 
@@ -60,6 +69,8 @@ def test_every_section_reports(folder: Path, small_checkpoint: Path, tmp_path: P
     assert {"recall at the default settings", "false events per minute at the default settings"} <= figures["long"]
     assert {"AUROC, by sound", "balanced accuracy, by sound at the best cutoff"} <= figures["presence"]
     assert {"recording in the first ten, /search", "ratio of the two shares"} <= figures["search"]
+    assert {"A then B: operators", "A while B: frames", "two A: plain", "A without B: guessing"} <= figures["temporal"]
+    assert "A while B: operators" not in figures["temporal"], "there is no operator for sounds at once"
     assert report["sections"]["long"]["recall at the default settings"]["units"] == 1
     assert len(report["notes"]["long"]["grid"][0]) == 26
     asked = report["notes"]["queries"]["grid"][0]

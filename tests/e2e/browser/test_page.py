@@ -71,3 +71,23 @@ def test_tabs_are_reached_by_keys(page: Page) -> None:
     page.go_back()
     page.wait_for_selector("#library:not([hidden])", state="attached")
     assert shown() == ["library"]
+
+
+def test_a_model_of_whole_clips_has_neither_detection_nor_moments(
+    open_page: Callable[..., Page], server: Server
+) -> None:
+    info = server.get("/info").json()
+    info["model"] |= {"frames": None, "frame_hop": None}
+    page = open_page(path=None)
+    page.route("**/info", lambda route: route.fulfill(json=info))
+    with page.expect_request(lambda request: request.url.endswith("/search") and request.method == "POST") as asked:
+        page.goto(f"{server.address}/?q=rain")
+    assert asked.value.post_data_json["moments"] is False
+    wait_until_ready(page)
+    assert not page.is_visible("#tab-detect") and page.is_visible("#tab-library")
+    assert not page.is_visible("input[name=mode][value=moments]")
+    page.keyboard.press("2")
+    assert page.is_visible("#search") and not page.is_visible("#detect")
+    page.goto(f"{server.address}/?tab=detect")
+    wait_until_ready(page)
+    assert page.is_visible("#search") and not page.is_visible("#detect")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch.nn.functional import cosine_similarity
 
@@ -146,3 +147,23 @@ def test_licences_are_read_from_the_front_matter(tmp_path: Path) -> None:
         assert read_licence(tmp_path) == licence
     readme.unlink()
     assert read_licence(tmp_path) is None
+
+
+def test_a_calibration_is_stored_beside_the_model(tmp_path: Path, clap: tuple[Path, Any]) -> None:
+    from app.cli.main import main
+
+    sounds = tmp_path / "sounds"
+    for number in range(6):
+        for take in range(2):
+            path = sounds / f"label {'abcdef'[number]}" / f"{take}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, sound(1.0, 3 * number + take), RATE)
+    out = tmp_path / "out"
+    assert main(["calibrate", str(clap[0]), "--sounds", str(sounds), "--out", str(out)]) == 0
+    before, after = load_external(clap[0]), load_external(out)
+    assert before is not None and after is not None and after.stamp == before.stamp
+    assert not before.traits.calibrated and after.traits.calibrated
+    assert 0 < after.config.matching.cutoff < 1 and after.temp_global != before.temp_global
+    (out / "finelap.json").write_text('{"clip": [1]}')
+    with pytest.raises(CheckpointError, match=r"finelap\.json"):
+        load_external(out)

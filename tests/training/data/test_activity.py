@@ -107,3 +107,31 @@ def test_frame_labels() -> None:
         0,
     ]  # short, but the frame under its midpoint counts
     assert frame_labels([], 4, hop).tolist() == [0, 0, 0, 0]
+
+
+def slow_absolute(samples: np.ndarray, rate: int) -> tuple[float, float] | None:
+    """The published rule, frame by frame."""
+    frames = len(samples) // 1024
+    energy = [sum(float(x) ** 2 for x in samples[i * 1024 : (i + 1) * 1024]) for i in range(frames)]
+    loud = []
+    for i in range(frames):
+        around = [energy[j] if 0 <= j < frames else 0.0 for j in range(i - 2, i + 3)]
+        loud.append(sum(around) / 5 > 10**-5)
+    if True not in loud:
+        return None
+    first = loud.index(True)
+    stop = next((i for i in range(first, frames) if not loud[i]), None)
+    return first * 1024 / rate, (len(samples) if stop is None else stop * 1024) / rate
+
+
+@pytest.mark.parametrize("level", [0.5, 3e-4, 1e-5])
+def test_the_published_rule_is_absolute(level: float) -> None:
+    config = ClipConfig(rule="absolute", sample_rate=22_050)
+    rng = np.random.default_rng(3)
+    for start, stop in ((9_000, 40_000), (0, 30_000), (20_000, 66_000)):
+        samples = np.zeros(66_150, np.float32)
+        samples[start:stop] = level * rng.standard_normal(stop - start)
+        assert first_stretch(samples, config) == slow_absolute(samples, 22_050)
+        relative = first_stretch(samples, ClipConfig())
+        assert (first_stretch(samples, config) is None) == (level == 1e-5) and (relative is None) == (level == 1e-5)
+    assert first_stretch(np.ones(1000, np.float32), config) is None, "less than a frame"

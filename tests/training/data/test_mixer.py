@@ -120,3 +120,24 @@ def test_invalid_settings_and_sounds_are_rejected() -> None:
         Mixer([SoundClip("a", "a", 1)], [], lambda c: tone(1))
     with pytest.raises(SimulationError, match="every event has the label of a background"):
         Mixer([SoundClip("a", "a", 1)], [SoundClip("b", "a", 1)], lambda c: tone(1)).draw(np.random.default_rng(0))
+
+
+def test_as_published_clips_are_drawn_uniformly_and_peaks_are_one() -> None:
+    events = [SoundClip(f"many {n}", "many", 1.0) for n in range(9)] + [SoundClip("one", "one", 1.0)]
+    bed, noise = [SoundClip("bed", "bed", 10.0)], sounds()["bed"]
+
+    def get(clip: SoundClip) -> np.ndarray:
+        return noise if clip.name == "bed" else tone(1.0)
+
+    found = {}
+    for draw in ("labels", "clips"):
+        one = Mixer(events, bed, get, MixConfig(events=(1, 1), draw=draw, normalise=draw == "clips"))  # type: ignore[arg-type]
+        mixtures = [one.draw(np.random.default_rng(seed)) for seed in range(150)]
+        found[draw] = np.mean([m.events[0].clip.label == "many" for m in mixtures])
+        peaks = [float(np.abs(m.samples).max()) for m in mixtures]
+        assert np.allclose(peaks, 1.0, atol=1e-6) == (draw == "clips")
+    assert found["clips"] > 0.8 and 0.35 < found["labels"] < 0.65
+    both = Mixer(events, bed, get, MixConfig(events=(2, 2), draw="clips"))
+    assert all(len({e.clip.label for e in both.draw(np.random.default_rng(s)).events}) == 2 for s in range(10))
+    with pytest.raises(SimulationError, match="work at 16000 Hz, not at 22050"):
+        Mixer(events, bed, get, MixConfig(reverb=0.5), ClipConfig(sample_rate=22_050))

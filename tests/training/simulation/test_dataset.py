@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from app.cli.main import main
 from model.config import SAMPLE_RATE
 from training.data.activity import ClipConfig, SimulationError
 from training.data.manifests import read_manifest
@@ -96,6 +98,34 @@ def test_a_folder_can_grow_but_not_change_its_settings(tree: Path, tmp_path: Pat
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     with pytest.raises(SimulationError, match="not empty"):
         make(tree, tmp_path / "mine")
+
+
+def test_the_published_preset(tree: Path, tmp_path: Path) -> None:
+    loud = tmp_path / "sounds"
+    shutil.copytree(tree, loud)
+    soundfile.write(loud / "bell" / "3.wav", tone(1.5, 3e-4), SAMPLE_RATE, subtype="FLOAT")  # -74 dBFS: above
+    soundfile.write(loud / "bell" / "4.wav", tone(1.5, 1e-5), SAMPLE_RATE, subtype="FLOAT")  # -103 dBFS: silent
+    arguments = ["simulate", str(loud), "--preset", "published", "--count", "4", "--workers", "1", "--seconds", "4"]
+    arguments += ["--event-seconds", "0.3", "3", "--background", "rain"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "clips.jsonl").read_text().splitlines()]
+    kinds = {row["recording"].removeprefix("sounds/"): row["kind"] for row in rows}
+    assert kinds["bell/3.wav"] == "event" and kinds["bell/4.wav"] is None
+    items = read_manifest(tmp_path / "out" / "manifest.jsonl")
+    for item in items:
+        samples, rate = soundfile.read(item.path)
+        assert rate == 22_050 and len(samples) == 4 * rate and np.abs(samples).max() > 0.99
+        assert all(b <= 4.0 for p in item.phrases or () for _, b in p.segments)
+    with pytest.raises(SimulationError, match="made with other settings.*draw"):
+        ours = MixtureSetConfig(4, 0, ClipConfig(background=4.0, shortest=0.3, longest=3.0, backgrounds=("rain",)))
+        write_mixtures(read_sources(loud), [], tmp_path / "out", ours)
+    assert main([*arguments, "--out", str(tmp_path / "other"), "--pictures", "1"]) == 1
+
+
+def test_settings_of_ours_are_stored_as_before(tree: Path, tmp_path: Path) -> None:
+    make(tree, tmp_path / "a", count=1)
+    stored = json.loads((tmp_path / "a" / "simulate.json").read_text())
+    assert not {"rule", "sample_rate"} & set(stored["cutting"]) and not {"draw", "normalise"} & set(stored["mixing"])
 
 
 KILLED = """
