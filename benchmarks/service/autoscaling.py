@@ -64,12 +64,12 @@ class Load:
 
 @dataclass
 class Outcome:
-    """Of each second: replicas, and the median and 95th percentile of waiting (NaN without requests)."""
+    """Of each second: replicas, starting ones included; seconds of sound that wait; latencies of what arrived."""
 
     strategy: str
-    replicas: np.ndarray = field(default_factory=lambda: np.zeros(DAY))
-    backlog: np.ndarray = field(default_factory=lambda: np.zeros(DAY))
-    latencies: list[np.ndarray] = field(default_factory=list)  # per second, of its arrivals
+    replicas: np.ndarray
+    backlog: np.ndarray
+    latencies: list[np.ndarray] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Latency quantiles of all requests, replica hours and changes."""
@@ -120,7 +120,8 @@ class Autoscaler:
 def simulate(load: Load, strategy: str, arrivals: np.ndarray | None = None) -> Outcome:
     """A day with one strategy; every strategy meets the same requests."""
     arrivals = load.arrivals() if arrivals is None else arrivals
-    random, outcome = np.random.default_rng(load.seed + 1), Outcome(strategy)
+    random = np.random.default_rng(load.seed + 1)
+    outcome = Outcome(strategy, np.zeros(len(arrivals)), np.zeros(len(arrivals)))
     autoscaler = Autoscaler(strategy, load.threshold)
     queues, starting = [0.0] * MIN, deque[int]()  # backlog of each ready replica; when the others will be ready
     cpu, backlog = deque[float](maxlen=_WINDOW), deque[float](maxlen=_WINDOW)
