@@ -5,11 +5,14 @@ An object is written once, completely, under a unique name and never changed, so
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -19,6 +22,15 @@ from index.records import LibraryError
 FETCHED_BYTES = 10 << 30  # of remote objects cached on the local disk; the least recently used are removed first
 
 _CHUNK = 1 << 20  # bytes copied at a time
+_ATTEMPTS = 2
+# a request to a bucket that does not answer fails after a minute and a half at most; the defaults would take ten
+_S3: dict[str, Any] = {
+    "config_kwargs": {
+        "connect_timeout": 5,
+        "read_timeout": 20,
+        "retries": {"total_max_attempts": 3, "mode": "standard"},
+    }
+}
 
 
 class Objects(Protocol):
@@ -49,9 +61,11 @@ def open_objects(address: str, fetched: Path) -> Objects:
     except ImportError as error:
         raise LibraryError(f"{address} needs fsspec: pip install 'finelap[milvus]'") from error
     try:
-        system, root = fsspec.core.url_to_fs(address)
+        system, root = fsspec.core.url_to_fs(address, **(_S3 if address.startswith(("s3://", "s3a://")) else {}))
     except (ImportError, ValueError) as error:
         raise LibraryError(f"{address} cannot be reached with fsspec: {error}") from error
+    if hasattr(system, "retries"):
+        system.retries = _ATTEMPTS  # s3fs repeats what botocore has repeated already
     return RemoteObjects(system, root, fetched)
 
 
@@ -112,17 +126,26 @@ class RemoteObjects:
 
     def put(self, name: str, content: bytes | BinaryIO) -> str:
         address = self._address(name)
-        self._system.makedirs(address.rpartition("/")[0], exist_ok=True)
         try:
-            with self._system.open(address, "wb") as file:
+            with _os_errors(), self._create(address) as file:
                 return _copy(content, file)
         except BaseException:
-            self.remove(name)  # some file systems keep partial files
+            with contextlib.suppress(OSError):
+                self.remove(name)  # some file systems keep partial files
             raise
 
+    def _create(self, address: str) -> Any:
+        """Opens a file for writing. Buckets have no folders; with makedirs, s3fs would create the bucket."""
+        try:
+            return self._system.open(address, "wb")
+        except FileNotFoundError:
+            self._system.makedirs(address.rpartition("/")[0], exist_ok=True)
+            return self._system.open(address, "wb")
+
     def has(self, name: str) -> bool:
-        self._system.invalidate_cache()  # another process may have changed it
-        return bool(self._system.isfile(self._address(name)))
+        with _os_errors():
+            self._system.invalidate_cache()  # another process may have changed it
+            return bool(self._system.isfile(self._address(name)))
 
     def local(self, name: str) -> Path:
         path = self._fetched / name.replace("/", "-")
@@ -132,7 +155,7 @@ class RemoteObjects:
         self._fetched.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
-            with self._system.open(self._address(name), "rb") as remote, temporary.open("xb") as file:
+            with _os_errors(), self._system.open(self._address(name), "rb") as remote, temporary.open("xb") as file:
                 shutil.copyfileobj(remote, file, _CHUNK)
             os.replace(temporary, path)
         finally:
@@ -153,10 +176,28 @@ class RemoteObjects:
     def remove(self, name: str) -> None:
         (self._fetched / name.replace("/", "-")).unlink(missing_ok=True)
         if self.has(name):
-            self._system.rm_file(self._address(name))
+            with _os_errors():
+                self._system.rm_file(self._address(name))
 
     def check(self) -> None:
-        self._system.exists(self._root)
+        with _os_errors():
+            self._system.invalidate_cache()
+            with contextlib.suppress(FileNotFoundError):  # the library has no objects yet, which is no failure …
+                self._system.ls(self._root, refresh=True)
+                return
+            if (top := self._root.partition("/")[0]) and not self._system.exists(top):  # … but its bucket must exist
+                raise FileNotFoundError(errno.ENOENT, "there is no such bucket", top)
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turns what a client library raises about its connection, botocore's errors for example, into OSError."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _sharded(name: str) -> str:

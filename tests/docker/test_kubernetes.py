@@ -258,15 +258,17 @@ def test_autoscalers_target_the_deployment(rendered: Callable[[str], list[dict[s
     assert scaled["minReplicaCount"] <= scaled["fallback"]["replicas"] <= scaled["maxReplicaCount"]
     behavior = scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior == fallback["behavior"]
-    (trigger,) = scaled["triggers"]
-    assert "finelap_queue_seconds" in trigger["metadata"]["query"] and float(trigger["metadata"]["threshold"]) > 0
+    backlog, cpu = scaled["triggers"]
+    assert "finelap_queue_seconds" in backlog["metadata"]["query"] and backlog["metadata"]["threshold"] == "240"
+    (metric,) = fallback["metrics"]
+    assert cpu["metadata"]["value"] == str(metric["resource"]["target"]["averageUtilization"])
 
 
 def test_the_triggers_query_is_valid(rendered: Callable[[str], list[dict[str, Any]]], tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed: Debian has it in the package prometheus")
-    (trigger,) = one(rendered("scale"), "ScaledObject")["spec"]["triggers"]
+    trigger = one(rendered("scale"), "ScaledObject")["spec"]["triggers"][0]
     rules = {"groups": [{"name": "g", "rules": [{"record": "r", "expr": trigger["metadata"]["query"]}]}]}
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
     done = subprocess.run([promtool, "check", "rules", tmp_path / "rules.yml"], capture_output=True, text=True)

@@ -1,0 +1,133 @@
+"""Audio and frames in an S3 bucket: a real server on this machine, and what it does wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.milvus.objects import Objects, open_objects
+
+s3fs = pytest.importorskip("s3fs")
+pytest.importorskip("moto.server")
+
+from tests.support.s3 import BUCKET, S3  # noqa: E402
+
+CONTENT = os.urandom(200_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+NAME = f"audio/{SHA256}"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    server = S3()
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.create().items():
+        monkeypatch.setenv(name, value)
+    yield server
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.close()
+
+
+@pytest.fixture
+def bucket(server: S3, tmp_path: Path) -> Callable[[], Objects]:
+    """Opens the bucket as another process would: without what this one remembers."""
+
+    def open_it(fetched: str = "fetched") -> Objects:
+        s3fs.S3FileSystem.clear_instance_cache()
+        return open_objects(f"s3://{BUCKET}/library", tmp_path / fetched)
+
+    return open_it
+
+
+def test_objects_are_shared_and_cached(server: S3, bucket: Callable[..., Objects]) -> None:
+    ours, theirs = bucket(), bucket("other")
+    ours.check()
+    assert not ours.has(NAME)
+    assert ours.put(NAME, io.BytesIO(CONTENT)) == SHA256
+    assert theirs.has(NAME) and theirs.local(NAME).read_bytes() == CONTENT
+    reads = sum(method == "GET" for method, path in server.calls if path.endswith(SHA256))
+    assert theirs.local(NAME).read_bytes() == CONTENT  # from the local copy
+    assert sum(method == "GET" for method, path in server.calls if path.endswith(SHA256)) == reads
+    ours.remove(NAME)
+    assert not theirs.has(NAME)
+    with pytest.raises(FileNotFoundError):
+        theirs.local(NAME)
+    ours.remove(NAME)  # again
+
+
+def test_large_objects_are_uploaded_in_parts(server: S3, bucket: Callable[..., Objects]) -> None:
+    content = np.random.default_rng(0).bytes(60_000_000)
+    assert bucket().put("audio/large", io.BytesIO(content)) == hashlib.sha256(content).hexdigest()
+    assert sum(method == "PUT" for method, path in server.calls) > 1
+    assert bucket("other").local("audio/large").read_bytes() == content
+
+
+@pytest.mark.parametrize("fault", ["503", "drop", 1.0])
+def test_brief_faults_are_not_noticed(server: S3, bucket: Callable[..., Objects], fault: str | float) -> None:
+    """Busy, broken connections and slow answers: the client tries again."""
+    remaining = iter([fault] * 2)
+    server.fault = lambda method, path: next(remaining, None)
+    objects = bucket()
+    assert objects.put(NAME, CONTENT) == SHA256
+    remaining = iter([fault] * 2)
+    assert objects.local(NAME).read_bytes() == CONTENT
+    assert next(remaining, None) is None  # it was met
+
+
+def test_a_download_that_breaks_leaves_nothing(server: S3, bucket: Callable[..., Objects], tmp_path: Path) -> None:
+    bucket().put(NAME, CONTENT)
+    server.fault = lambda method, path: "cut" if method == "GET" and path.endswith(SHA256) else None
+    objects = bucket()
+    with pytest.raises(OSError):
+        objects.local(NAME)
+    assert not list((tmp_path / "fetched").iterdir())
+    server.fault = lambda method, path: None
+    assert objects.local(NAME).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("fault", ["503", "drop"])
+def test_lasting_faults_are_errors_in_bounded_time(server: S3, bucket: Callable[..., Objects], fault: str) -> None:
+    objects = bucket()
+    objects.put(NAME, CONTENT)
+    server.fault = lambda method, path: fault
+    for call in (lambda: objects.put("audio/other", CONTENT), lambda: objects.local(NAME), objects.check):
+        began = time.monotonic()
+        with pytest.raises(OSError):
+            call()
+        assert time.monotonic() - began < 60
+    server.fault = lambda method, path: None
+    objects.check()
+    assert objects.has(NAME) and not objects.has("audio/other")
+
+
+def test_wrong_keys_are_errors(server: S3, bucket: Callable[..., Objects], monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket().put(NAME, CONTENT)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAWRONG")
+    objects = bucket("other")
+    for call in (objects.check, lambda: objects.put("audio/other", CONTENT), lambda: objects.local(NAME)):
+        with pytest.raises(OSError):
+            call()
+
+
+def test_a_missing_bucket_is_an_error(server: S3, tmp_path: Path) -> None:
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(OSError):
+        open_objects("s3://finelap-nowhere/library", tmp_path).check()
+
+
+def test_the_check_asks_the_server(server: S3, bucket: Callable[..., Objects]) -> None:
+    """Readiness must not come from what the client remembers."""
+    objects = bucket()
+    objects.put(NAME, CONTENT)
+    objects.check()
+    before = len(server.calls)
+    objects.check()
+    assert len(server.calls) > before
