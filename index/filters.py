@@ -35,9 +35,7 @@ _METADATA = "metadata."
 _MAX_KEYS = 100
 _MAX_VALUES = 1000  # in one filter
 _CREATED = "created"
-_RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d\d:\d\d)?)?", re.ASCII
-)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d\d:\d\d)?)?", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from app.services.waveforms import PeaksCache
 
 router = APIRouter(prefix="/clips", tags=["library"])
 
+
 class AddForm(BaseModel):
     """Form fields of POST /clips, besides `files`."""
 

@@ -218,7 +218,7 @@ class _BoundedMultiPartParser(MultiPartParser):
         if name is not None:
             # as the parser takes names: in quotes, of which those in the name are escaped
             field = _FIELD_NAME.search(self._current_part.content_disposition or b"")
-            plain = name.replace("\\", "/").replace('"', "\'\'").encode("utf-8", "replace")
+            plain = name.replace("\\", "/").replace('"', "''").encode("utf-8", "replace")
             self._current_part.content_disposition = (
                 b"form-data; " + (field[0] if field else b'name=""') + b'; filename="' + plain + b'"'
             )

@@ -76,7 +76,9 @@ Score = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TrackChoice = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TRACK),
-    Field(description="The audio track of a file with several: its number from 0, or a language such as `de` or `ger`."),
+    Field(
+        description="The audio track of a file with several: its number from 0, or a language such as `de` or `ger`."
+    ),
 ]
 
 

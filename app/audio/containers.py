@@ -75,7 +75,9 @@ def missing_bytes(sound: bytes | BinaryIO) -> str | None:
         return _missing_chunk(file, length, b"SSND", "big")
     if head[:4] == b"RIFF" and head[8:] == b"AVI ":
         size = int.from_bytes(head[4:8], "little")
-        return f"its header declares {size} bytes, but it has {length - 8}" if length - 8 < size < _UNKNOWN_SIZE else None
+        return (
+            f"its header declares {size} bytes, but it has {length - 8}" if length - 8 < size < _UNKNOWN_SIZE else None
+        )
     if head == _ASF[:12] and (declared := _asf_length(file)) > length:
         return f"its header declares {declared} bytes, but it has {length}"
     if head[:4] == b"OggS" and length < _page_end(file, _last_page(file, length)):

@@ -37,7 +37,11 @@ def open_with_sndfile(file: BinaryIO, filename: str, max_duration: float) -> Aud
 
 
 def open_view(
-    view: BinaryIO | FileView, file: BinaryIO, filename: str, max_duration: float, excluded: tuple[str, ...] = _BY_OTHERS
+    view: BinaryIO | FileView,
+    file: BinaryIO,
+    filename: str,
+    max_duration: float,
+    excluded: tuple[str, ...] = _BY_OTHERS,
 ) -> AudioFile | None:
     """Opens `view`, which is `file` or a part of it, unless its format is excluded."""
     sound = _open(view)

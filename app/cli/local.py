@@ -50,6 +50,7 @@ def detect_file(
     request: DetectionRequest,
     write: Callable[[DetectionMessage], None],
     plot_file: Path | None,
+    track: str | None = None,
 ) -> None:
     """Passes the messages that `POST /detect` would stream to `write`, and saves a plot to `plot_file` if given.
 
@@ -69,7 +70,7 @@ def detect_file(
     async def detect(engine: Engine, decoders: DecoderPool) -> DetectionResult:
         texts = await engine.embed_texts(request.phrases)
         async with (
-            decoders.open(file, name, _UNLIMITED) as audio,
+            decoders.open(file, name, _UNLIMITED, track) as audio,
             FileEmbeddingStream(engine, audio, name, sink=envelope) as stream,
         ):
             detector, reporter = Detector(engine, request, texts), EventReporter(request, stream)
@@ -86,7 +87,7 @@ def detect_file(
         plot_file.write_bytes(plot(result, envelope.levels(), request))
 
 
-def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool) -> int:
+def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool, track: str | None = None) -> int:
     """Writes the embeddings of all readable files to an .npz and prints the errors of the others.
 
     Arrays, for N files: `filenames` (N,), `durations` (N,) in seconds, `clips` (N, D); with `frames` also `frames`
@@ -102,7 +103,7 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
     model = load_model(settings)
 
     async def embed(engine: Engine, decoders: DecoderPool) -> list[_Embedding]:
-        return await _Embedder(engine, decoders, frames, failed).run(paths)
+        return await _Embedder(engine, decoders, frames, failed, track).run(paths)
 
     embeddings = with_engine(model, embed)
     for line in failed:
@@ -119,8 +120,11 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
 class _Embedder:
     """Embeds several files at a time behind one progress bar; adds a line to `failed` for each that fails."""
 
-    def __init__(self, engine: Engine, decoders: DecoderPool, frames: bool, failed: list[str]) -> None:
+    def __init__(
+        self, engine: Engine, decoders: DecoderPool, frames: bool, failed: list[str], track: str | None = None
+    ) -> None:
         self._engine, self._decoders, self._frames, self._failed = engine, decoders, frames, failed
+        self._track = track
         self._slots = asyncio.Semaphore(_PARALLEL_FILES)
         self._seconds = 0.0
 
@@ -146,7 +150,7 @@ class _Embedder:
         name = as_text(path.name)
         parts: list[np.ndarray] = []
         async with (
-            self._decoders.open(path, name, _UNLIMITED) as audio,
+            self._decoders.open(path, name, _UNLIMITED, self._track) as audio,
             FileEmbeddingStream(self._engine, audio, name) as stream,
         ):
             async for part in stream:

@@ -135,7 +135,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _ingest(args: argparse.Namespace) -> int:
     from app.cli.remote import run_ingest
 
-    return run_ingest(args.paths, args.server, args.metadata, args.workers, args.json)
+    return run_ingest(args.paths, args.server, args.metadata, args.workers, args.json, args.track)
 
 
 def _search(args: argparse.Namespace) -> None:
@@ -183,6 +183,8 @@ def _detect(args: argparse.Namespace) -> None:
         if args.server is not None and not (args.checkpoint or args.device):
             from app.cli.remote import run_detect
 
+            if args.track is not None:
+                given["track"] = args.track
             run_detect(args.server, args.file, args.phrases, given, writer, args.plot)  # type: ignore[arg-type]
         else:
             settings = _settings(args, "checkpoint", "device")
@@ -190,14 +192,15 @@ def _detect(args: argparse.Namespace) -> None:
             from app.services.detection import DetectionRequest
 
             phrases = [" ".join(phrase.split()) for phrase in args.phrases]
-            detect_file(settings, args.file, DetectionRequest(phrases, detections), writer.write, args.plot)
+            wanted = DetectionRequest(phrases, detections)
+            detect_file(settings, args.file, wanted, writer.write, args.plot, args.track)
 
 
 def _embed(args: argparse.Namespace) -> int:
     settings = _settings(args, "checkpoint", "device")
     from app.cli.local import embed_files
 
-    return embed_files(settings, args.files, args.output, args.frames)
+    return embed_files(settings, args.files, args.output, args.frames, args.track)
 
 
 def _require_folder(settings: Settings) -> Settings:

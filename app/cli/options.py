@@ -37,6 +37,7 @@ def ingest(parser: argparse.ArgumentParser) -> None:
     _server(parser)
     parser.add_argument("--metadata", type=json_object, default={}, metavar="JSON", help="object added to every clip")
     parser.add_argument("--workers", type=positive, default=32, metavar="N", help="parallel uploads (32)")
+    _track(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -72,6 +73,7 @@ def detect(parser: argparse.ArgumentParser) -> None:
     add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
     add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")
     add("--max-gap", type=seconds, metavar="S", help="join events at most this far apart (0.2)")
+    _track(parser)
     add("--plot", type=Path, metavar="PNG", help="write a plot of the detection")
     add("--format", choices=["table", "json", "csv", "audacity", "raven", "ndjson"], default="table")
     add("--json", action="store_const", const="json", dest="format", help="the same as --format json")
@@ -84,6 +86,7 @@ def embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio file, or folder to search")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="NPZ", help="file to write")
     parser.add_argument("--frames", action="store_true", help="write the embedding of every frame too")
+    _track(parser)
     _model(parser)
 
 
@@ -114,6 +117,14 @@ def convert(parser: argparse.ArgumentParser) -> None:
 
 
 # Options that several commands share
+
+
+def _track(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--track",
+        metavar="N|LANG",
+        help="audio track of files with several: number from 0, or language (the default one)",
+    )
 
 
 def _server(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:

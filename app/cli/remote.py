@@ -33,7 +33,14 @@ def _client(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.
     return Client(server, os.environ.get("FINELAP_API_KEY"), patience, reconnect=reconnect)
 
 
-def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers: int, as_json: bool) -> int:
+def run_ingest(
+    paths: list[Path],
+    server: str,
+    metadata: dict[str, Any],
+    workers: int,
+    as_json: bool,
+    track: str | None = None,
+) -> int:
     """Adds files and folders and prints a summary, also when interrupted.
 
     Returns 130 if interrupted, 1 if a file failed, else 0. Raises FileNotFoundError if there are no audio files.
@@ -51,7 +58,7 @@ def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers
         _client(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client,
         Checksums(cache_file()) as checksums,
     ):
-        summary = ingest(client, sources, checksums, workers)
+        summary = ingest(client, sources, checksums, workers, track=track)
     summary.failed = sorted(unreadable + summary.failed)
     summary.left_out = dict(left_out.most_common())
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)

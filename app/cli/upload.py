@@ -102,6 +102,7 @@ def ingest(
     checksums: Checksums,
     workers: int = WORKERS,
     progress: bool = True,
+    track: str | None = None,
 ) -> Summary:
     """Uploads the sources that the library does not have, `workers` at a time, and returns a summary of all.
 
@@ -113,7 +114,7 @@ def ingest(
     """
     summary = Summary()
     began = time.monotonic()
-    run = _Run(client, checksums, sources)
+    run = _Run(client, checksums, sources, track)
     try:
         run.prepare(progress)
         # daemon threads: an interrupted command exits without waiting for its uploads
@@ -162,8 +163,10 @@ def _collect(run: _Run, threads: int, summary: Summary, progress: bool) -> None:
 class _Run:
     """The state that the threads of one ingest share. A thread puts None into `results` when it finishes."""
 
-    def __init__(self, client: Client, checksums: Checksums, sources: Sequence[Source]) -> None:
-        self.client, self.checksums, self.sources = client, checksums, sources
+    def __init__(
+        self, client: Client, checksums: Checksums, sources: Sequence[Source], track: str | None = None
+    ) -> None:
+        self.client, self.checksums, self.sources, self._track = client, checksums, sources, track
         self.results: queue.SimpleQueue[tuple[Source, Outcome, str] | None] = queue.SimpleQueue()
         self._pending: queue.SimpleQueue[Source] = queue.SimpleQueue()
         for source in sources:
@@ -217,7 +220,7 @@ class _Run:
         sha256 = self.checksums.of(source.path)
         if sha256 in self._known:
             return "there"
-        added = self.client.add(source.path, source.metadata)
+        added = self.client.add(source.path, source.metadata, self._track)
         self._known.add(sha256)  # so that a copy of the file is skipped
         return "added" if added.new else "there"
 

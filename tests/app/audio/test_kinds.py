@@ -106,8 +106,9 @@ MP3_FILES: dict[str, Callable[[], bytes]] = {
     "zeros before": lambda: bytes(5000) + mp3(*CBR),
     "count of a part": lambda: (d := mp3(*VBR)) and patched(d, d.index(b"Xing") + 8, struct.pack(">2I", 40, 8000)),
     "count of 0": lambda: (d := mp3(*VBR)) and patched(d, d.index(b"Xing") + 8, bytes(8)),
-    "count of too many, bytes right": lambda: (d := mp3(*VBR))
-    and patched(d, d.index(b"Xing") + 8, struct.pack(">I", 100_000)),
+    "count of too many, bytes right": lambda: (
+        (d := mp3(*VBR)) and patched(d, d.index(b"Xing") + 8, struct.pack(">I", 100_000))
+    ),
     "layer 2": lambda: ffmpeg("-c:a", "mp2", "-f", "mp2"),
     "in a WAV": lambda: ffmpeg(*CBR, "-f", "wav"),
     "layer 2 in a WAV": lambda: ffmpeg("-c:a", "mp2", "-f", "wav"),
@@ -350,7 +351,9 @@ def test_silence_stands_for_a_pause(container: str, codec: str) -> None:
 
 
 def test_a_live_webm_with_a_pause() -> None:
-    assert_heard(ffmpeg("-af", PAUSED, "-c:a", "libopus", "-copyts", "-live", "1", "-f", "webm", piped=True), within=0.1)
+    assert_heard(
+        ffmpeg("-af", PAUSED, "-c:a", "libopus", "-copyts", "-live", "1", "-f", "webm", piped=True), within=0.1
+    )
 
 
 def test_a_new_clock_within_a_broadcast_adds_nothing() -> None:
@@ -504,9 +507,10 @@ def test_a_track_is_chosen_by_number_or_language(container: str) -> None:
 def test_the_default_track_is_read() -> None:
     assert decode(two_tracks("matroska", 1), "a").track.index == 1
     assert decode(two_tracks("matroska", 0), "a").track.index == 0
-    assert decode(two_tracks("matroska", None, ("und", "und")), "a").track == decode(
-        two_tracks("matroska", None, ("und", "und")), "a", track="0"
-    ).track
+    assert (
+        decode(two_tracks("matroska", None, ("und", "und")), "a").track
+        == decode(two_tracks("matroska", None, ("und", "und")), "a", track="0").track
+    )
 
 
 def test_a_file_with_one_track() -> None:
