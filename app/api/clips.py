@@ -156,7 +156,7 @@ async def delete(clip_id: str, state: Serving) -> None:
     },
 )
 async def audio(clip_id: str, request: Request, state: Serving) -> Response:
-    """Returns the uploaded file, whole or in ranges, and answers conditional requests (RFC 9110, sections 13 and 14)."""
+    """Returns the uploaded file, whole, in ranges or on conditions (RFC 9110, sections 13 and 14)."""
     file = await state.read(_open_audio, state.library, clip_id)
     if "finelap.head" in request.scope:
         request.scope["method"] = "HEAD"  # so that FileResponse does not read the file

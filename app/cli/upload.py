@@ -34,9 +34,12 @@ WORKERS = 32
 Outcome = Literal["added", "there", "failed"]
 
 # what the service decodes (app.audio); AUDIO in app/web/library-files.js has the same names
-_AUDIO_NAMES = """wav wave bwf rf64 w64 flac ogg oga ogx opus spx mp3 mp2 mp1 mpga m4a m4b m4r aac adts ac3 eac3 dts mlp thd
-aif aiff aifc au snd caf voc svx 8svx nist sph sf ircam paf avr wma asf xwma wv ape tta tak mpc amr awb 3gp 3g2 3ga
-dsf dff ra rm oma webm mka mkv mp4 m4v mov qt avi ts mts m2ts mpg mpeg vob flv f4v f4a wmv ogv mxf nut"""
+_AUDIO_NAMES = """
+wav wave bwf rf64 w64 flac ogg oga ogx opus spx mp3 mp2 mp1 mpga m4a m4b m4r aac adts ac3 eac3 dts
+mlp thd aif aiff aifc au snd caf voc svx 8svx nist sph sf ircam paf avr wma asf xwma wv ape tta tak
+mpc amr awb 3gp 3g2 3ga dsf dff ra rm oma webm mka mkv mp4 m4v mov qt avi ts mts m2ts mpg mpeg vob
+flv f4v f4a wmv ogv mxf nut
+"""
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO_NAMES.split())
 
 _MIN_AGE = 2.0  # seconds: a file modified more recently may change again within the resolution of its mtime

@@ -283,7 +283,7 @@ class Detection(_Response):
     duration: float
     frame_hop: float
     phrases: tuple[PhraseEvents, ...]
-    sample_rate: int | None = None  # Hz, of the original
+    sample_rate: int  # Hz, of the original
     track: Track | None = None  # of a file with several audio tracks
     notes: tuple[Note, ...] = ()  # what decoding noticed
 
@@ -295,7 +295,7 @@ class Detection(_Response):
             json["duration"],
             json["frame_hop"],
             phrases,
-            json.get("sample_rate"),
+            json["sample_rate"],
             None if track is None else Track.from_json(track),
             _all(Note, json.get("notes", [])),
         )

@@ -11,7 +11,8 @@ With a worker:
     → `REQUEST` max_duration (seconds, inf for none), CPU seconds allowed, and the wanted audio track (UTF-8, empty for
       the default one), with the file's descriptor
     ← messages, each a `HEADER` (kind, payload bytes): INFO {sample_rate, channels, track}, any number of AUDIO
-      (float32, mono, 16 kHz), END {duration, decode_s, resample_s, tags, notes}; or ERROR {reason, why, read} at any point.
+      (float32, mono, 16 kHz), END {duration, decode_s, resample_s, tags, notes}; or ERROR {reason, why, read} at any
+      point.
 After END the worker waits for its next file; it ends after an ERROR or when its socket closes.
 """
 
