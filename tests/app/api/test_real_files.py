@@ -70,7 +70,7 @@ async def test_the_track_everywhere_else(client: httpx.AsyncClient, sounds: Simp
     embedded = [(await client.post("/embed", files=files, data={"track": t})).json()["audio"][0] for t in "01"]
     assert [one["track"]["index"] for one in embedded] == [0, 1]
     assert np.dot(embedded[0]["embedding"], embedded[1]["embedding"]) < 0.5
-    form = {"labels": ["tone 400", "tone 1600"], "track": "fra"}
+    form = {"labels": ["tone 400", "tone 1600"], "template": "{}", "track": "fra"}
     found = (await client.post("/classify", files={"file": ("film.mkv", data)}, data=form)).json()
     rated = {label["label"]: label["score"] for label in found["labels"]}
     assert rated["tone 1600"] > 0.9 > 0.1 > rated["tone 400"] and found["track"]["index"] == 1
