@@ -2,7 +2,8 @@
 
 The full-text index is SQLite's FTS5 with its Porter stemmer, so "barking" finds "bark". This module handles what
 that tokenizer does not: splitting CamelCase, digits next to letters, and scripts written without spaces. `stem_words`
-gives its stems to callers that compare words outside of the index.
+gives its stems to callers that compare words outside of the index. Letters that people also write as others are folded
+to those: "Straße" and "strasse", "Ёлка" and "елка", "Łódź" and "Lodz" are the same words.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ _WORD_BOUNDARIES = re.compile(
 _UNSPACED = re.compile(
     r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff])"
 )
+_FOLDED = str.maketrans(
+    {
+        **{"ß": "ss", "ẞ": "SS", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE"},
+        **dict(zip("ёЁøØłŁđĐıİ", "еЕoOlLdDiI", strict=True)),
+    }
+)
 _WORD = re.compile(r"\w", re.UNICODE)
 _WORDS = re.compile(r"[^\W_]+")
 _MAX_STEMS = 200_000  # that are remembered
@@ -36,7 +43,14 @@ STOP_WORDS = frozenset(
 
 
 def split_words(text: str) -> str:
-    """Inserts spaces at word boundaries: "DogBark_01.wav" → "Dog Bark_01.wav"; also around each CJK character."""
+    """Inserts spaces at word boundaries: "DogBark_01.wav" → "Dog Bark_01.wav"; also around each CJK character.
+
+    Folds letters, see the module.
+    """
+    return _split(text).translate(_FOLDED)[:_MAX_CHARACTERS]
+
+
+def _split(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.replace("\0", " "))  # SQLite ends strings at NUL
     return _UNSPACED.sub(r" \1 ", _WORD_BOUNDARIES.sub(" ", text))[:_MAX_CHARACTERS]
 
@@ -51,11 +65,13 @@ def text_columns(filename: str, metadata: dict[str, Any]) -> tuple[str, str, str
 def fts_query(query: str) -> str | None:
     """Returns an FTS5 query for clips with any of the words, None if there are no words.
 
-    A word that `split_words` splits becomes a phrase. Stop words count only if there are no other words.
+    A word that `split_words` splits becomes a phrase. Stop words count only if there are no other words. A word with
+    folded letters is also looked up as it is, because earlier releases indexed it so.
     """
     terms = [term for term in query.split() if _WORD.search(term)][:_MAX_TERMS]
     content = [term for term in terms if term.lower() not in STOP_WORDS]
-    phrases = ['"' + " ".join(split_words(term).replace('"', " ").split()) + '"' for term in content or terms]
+    forms = [form for term in content or terms for form in (split_words(term), _split(term))]
+    phrases = ['"' + " ".join(form.replace('"', " ").split()) + '"' for form in forms]
     return " OR ".join(dict.fromkeys(phrases)) or None
 
 

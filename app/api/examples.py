@@ -106,6 +106,8 @@ EMBEDDINGS = {
         {
             "filename": "dog.wav",
             "duration": 3.2,
+            "track": None,
+            "notes": [],
             "embedding": _VECTOR,
             "frames": {"hop": 0.16, "embeddings": [_VECTOR, _VECTOR]},
         }
@@ -132,6 +134,11 @@ DETECTION = {
     "filename": "dog.wav",
     "duration": 3.2,
     "frame_hop": 0.16,
+    "sample_rate": 44_100,
+    "track": {"index": 1, "language": "deu", "title": None},
+    "notes": [
+        {"code": "channels-cancel", "detail": "channels cancel in their mean for 3.2 s and were mixed otherwise"}
+    ],
     "phrases": [
         {
             "phrase": "dog barking",
@@ -145,13 +152,14 @@ DETECTION = {
 DETECTION_CSV = "filename,phrase,onset,offset,score\ndog.wav,dog barking,1.120,2.080,0.9340\n"
 DETECTION_LABELS = "1.120\t2.080\tdog barking\n"
 DETECTION_LINES = (
-    '{"type": "start", "filename": "dog.wav", "frame_hop": 0.16, "sample_rate": 44100, "channels": 1, '
+    '{"type": "start", "filename": "dog.wav", "frame_hop": 0.16, "sample_rate": 44100, "channels": 1, "track": null, '
     '"phrases": ["dog barking"], "outline": {"step": 0.1, "frequencies": [57.6, 97.1]}}\n'
     '{"type": "frames", "first": 0, "scores": [[0.012, 0.934, 0.951]]}\n'
     '{"type": "outline", "first": 0, "columns": 2, "peaks": "GPzoA+X6GwU=", "spectrum": "HjI="}\n'
     '{"type": "event", "phrase": "dog barking", "onset": 1.12, "offset": 2.08, "score": 0.934}\n'
-    '{"type": "end", "filename": "dog.wav", "duration": 3.2, "frame_hop": 0.16, "phrases": [{"phrase": "dog barking", '
-    '"clip_score": 0.8271, "max_score": 0.951, "events": [{"onset": 1.12, "offset": 2.08, "score": 0.934}]}]}\n'
+    '{"type": "end", "filename": "dog.wav", "duration": 3.2, "frame_hop": 0.16, "sample_rate": 44100, "track": null, '
+    '"notes": [], "phrases": [{"phrase": "dog barking", "clip_score": 0.8271, "max_score": 0.951, '
+    '"events": [{"onset": 1.12, "offset": 2.08, "score": 0.934}]}]}\n'
 )
 JOB_REQUESTS = {
     "all clips": {"kind": "detect", "phrases": ["dog barking", "rain"]},
@@ -191,7 +199,7 @@ JOB_SUMMARY = {
     "undated": 2,
     "hours": [{"hour": "2024-01-31T05:00", "seconds": 900.0, "events": [3, 0], "durations": [2.88, 0.0]}],
 }
-CLASSIFICATION = {"labels": [{"label": "dog", "score": 0.83, "probability": 0.97}]}
+CLASSIFICATION = {"labels": [{"label": "dog", "score": 0.83, "probability": 0.97}], "track": None, "notes": []}
 HEALTH = {"status": "ok"}
 INFO = {
     "version": "0.1.0",

@@ -1,4 +1,4 @@
-"""What headers say of an audio file: its media type, whether it is complete, sizes never filled in, the parts of an Ogg.
+"""What headers say of an audio file: its media type, whether it is complete, sizes never filled in, parts of an Ogg.
 
 Headers are promises of the writer, and some are none: a writer that cannot seek back leaves a placeholder, and the
 frame count of an MP3 may be of a part. What is taken for missing here would be missing from the sound, too.
@@ -22,7 +22,7 @@ _ASF_HEADER = 1 << 16  # bytes at the start that include the properties
 _CHUNK_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9 ]{3}")
 _OGG_BEGINNING = re.compile(  # a page that begins a stream, with the first packet of a codec that FFmpeg decodes
     rb"OggS\x00[\x02\x06].{8}.{4}.{4}.{4}.[\x01-\xff]"
-    rb".{0,4}?(?:\x01vorbis|OpusHead|\x7fFLAC|fLaC|Speex   |\x80theora|fishead|\x01video|\x01audio|BBCD|OVP80|\x80kate)",
+    rb".{0,4}?(?:\x01vorbis|OpusHead|\x7fFLAC|fLaC|Speex   |\x80theora|fishead|\x01video|\x01audio|BBCD|OVP80)",
     re.DOTALL,
 )
 _SCAN = 1 << 20  # bytes of an Ogg read at once

@@ -1,8 +1,8 @@
 """Decodes audio files of any format to mono float32 at 16 kHz, block by block.
 
-libsndfile (app.audio.sndfile) is tried first, then FFmpeg (app.audio.ffmpeg). Memory does not grow with the length of a
-file, and the duration limit is enforced while decoding, whatever a header declares. Blocking and in-process;
-`app.decoding.pool` isolates it.
+libsndfile (app.audio.sndfile) is tried first, then FFmpeg (app.audio.ffmpeg); Ogg needs both (app.audio.ogg). Memory
+does not grow with the length of a file, and the duration limit is enforced while decoding, whatever a header declares.
+Blocking and in-process; `app.decoding.pool` isolates it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decodes Ogg files, whose links may be several: radio captures and joined recordings are chained (RFC 3533, section 4).
+"""Decodes Ogg files of one link or several: radio captures and joined recordings are chained (RFC 3533, section 4).
 
 libsndfile decodes Vorbis, Opus and FLAC at their own sample rate, but reads one link, and leaves out what a gap in the
 positions of pages stands for. So each link is opened on its own, and by FFmpeg unless it is one plain track.

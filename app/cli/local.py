@@ -52,6 +52,7 @@ def detect_file(
     request: DetectionRequest,
     write: Callable[[DetectionMessage], None],
     plot_file: Path | None,
+    track: str | None = None,
 ) -> None:
     """Passes the messages that `POST /detect` would stream to `write`, and saves a plot to `plot_file` if given.
 
@@ -72,7 +73,7 @@ def detect_file(
         require_frames(engine, "Detection")
         phrases = await embed_phrases(engine, request.phrases)
         async with (
-            decoders.open(file, name, _UNLIMITED, engine.sample_rate) as audio,
+            decoders.open(file, name, _UNLIMITED, track, engine.sample_rate) as audio,
             FileEmbeddingStream(engine, audio, name, sink=envelope) as stream,
         ):
             detector, reporter = Detector(request, phrases), EventReporter(request, stream)
@@ -89,7 +90,7 @@ def detect_file(
         plot_file.write_bytes(plot(result, envelope.levels(), request))
 
 
-def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool) -> int:
+def embed_files(settings: Settings, files: list[Path], output: Path, frames: bool, track: str | None = None) -> int:
     """Writes the embeddings of all readable files to an .npz and prints the errors of the others.
 
     Arrays, for N files: `filenames` (N,), `durations` (N,) in seconds, `clips` (N, D); with `frames` also `frames`
@@ -107,7 +108,7 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
     async def embed(engine: Engine, decoders: DecoderPool) -> list[_Embedding]:
         if frames:
             require_frames(engine, "--frames")
-        return await _Embedder(engine, decoders, frames, failed).run(paths)
+        return await _Embedder(engine, decoders, frames, failed, track).run(paths)
 
     embeddings = with_engine(model, embed)
     for line in failed:
@@ -124,8 +125,11 @@ def embed_files(settings: Settings, files: list[Path], output: Path, frames: boo
 class _Embedder:
     """Embeds several files at a time behind one progress bar; adds a line to `failed` for each that fails."""
 
-    def __init__(self, engine: Engine, decoders: DecoderPool, frames: bool, failed: list[str]) -> None:
+    def __init__(
+        self, engine: Engine, decoders: DecoderPool, frames: bool, failed: list[str], track: str | None = None
+    ) -> None:
         self._engine, self._decoders, self._frames, self._failed = engine, decoders, frames, failed
+        self._track = track
         self._slots = asyncio.Semaphore(_PARALLEL_FILES)
         self._seconds = 0.0
 
@@ -151,7 +155,7 @@ class _Embedder:
         name = as_text(path.name)
         parts: list[np.ndarray] = []
         async with (
-            self._decoders.open(path, name, _UNLIMITED, self._engine.sample_rate) as audio,
+            self._decoders.open(path, name, _UNLIMITED, self._track, self._engine.sample_rate) as audio,
             FileEmbeddingStream(self._engine, audio, name) as stream,
         ):
             async for part in stream:

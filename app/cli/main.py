@@ -145,7 +145,7 @@ def _ingest(args: argparse.Namespace) -> int:
 
     if args.manifest is not None and args.shard is None:
         raise UsageError("--manifest needs --shard")
-    selection = Selection(args.paths, args.metadata, args.shard, args.manifest)
+    selection = Selection(args.paths, args.metadata, args.shard, args.manifest, args.track)
     return run_ingest(selection, args.server, args.workers, args.json)
 
 
@@ -203,14 +203,17 @@ def _detect(args: argparse.Namespace) -> None:
         if args.server is not None and not (args.checkpoint or args.device):
             from app.cli.remote import run_detect
 
-            run_detect(args.server, args.file, args.phrases, given, writer, args.plot)
+            if args.track is not None:
+                given["track"] = args.track
+            run_detect(args.server, args.file, args.phrases, given, writer, args.plot)  # type: ignore[arg-type]
         else:
             settings = _settings(args, "checkpoint", "device")
             from app.cli.local import detect_file
             from app.services.detection import DetectionRequest
 
             phrases = [" ".join(phrase.split()) for phrase in args.phrases]
-            detect_file(settings, args.file, DetectionRequest(phrases, detections), writer.write, args.plot)
+            wanted = DetectionRequest(phrases, detections)
+            detect_file(settings, args.file, wanted, writer.write, args.plot, args.track)
 
 
 def _scan(args: argparse.Namespace) -> int:
@@ -258,7 +261,7 @@ def _embed(args: argparse.Namespace) -> int:
     settings = _settings(args, "checkpoint", "device")
     from app.cli.local import embed_files
 
-    return embed_files(settings, args.files, args.output, args.frames)
+    return embed_files(settings, args.files, args.output, args.frames, args.track)
 
 
 def _mcp(args: argparse.Namespace) -> None:

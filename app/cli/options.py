@@ -41,6 +41,7 @@ def ingest(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", type=shard, metavar="I/N", help=about)
     about = "checksums of the files, as sha256sum prints them, so that choosing a shard reads no file"
     parser.add_argument("--manifest", type=Path, metavar="FILE", help=about)
+    _track(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -66,6 +67,7 @@ def detect(parser: argparse.ArgumentParser) -> None:
     add("file", type=Path, metavar="FILE", help="the recording")
     _events(parser)
     add("--method", choices=["threshold", "sebb"], help="how events are formed (threshold)")
+    _track(parser)
     add("--plot", type=Path, metavar="PNG", help="write a plot of the detection")
     add("--format", choices=["table", "json", "csv", "audacity", "raven", "ndjson"], default="table")
     add("--json", action="store_const", const="json", dest="format", help="the same as --format json")
@@ -143,6 +145,7 @@ def embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio file, or folder to search")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="NPZ", help="file to write")
     parser.add_argument("--frames", action="store_true", help="write the embedding of every frame too")
+    _track(parser)
     _model(parser)
 
 
@@ -189,6 +192,14 @@ def convert(parser: argparse.ArgumentParser) -> None:
 
 
 # Options that several commands share
+
+
+def _track(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--track",
+        metavar="N|LANG",
+        help="audio track of files with several: number from 0, or language (the default one)",
+    )
 
 
 def _server(parser: argparse.ArgumentParser, default: str | None = DEFAULT_SERVER) -> None:

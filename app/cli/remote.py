@@ -38,12 +38,16 @@ def connect(server: str, patience: float = _CALL_PATIENCE, reconnect: float = 0.
 
 @dataclass(frozen=True)
 class Selection:
-    """The files of an ingest. shard: index and count, to take only those of one shard; manifest: see read_manifest."""
+    """The files of an ingest, and which track of each.
+
+    shard: index and count, to take only those of one shard; manifest: see read_manifest.
+    """
 
     paths: list[Path]
     metadata: dict[str, Any]
     shard: tuple[int, int] | None = None
     manifest: Path | None = None
+    track: str | None = None
 
 
 def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -> int:
@@ -71,7 +75,7 @@ def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -
     ):
         if shard is not None:
             sources = choose(sources, shard, checksums, listed)
-        summary = ingest(client, sources, checksums, workers, shard=shard)
+        summary = ingest(client, sources, checksums, workers, shard=shard, track=selection.track)
     summary.failed = sorted(unreadable + summary.failed)
     summary.left_out = dict(left_out.most_common())
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)

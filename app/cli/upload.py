@@ -37,9 +37,12 @@ WORKERS = 32
 Outcome = Literal["added", "there", "failed"]
 
 # what the service decodes (app.audio); AUDIO in app/web/library-files.js has the same names
-_AUDIO_NAMES = """wav wave bwf rf64 w64 flac ogg oga ogx opus spx mp3 mp2 mp1 mpga m4a m4b m4r aac adts ac3 eac3 dts mlp thd
-aif aiff aifc au snd caf voc svx 8svx nist sph sf ircam paf avr wma asf xwma wv ape tta tak mpc amr awb 3gp 3g2 3ga
-dsf dff ra rm oma webm mka mkv mp4 m4v mov qt avi ts mts m2ts mpg mpeg vob flv f4v f4a wmv ogv mxf nut"""
+_AUDIO_NAMES = """
+wav wave bwf rf64 w64 flac ogg oga ogx opus spx mp3 mp2 mp1 mpga m4a m4b m4r aac adts ac3 eac3 dts
+mlp thd aif aiff aifc au snd caf voc svx 8svx nist sph sf ircam paf avr wma asf xwma wv ape tta tak
+mpc amr awb 3gp 3g2 3ga dsf dff ra rm oma webm mka mkv mp4 m4v mov qt avi ts mts m2ts mpg mpeg vob
+flv f4v f4a wmv ogv mxf nut
+"""
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO_NAMES.split())
 
 _MIN_AGE = 2.0  # seconds: a file modified more recently may change again within the resolution of its mtime
@@ -106,6 +109,7 @@ def ingest(
     workers: int = WORKERS,
     progress: bool = True,
     shard: Shard | None = None,
+    track: str | None = None,
 ) -> Summary:
     """Uploads the sources that the library does not have, `workers` at a time, and returns a summary of all.
 
@@ -118,7 +122,7 @@ def ingest(
     """
     summary = Summary()
     began = time.monotonic()
-    run = _Run(client, checksums, sources)
+    run = _Run(client, checksums, sources, track)
     try:
         run.prepare(progress, shard)
         # daemon threads: an interrupted command exits without waiting for its uploads
@@ -167,8 +171,10 @@ def _collect(run: _Run, threads: int, summary: Summary, progress: bool) -> None:
 class _Run:
     """The state that the threads of one ingest share. A thread puts None into `results` when it finishes."""
 
-    def __init__(self, client: Client, checksums: Checksums, sources: Sequence[Source]) -> None:
-        self.client, self.checksums, self.sources = client, checksums, sources
+    def __init__(
+        self, client: Client, checksums: Checksums, sources: Sequence[Source], track: str | None = None
+    ) -> None:
+        self.client, self.checksums, self.sources, self._track = client, checksums, sources, track
         self.results: queue.SimpleQueue[tuple[Source, Outcome, str] | None] = queue.SimpleQueue()
         self._pending: queue.SimpleQueue[Source] = queue.SimpleQueue()
         for source in sources:
@@ -222,7 +228,7 @@ class _Run:
         sha256 = self.checksums.of(source.path)
         if sha256 in self._known:
             return "there"
-        added = self.client.add(source.path, source.metadata)
+        added = self.client.add(source.path, source.metadata, self._track)
         self._known.add(sha256)  # so that a copy of the file is skipped
         return "added" if added.new else "there"
 

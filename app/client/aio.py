@@ -57,9 +57,10 @@ class AsyncClient:
         self,
         files: Audio | Sequence[Audio],
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        track: str | None = None,
     ) -> types.Added:
         """As `Client.add`."""
-        return await self._send(calls.add(as_list(files), metadata))
+        return await self._send(calls.add(as_list(files), metadata, track))
 
     async def add_reference(
         self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
@@ -295,9 +296,11 @@ class AsyncClient:
         """As `Client.embed_texts`."""
         return await self._send(calls.embed_texts(texts))
 
-    async def embed_files(self, files: Audio | Sequence[Audio], frames: bool = False) -> types.Embedded:
+    async def embed_files(
+        self, files: Audio | Sequence[Audio], frames: bool = False, track: str | None = None
+    ) -> types.Embedded:
         """As `Client.embed_files`."""
-        return await self._send(calls.embed_files(as_list(files), frames))
+        return await self._send(calls.embed_files(as_list(files), frames, track))
 
     async def info(self) -> types.Info:
         """As `Client.info`."""

@@ -42,6 +42,7 @@ class SearchOptions(TypedDict, total=False):
     without: Sequence[str]  # sounds to exclude, in words
     like: Example | Sequence[Example]  # ranks clips that sound like these higher
     unlike: Example | Sequence[Example]  # ranks clips that sound like these lower
+    track: str | None  # of a `file` with several audio tracks: its number from 0, or a language
 
 
 class DetectOptions(TypedDict, total=False):
@@ -53,6 +54,7 @@ class DetectOptions(TypedDict, total=False):
     min_duration: float
     max_gap: float
     method: Literal["threshold", "sebb"]
+    track: str | None  # of a file with several audio tracks: its number from 0, or a language
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,13 @@ class Call(Generic[T]):
 # The library
 
 
-def add(files: Sequence[Audio], metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None) -> Call[Any]:
+def add(
+    files: Sequence[Audio],
+    metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None,
+    track: str | None = None,
+) -> Call[Any]:
     """POST /clips."""
-    form: Form = {}
+    form: Form = _form(_given({"track": track}))
     if metadata is not None:
         value = metadata if isinstance(metadata, Mapping) else list(metadata)
         form["metadata"] = json.dumps(value, ensure_ascii=False)
@@ -263,9 +269,9 @@ def embed_texts(texts: Sequence[str]) -> Call[np.ndarray]:
     return Call("POST", "/embed", _json(types.text_embeddings), json={"texts": list(texts), "encoding": "base64"})
 
 
-def embed_files(files: Sequence[Audio], frames: bool) -> Call[types.Embedded]:
+def embed_files(files: Sequence[Audio], frames: bool, track: str | None = None) -> Call[types.Embedded]:
     """POST /embed with files."""
-    form = _form({"frames": frames, "encoding": "base64"})
+    form = _form(_given({"frames": frames, "encoding": "base64", "track": track}))
     return Call("POST", "/embed", _json(types.Embedded.from_json), form=form, files=[("files", file) for file in files])
 
 

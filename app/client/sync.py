@@ -65,13 +65,15 @@ class Client:
         self,
         files: Audio | Sequence[Audio],
         metadata: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        track: str | None = None,
     ) -> types.Added:
         """Adds files to the library. `metadata` is one object for all of them, or a list with one per file.
 
         A file whose bytes are already in the library returns the existing clip. Files that fail are listed in `failed`;
-        if every file fails, raises the error of the first, whose `files` lists them all.
+        if every file fails, raises the error of the first, whose `files` lists them all. `track`: of files with several
+        audio tracks, the one to read, by number from 0 or language; by default the one that the file marks.
         """
-        return self._send(calls.add(as_list(files), metadata))
+        return self._send(calls.add(as_list(files), metadata, track))
 
     def add_reference(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> types.Added:
         """Adds a file that stays where it is: an absolute path on the machine of the service, in its reference roots.
@@ -325,9 +327,11 @@ class Client:
         """Returns embeddings (N, D) float32, of unit length."""
         return self._send(calls.embed_texts(texts))
 
-    def embed_files(self, files: Audio | Sequence[Audio], frames: bool = False) -> types.Embedded:
+    def embed_files(
+        self, files: Audio | Sequence[Audio], frames: bool = False, track: str | None = None
+    ) -> types.Embedded:
         """Embeds recordings without adding them to the library. Files that fail are handled as in `add`."""
-        return self._send(calls.embed_files(as_list(files), frames))
+        return self._send(calls.embed_files(as_list(files), frames, track))
 
     def info(self) -> types.Info:
         """Returns the service's version, model, number of clips, and limits."""

@@ -41,6 +41,23 @@ class Clip(_Response):
 
 
 @dataclass(frozen=True)
+class Track(_Response):
+    """An audio track of a file with several, by its number from 0."""
+
+    index: int
+    language: str | None
+    title: str | None
+
+
+@dataclass(frozen=True)
+class Note(_Response):
+    """Something noticed about a file, such as channels that cancel each other."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class FileError(_Response):
     """A file of a request that failed; `status` is the response it would have received on its own."""
 
@@ -103,13 +120,19 @@ class AudioEmbedding(_Response):
     embedding: np.ndarray
     frames: np.ndarray | None
     frame_hop: float | None
+    track: Track | None = None  # of a file with several audio tracks
+    notes: tuple[Note, ...] = ()  # what decoding noticed
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
         """Reads embeddings in base64."""
         embedding, given = _floats(json["embedding"]), json["frames"]
         frames = None if given is None else _floats(given["embeddings"]).reshape(-1, len(embedding))
-        return cls(json["filename"], json["duration"], embedding, frames, None if given is None else given["hop"])
+        hop, track = None if given is None else given["hop"], json.get("track")
+        chosen = None if track is None else Track.from_json(track)
+        return cls(
+            json["filename"], json["duration"], embedding, frames, hop, chosen, _all(Note, json.get("notes", []))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,10 +283,22 @@ class Detection(_Response):
     duration: float
     frame_hop: float
     phrases: tuple[PhraseEvents, ...]
+    sample_rate: int  # Hz, of the original
+    track: Track | None = None  # of a file with several audio tracks
+    notes: tuple[Note, ...] = ()  # what decoding noticed
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
-        return cls(json["filename"], json["duration"], json["frame_hop"], _all(PhraseEvents, json["phrases"]))
+        phrases, track = _all(PhraseEvents, json["phrases"]), json.get("track")
+        return cls(
+            json["filename"],
+            json["duration"],
+            json["frame_hop"],
+            phrases,
+            json["sample_rate"],
+            None if track is None else Track.from_json(track),
+            _all(Note, json.get("notes", [])),
+        )
 
 
 @dataclass(frozen=True)

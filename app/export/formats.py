@@ -60,7 +60,7 @@ def to_raven(response: dict[str, Any]) -> str:
     The channel is always 1, since channels are mixed down. Raven does not support quoting, so tabs and line breaks in
     phrases become spaces.
     """
-    high = f"{min(_NYQUIST, response.get('sample_rate', SAMPLE_RATE) / 2):g}"
+    high = f"{min(_NYQUIST, (response.get('sample_rate') or SAMPLE_RATE) / 2):g}"
     lines = [
         "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tAnnotation\tScore",
     ]
@@ -81,6 +81,10 @@ def to_table(response: dict[str, Any]) -> str:
     for phrase in response["phrases"]:
         if not phrase["events"]:
             lines.append(f"not found: {_flat(phrase['phrase'])} (highest score {phrase['max_score']:.2f})")
+    if track := response.get("track"):
+        language = f" ({track['language']})" if track.get("language") else ""
+        lines.append(f"audio track {track['index']}{language}")
+    lines += [f"note: {_flat(note['detail'])}" for note in response.get("notes", [])]
     return "\n".join(lines) + "\n"
 
 

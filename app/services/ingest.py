@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
+from app.audio.errors import TrackMissing
 from app.audio.tags import merge_metadata
 from app.audio.tracks import audio_metadata, choose_track, clip_track, track_of
 from app.inference.batcher import Urgency
@@ -69,7 +70,7 @@ async def add_file(
     existing = await state.read(_find_complete, state.library, sha256)
     if existing is not None:
         if track_of(existing.metadata) is not None:  # the file has several, and a clip is of one
-            choose_track([clip_track(existing.metadata)], file.track, file.filename)
+            _check_track(existing, file)
         return existing, False
     frames = FrameCodes(state.engine.dim)
     async with open_file(state, file, urgency=Urgency.BULK) as stream:
@@ -92,6 +93,18 @@ async def add_file(
         return await state.write(state.library.add, new)
     with state.stage("index", call="add"):
         return await state.additions.submit(new)  # shares a transaction with the clips that arrive meanwhile
+
+
+def _check_track(existing: Clip, file: AudioFile) -> None:
+    """Raises TrackMissing if the library has the file with another of its audio tracks than the one asked for."""
+    track = clip_track(existing.metadata)
+    try:
+        choose_track([track], file.track, file.filename)
+    except TrackMissing as error:
+        of = f"{track.index} ({track.language})" if track.language else str(track.index)
+        raise TrackMissing(
+            file.filename, f"the library has this file with its audio track {of}; delete clip {existing.id} first."
+        ) from error
 
 
 def _find_complete(library: Library, sha256: str) -> Clip | None:

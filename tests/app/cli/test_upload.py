@@ -239,10 +239,10 @@ def test_file_errors_and_server_errors_are_distinguished(
     """A lost connection affects one file; a full disk affects all the others."""
     add = Client.add
 
-    def faulty(self: Client, file: Path, metadata: Any) -> Any:
+    def faulty(self: Client, file: Path, metadata: Any, track: str | None) -> Any:
         if file.name.startswith("000"):
             raise Unreachable("the connection broke") if answer == "breaks" else ServerFault("no room left", 507)
-        return add(self, file, metadata)
+        return add(self, file, metadata, track)
 
     monkeypatch.setattr(Client, "add", faulty)
     with Client(run_server()) as client, Checksums(None) as sums:

@@ -139,7 +139,7 @@ def test_types_match_the_openapi_document(document: Schema, kind: type) -> None:
 
 def test_labels_match_the_openapi_document(document: Schema) -> None:
     schema = resolve(document, response_schema(document, *LABELS))
-    assert set(schema["properties"]) == {"labels"}
+    assert set(schema["properties"]) == {"labels", "track", "notes"}
     assert differences(document, types.Label, schema["properties"]["labels"]["items"]) == []
 
 
