@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     options.search(command("search", _search, "search the library by a description or by a sound"))
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
+    options.watch(command("watch", _watch, "keep the library equal to folders"))
     options.mcp(command("mcp", _mcp, "offer the library to language models, over standard input and output"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
@@ -199,6 +200,14 @@ def _embed(args: argparse.Namespace) -> int:
     from app.cli.local import embed_files
 
     return embed_files(settings, args.files, args.output, args.frames)
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from app.cli.remote import run_watch
+    from app.cli.watch import WatchOptions
+
+    names = ("reference", "interval", "grace", "once", "json", "state", "workers")
+    return run_watch(args.folders, args.server, WatchOptions(**{name: getattr(args, name) for name in names}))
 
 
 def _mcp(args: argparse.Namespace) -> None:

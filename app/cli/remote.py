@@ -10,16 +10,20 @@ import errno
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from app.cli.upload import Checksums, as_text, cache_file, find_sources, ingest
+from app.cli.upload import Checksums, LeftOut, as_text, cache_file, find_sources, ingest, left_out_text
 from app.client import Client, DetectOptions, SearchOptions, SearchResult, to_json
 from app.client.types import DetectionEnd, DetectionEvent, DetectionMessage, DetectionProgress, DetectionStart
 from app.export.formats import FORMATS
+
+if TYPE_CHECKING:
+    from app.cli.watch import WatchOptions
 
 _INGEST_PATIENCE = 3600.0  # seconds to retry one file while the server is busy
 _INGEST_RECONNECT = 120.0  # seconds to retry one file while the server is unreachable
@@ -38,11 +42,13 @@ def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers
     Returns 130 if interrupted, 1 if a file failed, else 0. Raises FileNotFoundError if there are no audio files.
     """
     unreadable: list[tuple[str, str]] = []
+    left_out: LeftOut = Counter()
     sources = find_sources(
-        paths, metadata, lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e)))
+        paths, metadata, lambda e: unreadable.append((as_text(str(e.filename)), e.strerror or str(e))), left_out
     )
     if not sources and not unreadable:
-        raise FileNotFoundError(errno.ENOENT, "no audio files found", str(paths[0]))
+        why = f"no audio files found; left out: {left_out_text(left_out)}" if left_out else "no audio files found"
+        raise FileNotFoundError(errno.ENOENT, why, str(paths[0]))
     with _client(server) as client:
         client.info()  # report a wrong address or key once instead of once per file
     with (
@@ -51,11 +57,25 @@ def run_ingest(paths: list[Path], server: str, metadata: dict[str, Any], workers
     ):
         summary = ingest(client, sources, checksums, workers)
     summary.failed = sorted(unreadable + summary.failed)
+    summary.left_out = left_out
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)
     if summary.interrupted:
         print("interrupted", file=sys.stderr)
         return 130
     return 1 if summary.failed else 0
+
+
+def run_watch(folders: list[Path], server: str, options: WatchOptions) -> int:
+    """Keeps the library equal to folders, see app.cli.watch. Raises FileNotFoundError for no folder."""
+    from app.cli import watch
+
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with _client(server) as client:
+        client.info()  # report a wrong address or key once
+    with _client(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client:
+        return watch.run_watch(client, folders, options)
 
 
 def run_search(
