@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from index.duplicates import near_duplicates
+    from index.files import in_use
     from index.library import Library
     from index.milvus.client import parse_milvus_url
     from index.milvus.library import MilvusLibrary
@@ -71,6 +72,7 @@ __all__ = [
     "cut_segments",
     "encode_frames",
     "exclusive_lock",
+    "in_use",
     "near_duplicates",
     "parse_milvus_url",
     "remove_side",
@@ -83,6 +85,7 @@ __all__ = [
 
 _MODULES = {
     "index.duplicates": ("near_duplicates",),
+    "index.files": ("in_use",),
     "index.library": ("Library",),
     "index.milvus.client": ("parse_milvus_url",),
     "index.milvus.library": ("MilvusLibrary",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -70,7 +71,22 @@ class _Parser(argparse.ArgumentParser):
     """Reports invalid arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_readable(message)} (see {self.prog} --help)\n")
+
+
+def _readable(message: str) -> str:
+    """An unknown command or choice with the one that was probably meant, in place of a long list."""
+    found = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if found is None:
+        return message
+    from difflib import get_close_matches
+
+    what, given, choices = found[1], found[2], [choice.strip("' ") for choice in found[3].split(",")]
+    near = get_close_matches(given, choices, 1, 0.6)
+    name = "command" if what == "COMMAND" else f"value of {what}"
+    if near:
+        return f"unknown {name} '{given}'; did you mean '{near[0]}'?"
+    return f"unknown {name} '{given}'; there are {', '.join(choices)}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -220,7 +220,8 @@ export function mount(panel, shell) {
 
   function showError(error) {
     const again = el("button", { type: "button", class: "ghost", text: "Try again", onclick: () => run(asked) });
-    $("search-message").classList.add("wrong");
+    const loading = error.status === 503; // not a failure: the search runs again when the service is ready
+    $("search-message").classList.toggle("wrong", !loading);
     $("search-message").replaceChildren(error.message, " ", again);
     $("more").hidden = $("no-hits").hidden = true;
     clearNotes();
