@@ -218,10 +218,11 @@ class _Run:
         clip_id = self._known.get(sha256)
         if clip_id is None:
             added = self.client.add(source.path, source.metadata)
-            clip_id = self._known[sha256] = added.clips[0].id  # so that a copy of the file is skipped
+            clip_id = added.clips[0].id if added.clips else ""
+            self._known[sha256] = clip_id  # so that a copy of the file is skipped
             if added.new:
                 return "added"
-        if not source.given:
+        if not source.given or not clip_id:
             return "there"
         self.client.update(clip_id, source.given)
         return "updated"

@@ -5,7 +5,7 @@ loads httpx and NumPy, but no model.
 """
 
 from app.client.aio import AsyncClient
-from app.client.calls import Audio, DetectOptions, Example, SearchOptions
+from app.client.calls import Audio, Cut, DetectOptions, Example, SearchOptions
 from app.client.errors import (
     Busy,
     NotFound,
@@ -53,6 +53,7 @@ __all__ = [
     "Busy",
     "Client",
     "Clip",
+    "Cut",
     "DetectOptions",
     "Detection",
     "DetectionEnd",
