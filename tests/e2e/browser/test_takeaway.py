@@ -65,8 +65,11 @@ def test_sounds_and_moments_are_dragged_and_downloaded(page: Page, server: Serve
     assert name == file and server.get(url.removeprefix(server.address)).content[:4] == b"OggS"
     kind, name, url = drag(page, "#hits .hit .stage")
     assert kind == "audio/wav" and name.startswith(stem + "_") and name.endswith("s.wav")
-    dragged, rate = soundfile.read(io.BytesIO(server.get(url.removeprefix(server.address)).content))
+    assert soundfile.info(io.BytesIO(server.get(url.removeprefix(server.address)).content)).frames > 0
     row.locator("a.title").click()
+    page.locator("#clip-dialog .moments .chip").first.wait_for()
+    url = drag(page, "#clip-dialog .moments .chip")[2]
+    dragged, rate = soundfile.read(io.BytesIO(server.get(url.removeprefix(server.address)).content))
     save = page.locator("#clip-dialog .moments li").first.get_by_role("button", name="Download")
     with page.expect_download() as plain:
         save.click()
