@@ -179,7 +179,8 @@ export function mount(panel, shell) {
     const noun = mode === "moments" && q ? "moment" : "sound";
     const order = !searched ? "newest first" : like ? "most similar first" : "best first";
     $("search-message").classList.remove("wrong");
-    const summary = heading(answer, noun, order);
+    const total = searched || isFiltered() ? null : (shell.info?.clips ?? null);
+    const summary = heading(answer, noun, order, total, found.length >= asked.k);
     $("search-message").textContent = summary;
     const hint = q ? `Try other words${isFiltered() ? " or fewer filters" : ""}.` : "";
     showNotes(answer, { q, hint, correct });
