@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+DEFAULT_CHECKPOINT = "checkpoints/finelap-small"  # bundled; app.inference.engine finds it from any folder
 FAISS = "faiss://"  # SQLite and FAISS in `data_dir`, for one process
 
 
@@ -20,7 +21,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FINELAP_", env_file=".env", extra="ignore")
 
-    checkpoint: str = "checkpoints/finelap-small"  # a folder, a .pt file, or a Hugging Face Hub id
+    checkpoint: str = DEFAULT_CHECKPOINT  # a folder, a .pt file, or a Hugging Face Hub id
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     sliding_frames: bool = False  # for a model of whole clips: frames from windows of its length that overlap

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         NewJob,
         TooManyJobs,
     )
+    from index.files import in_use
     from index.library import Library
     from index.milvus.client import parse_milvus_url
     from index.milvus.library import MilvusLibrary
@@ -130,6 +131,7 @@ __all__ = [
     "export_library",
     "import_library",
     "fit_fingerprint",
+    "in_use",
     "near_duplicates",
     "parse_milvus_url",
     "remove_side",
@@ -171,6 +173,7 @@ _MODULES = {
         "TooManyJobs",
         "UNFINISHED",
     ),
+    "index.files": ("in_use",),
     "index.library": ("Library",),
     "index.milvus.client": ("parse_milvus_url",),
     "index.milvus.library": ("MilvusLibrary",),

@@ -20,6 +20,7 @@ from pydantic import Field
 from app.agents.service import Service, ServiceError, clip_of
 
 MAX_AUDIO = 4_000_000  # bytes of an excerpt in a tool's result; base64 makes a third more of them
+MAX_SECONDS = 600  # of it
 MAX_TEXT = 1000  # characters of a query or phrase
 
 INSTRUCTIONS = """\
@@ -62,6 +63,7 @@ def make_server(connect: Connect, version: str, write: bool = False) -> MCPServe
         "finelap", title="FineLAP sound library", instructions=INSTRUCTIONS, version=version, log_level="WARNING"
     )
     _add_searches(server, connect)
+    _add_concepts(server, connect)
     _add_clip_tools(server, connect)
     if write:
         _add_writing(server, connect)
@@ -119,6 +121,8 @@ def _add_searches(server: MCPServer, connect: Connect) -> None:
         keys = ("start", "end", "score")
         return {"hits": [clip_of(hit["clip"]) | {key: hit[key] for key in keys} for hit in found["hits"]]}
 
+
+def _add_concepts(server: MCPServer, connect: Connect) -> None:
     @server.tool(title="List concepts", annotations=_READS)
     async def list_concepts(ctx: Context) -> dict[str, Any]:
         """List the sounds that the library was taught by examples. `concept:NAME` stands for one in any query."""
@@ -165,21 +169,23 @@ def _add_clip_tools(server: MCPServer, connect: Connect) -> None:
         end: Annotated[float | None, Field(gt=0, le=1e6, description="The end of the clip by default.")] = None,
         pad: Annotated[float, Field(ge=0, le=60, description="Seconds to add on both sides.")] = 0.0,
         format: Annotated[str, Field(pattern="^(wav|flac|ogg)$", description="ogg is the smallest.")] = "ogg",
-        audio: Annotated[bool, Field(description="false: only the address of the file, for any length.")] = True,
     ) -> CallToolResult:
         """Get the audio of a stretch of a clip, and the address of its file at the service.
 
-        At most 4 MB of audio: about four minutes as ogg, twenty seconds of stereo as wav.
+        The audio has at most ten minutes and 4 MB: about four minutes as ogg, twenty seconds of stereo as wav. Of a
+        longer stretch, only the address is given.
         """
         service, path = connect(ctx), f"/clips/{clip_id}/audio"
         params = {"start": start, "end": end, "pad": pad, "format": format}
         about = {"clip_id": clip_id, "url": service.url(path, params)} | params
+        duration = (await _call(service.get(f"/clips/{clip_id}")))["duration"]
+        short = min(end or duration, duration) - start <= MAX_SECONDS
+        found = await _call(service.audio(path, params, MAX_AUDIO)) if short else None
+        if found is None:
+            about["note"] = "The audio is too long to be included."
         content: list[Any] = [TextContent(type="text", text=json.dumps(about))]
-        if audio:
-            data, kind = await _call(service.audio(path, params, MAX_AUDIO))
-            content.append(AudioContent(type="audio", data=base64.b64encode(data).decode(), mime_type=kind))
-        else:
-            await _call(service.get(f"/clips/{clip_id}"))  # an unknown id is told now
+        if found is not None:
+            content.append(AudioContent(type="audio", data=base64.b64encode(found[0]).decode(), mime_type=found[1]))
         return CallToolResult(content=content)
 
 

@@ -54,17 +54,15 @@ class Service:
         found = response.json()
         return list(found.get("concepts", []) if isinstance(found, dict) else found)
 
-    async def audio(self, path: str, params: dict[str, Any], limit: int) -> tuple[bytes, str]:
-        """An audio file of at most `limit` bytes, and its media type. Raises ServiceError."""
-        size = 0
+    async def audio(self, path: str, params: dict[str, Any], limit: int) -> tuple[bytes, str] | None:
+        """An audio file and its media type; None if it has more than `limit` bytes. Raises ServiceError."""
         with contextlib.suppress(ServiceError):  # GET tells the reason, HEAD has no body
             head = await self._send("HEAD", path, params=_given(params))
-            size = int(head.headers.get("content-length", 0))
-        if size > limit:
-            raise ServiceError(f"The audio has {size / 1e6:.1f} MB, more than {limit / 1e6:g} MB: shorten the stretch.")
+            if int(head.headers.get("content-length", 0)) > limit:
+                return None
         response = await self._send("GET", path, params=_given(params))
         if len(response.content) > limit:
-            raise ServiceError(f"The audio has more than {limit / 1e6:g} MB: shorten the stretch.")
+            return None
         return response.content, response.headers.get("content-type", "application/octet-stream")
 
     def url(self, path: str, params: dict[str, Any]) -> str:

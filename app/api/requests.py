@@ -42,6 +42,8 @@ MAX_FIELDS = 10_000  # per form
 MAX_FIELD_BYTES = 1 << 20
 MAX_FIELDS_BYTES = 16 << 20  # of all fields of a form together
 
+_FILE_FIELDS = ("file", "files", "audio")  # what callers name the field for audio
+_CURL_FILE = "With curl: -F {}=@sound.wav"
 _LARGE_JSON = 1 << 20  # bytes from which JSON is parsed on a thread
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_FILENAME = 255  # characters
@@ -169,11 +171,17 @@ async def open_form(
         for name, value in form.multi_items():
             if name in of_files:
                 if not isinstance(value, UploadFile):
-                    raise Invalid(f"The field {name!r} must be a file with a file name.")
+                    raise Invalid(f"The field {name!r} must be a file with a file name. {_CURL_FILE.format(name)}")
                 uploads.append((name, AudioFile(clean_filename(value.filename), value.file)))
                 continue
-            if isinstance(value, UploadFile):  # of an unknown field only the name matters
-                value = await _read_text(name, value) if name in model.model_fields else ""
+            if name not in model.model_fields and (isinstance(value, UploadFile) or name in _FILE_FIELDS):
+                about = " or ".join(repr(one) for one in of_files)
+                raise Invalid(
+                    f"The field for audio is {about}, not {name!r}. {_CURL_FILE.format(of_files[0])}",
+                    errors=[{"field": name, "message": f"The field for audio is {about}."}],
+                )
+            if isinstance(value, UploadFile):
+                value = await _read_text(name, value)
             if name not in json_fields and _takes_list(model, name):
                 values.setdefault(name, []).append(value)
             elif name in values:

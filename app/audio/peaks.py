@@ -8,12 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 STEP = 160  # samples at 16 kHz: 10 ms
+_FINE = 1600  # steps of a short recording, so that its waveform has no stairs
 
 
 class WaveformPeaks:
-    """Collects the peaks of a recording from blocks of any length; the result does not depend on the block size."""
+    """Collects the peaks of a recording from blocks of any length; the result does not depend on the block size.
 
-    def __init__(self) -> None:
+    step: samples of each peak.
+    """
+
+    def __init__(self, step: int = STEP) -> None:
+        self._step = step
         self._parts: list[np.ndarray] = []
         self._rest = np.empty(0, dtype=np.float32)  # less than a step
 
@@ -23,16 +28,21 @@ class WaveformPeaks:
         if samples.ndim != 1:
             raise ValueError(f"samples must be mono (n,); their shape is {samples.shape}")
         samples = np.concatenate([self._rest, samples])
-        whole = len(samples) - len(samples) % STEP
+        whole = len(samples) - len(samples) % self._step
         if whole:
-            self._parts.append(_min_max(samples[:whole].reshape(-1, STEP)))
+            self._parts.append(_min_max(samples[:whole].reshape(-1, self._step)))
         self._rest = samples[whole:].copy()  # a view would keep the block in memory
 
     def levels(self) -> np.ndarray:
-        """(2, n) float32: the lowest and highest sample of every 10 ms so far; the last step may be shorter."""
+        """(2, n) float32: the lowest and highest sample of every step so far; the last step may be shorter."""
         rest = [_min_max(self._rest[None])] if len(self._rest) else []
         self._parts = [np.concatenate([np.empty((2, 0), dtype=np.float32), *self._parts], axis=1)]
         return np.concatenate([*self._parts, *rest], axis=1)
+
+
+def fitting_step(duration: float) -> int:
+    """Samples at 16 kHz of each peak of a recording of this duration (s): 10 ms, or less if it is short."""
+    return max(1, min(STEP, int(duration * 16_000) // _FINE))
 
 
 def waveform_peaks(samples: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -72,7 +73,22 @@ class _Parser(argparse.ArgumentParser):
     """Reports invalid arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_readable(message)} (see {self.prog} --help)\n")
+
+
+def _readable(message: str) -> str:
+    """An unknown command or choice with the one that was probably meant, in place of a long list."""
+    found = re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if found is None:
+        return message
+    from difflib import get_close_matches
+
+    what, given, choices = found[1], found[2], [choice.strip("' ") for choice in found[3].split(",")]
+    near = get_close_matches(given, choices, 1, 0.6)
+    name = "command" if what == "COMMAND" else f"value of {what}"
+    if near:
+        return f"unknown {name} '{given}'; did you mean '{near[0]}'?"
+    return f"unknown {name} '{given}'; there are {', '.join(choices)}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     options.concepts(command("concepts", _concepts, "teach sounds with examples, and use them as concept:NAME"))
     options.listen(command("listen", _listen, "send live sound to a service and print its events"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
+    options.watch(command("watch", _watch, "keep the library equal to folders"))
     options.mcp(command("mcp", _mcp, "offer the library to language models, over standard input and output"))
     options.reindex(command("reindex", _reindex, "re-embed the library with another checkpoint while it is in use"))
     options.backup(command("backup", _backup, "back up a library, even while it is in use"))
@@ -262,6 +279,14 @@ def _embed(args: argparse.Namespace) -> int:
     from app.cli.local import embed_files
 
     return embed_files(settings, args.files, args.output, args.frames, args.track)
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from app.cli.remote import run_watch
+    from app.cli.watch import WatchOptions
+
+    names = ("reference", "interval", "grace", "once", "json", "state", "workers")
+    return run_watch(args.folders, args.server, WatchOptions(**{name: getattr(args, name) for name in names}))
 
 
 def _mcp(args: argparse.Namespace) -> None:

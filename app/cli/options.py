@@ -149,6 +149,20 @@ def embed(parser: argparse.ArgumentParser) -> None:
     _model(parser)
 
 
+def watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder to watch, with its subfolders")
+    parser.add_argument("--reference", action="store_true", help="leave the audio where it is instead of copying it")
+    parser.add_argument("--interval", type=seconds, default=300.0, metavar="S", help="seconds between full scans (300)")
+    parser.add_argument(
+        "--grace", type=seconds, default=5.0, metavar="S", help="seconds until a missing file counts as deleted (5)"
+    )
+    parser.add_argument("--once", action="store_true", help="scan once and stop")
+    parser.add_argument("--workers", type=positive, default=32, metavar="N", help="parallel uploads (32)")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="where to remember files (~/.local/state/finelap)")
+    _server(parser)
+    parser.add_argument("--json", action="store_true", help="print each scan as a line of JSON")
+
+
 def mcp(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write", action="store_true", help="add the tool that changes metadata")
     _server(parser)

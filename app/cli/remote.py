@@ -14,15 +14,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 from app.cli.shards import Shard, choose, read_manifest
-from app.cli.upload import Checksums, as_text, cache_file, find_sources, ingest
+from app.cli.upload import Checksums, LeftOut, as_text, cache_file, find_sources, ingest, left_out_text
 from app.client import Client, DetectOptions, SearchOptions, SearchResult, to_json
 from app.client.types import DetectionEnd, DetectionEvent, DetectionMessage, DetectionProgress, DetectionStart
 from app.export.formats import FORMATS
+
+if TYPE_CHECKING:
+    from app.cli.watch import WatchOptions
 
 _INGEST_PATIENCE = 3600.0  # seconds to retry one file while the server is busy
 _INGEST_RECONNECT = 120.0  # seconds to retry one file while the server is unreachable
@@ -56,7 +59,7 @@ def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -
     Returns 130 if interrupted, 1 if a file failed, else 0. Raises FileNotFoundError if there are no audio files.
     """
     unreadable: list[tuple[str, str]] = []
-    left_out: Counter[str] = Counter()
+    left_out: LeftOut = Counter()
     sources = find_sources(
         selection.paths,
         selection.metadata,
@@ -64,7 +67,8 @@ def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -
         left_out,
     )
     if not sources and not unreadable:
-        raise FileNotFoundError(errno.ENOENT, "no audio files found", str(selection.paths[0]))
+        why = f"no audio files found; left out: {left_out_text(left_out)}" if left_out else "no audio files found"
+        raise FileNotFoundError(errno.ENOENT, why, str(selection.paths[0]))
     shard = None if selection.shard is None else Shard(*selection.shard)
     listed = {} if selection.manifest is None else read_manifest(selection.manifest)
     with connect(server) as client:
@@ -77,12 +81,25 @@ def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -
             sources = choose(sources, shard, checksums, listed)
         summary = ingest(client, sources, checksums, workers, shard=shard, track=selection.track)
     summary.failed = sorted(unreadable + summary.failed)
-    summary.left_out = dict(left_out.most_common())
+    summary.left_out = left_out
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)
     if summary.interrupted:
         print("interrupted", file=sys.stderr)
         return 130
     return 1 if summary.failed else 0
+
+
+def run_watch(folders: list[Path], server: str, options: WatchOptions) -> int:
+    """Keeps the library equal to folders, see app.cli.watch. Raises FileNotFoundError for no folder."""
+    from app.cli import watch
+
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with _client(server) as client:
+        client.info()  # report a wrong address or key once
+    with _client(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client:
+        return watch.run_watch(client, folders, options)
 
 
 def run_search(

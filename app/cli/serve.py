@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
 import logging
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -25,7 +27,8 @@ from app.errors import request_id
 from app.observability.tracing import Tracing, TracingError, open_tracing
 from app.server.allocator import keep_freed
 from app.server.shutdown import ShutdownController, stop_accepting
-from app.settings import Settings
+from app.settings import FAISS, Settings
+from index import LibraryUnavailable, StorageFull, exclusive_lock, in_use
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -40,6 +43,7 @@ _TRACES = 3.0  # seconds, at most, for sending the last traces
 _SAVING = 3.0  # seconds of _CLOSING reserved for closing the library
 _RETAINED = 256 << 20  # bytes of freed memory that the process retains: about what running batches take
 _SWITCH_INTERVAL = 0.001  # seconds before a thread yields the GIL, so that threads running batches get it sooner
+_NEEDED = 1 << 20  # bytes that a new library needs at least
 _DEMO_REQUEST_ID = "demo"  # of the requests that add demo sounds; the access log skips them
 _DEMO_PATIENCE = 60.0  # seconds to retry one demo sound while the service is busy
 
@@ -53,9 +57,11 @@ class ServeError(Exception):
 def serve(settings: Settings, demo: Path | None) -> int:
     """Runs the service until SIGINT or SIGTERM. Returns 0 after a clean stop, 1 if the model or library fails to load.
 
-    `demo` is a folder of sounds to add to an empty library. Raises ServeError if the address is not available.
+    `demo` is a folder of sounds to add to an empty library. Raises ServeError if the address or the data folder is not
+    available, LibraryInUse if another process has the library.
     """
-    # bind before loading the model, so that a port in use is reported at once
+    # before loading the model, so that a port in use and a folder that cannot be used are reported at once
+    _check_data_dir(settings)
     with _bind(settings.host, settings.port) as listener:
         stop = ShutdownController(settings.stop_grace_s + _CLOSING)
         print(f"Loading {settings.checkpoint} …", flush=True)
@@ -154,6 +160,30 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from error
     return listener
+
+
+def _check_data_dir(settings: Settings) -> None:
+    """Raises ServeError if the library's folder cannot be written to, LibraryInUse if the library is open already."""
+    folder = settings.data_dir
+    if settings.index_url != FAISS:
+        return
+    new = not (folder / "catalog.sqlite3").exists()
+    remedy = "choose another folder with --data-dir or FINELAP_DATA_DIR"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder / "lock", in_use(folder)), tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_NEEDED))
+            probe.flush()
+    except (OSError, LibraryUnavailable, StorageFull) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            if not new:  # starts with its reserve, so that clips can be deleted
+                print(f"No space left in {folder}: delete clips, or free space.", flush=True)
+                return
+            raise ServeError(f"no space left in the data folder {folder}: free some, or {remedy}") from error
+        why = os.strerror(number) if number else str(error)
+        raise ServeError(f"cannot write to the data folder {folder} ({why}): {remedy}") from error
 
 
 def _address(listener: socket.socket) -> str:

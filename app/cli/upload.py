@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 # faster.
 WORKERS = 32
 
-Outcome = Literal["added", "there", "failed"]
+Outcome = Literal["added", "there", "updated", "failed"]
+LeftOut = Counter[str]  # why files in folders are no clips → how many
 
 # what the service decodes (app.audio); AUDIO in app/web/library-files.js has the same names
 _AUDIO_NAMES = """
@@ -58,16 +59,17 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS checksums (
 class Summary:
     """The result of an ingest. `unsent`: files not yet processed when it was interrupted.
 
-    `left_out`: the numbers of files in folders that are not audio by their name, by suffix.
+    `left_out`: the numbers of files in folders that are no sources, by reason.
     """
 
     added: int = 0
     there: int = 0
+    updated: int = 0  # of those that were there, whose metadata was updated
+    left_out: LeftOut = field(default_factory=Counter)
     failed: list[tuple[str, str]] = field(default_factory=list)  # file, reason
     unsent: int = 0
     seconds: float = 0.0
     interrupted: bool = False
-    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def files(self) -> int:
@@ -79,24 +81,24 @@ class Summary:
         return {
             "added": self.added,
             "already_there": self.there,
+            "metadata_updated": self.updated,
+            "left_out": dict(self.left_out),
             "failed": [{"file": file, "reason": reason} for file, reason in self.failed],
             "unsent": self.unsent,
             "interrupted": self.interrupted,
-            "left_out": self.left_out,
             "seconds": round(self.seconds, 3),
         }
 
     def __str__(self) -> str:
         lines = [f"{'added':<15}{self.added:>7}", f"{'already there':<15}{self.there:>7}"]
+        if self.updated:
+            lines.append(f"{'  updated':<15}{self.updated:>7}  with the given metadata")
         lines.append(f"{'failed':<15}{len(self.failed):>7}")
+        if self.left_out:
+            lines.append(f"{'left out':<15}{sum(self.left_out.values()):>7}  {left_out_text(self.left_out)}")
         if self.interrupted:
             lines.append(f"{'not processed':<15}{self.unsent:>7}")
         lines += [f"  {file}: {reason}" for file, reason in self.failed]
-        if self.left_out:
-            kinds = ", ".join(f"{suffix} {number}" for suffix, number in list(self.left_out.items())[:8])
-            others = len(self.left_out) - 8
-            more = f", and {others} more suffixes" if others > 0 else ""
-            lines.append(f"{'left out':<15}{sum(self.left_out.values()):>7}  not audio by name: {kinds}{more}")
         rate = self.files / self.seconds if self.seconds else 0.0
         lines.append(f"{self.files} files in {self.seconds:.1f} s, {rate:.1f} clips/s")
         return "\n".join(lines)
@@ -158,6 +160,9 @@ def _collect(run: _Run, threads: int, summary: Summary, progress: bool) -> None:
             source, outcome, reason = result
             if outcome == "added":
                 summary.added += 1
+            elif outcome == "updated":
+                summary.there += 1
+                summary.updated += 1
             elif outcome == "there":
                 summary.there += 1
             else:
@@ -179,7 +184,7 @@ class _Run:
         self._pending: queue.SimpleQueue[Source] = queue.SimpleQueue()
         for source in sources:
             self._pending.put(source)
-        self._known: set[str] = set()
+        self._known: dict[str, str] = {}  # SHA-256 → clip id
         self._max_bytes = math.inf
         self._abort_reason: str | None = None  # set once no further file can succeed
 
@@ -187,7 +192,7 @@ class _Run:
         """Reads the service's upload limit and the checksums of its clips, or of those in the shard."""
         self._max_bytes = self.client.info().limits.get("max_upload_mb", math.inf) * 1e6
         clips = tqdm(self.client.clips(), "reading the library", unit="clip", delay=2.0, disable=not progress)
-        self._known = {clip.sha256 for clip in clips if shard is None or shard.has(clip.sha256)}
+        self._known = {clip.sha256: clip.id for clip in clips if shard is None or shard.has(clip.sha256)}
 
     def work(self) -> None:
         """Processes files until none is left or the client is stopped."""
@@ -226,11 +231,17 @@ class _Run:
         if size > self._max_bytes:
             raise OSError(f"file size {size / 1e6:.0f} MB exceeds the server's limit of {self._max_bytes / 1e6:g} MB")
         sha256 = self.checksums.of(source.path)
-        if sha256 in self._known:
+        clip_id = self._known.get(sha256)
+        if clip_id is None:
+            added = self.client.add(source.path, source.metadata, self._track)
+            clip_id = added.clips[0].id if added.clips else ""
+            self._known[sha256] = clip_id  # so that a copy of the file is skipped
+            if added.new:
+                return "added"
+        if not source.given or not clip_id:
             return "there"
-        added = self.client.add(source.path, source.metadata, self._track)
-        self._known.add(sha256)  # so that a copy of the file is skipped
-        return "added" if added.new else "there"
+        self.client.update(clip_id, source.given)
+        return "updated"
 
 
 # Finding files
@@ -240,35 +251,31 @@ Report = Callable[[OSError], None]  # called for folders that cannot be read
 
 @dataclass(frozen=True)
 class Source:
-    """A file to upload, with its metadata."""
+    """A file to upload, with its metadata; `given` is the part that a clip which is there already gets too."""
 
     path: Path
     metadata: dict[str, Any]
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 def find_sources(
-    paths: Iterable[Path],
-    metadata: dict[str, Any],
-    report: Report | None = None,
-    left_out: Counter[str] | None = None,
+    paths: Iterable[Path], metadata: dict[str, Any], report: Report | None = None, left_out: LeftOut | None = None
 ) -> list[Source]:
     """The given files, and all files with an audio suffix in the given folders, recursively.
 
-    `left_out` counts the other files of the folders by suffix, without hidden ones.
-
     Each file gets `metadata` plus its `path` relative to the given folder. A file reached in several ways is returned
     once. Hidden files and folders are skipped; symbolic links to folders are followed, each folder once, so cycles
-    end. `report` is called for folders that cannot be read; without it they raise OSError. Raises FileNotFoundError if
-    a given path does not exist.
+    end. `report` is called for folders that cannot be read; without it they raise OSError. `left_out` counts the files
+    in folders that are no sources, by reason. Raises FileNotFoundError if a given path does not exist.
     """
     sources: dict[tuple[int, int] | str, Source] = {}
     for path in paths:
         if path.is_dir():
-            for file in _walk(path, report or _raise, left_out):
+            for file in walk_folder(path, report or _raise, Counter() if left_out is None else left_out):
                 relative = file.relative_to(path).as_posix()
-                sources.setdefault(_identity(file), Source(file, {"path": as_text(relative)} | metadata))
+                sources.setdefault(_identity(file), Source(file, {"path": as_text(relative)} | metadata, metadata))
         elif os.path.lexists(path):
-            sources.setdefault(_identity(path), Source(path, {"path": as_text(path.name)} | metadata))
+            sources.setdefault(_identity(path), Source(path, {"path": as_text(path.name)} | metadata, metadata))
         else:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return list(sources.values())
@@ -279,8 +286,13 @@ def as_text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _walk(folder: Path, report: Report, left_out: Counter[str] | None = None) -> Iterator[Path]:
-    """Audio files in a folder in name order: its own first, then those of its subfolders."""
+def left_out_text(left_out: LeftOut) -> str:
+    """Why files were left out, most frequent reason first."""
+    return ", ".join(f"{number} {reason}" for reason, number in left_out.most_common())
+
+
+def walk_folder(folder: Path, report: Report, left_out: LeftOut) -> Iterator[Path]:
+    """Audio files in a folder in name order: its own first, then those of its subfolders. Counts the others."""
     seen: set[tuple[int, int] | str] = set()
 
     for at, folders, names in os.walk(folder, followlinks=True, onerror=report):
@@ -289,15 +301,17 @@ def _walk(folder: Path, report: Report, left_out: Counter[str] | None = None) ->
             folders.clear()
             continue
         seen.add(identity)
+        if hidden := sum(f.startswith(".") for f in folders):
+            left_out["hidden folders"] += hidden
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
-            suffix = os.path.splitext(name)[1].lower()
+            suffix = as_text(os.path.splitext(name)[1].lower())
             if name.startswith("."):
-                continue
-            if suffix in AUDIO_SUFFIXES and not (suffix == ".ts" and _is_text(Path(at, name))):
+                left_out["hidden"] += 1
+            elif suffix not in AUDIO_SUFFIXES or (suffix == ".ts" and _is_text(Path(at, name))):
+                left_out[f"not audio ({suffix})" if suffix else "without a file name extension"] += 1
+            else:
                 yield Path(at, name)
-            elif left_out is not None:
-                left_out[as_text(suffix) or "no suffix"] += 1
 
 
 def _is_text(path: Path) -> bool:
@@ -365,6 +379,11 @@ class Checksums:
             if self._db is not None:
                 self._db.close()
                 self._db = None
+
+    def save(self) -> None:
+        """Saves new entries now."""
+        with self._lock:
+            self._flush()
 
     def of(self, path: Path) -> str:
         """The SHA-256 of a file in hex. Raises OSError."""

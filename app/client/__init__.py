@@ -5,7 +5,7 @@ loads httpx and NumPy, but no model.
 """
 
 from app.client.aio import AsyncClient
-from app.client.calls import Audio, DetectOptions, Example, SearchOptions
+from app.client.calls import Audio, Cut, DetectOptions, Example, SearchOptions
 from app.client.concept_calls import Examples
 from app.client.errors import (
     Busy,
@@ -62,6 +62,7 @@ __all__ = [
     "Clip",
     "Concept",
     "ConceptExample",
+    "Cut",
     "DetectOptions",
     "Detection",
     "DetectionEnd",

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from app.client import calls, concept_calls, errors, live, stream, types
-from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
+from app.client.calls import Audio, Call, Cut, DetectOptions, Filter, SearchOptions, as_list
 from app.client.concept_calls import Examples
 from app.client.errors import ServerError
 from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
@@ -94,6 +94,10 @@ class AsyncClient:
     async def audio(self, clip_id: str) -> bytes:
         """As `Client.audio`."""
         return await self._send(calls.audio(clip_id))
+
+    async def excerpt(self, clip_id: str, **cut: Unpack[Cut]) -> bytes:
+        """As `Client.excerpt`."""
+        return await self._send(calls.excerpt(clip_id, cut))
 
     async def save_audio(self, clip_id: str, path: str | os.PathLike[str]) -> None:
         """As `Client.save_audio`."""

@@ -103,6 +103,17 @@ def add(
     return Call("POST", "/clips", read, form=form, files=[("files", file) for file in files])
 
 
+class Cut(TypedDict, total=False):
+    """Options of `Client.excerpt`, see docs/reference/http-api.md; times in seconds."""
+
+    start: float | None
+    end: float | None
+    pad: float
+    format: Literal["wav", "flac", "ogg"]
+    normalize: bool
+    fade: float
+
+
 def add_reference(path: str, metadata: Mapping[str, Any] | None) -> Call[Any]:
     """POST /clips/reference."""
     read: Callable[[httpx.Response], types.Added] = lambda r: types.Added.from_json(r.json(), r.status_code == 201)  # noqa: E731
@@ -137,6 +148,12 @@ def delete(clip_id: str) -> Call[None]:
 def audio(clip_id: str) -> Call[bytes]:
     """GET /clips/{id}/audio."""
     return Call("GET", _clip(clip_id, "/audio"), lambda response: response.content)
+
+
+def excerpt(clip_id: str, cut: Cut) -> Call[bytes]:
+    """GET /clips/{id}/audio with parameters."""
+    params = {name: str(value).lower() for name, value in cut.items() if value is not None}
+    return Call("GET", _clip(clip_id, "/audio"), lambda response: response.content, {"format": "wav", **params})
 
 
 def peaks(clip_id: str, n: int | None) -> Call[types.Peaks]:

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from app.client import calls, concept_calls, errors, live, stream, types
-from app.client.calls import Audio, Call, DetectOptions, Filter, SearchOptions, as_list
+from app.client.calls import Audio, Call, Cut, DetectOptions, Filter, SearchOptions, as_list
 from app.client.concept_calls import Examples
 from app.client.errors import ServerError, Stopped
 from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
@@ -107,6 +107,10 @@ class Client:
     def audio(self, clip_id: str) -> bytes:
         """Returns the clip's file as it was uploaded."""
         return self._send(calls.audio(clip_id))
+
+    def excerpt(self, clip_id: str, **cut: Unpack[Cut]) -> bytes:
+        """Returns a stretch of the clip as an audio file with the samples of the clip's file. `cut`: see Cut."""
+        return self._send(calls.excerpt(clip_id, cut))
 
     def save_audio(self, clip_id: str, path: str | os.PathLike[str]) -> None:
         """Streams the clip's file to `path`. A failed download leaves no partial file."""

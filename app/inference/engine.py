@@ -12,12 +12,13 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from app.inference.batcher import Batcher, BatchLimits, BatchObservers, BatchReport, CallReport, Device, Urgency
-from app.settings import Settings
+from app.settings import DEFAULT_CHECKPOINT, Settings
 from model.concepts.head import HeadScores, Scores
 from model.external.contract import Model
 from model.windows import frame_count, window_samples
@@ -45,18 +46,36 @@ def load_model(settings: Settings) -> Model:
     from model.bfloat16 import use_bfloat16
     from model.external.contract import load_external
 
-    device, dtype = settings.device, settings.dtype
+    device, dtype, checkpoint = settings.device, settings.dtype, find_checkpoint(settings.checkpoint)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = "float32" if dtype == "auto" else dtype
-    other = load_external(settings.checkpoint, device=device, dtype=wanted, sliding=settings.sliding_frames)
+    other = load_external(checkpoint, device=device, dtype=wanted, sliding=settings.sliding_frames)
     if other is not None:
         return other
     if dtype != "auto":
-        return FineLAP.from_pretrained(settings.checkpoint, device=device, dtype=getattr(torch, dtype))
+        return FineLAP.from_pretrained(checkpoint, device=device, dtype=getattr(torch, dtype))
     if device.startswith("cuda"):
-        return FineLAP.from_pretrained(settings.checkpoint, device=device, dtype=torch.bfloat16)
-    return use_bfloat16(FineLAP.from_pretrained(settings.checkpoint, device=device))
+        return FineLAP.from_pretrained(checkpoint, device=device, dtype=torch.bfloat16)
+    return use_bfloat16(FineLAP.from_pretrained(checkpoint, device=device))
+
+
+def find_checkpoint(name: str) -> str:
+    """The bundled checkpoint's folder if `name` is its default name and is not in the current folder, else `name`.
+
+    Raises CheckpointError if the bundled checkpoint is nowhere: the name is no hub id.
+    """
+    if name != DEFAULT_CHECKPOINT or Path(name).is_dir():
+        return name
+    bundled = Path(__file__).resolve().parents[2] / name
+    if bundled.is_dir():
+        return str(bundled)
+    from model.weight_files import CheckpointError
+
+    raise CheckpointError(
+        f"the bundled checkpoint is neither in {Path(name).absolute()} nor beside the program: give the folder of a "
+        "checkpoint with --checkpoint or FINELAP_CHECKPOINT"
+    )
 
 
 class NotFinite(Exception):

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from app.audio.peaks import WaveformPeaks
+from app.audio.peaks import WaveformPeaks, fitting_step
 from app.services.audio_source import decode_clip
 from app.state import AppState
 from index import Clip
@@ -21,7 +21,8 @@ _CACHE_BYTES = 64_000_000  # 22 hours of audio
 
 async def decode_peaks(state: AppState, clip_id: str) -> np.ndarray:
     """Decodes a clip and returns its peaks (2, n) float32. Raises ClipNotFound, AudioMissing, MediaError."""
-    peaks = WaveformPeaks()
+    clip = await state.read(state.library.get, clip_id)
+    peaks = WaveformPeaks(fitting_step(clip.duration))
     async with decode_clip(state, clip_id) as audio:
         async for block in audio:
             peaks.push(block)

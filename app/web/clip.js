@@ -169,9 +169,17 @@ function actions(dialog, shell, clip, message) {
     "div",
     { class: "row" },
     action("similar", "Find similar", () => go("search", { like: clip.id })),
-    shell.info?.model.frames === null ? null : action("detect", "Detect sounds in this clip", () => go("detect", { clip: clip.id })),
+    shell.info?.model.frames === null
+      ? null
+      : action("detect", "Detect sounds in this clip", () => go("detect", { clip: clip.id, p: phrasesOf(shell) })),
     action("download", "Download", () => download(clip).catch((error) => (message.textContent = error.message))),
   );
+}
+
+/** The sounds of the current search, to detect them in a clip that it found. */
+function phrasesOf(shell) {
+  const sounds = (shell.params.get("q") ?? "").split(">").map((sound) => sound.trim()).filter(Boolean);
+  return sounds.length ? sounds : null;
 }
 
 function facts(clip) {

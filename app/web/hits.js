@@ -129,7 +129,10 @@ export class HitList {
       regions: moments ?? [],
       height: 44,
       label: `Waveform of ${clip.filename}${best ? `; best moment ${clock(best.start)} to ${clock(best.end)}` : ""}`,
-      onSeek: () => this.#play(row, null),
+      onSeek: () => {
+        this.#play(row, null);
+        link.focus({ preventScroll: true }); // a click on the waveform leaves the keys, such as Space, to this hit
+      },
       onTime: (t) => {
         time.textContent = row.touched ? `${clock(Math.min(t, clip.duration))} of ${clock(clip.duration)}` : clock(clip.duration);
       },

@@ -9,6 +9,9 @@ const FIRST_WAIT = 1000; // ms, while the service is busy; doubles with each att
 const MAX_WAIT = 30_000;
 const MAX_ATTEMPTS = 12;
 const BUSY = [429, 503];
+const HOPELESS = [413, 415, 422]; // statuses of files that will never be accepted
+
+class TooLarge extends Error {}
 
 /**
  * @typedef {object} Task
@@ -17,6 +20,7 @@ const BUSY = [429, 503];
  * @property {number} sent  fraction uploaded
  * @property {"waiting" | "sending" | "added" | "there" | "failed" | "stopped"} state
  * @property {string} problem
+ * @property {boolean} [hopeless]  whether trying again cannot succeed
  * @property {HTMLElement | null} row
  */
 
@@ -71,7 +75,7 @@ export class Uploads {
   again() {
     if (!this.busy) this.#stop = new AbortController();
     for (const task of this.#tasks) {
-      if (task.state !== "failed" && task.state !== "stopped") continue;
+      if ((task.state !== "failed" && task.state !== "stopped") || task.hopeless) continue;
       task.row?.remove();
       Object.assign(task, { state: "waiting", sent: 0, problem: "", row: null });
     }
@@ -113,6 +117,7 @@ export class Uploads {
       if (status === 201) this.#onAdded();
     } catch (error) {
       task.state = error.name === "AbortError" ? "stopped" : "failed";
+      task.hopeless = HOPELESS.includes(error.status) || error instanceof TooLarge;
       const name = `${task.file.name}: `; // the row shows the name already
       task.problem = error.message.startsWith(name) ? error.message.slice(name.length) : error.message;
     }
@@ -122,7 +127,7 @@ export class Uploads {
 
   async #send(task) {
     const limit = this.#limit();
-    if (limit && task.file.size > limit) throw new Error(`The file size of ${bytes(task.file.size)} exceeds the limit of ${bytes(limit)}.`);
+    if (limit && task.file.size > limit) throw new TooLarge(`The file size of ${bytes(task.file.size)} exceeds the limit of ${bytes(limit)}.`);
     const form = new FormData();
     form.append("files", task.file);
     if (Object.keys(task.metadata).length) form.append("metadata", JSON.stringify(task.metadata));
@@ -161,9 +166,16 @@ export class Uploads {
       ? el("button", { type: "button", class: "ghost name", text: file.name, onclick: () => this.open(task.clip) })
       : el("span", { class: "name", text: file.name });
     task.row.replaceChildren(...[icon(ICONS[state]), name, el("span", { class: "size", text: bytes(file.size) }), task.outcome, task.bar].filter(Boolean));
+    if (state === "failed") this.#lead(task);
     if (state !== "added") return;
     this.#shown.push(task);
     if (this.#shown.length > MAX_SHOWN) this.#shown.shift().row.remove();
+  }
+
+  /** Moves the row of a failed file before those of others, in the order in which they failed. */
+  #lead(task) {
+    const first = [...$("upload-list").children].find((row) => row !== task.row && row.dataset.state !== "failed");
+    if (first) first.before(task.row);
   }
 
   #showSummary() {
@@ -182,7 +194,7 @@ export class Uploads {
     if (stopped) parts.push(`${stopped.toLocaleString("en")} stopped`);
     $("uploads-about").textContent = parts.join(" · ");
     $("uploads-stop").hidden = !this.busy;
-    $("uploads-again").hidden = !failed && !stopped;
+    $("uploads-again").hidden = !how("failed", "stopped").some(({ hopeless }) => !hopeless);
     $("uploads-clear").hidden = this.busy;
     return parts.slice(1).join(", ");
   }

@@ -203,7 +203,7 @@ export function mount(panel, shell) {
       await call("/health/ready");
       health("ready", "Ready");
     } catch (error) {
-      health("wrong", error.message);
+      health(error.status === 503 ? "waiting" : "wrong", error.message); // loading is no failure
     }
   }
 

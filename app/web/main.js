@@ -1,7 +1,7 @@
 // The page's shell: tabs, URL parameters, keyboard shortcuts, the API-key and help dialogs, and the service's status.
 // The tabs are in search.js, detect.js and library.js.
 
-import { get, Problem } from "./api.js";
+import { call, get, Problem } from "./api.js";
 import { openClip } from "./clip.js";
 import * as detect from "./detect.js";
 import { $, announce } from "./dom.js";
@@ -10,6 +10,7 @@ import * as search from "./search.js";
 
 const TABS = ["search", "detect", "library"];
 const MODULES = { search, detect, library };
+const LOOK = 10_000; // ms between looks whether the service is still there
 const RETRY = 2000; // ms, while the service is loading or unreachable
 const LETTERS = "finelap-letters"; // localStorage key: "off" disables single-key shortcuts
 
@@ -124,12 +125,24 @@ async function connect() {
     if (error.status === 0 || error.status >= 500) timer = setTimeout(connect, RETRY);
     return;
   }
+  timer = setTimeout(look, LOOK);
   const { clips, model } = shell.info;
   showStatus("ready", `${clips.toLocaleString("en")} ${clips === 1 ? "sound" : "sounds"} · ${model.name} on ${model.device}`);
   $("tab-detect").hidden = model.frames === null; // a model of whole clips neither detects nor finds moments
   document.querySelector("input[name=mode][value=moments]").closest("label").hidden = model.frames === null;
   if (shown && $(`tab-${shown}`).hidden) reveal(TABS[0]);
   document.dispatchEvent(new CustomEvent("finelap:info", { detail: shell.info }));
+}
+
+/** Looks whether the service is still there; if not, says so and waits for it. */
+async function look() {
+  try {
+    if (document.visibilityState === "visible") await call("/health/live");
+    timer = setTimeout(look, LOOK);
+  } catch (error) {
+    showStatus("wrong", error.message);
+    timer = setTimeout(connect, RETRY);
+  }
 }
 
 function showStatus(state, text) {

@@ -7,11 +7,17 @@ const MAX_COUNT = 1000; // the service counts no further
 
 /** @typedef {{hits: import("./hits.js").Hit[], matches?: number | null, did_you_mean?: string | null}} Answer */
 
-/** The heading of a result: "3 matches, best first", or "20 sounds, newest first" if nothing is claimed. */
-export function heading({ hits, matches }, noun, order) {
+/**
+ * The heading of a result: "3 matches, best first", or "43 sounds, newest first" if nothing is claimed. `total`: how many
+ * there are, or null if only those on the page are known; `more`: whether there may be more than those.
+ */
+export function heading({ hits, matches }, noun, order, total = null, more = false) {
   if (!hits.length) return "";
   if (matches === 0) return "Nearest sounds";
-  if (typeof matches !== "number") return `${count(hits.length, noun)}, ${order}`;
+  if (typeof matches !== "number") {
+    if (total !== null) return `${count(total, noun)}, ${order}`;
+    return more ? `The first ${count(hits.length, noun)}, ${order}` : `${count(hits.length, noun)}, ${order}`;
+  }
   const many = matches < MAX_COUNT ? matches.toLocaleString("en") : `${MAX_COUNT.toLocaleString("en")}+`;
   return `${many} ${matches === 1 ? "match" : "matches"}, ${order}`;
 }

@@ -180,7 +180,8 @@ export function mount(panel, shell) {
     const noun = mode === "moments" && q ? "moment" : "sound";
     const order = !searched ? "newest first" : like ? "most similar first" : "best first";
     $("search-message").classList.remove("wrong");
-    const summary = heading(answer, noun, order);
+    const total = searched || isFiltered() ? null : (shell.info?.clips ?? null);
+    const summary = heading(answer, noun, order, total, found.length >= asked.k);
     $("search-message").textContent = summary;
     const hint = q ? `Try other words${isFiltered() ? " or fewer filters" : ""}.` : "";
     showNotes(answer, { q, hint, correct });
@@ -221,7 +222,8 @@ export function mount(panel, shell) {
 
   function showError(error) {
     const again = el("button", { type: "button", class: "ghost", text: "Try again", onclick: () => run(asked) });
-    $("search-message").classList.add("wrong");
+    const loading = error.status === 503; // not a failure: the search runs again when the service is ready
+    $("search-message").classList.toggle("wrong", !loading);
     $("search-message").replaceChildren(error.message, " ", again);
     $("more").hidden = $("no-hits").hidden = true;
     clearNotes();

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from index.files import fsync_folder, lock_file
+from index.files import fsync_folder, in_use, lock_file
 from index.filters import parse_filter
 from index.new_clip import EncodedClip, check_vector, encode_clip
 from index.quantization import FrameCodes
@@ -112,7 +112,7 @@ class SqliteLibrary:
             if not folder.is_dir():
                 folder.mkdir(parents=True)
                 fsync_folder(folder.parent)
-            lock = lock_file(folder / "lock", f"the library in {folder} is already open, in this process or another")
+            lock = lock_file(folder / "lock", in_use(folder))
         try:
             try:
                 library = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)

@@ -77,7 +77,7 @@ def test_options_exist(page: str, repo_dir: Path) -> None:
 
 def test_inline_commands_exist(repo_dir: Path) -> None:
     """Inline code such as `finelap detect --plot`."""
-    for page in BLOCKS:
+    for page in set(BLOCKS) - {"docs/development/errors.md"}:  # which has commands that don't exist
         source = (repo_dir / page).read_text(encoding="utf-8")
         for command, rest in re.findall(r"`finelap ([a-z]+)\b([^`\n]*)`", source):
             known = options((command,), repo_dir)

@@ -106,8 +106,9 @@ async def test_an_agent_finds_hears_and_checks_sounds(
         assert audio.mime_type == "audio/wav" and soundfile.info(io.BytesIO(data)).duration == 1.0
         fetched = httpx.get(about["url"], headers={"X-API-Key": KEY})
         assert about["url"].startswith(f"{address}/clips/{both}/audio?") and fetched.content == data
-        (text,) = await call(client, "get_excerpt", clip_id=both, audio=False)
-        assert json.loads(text.text)["clip_id"] == both
+        hour = add(address, "hour.wav", sounds.encode(np.zeros(4_000_000), subtype="PCM_24"))
+        (text,) = await call(client, "get_excerpt", clip_id=hour, format="wav")  # of 12 MB only the address
+        assert "too long" in json.loads(text.text)["note"] and hour in json.loads(text.text)["url"]
 
         assert await call(client, "list_concepts") == {"concepts": []}
         resource = await client.read_resource(f"finelap://clips/{both}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.audio.peaks import WaveformPeaks, fitting_step
 from app.services import waveforms
 from app.services.waveforms import PeaksCache
 
@@ -46,3 +47,14 @@ async def test_peaks_are_computed_once_and_the_least_recently_used_are_evicted(m
     assert decoded == ["a", "b", "c", "d"]
     await get("b")
     assert decoded == ["a", "b", "c", "d", "b"]
+
+
+def test_short_sounds_have_finer_peaks() -> None:
+    assert [fitting_step(seconds) for seconds in (3600, 16, 1.6, 0.5, 0.05)] == [160, 160, 16, 5, 1]
+    samples = np.sin(np.arange(8_000) / 40).astype(np.float32)
+    peaks = WaveformPeaks(fitting_step(0.5))
+    for at in range(0, 8_000, 777):
+        peaks.push(samples[at : at + 777])
+    levels = peaks.levels()
+    assert levels.shape == (2, 1600)
+    np.testing.assert_array_equal(levels[1], samples.reshape(-1, 5).max(axis=1))
