@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         fit_fingerprint,
     )
     from index.duplicates import near_duplicates
+    from index.files import in_use
     from index.jobs import (
         EVENT,
         UNFINISHED,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
         NewJob,
         TooManyJobs,
     )
-    from index.files import in_use
     from index.library import Library
     from index.milvus.client import parse_milvus_url
     from index.milvus.library import MilvusLibrary

@@ -96,9 +96,9 @@ def run_watch(folders: list[Path], server: str, options: WatchOptions) -> int:
     for folder in folders:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    with _client(server) as client:
+    with connect(server) as client:
         client.info()  # report a wrong address or key once
-    with _client(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client:
+    with connect(server, _INGEST_PATIENCE, _INGEST_RECONNECT) as client:
         return watch.run_watch(client, folders, options)
 
 
