@@ -59,7 +59,7 @@ DEMUXERS = (
     "ac3,eac3,mpegts,mpeg,avi,flv,au,wv,ape,tta"
 )
 _LIVE_DEMUXERS = "ogg,flac,matroska,webm"
-_LIVE_OPTIONS = {"fflags": "nobuffer", "analyzeduration": "0", "probesize": "2048"}
+_LIVE_OPTIONS = {"analyzeduration": "0", "probesize": "2048"}
 _LIVE_BUFFER = 4096  # bytes
 _RATES = (1_000, 768_000)  # Hz
 _MAX_PEAK = 1e6  # |sample|; accepts integer-scaled floats, rejects values that overflow a power spectrum
