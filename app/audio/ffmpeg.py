@@ -36,7 +36,7 @@ _TIMELINE = ("mov", "matroska")  # formats whose timeline begins at 0, wherever 
 _LIVE = 600.0  # seconds: a timeline whose first track begins later is the clock of a live capture
 _SILENCE = 1 << 15  # values of silence at once, over all channels
 _LIVE_DEMUXERS = "ogg,flac,matroska,webm"
-_LIVE_OPTIONS = {"fflags": "nobuffer", "analyzeduration": "0", "probesize": "2048"}
+_LIVE_OPTIONS = {"analyzeduration": "0", "probesize": "2048"}
 _LIVE_BUFFER = 4096  # bytes
 # streams of frames without a container: what follows the last frame is a tag or padding, not sound
 _RAW = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "flac", "tta", "ape", "wv", "mpc", "tak", "loas", "truehd", "mlp")
