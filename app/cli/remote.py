@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 from app.cli.shards import Shard, choose, read_manifest
-from app.cli.upload import Checksums, LeftOut, as_text, cache_file, find_sources, ingest, left_out_text
+from app.cli.upload import Checksums, IngestOptions, LeftOut, as_text, cache_file, find_sources, ingest, left_out_text
 from app.client import Client, DetectOptions, SearchOptions, SearchResult, to_json
 from app.client.types import DetectionEnd, DetectionEvent, DetectionMessage, DetectionProgress, DetectionStart
 from app.export.formats import FORMATS
@@ -79,7 +79,7 @@ def run_ingest(selection: Selection, server: str, workers: int, as_json: bool) -
     ):
         if shard is not None:
             sources = choose(sources, shard, checksums, listed)
-        summary = ingest(client, sources, checksums, workers, shard=shard, track=selection.track)
+        summary = ingest(client, sources, checksums, workers, options=IngestOptions(shard, selection.track))
     summary.failed = sorted(unreadable + summary.failed)
     summary.left_out = left_out
     print(json.dumps(summary.to_dict(), ensure_ascii=False, indent=2) if as_json else summary, flush=True)

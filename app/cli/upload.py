@@ -104,19 +104,29 @@ class Summary:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class IngestOptions:
+    """What an ingest takes of its files.
+
+    shard: the sources are its files, so of the library's clips only its own are remembered. track: of files with
+    several audio tracks.
+    """
+
+    shard: Shard | None = None
+    track: str | None = None
+
+
 def ingest(
     client: Client,
     sources: Sequence[Source],
     checksums: Checksums,
     workers: int = WORKERS,
     progress: bool = True,
-    shard: Shard | None = None,
-    track: str | None = None,
+    options: IngestOptions = IngestOptions(),  # noqa: B008  # immutable
 ) -> Summary:
     """Uploads the sources that the library does not have, `workers` at a time, and returns a summary of all.
 
-    With a client that reconnects, no file is lost while the service is busy or restarting. `shard`: the sources are its
-    files, so of the library's clips only its own are remembered.
+    With a client that reconnects, no file is lost while the service is busy or restarting.
 
     Ctrl-C sets `client.stop` and returns the summary so far; setting `client.stop` elsewhere does the same. An upload
     in progress at that moment may succeed without being counted; the next ingest skips the file. Raises ServerError if
@@ -124,9 +134,9 @@ def ingest(
     """
     summary = Summary()
     began = time.monotonic()
-    run = _Run(client, checksums, sources, track)
+    run = _Run(client, checksums, sources, options.track)
     try:
-        run.prepare(progress, shard)
+        run.prepare(progress, options.shard)
         # daemon threads: an interrupted command exits without waiting for its uploads
         threads = [threading.Thread(target=run.work, daemon=True) for _ in range(min(workers, len(sources)))]
         for thread in threads:

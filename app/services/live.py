@@ -40,7 +40,7 @@ class LiveDetection:
         """`frames`: also tell the score of every frame."""
         self._state, self._request, self._phrases, self._frames = state, request, phrases, frames
         engine, numbers = state.engine, itertools.count(1)
-        self._hop = engine.frame_hop
+        self._hop, self._rate = engine.frame_hop, SAMPLE_RATE
         self._tracks = [LiveTrack(settings, self._hop, numbers) for settings in request.settings]
         self._quick, self._settled = LiveCutter(engine.windows), WindowCutter(engine.windows)
         self._joiner = Joiner(engine.windows.frame_share)
@@ -79,12 +79,14 @@ class LiveDetection:
 
     def start(self, sample_rate: int, channels: int) -> Message:
         """The first message; `sample_rate` (Hz) and `channels` of the sound as it is sent."""
+        self._rate = sample_rate
         return {
             "type": "start",
             "filename": STREAM,
             "frame_hop": self._hop,
             "sample_rate": sample_rate,
             "channels": channels,
+            "track": None,
             "phrases": self._request.phrases,
         }
 
@@ -176,6 +178,9 @@ class LiveDetection:
             "filename": STREAM,
             "duration": round(self.duration, 6),
             "frame_hop": self._hop,
+            "sample_rate": self._rate,
+            "track": None,
+            "notes": [],
             "phrases": phrases,
         }
 

@@ -49,7 +49,7 @@ async def suggest(state: AppState, key: str, k: int) -> list[Suggestion]:
 
 def _candidates(library: Library, phrases: Phrases, head: Head, examples: Sequence[ConceptExample]) -> list[Suggestion]:
     """Moments of the clips whose scores are nearest to the threshold, and of some of the best."""
-    nearest = library.nearest_segments(head.vector, _NEAREST)
+    nearest = [(hit.clip.id, hit.similarity) for hit in library.search_segments(head.vector, _NEAREST)]
     scores = head.scores or phrases.engine.text_scores
     logits = scores.segment.logits(np.array([similarity for _, similarity in nearest]))
     uncertain = np.argsort(np.abs(logits - _logit(head.threshold)), kind="stable")

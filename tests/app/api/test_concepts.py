@@ -15,7 +15,7 @@ async def library(client: httpx.AsyncClient, sounds: SimpleNamespace) -> dict[st
     """Names and ids of three clips of each of four tones, and of "both": silence, 800 Hz from 4 to 6 s, silence."""
     silence = np.zeros(4 * sounds.RATE, np.float32)
     files = {f"{hz}-{n}": sounds.wav(hz, 1 + n) for hz in (200, 400, 800, 1600) for n in range(3)}
-    files["both"] = sounds.encode(np.concatenate([silence, sounds.tone(800, 2), silence]))
+    files["both"] = sounds.encode(np.concatenate([silence, sounds.tone(800, 2), silence, silence]))
     parts = [("files", (f"{name}.wav", data)) for name, data in files.items()]
     response = await client.post("/clips", files=parts)
     assert response.status_code == 201

@@ -66,6 +66,7 @@ async def test_the_stream_equals_the_json_response(
         "frame_hop": 0.16,
         "sample_rate": 16000,
         "channels": 1,
+        "track": None,
         "phrases": PHRASES,
     }
     end = lines.pop()

@@ -73,7 +73,6 @@ def test_the_openai_client(run_server: Callable[..., str], sounds: SimpleNamespa
         ({"input": "rain", "dimensions": 8}, 422, "16"),
         ({"input": "rain", "encoding_format": "int8"}, 422, "encoding_format"),
         ({"input": "rain", "modality": "image"}, 422, "modality"),
-        ({"input": "rain", "modalty": "text"}, 422, "modalty"),
         ({"input": "rain", "modality": "audio"}, 422, "input[0]"),
         ({"input": "data:audio/wav,abc", "modality": "audio"}, 422, "input[0]"),
         ({"input": "data:audio/wav;base64,@@@@", "modality": "audio"}, 422, "input[0]"),
