@@ -94,8 +94,8 @@ class HeadSettings:
     """
 
     shrinkage: float = 0.1
-    text_trust: float = 0.1
-    strength: float = 10.0
+    text_trust: float = 0.2
+    strength: float = 30.0
     rounds: int = 2
     segment_share: float = 0.2
     frame_share: float = 0.2
