@@ -94,13 +94,13 @@ class HeadSettings:
     """
 
     shrinkage: float = 0.1
-    text_trust: float = 0.1
-    strength: float = 10.0
+    text_trust: float = 0.2
+    strength: float = 30.0
     rounds: int = 2
     segment_share: float = 0.2
     frame_share: float = 0.2
     spared: float = 0.02
-    folds: int = 10
+    folds: int = 5
 
 
 SETTINGS = HeadSettings()
@@ -176,6 +176,8 @@ class _Fit:
         self, examples: Sequence[Labelled], background: Background, prior: np.ndarray | None, settings: HeadSettings
     ) -> None:
         self._examples, self._background, self._settings, self._text = examples, background, settings, prior
+        self._all: _Line | None = None
+        self._solution: np.ndarray | None = None
         own = np.concatenate([e.vectors for e in examples])
         stops = np.cumsum([len(e.vectors) for e in examples])
         self._mean, self._root, inverse = _whitening(np.concatenate([background.vectors, own]), settings.shrinkage)
@@ -191,7 +193,10 @@ class _Fit:
         self._own = {id(e): part for e, part in zip(examples, parts, strict=True)}
 
     def line(self, fold: int | None = None, folds: int = 1, examples: Sequence[Labelled] | None = None) -> _Line:
-        """The line that tells the positive examples from the others and the background, without the clips of a fold."""
+        """The line that tells the positive examples from the others and the background, without the clips of a fold.
+
+        A fold begins with the line of all, which chose the segments, and needs one round.
+        """
         examples = self._examples if examples is None else examples
         positives = [e for e in examples if e.label]
         against = [self._others if fold is None else self._others[self._owners % folds != fold]]
@@ -203,15 +208,18 @@ class _Fit:
         if not len(x_against):
             x_against, w_against = np.zeros((1, len(self._mean))), np.ones(1)
         w_against = w_against * len(positives) / w_against.sum()
-        line = self.start(positives)
-        for _ in range(self._settings.rounds):
+        line, start = self.start(positives) if self._all is None else self._all, self._solution
+        for _ in range(self._settings.rounds if self._all is None else 1):
             groups = [self._instances(e, line) for e in positives]
             weights = np.concatenate([*(shares for _, shares in groups), w_against])
             x = np.concatenate([*(vectors for vectors, _ in groups), x_against])
             labels = np.arange(len(x)) < len(x) - len(x_against)
-            coefficients, bias = _map_estimate(x, labels, weights, self._prior, self._settings.strength)
+            coefficients, bias = _map_estimate(x, labels, weights, self._prior, self._settings.strength, start)
+            start = np.append(coefficients, bias)
             slopes = self._root @ coefficients
             line = _Line(slopes, bias - float(self._mean @ slopes))
+        if fold is None:
+            self._all, self._solution = line, start
         return line
 
     def held_out(self) -> list[tuple[float, bool]]:
@@ -246,7 +254,7 @@ class _Fit:
         return own[np.concatenate([[0], segments, frames])], np.concatenate([[1 - sum(shares)], *parts])
 
     def _white(self, vectors: np.ndarray) -> np.ndarray:
-        return np.asarray((vectors - self._mean) @ self._root)
+        return np.asarray((vectors - self._mean).astype(np.float32) @ self._root.astype(np.float32))
 
     def start(self, positives: Sequence[Labelled]) -> _Line:
         """Which segments of positive recordings are taken first: those like all of them, and like the text."""
@@ -324,23 +332,31 @@ def _whitening(vectors: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.nd
 
 
 def _map_estimate(
-    x: np.ndarray, labels: np.ndarray, weights: np.ndarray, prior: np.ndarray, strength: float
+    x: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    prior: np.ndarray,
+    strength: float,
+    start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
     """The coefficients (D,) and the bias of a logistic regression whose coefficients are drawn from N(prior, strength).
 
     With a prior of zeros this is scikit-learn's LogisticRegression(C=strength), which has no other prior; the solver is
-    the same, SciPy's L-BFGS.
+    the same, SciPy's L-BFGS. `start` (D + 1,): the solution of a similar problem.
     """
     from scipy.optimize import minimize
 
     signs, dim = np.where(labels, 1.0, -1.0), x.shape[1]
+    across = np.ascontiguousarray(x.T)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        margins = signs * (x @ parameters[:dim] + parameters[dim])
+        point = parameters[:dim].astype(x.dtype)
+        margins = signs * (x @ point + parameters[dim])
         slopes = -weights * signs / (1 + np.exp(np.clip(margins, -60, 60)))
         away = parameters[:dim] - prior
         value = float(weights @ np.logaddexp(0, -margins)) + float(away @ away) / (2 * strength)
-        return value, np.append(slopes @ x + away / strength, slopes.sum())
+        return value, np.append(across @ slopes.astype(x.dtype) + away / strength, slopes.sum())
 
-    found = minimize(loss, np.append(prior, 0.0), jac=True, method="L-BFGS-B", options={"maxiter": 200, "gtol": 1e-5})
+    first = np.append(prior, 0.0) if start is None else start
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": 100, "ftol": 1e-7, "gtol": 1e-4})
     return found.x[:dim], float(found.x[dim])

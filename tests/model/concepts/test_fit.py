@@ -53,8 +53,8 @@ def test_without_a_text_it_is_scikit_learns_logistic_regression(rng: np.random.G
     weights = rng.uniform(0.1, 2, 80)
     coefficients, bias = _map_estimate(x, labels, weights, np.zeros(6), 2.0)
     reference = LogisticRegression(C=2.0, tol=1e-8, max_iter=1000).fit(x, labels, sample_weight=weights)
-    np.testing.assert_allclose(coefficients, reference.coef_[0], atol=1e-3)
-    assert bias == pytest.approx(reference.intercept_[0], abs=1e-3)
+    np.testing.assert_allclose(coefficients, reference.coef_[0], atol=5e-3)
+    assert bias == pytest.approx(reference.intercept_[0], abs=5e-3)
     prior = rng.standard_normal(6)
     far, _ = _map_estimate(x, labels, weights, prior, 1e-6)
     np.testing.assert_allclose(far, prior, atol=1e-3)
@@ -98,7 +98,7 @@ def test_examples_are_told_from_other_sounds(rng: np.random.Generator, count: in
     if count < 3:
         assert head.quality is None and f"there are {count}" in head.reason
     else:
-        assert head.quality is not None and head.quality.folds == min(count, 10)
+        assert head.quality is not None and head.quality.folds == min(count, 5)
         assert head.quality.average_precision > 0.9 and head.quality.auroc > 0.9
         assert 0.1 <= head.threshold <= 0.9
 
