@@ -144,9 +144,6 @@ class ConceptStore(Protocol):
     has it. Examples of clips that were deleted are left out of `examples`, and counted by `removed`.
     """
 
-    def list(self) -> list[Concept]:
-        """Returns all concepts, by name."""
-
     def get(self, key: str) -> Concept:
         """Returns a concept."""
 
@@ -189,6 +186,9 @@ class ConceptStore(Protocol):
     def sample(self, count: int) -> list[ClipVectors]:
         """Returns the vectors of at most `count` clips from all over the library, the same while it doesn't change."""
 
+    def list(self) -> list[Concept]:
+        """Returns all concepts, by name."""
+
 
 def fit_fingerprint(concept: Concept, examples: Sequence[ConceptExample], fitter: str) -> str:
     """Identifies what a concept is fitted to: its text, its examples, and the checkpoint and settings (`fitter`)."""
@@ -200,8 +200,8 @@ def select_new(existing: Sequence[ConceptExample], new: Sequence[NewExample]) ->
     """For each new example the one that exists already, or itself. Raises ContradictoryExamples, TooManyExamples."""
     known: dict[tuple, ConceptExample | NewExample] = {_place(e): e for e in existing}
     by_recording: dict[tuple, list[ConceptExample | NewExample]] = {}
-    for one in existing:
-        by_recording.setdefault((one.clip_id, one.sha256), []).append(one)
+    for earlier in existing:
+        by_recording.setdefault((earlier.clip_id, earlier.sha256), []).append(earlier)
     chosen: list[ConceptExample | NewExample] = []
     added = 0
     for one in new:

@@ -43,7 +43,7 @@ CONCEPT = {
     "created": "2026-03-01T08:30:00.000000Z",
     "updated": "2026-03-01T08:41:00.000000Z",
 }
-NEW_CONCEPTS = {
+NEW_CONCEPTS: dict[str, dict[str, Any]] = {
     "text": {"name": "our door bell", "text": "a door bell"},
     "examples": {
         "name": "our door bell",

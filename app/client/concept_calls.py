@@ -89,7 +89,7 @@ def _with_examples(path: str, fields: dict[str, str], given: Examples, read: Any
     of_library = [
         one | {"label": label}
         for name, label in (("positive", True), ("negative", False))
-        for one in examples_as_json(given.get(name, []))
+        for one in examples_as_json(given.get(name, []))  # type: ignore[arg-type]
     ]
     files = [
         (name, file)

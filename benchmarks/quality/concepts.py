@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score
+from tqdm import tqdm
 
 from benchmarks.common import REPO, load, machine, revision, table, write_json
 from benchmarks.quality.recordings import SILENCE, background_samples, compose
@@ -55,7 +56,7 @@ LEAST = 3  # clips that are left to be found
 PAIRS = 20
 SAMPLE = 512  # clips of the background, as in the service
 RECORDINGS, SECONDS, EVENTS = 70, 20.0, 4
-THRESHOLDS = tuple(np.round(np.arange(0.05, 1, 0.05), 2).tolist())
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Scorer = Callable[[Head], np.ndarray]
 
@@ -95,10 +96,16 @@ class Clips:
     def background(self, count: int) -> Background:
         """A sample of clips, as ConceptStore.sample returns."""
         places = np.unique(np.linspace(0, len(self.clips) - 1, min(count, len(self.clips))).astype(int))
-        return Background([str(i) for i in places], self.clips[places], [self.segments[i] for i in places])
+        segments, frames = [self.segments[i] for i in places], [spread(self.frames[i]) for i in places]
+        return Background([str(i) for i in places], self.clips[places], segments, frames)
 
     def example(self, place: int, label: bool = True) -> Labelled:
-        return Labelled(label, str(place), self.clips[place], self.segments[place])
+        return Labelled(label, str(place), self.clips[place], self.segments[place], spread(self.frames[place], 32))
+
+
+def spread(frames: np.ndarray, count: int = 8) -> np.ndarray:
+    """At most `count` of the frames (T, D), evenly spaced."""
+    return frames[np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int))]
 
 
 def word_concepts(labels: Sequence[str], kind: str = "one") -> list[Concept]:
@@ -134,8 +141,9 @@ def text_scores(model: FineLAP | CachedModel) -> HeadScores:
 class Measurement:
     """Teaches concepts of one library and measures them."""
 
-    def __init__(self, model: CachedModel, library: Clips, settings: HeadSettings, draws: int) -> None:
-        self.library, self._settings, self._draws = library, settings, draws
+    def __init__(self, model: CachedModel, library: Clips, settings: HeadSettings, options: argparse.Namespace) -> None:
+        self.library, self._settings = library, settings
+        self._draws, self._counts = options.draws, options.examples
         self._scores = text_scores(model)
         matching = model.config.matching
         assert matching is not None
@@ -163,9 +171,9 @@ class Measurement:
         """A row for each concept, number of examples and method."""
         texts = self._model.encode_text([concept.text for concept in concepts]).numpy()
         rows = []
-        for number, (concept, text) in enumerate(zip(concepts, texts, strict=True)):
+        for number, (concept, text) in enumerate(zip(tqdm(concepts), texts, strict=True)):
             positive = np.flatnonzero(concept.clips)
-            for count in COUNTS:
+            for count in self._counts:
                 if len(positive) - count < LEAST:
                     continue
                 for draw in range(self._draws if count else 1):
@@ -260,13 +268,13 @@ def main(arguments: Sequence[str] | None = None, model: FineLAP | None = None) -
         sounds = Sounds(options.sounds, work, embed=lambda labels: np.eye(len(labels), dtype=np.float32))
         library = Clips.of(cached, list(sounds.store), sounds.label)
         recordings = None if options.no_events else Recordings.of(cached, sounds)
-        concepts = word_concepts(library.labels) + word_concepts(library.labels, "two")
-        rows = Measurement(cached, library, settings, options.draws).run(concepts, recordings)
+        concepts = [concept for kind in options.kinds for concept in word_concepts(library.labels, kind)]
+        rows = Measurement(cached, library, settings, options).run(concepts, recordings)
         if options.familiar:
             every = [item for item in sounds.others] + list(sounds.store.items)
             audio = [load(options.sounds / item.audio_id) for item in every]
             whole = Clips.of(cached, audio, [item.captions[0] for item in every])
-            rows += Measurement(cached, whole, settings, options.draws).run(label_concepts(whole.labels), None)
+            rows += Measurement(cached, whole, settings, options).run(label_concepts(whole.labels), None)
     command = shlex.join(["python", "-m", "benchmarks.quality.concepts", *(arguments or sys.argv[1:])])
     report: dict[str, Any] = machine() | {"command": command, "revision": revision(REPO), "clips": len(library.labels)}
     report |= {"seconds": time.perf_counter() - began, "summary": summary(rows), "rows": rows}
@@ -297,6 +305,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     parser.add_argument("sounds", type=Path, help="folder of labelled sounds with a manifest.jsonl")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in text.split(",")]
+
+    parser.add_argument("--examples", type=numbers, default=list(COUNTS), help="numbers of examples (0,1,3,5,10,20)")
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=["one", "two"], help="one,two")
     parser.add_argument("--draws", type=int, default=3, help="random choices of examples (3)")
     parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="a HeadSetting")
     parser.add_argument("--familiar", action="store_true", help="also the labels that the checkpoint has trained on")

@@ -117,7 +117,8 @@ class MilvusConcepts:
             return added
 
     def _add(self, concept_id: str, existing: list[ConceptExample], new: Sequence[NewExample]) -> list[ConceptExample]:
-        result, rows = [], {}
+        result: list[ConceptExample] = []
+        rows: dict[str, dict[str, Any]] = {}
         for one in select_new(existing, new):
             if isinstance(one, NewExample):
                 one, row = self._example_row(concept_id, one)
@@ -132,7 +133,8 @@ class MilvusConcepts:
         arrived = self._now()
         place = json.dumps([concept_id, new.clip_id, new.sha256, new.start, new.end, new.label])
         example_id = hashlib.sha256(place.encode()).hexdigest()[:32]
-        columns = [new.label, new.clip_id, new.sha256, new.filename, new.start, new.end, _time(arrived)]
+        place_and_time = (new.clip_id, new.sha256, new.filename, new.start, new.end, _time(arrived))
+        columns: list[Any] = [new.label, *place_and_time]
         row = {**_row(example_id, _EXAMPLE, concept_id, {"arrived": arrived, "example": columns}), "sound": ""}
         if new.sound is not None:
             sound = new.sound.sound
@@ -170,13 +172,6 @@ class MilvusConcepts:
         self._rows.write([{**row, "name": hexadecimal(concept.name)}])
 
     # Reads
-
-    def list(self) -> list[Concept]:
-        parts: dict[str, dict[str, dict[str, Any]]] = {}
-        for row in self._of_kind(_CONCEPT, _FIT, _TOUCH):
-            parts.setdefault(row["concept"], {})[row["kind"]] = json.loads(row["record"])
-        found = [_concept(key, of_kind) for key, of_kind in parts.items() if _CONCEPT in of_kind]
-        return sorted(found, key=lambda concept: concept.name)
 
     def get(self, key: str) -> Concept:
         ids = [row["id"] for row in self._named(key)]
@@ -277,6 +272,13 @@ class MilvusConcepts:
 
     def _of_concept(self, concept_id: str) -> list[dict[str, Any]]:
         return self._rows.query(f'concept == "{concept_id}"', _FIELDS, WINDOW)
+
+    def list(self) -> list[Concept]:
+        parts: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in self._of_kind(_CONCEPT, _FIT, _TOUCH):
+            parts.setdefault(row["concept"], {})[row["kind"]] = json.loads(row["record"])
+        found = [_concept(key, of_kind) for key, of_kind in parts.items() if _CONCEPT in of_kind]
+        return sorted(found, key=lambda concept: concept.name)
 
 
 def _row(row_id: str, kind: str, concept_id: str, record: dict[str, Any]) -> dict[str, Any]:

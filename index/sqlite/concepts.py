@@ -154,10 +154,6 @@ class SqliteConcepts:
 
     # Reads
 
-    def list(self) -> list[Concept]:
-        with self._store.read() as view:
-            return [Concept(*columns) for columns in view.execute(f"SELECT {_CONCEPT} FROM concepts ORDER BY name")]
-
     def get(self, key: str) -> Concept:
         with self._store.read() as view:
             return _get(view, key)
@@ -221,6 +217,10 @@ class SqliteConcepts:
             after = "SELECT id FROM clips WHERE row >= ? ORDER BY row LIMIT 1"
             ids = [view.execute(after, (place,)).fetchone()[0] for place in places]
         return list(self.vectors(list(dict.fromkeys(ids))).values())
+
+    def list(self) -> list[Concept]:
+        with self._store.read() as view:
+            return [Concept(*columns) for columns in view.execute(f"SELECT {_CONCEPT} FROM concepts ORDER BY name")]
 
 
 def _now() -> str:
