@@ -112,7 +112,7 @@ def to_audacity(results: Results, phrases: Sequence[str]) -> Iterator[bytes]:
     """A ZIP archive with a label track for each clip that has events, under the clip's name."""
     sink = _Sink()
     used: set[str] = set()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[arg-type]  # it needs no more
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
         for clip, events in results:
             labels = "".join(
                 f"{row.onset:.3f}\t{row.offset:.3f}\t{_flat(row.phrase)}\n" for row in rows([(clip, events)], phrases)

@@ -9,7 +9,7 @@ import json
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -202,14 +202,17 @@ class SqliteJobs:
 
 
 def _job(connection: sqlite3.Connection, job_id: str) -> Job:
-    found = connection.execute(f"SELECT {_JOB} FROM jobs WHERE id = ?", (job_id,)).fetchone() if job_id.isascii() else 0
-    if not found:
+    found = None
+    if job_id.isascii():
+        found = connection.execute(f"SELECT {_JOB} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if found is None:
         raise JobNotFound(job_id)
     return _read(found)
 
 
-def _read(columns: tuple[Any, ...]) -> Job:
-    values: list[Any] = [*columns[:3], json.loads(columns[3]), *columns[4:]]
+def _read(columns: Sequence[Any]) -> Job:
+    values: list[Any] = [*columns]
+    values[3] = json.loads(values[3])  # the request
     return Job(*values)
 
 
