@@ -56,6 +56,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
 NUMPY_ONLY = (
     "model/config.py",
     "model/detection.py",
+    "model/live/cutter.py",
+    "model/live/track.py",
     "model/median.py",
     "model/sebb.py",
     "model/segments.py",

@@ -119,7 +119,7 @@ def judge(truth: Events, told: list[tuple[float, dict[str, Any]]]) -> Told:
             result.late += 1
             continue
         result.opened.append(at_most(quick) - onset)
-        ends = [at - offset for at, m in about if not m["open"] and abs(m["offset"] - offset) <= TOLERANCE + 2e-3]
+        ends = [at - offset for at, m in about if not m.get("open", True) and abs(m["offset"] - offset) <= TOLERANCE + 2e-3]
         if ends:
             result.closed.append(max(0.0, min(ends)))
     result.differing = len(truth) - result.equal + max(0, len(standing) - len(truth))
