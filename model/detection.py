@@ -148,8 +148,8 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
 class Run:
     """A run of frames above the lower threshold, followed while it goes on: from `first` to `stop`, exclusive.
 
-    An event's edges depend on its highest score, `peak`, which is known only at its end. A run keeps the few scores that
-    can still become an edge, so an event may last for hours.
+    An event's edges depend on its highest score, `peak`, which is known only at its end. A run keeps the few scores
+    that can still become an edge, so an event may last for hours.
     """
 
     def __init__(self, first: int) -> None:

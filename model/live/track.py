@@ -67,8 +67,8 @@ class LiveTrack:
     def push_quick(self, scores: np.ndarray) -> list[LiveEvent]:
         """Takes the next scores (t,) of the quick pass."""
         news: list[LiveEvent] = []
-        for event in self._quick.push(scores):
-            news += self._end(event)
+        for ended in self._quick.push(scores):
+            news += self._end(ended)
         ongoing = self._quick.ongoing()
         event: Event | None = None
         if ongoing is not None:
