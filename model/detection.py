@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import numpy as np
 
 from model.median import MAX_MEDIAN_FILTER, MedianStream, median_frames, median_smooth
-from model.runs import EDGE_SHARE, Run
 from model.sebb import event_boxes
 
 __all__ = [
@@ -32,6 +31,7 @@ __all__ = [
 Method = Literal["threshold", "sebb"]
 
 LOW_SHARE = 0.5  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
+EDGE_SHARE = 0.5  # by default an event begins and ends where its score is this share of its highest
 
 _EPS = 1e-6  # seconds; absorbs rounding of frame × hop when it is compared with a caller's seconds
 _MOMENT_MEDIAN = 0.48  # seconds
@@ -143,6 +143,44 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
         for first, stop in _merged(firsts, stops, _gap_frames(settings.max_gap, frame_hop))
     ]
     return [event for event in events if _long_enough(event, settings)]
+
+
+class Run:
+    """A run of frames above the lower threshold, followed while it goes on: from `first` to `stop`, exclusive.
+
+    An event's edges depend on its highest score, `peak`, which is known only at its end. A run keeps the few scores
+    that can still become an edge, so an event may last for hours.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = self.stop = first
+        self.peak = -np.inf
+        self._rises: list[tuple[int, float]] = []  # frames higher than all before them, in order
+        self._falls: list[tuple[int, float]] = []  # frames higher than all after them, in order
+
+    def extend(self, scores: np.ndarray) -> None:
+        """Takes the scores (n,) float32 of the frames that follow; n > 0."""
+        highest = float(scores.max())
+        before = np.maximum.accumulate(np.concatenate(([np.float32(self.peak)], scores[:-1])))
+        after = np.maximum.accumulate(np.concatenate(([np.float32(-np.inf)], scores[:0:-1])))[::-1]
+        while self._falls and self._falls[-1][1] <= highest:
+            self._falls.pop()
+        for kept, mask in ((self._rises, scores > before), (self._falls, scores > after)):
+            kept += [(self.stop + int(at), float(scores[at])) for at in np.flatnonzero(mask)]
+        self.peak = max(self.peak, highest)
+        self.stop += len(scores)
+        least = EDGE_SHARE * self.peak  # the peak only grows, so lower frames are never an edge
+        self._rises = [rise for rise in self._rises if rise[1] >= least]
+        self._falls = [fall for fall in self._falls if fall[1] >= least]
+
+    def edges(self, least: float) -> tuple[int, int] | None:
+        """The part [first, stop) from the first to the last frame with at least `least`, or None if there is none.
+
+        `least` must be at least EDGE_SHARE of the peak.
+        """
+        first = next((at for at, score in self._rises if score >= least), None)
+        last = next((at for at, score in reversed(self._falls) if score >= least), None)
+        return None if first is None or last is None else (first, last + 1)
 
 
 class EventStream:
@@ -266,7 +304,7 @@ class EventStream:
 
     def _certain(self, run: Run) -> bool:
         """Whether the run is an event."""
-        return run.peak >= np.float32(self._settings.threshold)
+        return run.peak >= float(np.float32(self._settings.threshold))
 
     def _edges(self, run: Run) -> tuple[int, int]:
         """The frames [first, stop) of the event that the run is if it has ended."""

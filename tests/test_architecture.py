@@ -57,6 +57,8 @@ NUMPY_ONLY = (
     "model/concepts/head.py",
     "model/config.py",
     "model/detection.py",
+    "model/live/cutter.py",
+    "model/live/track.py",
     "model/median.py",
     "model/sebb.py",
     "model/segments.py",

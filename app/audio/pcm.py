@@ -10,7 +10,10 @@ from model.config import SAMPLE_RATE
 
 STREAM = "stream"  # the name of a live stream in messages
 _MAX_PEAK = 1e6  # |sample|
-_TYPES = {"pcm_s16le": np.dtype("<i2"), "pcm_f32le": np.dtype("<f4")}
+_TYPES: dict[str, np.dtype[np.int16] | np.dtype[np.float32]] = {
+    "pcm_s16le": np.dtype("<i2"),
+    "pcm_f32le": np.dtype("<f4"),
+}
 _S16_SCALE = np.float32(1 / 32768)
 
 

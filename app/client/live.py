@@ -169,7 +169,7 @@ def _reported(server: str) -> Iterator[None]:
     except InvalidStatus as refused:
         response = refused.response
         answer = httpx.Response(
-            response.status_code, headers=list(response.headers.raw_items()), content=response.body or b""
+            response.status_code, headers=list(response.headers.raw_items()), content=bytes(response.body or b"")
         )
         raise errors.from_response(answer) from refused
     except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError) as error:

@@ -22,7 +22,8 @@ from app.services.phrases import Phrases, resolve
 from app.state import AppState
 from model.config import SAMPLE_RATE
 from model.detection import Event
-from model.live import LiveCutter, LiveEvent, LiveTrack, State
+from model.live.cutter import LiveCutter
+from model.live.track import LiveEvent, LiveTrack, State
 from model.windows import Joiner, Window, WindowCutter
 
 _MAX_BACKLOG = 10.0  # seconds of sound that wait for the model before the sender has to

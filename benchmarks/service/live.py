@@ -119,7 +119,9 @@ def judge(truth: Events, told: list[tuple[float, dict[str, Any]]]) -> Told:
             result.late += 1
             continue
         result.opened.append(at_most(quick) - onset)
-        ends = [at - offset for at, m in about if not m["open"] and abs(m["offset"] - offset) <= TOLERANCE + 2e-3]
+        ends = [
+            at - offset for at, m in about if not m.get("open", True) and abs(m["offset"] - offset) <= TOLERANCE + 2e-3
+        ]
         if ends:
             result.closed.append(max(0.0, min(ends)))
     result.differing = len(truth) - result.equal + max(0, len(standing) - len(truth))
@@ -135,7 +137,9 @@ async def latency(server: Server, streams: int, events: int) -> None:
     """Prints a row of the table of latencies."""
     scenes = [scene(seed, -(-events // streams) + 1) for seed in range(streams)]
     truths = [await detect(server, samples) for samples in scenes]
+    before, began = cpu_seconds(server), time.monotonic()
     told = await asyncio.gather(*(listen(server, s, 0.13 * n) for n, s in enumerate(scenes)))
+    cores = (cpu_seconds(server) - before) / (time.monotonic() - began)
     results = [judge(truth, messages) for truth, messages in zip(truths, told, strict=True)]
     opened = [each for r in results for each in r.opened]
     closed = [each for r in results for each in r.closed]
@@ -149,9 +153,16 @@ async def latency(server: Server, streams: int, events: int) -> None:
         "late": sum(r.late for r in results),
         "revised": sum(r.revised for r in results),
         "differing": sum(r.differing for r in results),
+        "cores": round(cores, 2),  # that the service kept busy
         "load": round(psutil.getloadavg()[0], 1),
     }
     print(json.dumps(row), flush=True)
+
+
+def cpu_seconds(server: Server) -> float:
+    """CPU time of the service's process so far."""
+    times = psutil.Process(server.process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def quantile(values: list[float], q: float) -> float | None:

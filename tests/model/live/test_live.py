@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import SAMPLE_RATE, WindowConfig
-from model.detection import DetectionSettings, find_events
-from model.live import TOLERANCE, LiveCutter, LiveEvent, LiveTrack, State
-from model.runs import EDGE_SHARE, Run
+from model.detection import EDGE_SHARE, DetectionSettings, Run, find_events
+from model.live.cutter import LiveCutter
+from model.live.track import TOLERANCE, LiveEvent, LiveTrack, State
 
 HOP = 0.16
 WINDOWS = WindowConfig(buckets=(8, 16, 32))

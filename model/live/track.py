@@ -1,9 +1,9 @@
-"""Live sound: events told soon after they begin and end, and corrected once the model has heard what followed.
+"""Live events: told soon after they begin and end, and corrected once the model has heard what followed.
 
-NumPy only. Two passes run over the same sound. The quick pass slides a window with the sound: `LiveCutter` cuts one
-every HOP seconds, and a frame counts as soon as LOOKAHEAD seconds after it are known. The settled pass is that of whole
-recordings (model.windows.WindowCutter); its frames come up to a window later. `LiveTrack` joins the two: what it has
-told at the end is what `model.detection.find_events` finds in the settled scores, within TOLERANCE.
+NumPy only. Two passes run over the same sound. The quick pass slides a window with the sound: model.live.cutter cuts
+one every third of a second, and a frame counts as soon as half a second after it is known. The settled pass is that of
+whole recordings (model.windows.WindowCutter); its frames come up to two windows later. `LiveTrack` joins the two: what
+it has told at the end is what `model.detection.find_events` finds in the settled scores, within TOLERANCE.
 """
 
 from __future__ import annotations
@@ -15,77 +15,13 @@ from enum import Enum
 
 import numpy as np
 
-from model.config import SAMPLE_RATE, WindowConfig
 from model.detection import DetectionSettings, Event, EventStream
-from model.windows import Window, centred
 
-HOP = 0.32  # seconds between two windows of the quick pass; more while the model is behind
-LOOKAHEAD = 0.48  # seconds of sound after a frame before the quick pass scores it
-LOOKBACK = 1.28  # seconds of sound before a frame that its window reads at least
 TOLERANCE = 0.2  # seconds by which an event told earlier may differ from the settled one without being told again
-_SHORT = 0.5  # length of a usual window of the quick pass, as a share of a whole one
 _MAX_UNSETTLED = 64  # events of a phrase that wait for the settled pass
 _RECENT = 100  # settled events of a phrase that are kept
 
 _EPS = 1e-6  # seconds
-
-
-class LiveCutter:
-    """Cuts the windows of the quick pass. Buffers about two windows of samples; read `backlog` to bound it.
-
-    Each frame is kept from exactly one window. A window that has to catch up keeps more frames than usual.
-    """
-
-    def __init__(self, windows: WindowConfig) -> None:
-        self._hop = windows.frame_hop
-        self._step = max(1, int(HOP / self._hop + _EPS))
-        self._ahead = max(1, round(LOOKAHEAD / self._hop))
-        self._whole = windows.frames
-        self._back = min(round(LOOKBACK / self._hop), self._whole // 2)
-        self._short = int(_SHORT * self._whole) if windows.buckets else self._whole
-        self._samples = np.empty(0, dtype=np.float32)
-        self._arrived: list[np.ndarray] = []  # joined with the others only when a window is cut
-        self._count = 0  # samples received
-        self._from = 0  # position of the first buffered sample
-        self._done = 0  # frames delivered
-
-    @property
-    def frames(self) -> int:
-        """The number of frames delivered."""
-        return self._done
-
-    @property
-    def backlog(self) -> float:
-        """Seconds of sound received and not yet delivered."""
-        return self._count / SAMPLE_RATE - self._done * self._hop
-
-    def push(self, samples: np.ndarray) -> None:
-        """Takes samples (n,) float32 at 16 kHz."""
-        self._arrived.append(samples)
-        self._count += len(samples)
-
-    def take(self) -> tuple[Window, np.ndarray] | None:
-        """The next window with its `centred` samples, or None if too little sound has arrived since the last one."""
-        available = int(self._count / SAMPLE_RATE / self._hop + _EPS)
-        new = min(available - self._ahead - self._done, self._whole - self._ahead - self._back)
-        if new < self._step:
-            return None
-        self._samples, self._arrived = np.concatenate([self._samples, *self._arrived]), []
-        upto = self._done + new
-        end = upto + self._ahead
-        length = self._short if self._back + new + self._ahead <= self._short else self._whole
-        first = max(0, end - length)
-        start, stop = self._sample(first), self._sample(end)
-        window = Window(start, stop, first, slice(self._done - first, upto - first))
-        samples = centred(self._samples[start - self._from : stop - self._from])
-        self._done = upto
-        keep_from = max(self._from, self._sample(max(0, upto - self._whole)))
-        self._samples = self._samples[keep_from - self._from :].copy()
-        self._from = keep_from
-        return window, samples
-
-    def _sample(self, frame: int) -> int:
-        return round(frame * self._hop * SAMPLE_RATE)
 
 
 class State(Enum):
@@ -131,10 +67,10 @@ class LiveTrack:
     def push_quick(self, scores: np.ndarray) -> list[LiveEvent]:
         """Takes the next scores (t,) of the quick pass."""
         news: list[LiveEvent] = []
-        for event in self._quick.push(scores):
-            news += self._end(event)
+        for ended in self._quick.push(scores):
+            news += self._end(ended)
         ongoing = self._quick.ongoing()
-        event = None
+        event: Event | None = None
         if ongoing is not None:
             event = Event(max(ongoing[0] * self._hop, self._floor), ongoing[1] * self._hop, ongoing[2])
         if self._current is not None and (event is None or not _overlap(self._current.event, event)):
