@@ -135,7 +135,7 @@ DETECTION = {
     "duration": 3.2,
     "frame_hop": 0.16,
     "sample_rate": 44_100,
-    "track": {"index": 1, "language": "deu", "title": None},
+    "track": {"index": 1, "language": "deu", "title": "Hörfassung"},
     "notes": [
         {"code": "channels-cancel", "detail": "channels cancel in their mean for 3.2 s and were mixed otherwise"}
     ],

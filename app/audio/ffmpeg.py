@@ -191,28 +191,33 @@ class _Reading:
             notes.append(Note("packets-damaged", f"{self.damaged} packets could not be decoded"))
 
     def _frames(self) -> Iterator[av.AudioFrame]:
-        """Decoded frames. What follows the last frame of a raw stream (tags, padding) is ignored.
+        """Decoded frames. Around those of a raw stream there may be tags and padding, which are ignored.
 
-        MPEG audio finds its next frame by itself, as players do, after what can't be decoded. Other damage is raised.
+        MPEG audio finds its next frame by itself, as players do, after what can't be decoded. Other damage is raised,
+        except in a last packet of next to no duration.
         """
         failed: Exception | None = None
-        pending = 0
+        begun, pending, lost = False, 0, 0.0
         for packet in self._container.demux(self.stream):
             try:
                 frames = packet.decode()
             except MemoryError:
                 raise
-            except (av.error.InvalidDataError, av.error.PatchWelcomeError) as error:
-                if not (self._raw or self._mpeg):
-                    raise
+            except av.error.FFmpegError as error:
                 failed, pending = error, pending + 1
+                lost += float((packet.duration or 0) * (packet.time_base or 0))
+                if lost > containers.TOLERANCE and not (self._raw or self._mpeg):
+                    raise
                 continue
             if frames and failed is not None:
-                if not self._mpeg:
+                if not self._mpeg and (begun or not self._raw):
                     raise failed
-                self.damaged += pending
-                failed, pending = None, 0
+                self.damaged += pending if begun else 0
+                failed, pending, lost = None, 0, 0.0
+            begun = begun or bool(frames)
             yield from frames
+        if failed is not None and not begun:
+            raise failed
 
 
 def _converted(resampler: av.AudioResampler | None, frame: av.AudioFrame | None, clock: _Clock) -> Iterator[np.ndarray]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sqlite3
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ import pytest
 
 from app.cli import upload
 from app.cli.main import main
-from app.cli.upload import Checksums, cache_file, find_sources, ingest
+from app.cli.upload import AUDIO_SUFFIXES, Checksums, Summary, cache_file, find_sources, ingest
 from app.client import Client, ServerFault, Unreachable
 from tests.support.waiting import wait_until
 
@@ -459,3 +461,39 @@ def test_old_entries_expire(cache: Path, tmp_path: Path, monkeypatch: pytest.Mon
     reads(cache, file)
     monkeypatch.setattr(upload, "_MAX_AGE", -1.0)
     assert reads(cache, file) == 1
+
+
+def test_every_decodable_suffix_is_sent_and_the_others_are_counted(repo_dir: Path, tmp_path: Path) -> None:
+    sent = [
+        "m4b",
+        "3gp",
+        "mp2",
+        "avi",
+        "ts",
+        "bwf",
+        "spx",
+        "amr",
+        "ac3",
+        "wv",
+        "ape",
+        "tta",
+        "voc",
+        "M4A",
+        "mts",
+        "opus",
+        "dts",
+    ]
+    for suffix in sent:
+        (tmp_path / f"a.{suffix}").write_bytes(b"G\0")
+    for name in ("a.txt", "b.TXT", "c.py", "README", ".hidden.txt", "module.ts.map", "d.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "code.ts").write_text("export const a = 1;\n")
+    left_out: Counter[str] = Counter()
+    found = find_sources([tmp_path], {}, left_out=left_out)
+    assert {source.path.name for source in found} == {f"a.{suffix}" for suffix in sent}
+    assert left_out == {".txt": 2, ".py": 1, "no suffix": 1, ".map": 1, ".jpg": 1, ".ts": 1}
+    summary = Summary(left_out=dict(left_out.most_common()))
+    assert "left out" in str(summary) and ".txt 2" in str(summary)
+    script = (repo_dir / "app" / "web" / "library-files.js").read_text(encoding="utf-8")
+    names = re.search(r"const NAMES = `([^`]+)`", script)
+    assert names is not None and {f".{name}" for name in names[1].split()} == AUDIO_SUFFIXES
