@@ -42,14 +42,8 @@ async def test_hostile_files(hostile_files: list[Any], monkeypatch: pytest.Monke
     """Each file decodes or raises its error in bounded time and leaves nothing behind."""
     request = protocol.REQUEST
     # CPU seconds, because wall-clock time depends on the load
-<<<<<<< HEAD
     limited = SimpleNamespace(pack=lambda kind, longest, _, size: request.pack(kind, longest, 20.0, size))
     monkeypatch.setattr(protocol, "REQUEST", limited)
-=======
-    monkeypatch.setattr(
-        protocol, "REQUEST", SimpleNamespace(pack=lambda longest, _, track: request.pack(longest, 20.0, track))
-    )
->>>>>>> w-files
     pool = DecoderPool(workers=2, max_workers=4)
     await pool.start()
     server = _fork_server(pool)
