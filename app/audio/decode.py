@@ -50,7 +50,6 @@ __all__ = [
     "open_stream",
 ]
 
-BLOCK = SAMPLE_RATE  # samples of each block but the last
 DECODING_ERRORS = (soundfile.LibsndfileError, av.error.FFmpegError, ValueError)  # raised for damaged files
 # FFmpeg's demuxers of single media files; playlists and the like could open other files and addresses
 DEMUXERS = (

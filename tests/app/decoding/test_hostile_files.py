@@ -42,7 +42,9 @@ async def test_hostile_files(hostile_files: list[Any], monkeypatch: pytest.Monke
     """Each file decodes or raises its error in bounded time and leaves nothing behind."""
     request = protocol.REQUEST
     # CPU seconds, because wall-clock time depends on the load
-    monkeypatch.setattr(protocol, "REQUEST", SimpleNamespace(pack=lambda longest, _: request.pack(longest, 20.0)))
+    monkeypatch.setattr(
+        protocol, "REQUEST", SimpleNamespace(pack=lambda longest, _, rate: request.pack(longest, 20.0, rate))
+    )
     pool = DecoderPool(workers=2, max_workers=4)
     await pool.start()
     server = _fork_server(pool)
