@@ -216,7 +216,7 @@ INFO = {
         "window": 10.24,
         "frames": "native",
         "calibrated": True,
-        "licence": None,
+        "licence": "apache-2.0",
     },
     "clips": 102,
     "limits": {

@@ -59,7 +59,6 @@ __all__ = [
     "open_with_ffmpeg",
 ]
 
-BLOCK = SAMPLE_RATE  # samples of each block but the last
 DECODING_ERRORS = (soundfile.LibsndfileError, av.error.FFmpegError, ValueError)  # raised for damaged files
 _RATES = (1_000, 768_000)  # Hz
 _MAX_PEAK = 1e6  # |sample|; accepts integer-scaled floats, rejects values that overflow a power spectrum

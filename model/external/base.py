@@ -112,12 +112,14 @@ class External:
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the network computes in."""
-        return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
+        found: torch.dtype = next(self.model.parameters()).dtype
+        return found
 
     def side_by_side(self, windows: int) -> int:
         """1: PyTorch uses all cores for one batch."""
@@ -203,7 +205,7 @@ class External:
         try:
             content = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
             self.temp_global, self.b_global = map(float, content["clip"])
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in content["matching"].items()}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["matching"].items()}
             self.config = replace(self.config, matching=MatchingConfig(**values))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(f"{folder / CALIBRATION}: {error}") from error
@@ -222,7 +224,7 @@ class External:
         return tokenizer
 
     def _make_stamp(self) -> str:
-        described = {"family": self.family, "frames": self.frames, "windows": repr(self.config.windows)}
+        described: dict[str, Any] = {"family": self.family, "frames": self.frames, "windows": repr(self.config.windows)}
         described["config"] = {k: v for k, v in self.model.config.to_dict().items() if k not in _NOT_THE_SPACE}
         described["features"] = {k: v for k, v in self.extractor.to_dict().items() if k not in _NOT_THE_SPACE}
         whole = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())

@@ -116,7 +116,10 @@ def load_external(
         return None
     family, folder = found
     if not Path(source).exists():
-        folder = Path((download or _hub_download)(str(source), None, ["*.json", "*.safetensors", "*.txt", "README.md"]))
+        fetch = download or _hub_download
+        folder = Path(fetch(str(source), None, ["*.json", "*.safetensors", "*.txt", "README.md"]))
+        if not any(folder.glob("*.safetensors")):  # older uploads; transformers reads them with weights_only
+            folder = Path(fetch(str(source), None, ["pytorch_model*.bin"]))
     module, _, name = FAMILIES[family].partition(":")
     model: Model = getattr(importlib.import_module(module), name)(folder, device=device, dtype=dtype, sliding=sliding)
     return model

@@ -127,7 +127,8 @@ class EmbeddedSounds:
 class Sounds(Protocol):
     """Labelled sounds with their samples: an AudioStore, or NativeSounds."""
 
-    items: Sequence[Item]
+    @property
+    def items(self) -> Sequence[Item]: ...
 
     def get(self, i: int) -> np.ndarray:
         """(n,) float32."""
@@ -137,7 +138,8 @@ class NativeSounds:
     """Labelled sounds decoded at a model's own sample rate. Files that cannot be decoded are left out."""
 
     def __init__(self, items: Sequence[Item], sample_rate: int) -> None:
-        self.sample_rate, self.items = sample_rate, []
+        self.sample_rate = sample_rate
+        self.items: list[Item] = []
         for item in items:
             with contextlib.suppress(OSError, RuntimeError, ValueError):
                 decode(item.path, sample_rate, seconds=0.1)

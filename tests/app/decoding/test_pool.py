@@ -332,7 +332,7 @@ def test_messages_are_batched_up_to_a_delay(monkeypatch: pytest.MonkeyPatch, pau
     now = 0.0
 
     class Slow:
-        sample_rate, channels, duration, decode_s, resample_s = 16_000, 1, 30.0, 0.0, 0.0
+        rate, sample_rate, channels, duration, decode_s, resample_s = 16_000, 16_000, 1, 30.0, 0.0, 0.0
         track, notes = Track(0, 1), (Note("silent", "every sample is 0"),)
 
         def __iter__(self) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,21 @@ def test_a_calibration_is_stored_beside_the_model(tmp_path: Path, clap: tuple[Pa
     (out / "finelap.json").write_text('{"clip": [1]}')
     with pytest.raises(CheckpointError, match=r"finelap\.json"):
         load_external(out)
+
+
+def test_evaluation_takes_other_families_at_their_own_rate(
+    tmp_path: Path, clap: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from app.cli.main import main
+
+    rows = []
+    for number, name in enumerate(("a", "b")):
+        soundfile.write(tmp_path / f"{name}.wav", sound(1.0, number), RATE)
+        row = {"audio_id": name, "audio_path": f"{name}.wav", "caption": f"{name} dog"}
+        rows.append(row | {"phrases": [{"phrase": "dog", "segments": [[0, 0.5]]}]})
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    assert main(["evaluate", str(clap[0]), "--manifest", str(tmp_path / "m.jsonl"), "--out", str(out)]) == 0
+    assert "detection: left out, because the model has no frames" in capsys.readouterr().out
+    (row,) = json.loads((out / "table.json").read_text())["checkpoints"]
+    assert [r["task"] for r in row["results"]] == ["retrieval"] and row["audio_seconds"] == 2.0
