@@ -145,7 +145,10 @@ class RemoteObjects:
     def has(self, name: str) -> bool:
         with _os_errors():
             self._system.invalidate_cache()  # another process may have changed it
-            return bool(self._system.isfile(self._address(name)))
+            try:  # isfile would take every failure for a missing file
+                return bool(self._system.info(self._address(name))["type"] == "file")
+            except FileNotFoundError:
+                return False
 
     def local(self, name: str) -> Path:
         path = self._fetched / name.replace("/", "-")

@@ -98,7 +98,8 @@ def test_lasting_faults_are_errors_in_bounded_time(server: S3, bucket: Callable[
     objects = bucket()
     objects.put(NAME, CONTENT)
     server.fault = lambda method, path: fault
-    for call in (lambda: objects.put("audio/other", CONTENT), lambda: objects.local(NAME), objects.check):
+    calls = (lambda: objects.put("audio/other", CONTENT), lambda: objects.local(NAME), lambda: objects.has(NAME))
+    for call in (*calls, objects.check):
         began = time.monotonic()
         with pytest.raises(OSError):
             call()
