@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from app import errors
 from app.audio import ucs
@@ -238,9 +238,13 @@ async def _open_item(
 
 
 async def _read_file(state: AppState, path: Path) -> AsyncGenerator[bytes, None]:
-    with await state.read(path.open, "rb") as file:
+    with await state.read(_open, path) as file:
         while piece := await state.read(file.read, _READ_SIZE):
             yield piece
+
+
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def _unique(name: str, used: set[str]) -> str:

@@ -53,6 +53,7 @@ def _http_api(reader: Reader) -> None:
         "DELETE /clips/{clip_id}",
         "GET /clips/{clip_id}/similar",
         "GET /clips/duplicates",
+        "POST /clips/reference",
         "GET /v1/models/{model}",
     }
     assert every - called <= prose

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,9 +46,18 @@ async def document(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 @pytest.fixture
-def address(run_server: Callable[..., str]) -> str:
+def address(run_server: Callable[..., str], referenced: Path) -> str:
     """The address of a running service."""
-    return run_server()
+    return run_server(reference_roots=(referenced.parent,))
+
+
+@pytest.fixture
+def referenced(tmp_path: Path, sounds: SimpleNamespace) -> Path:
+    """A file that clips may refer to."""
+    (tmp_path / "sounds").mkdir()
+    file = tmp_path / "sounds" / "a.wav"
+    file.write_bytes(sounds.wav(1600, 0.5))
+    return file
 
 
 class Library:
@@ -82,13 +92,17 @@ def test_the_checks_detect_undocumented_behaviour(address: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_the_service_conforms_to_the_document(address: str, sounds: SimpleNamespace, mode: GenerationMode) -> None:
+def test_the_service_conforms_to_the_document(
+    address: str, referenced: Path, sounds: SimpleNamespace, mode: GenerationMode
+) -> None:
     library = Library(address, sounds)
     sound = sounds.wav(800, 0.5)
     answered: set[str] = set()
 
     def make_real(case: Any) -> None:
-        """Inserts what generated values never hit: clip ids, the model's name and audio files."""
+        """Inserts what generated values never hit: clip ids, the model's name, audio files and their paths."""
+        if isinstance(case.body, dict) and "path" in case.body:
+            case.body["path"] = str(referenced)
         for name, value in {"clip_id": library.ids()[0], "model": "fake"}.items():
             if name in (case.path_parameters or {}):
                 case.path_parameters[name] = value
@@ -166,7 +180,8 @@ async def test_every_operation_has_a_description_and_examples(document: dict[str
                 assert "X-Request-ID" in response["headers"], where
                 for kind, content in response.get("content", {}).items():
                     shown = "example" in content or not kind.endswith("json")
-                    assert shown or status == "200" and method == "post" and path == "/clips", (*where, status, kind)
+                    added = method == "post" and path in ("/clips", "/clips/reference")
+                    assert shown or (status == "200" and added), (*where, status, kind)
             assert {"405", "500"} <= set(call["responses"]), where
     assert len(set(seen)) == len(seen)
 
