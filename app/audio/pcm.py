@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import soxr
 
 from app.audio.errors import InvalidSamples
 from model.config import SAMPLE_RATE
@@ -24,9 +23,11 @@ class PcmDecoder:
         """`encoding`: pcm_s16le or pcm_f32le. `sample_rate` in Hz."""
         self._encoding, self._type, self._channels = encoding, _TYPES[encoding], channels
         self._rate, self._read = sample_rate, 0
-        self._resampler = (
-            soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32") if sample_rate != SAMPLE_RATE else None
-        )
+        self._resampler = None
+        if sample_rate != SAMPLE_RATE:
+            import soxr  # not needed at start-up
+
+            self._resampler = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
 
     def push(self, data: bytes) -> np.ndarray:
         """The samples (n,) of the next piece. Raises ValueError unless it has whole samples, and InvalidSamples."""

@@ -72,7 +72,6 @@ class DecodedStream:
         self._options = json.dumps(options or {}).encode()
         self._worker: Worker | None = None
         self._retried = self._delivered = self._ended = False
-        self._stall_s: float | None = pool._stall_s
         self.sample_rate = self.channels = 0
         self.duration = self.decode_s = self.resample_s = 0.0
         self.tags: dict[str, Value] = {}
@@ -128,10 +127,14 @@ class DecodedStream:
         self._retried = True
         self._pool._discard_idle()
 
+    def _stall_s(self) -> float | None:
+        """Seconds without a message after which the worker counts as hung; None for never."""
+        return self._pool._stall_s
+
     async def _receive(self) -> tuple[bytes, Any]:
         """Returns the next message, see `read_message`. Raises WorkerDied, or the error in an ERROR message."""
         assert self._worker is not None
-        kind, payload = await read_message(self._worker, self._stall_s)
+        kind, payload = await read_message(self._worker, self._stall_s())
         if kind == protocol.ERROR:
             self._raise(payload)
         return kind, payload
@@ -179,7 +182,9 @@ class LiveStream(DecodedStream):
     def __init__(self, pool: DecoderPool, source: int, filename: str, max_duration: float) -> None:
         super().__init__(pool, source, filename, max_duration)
         self._retried = True  # what a socket has given does not come again
-        self._stall_s = None
+
+    def _stall_s(self) -> float | None:
+        return None  # sound may arrive at any time
 
 
 class ExcerptStream(DecodedStream):

@@ -491,9 +491,10 @@ def test_every_decodable_suffix_is_sent_and_the_others_are_counted(repo_dir: Pat
     left_out: Counter[str] = Counter()
     found = find_sources([tmp_path], {}, left_out=left_out)
     assert {source.path.name for source in found} == {f"a.{suffix}" for suffix in sent}
-    assert left_out == {".txt": 2, ".py": 1, "no suffix": 1, ".map": 1, ".jpg": 1, ".ts": 1}
-    summary = Summary(left_out=dict(left_out.most_common()))
-    assert "left out" in str(summary) and ".txt 2" in str(summary)
+    suffixes = {f"not audio ({suffix})": 1 for suffix in (".py", ".map", ".jpg", ".ts")}
+    assert left_out == {**suffixes, "not audio (.txt)": 2, "without a file name extension": 1, "hidden": 1}
+    summary = Summary(left_out=left_out)
+    assert "left out" in str(summary) and "2 not audio (.txt)" in str(summary)
     script = (repo_dir / "app" / "web" / "library-files.js").read_text(encoding="utf-8")
     names = re.search(r"const NAMES = `([^`]+)`", script)
     assert names is not None and {f".{name}" for name in names[1].split()} == AUDIO_SUFFIXES
