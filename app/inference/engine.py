@@ -137,7 +137,7 @@ class Engine:
         self.matching = model.config.matching
         self._pair = (_number(model.temp_global), _number(model.b_global))  # of a clip and a text
         self._frame_pair = self._pair
-        if hasattr(model, "temp_local"):
+        if hasattr(model, "temp_local") and hasattr(model, "b_local"):
             self._frame_pair = (_number(model.temp_local), _number(model.b_local))
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
 
