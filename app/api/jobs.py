@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.api import examples, openapi, requests
 from app.api.detect import check_count, detection_request
@@ -28,7 +28,12 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Scores = Annotated[list[Score], BeforeValidator(_as_list)]
+_SCORE = {"type": "number", "minimum": 0, "maximum": 1}
+Scores = Annotated[
+    list[Score],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _SCORE, "minItems": 1}, _SCORE]}),
+]
 
 
 class JobRequest(BaseModel):
