@@ -193,6 +193,10 @@ JOB_CSV = (
     "filename,onset,offset,event_label,score,clip_id,time\n"
     "20240131_054500.WAV,1.120,2.080,dog barking,0.9340,3f9a,2024-01-31T05:45:01.120\n"
 )
+JOB_LINES = (
+    '{"clip_id": "3f9a", "filename": "20240131_054500.WAV", "phrase": "dog barking", "onset": 1.12, "offset": 2.08, '
+    '"score": 0.934, "time": "2024-01-31T05:45:01.120"}\n'
+)
 JOB_SUMMARY = {
     "by": "hour",
     "phrases": ["dog barking", "rain"],

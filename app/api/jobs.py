@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.api import examples, openapi, requests
 from app.api.detect import check_count, detection_request
@@ -28,7 +28,12 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Scores = Annotated[list[Score], BeforeValidator(_as_list)]
+_SCORE = {"type": "number", "minimum": 0, "maximum": 1}
+Scores = Annotated[
+    list[Score],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _SCORE, "minItems": 1}, _SCORE]}),
+]
 
 
 class JobRequest(BaseModel):
@@ -74,12 +79,12 @@ class JobState(BaseModel):
     events: int
     reused: int
     seconds: float
-    error: str | None
+    error: str | None = None
     created: str
-    started: str | None
-    ended: str | None
+    started: str | None = None
+    ended: str | None = None
     phrases: list[str]
-    filter: dict[str, Any] | None
+    filter: dict[str, Any] | None = None
     threshold: list[float]
     low_threshold: list[float | None]
     method: Literal["threshold", "sebb"]
@@ -93,6 +98,45 @@ class JobList(BaseModel):
     """All jobs, newest first."""
 
     jobs: list[JobState]
+
+
+class PhraseSummary(BaseModel):
+    """The events of a phrase, their seconds, and the number of clips that have any."""
+
+    phrase: str
+    events: int
+    duration: float
+    clips: int
+
+
+class HourSummary(BaseModel):
+    """An hour of local time with the seconds recorded in it; events and their seconds are in the phrases' order."""
+
+    hour: str
+    seconds: float
+    events: list[int]
+    durations: list[float]
+
+
+class ClipSummary(BaseModel):
+    """A clip with its seconds and its start, if known; events and their seconds are in the phrases' order."""
+
+    clip_id: str
+    filename: str
+    time: str | None = None
+    seconds: float
+    events: list[int]
+    durations: list[float]
+
+
+class JobSummary(BaseModel):
+    """`phrases` with their events by phrase; else their texts, with `hours` (and clips of unknown time) or `clips`."""
+
+    by: Literal["phrase", "clip", "hour"]
+    phrases: list[PhraseSummary] | list[str]
+    undated: int | None = None
+    hours: list[HourSummary] | None = None
+    clips: list[ClipSummary] | None = None
 
 
 class EventsQuery(BaseModel):
@@ -176,7 +220,7 @@ async def delete(job_id: str, request: Request, state: Serving) -> Response:
                 "text/csv": {"schema": {"type": "string"}, "example": examples.JOB_CSV},
                 "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
                 "application/zip": {"schema": {"type": "string", "format": "binary"}},
-                "application/x-ndjson": {"schema": {"type": "string"}},
+                "application/x-ndjson": {"schema": {"type": "string"}, "example": examples.JOB_LINES},
                 "text/plain": {"schema": {"type": "string"}},
             },
             "description": "The events, clip by clip in the order in which the clips were added",
@@ -195,11 +239,11 @@ async def job_events(job_id: str, state: Serving, query: Annotated[EventsQuery, 
 @router.get(
     "/{job_id}/summary",
     summary="Summarise a job's events",
-    response_class=StreamingResponse,
+    response_model=JobSummary,
     responses={
         200: {
             "content": {
-                "application/json": {"schema": {"type": "object"}, "example": examples.JOB_SUMMARY},
+                "application/json": {"example": examples.JOB_SUMMARY},
                 "text/csv": {"schema": {"type": "string"}},
                 "image/png": {"schema": {"type": "string", "format": "binary"}},
             },
