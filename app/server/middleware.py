@@ -15,6 +15,7 @@ import uuid
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +32,7 @@ log = logging.getLogger("app.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 _PUBLIC = frozenset(("/", "/health/live", "/health/ready", "/favicon.ico"))  # with /web/: they expose no data
 _MAX_URL = 1 << 15  # bytes
+_WEBSOCKETS = frozenset(("/stream",))
 _PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
 _REJECTIONS = frozenset((413, 429, 503, 507))  # statuses that protect the service
 
@@ -118,6 +120,8 @@ class RequestContext:
 
         try:
             _check_url(scope)
+            if scope["path"] not in _WEBSOCKETS:
+                raise HTTPException(404, "There is no WebSocket at this address.")
             await self.app(scope, receive, send_and_note)
         except Exception as error:
             if status:

@@ -2,10 +2,11 @@
 
     python -m benchmarks.service.live [--streams 1 4 16] [--events 100] [--memory-minutes 3]
 
-Starts a service with the bundled checkpoint and sends real sounds of the library, in faint noise, in real time over
-several streams at once. For every event of POST /detect it looks for the first message about it, and for the first that
-closed it. Events that /detect has and the quick pass has not are reported as told late. Then one stream is sent as fast
-as the service takes it, while the memory of its process is read. The load comes from this machine too.
+First it prints the delays that the rules of the quick pass cause by themselves, in seconds of sound. Then it starts a
+service with the bundled checkpoint and sends real sounds of the library, in faint noise, in real time over several
+streams at once. For every event of POST /detect it looks for the first message about it, and for the first that closed
+it. Events that /detect has and the quick pass has not are reported as told late. Then one stream is sent as fast as the
+service takes it, while the memory of its process is read. The load comes from this machine too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ import soxr
 
 from app.client.live import LiveSocket
 from benchmarks.common import SOUNDS, Server
+from model.live.cutter import LiveCutter
+from model.live.track import LiveTrack, State
 
 RATE = 16_000
 CHUNK = 0.1  # seconds
@@ -170,6 +174,39 @@ def quantile(values: list[float], q: float) -> float | None:
     return round(float(np.percentile(values, q)), 2) if values else None
 
 
+def delays(events: int) -> None:
+    """Prints the delays of the quick pass in seconds of sound: what is left on a machine that takes no time."""
+    import torch
+
+    from model import FineLAP
+    from model.detection import DetectionSettings
+
+    torch.set_num_threads(2)
+    model, samples = FineLAP.from_pretrained("checkpoints/finelap-small"), scene(0, events)
+    texts, cutter, numbers = model.encode_text(list(PHRASES)), LiveCutter(model.config.windows), itertools.count()
+    tracks = {phrase: LiveTrack(DetectionSettings(), model.frame_hop, numbers) for phrase in PHRASES}
+    opened: dict[int, float] = {}
+    open_delays, close_delays = [], []
+    for at in range(0, len(samples), int(CHUNK * RATE)):
+        cutter.push(samples[at : at + int(CHUNK * RATE)])
+        heard = min(len(samples), at + int(CHUNK * RATE)) / RATE
+        while (cut := cutter.take()) is not None:
+            ((_, frames),) = model.encode_windows([cut[1]])
+            scores = np.asarray(model.frame_score(np.asarray(frames)[cut[0].keep], np.asarray(texts)), np.float32)
+            for track, own in zip(tracks.values(), scores, strict=True):
+                for news in track.push_quick(own):
+                    if news.state is State.OPEN and news.number not in opened:
+                        opened[news.number] = heard
+                        open_delays.append(heard - news.event.onset)
+                    elif news.state is State.CLOSED and not news.revised:
+                        close_delays.append(heard - news.event.offset)
+    row: dict[str, float | None] = {"events": len(close_delays)}
+    for name, values in (("open", open_delays), ("close", close_delays)):
+        row |= {f"{name}_p50": quantile(values, 50), f"{name}_p95": quantile(values, 95)}
+        row[f"{name}_within_1.5"] = round(float(np.mean(np.array(values) <= 1.5)), 3)
+    print(json.dumps({"in_sound": row}), flush=True)
+
+
 async def memory(server: Server, minutes: float) -> None:
     """Sends one stream as fast as the service takes it, and prints the memory of its process meanwhile."""
     process = psutil.Process(server.process.pid)
@@ -207,6 +244,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100, help="for each number of streams")
     parser.add_argument("--memory-minutes", type=float, default=3.0)
     args = parser.parse_args()
+    delays(args.events)
     with Server() as server:
         for streams in args.streams:
             asyncio.run(latency(server, streams, args.events))

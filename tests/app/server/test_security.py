@@ -406,14 +406,16 @@ async def test_request_head_timeout(run_protocol: Callable[..., Any], monkeypatc
     writer.close()
 
 
-async def test_there_are_no_websockets_but_streams(run_protocol: Callable[..., Any]) -> None:
+async def test_websockets_elsewhere_are_refused(run_protocol: Callable[..., Any]) -> None:
     port = run_protocol()
     ask = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     ask += b"Sec-WebSocket-Key: " + b"A" * 22 + b"==\r\n\r\n"
     for path in (b"/", b"/web/main.js", b"/clips"):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + ask)
-        assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 403"), path
+        answer = await asyncio.wait_for(reader.read(), 20)
+        assert answer.startswith(b"HTTP/1.1 404") and b"urn:finelap:problem:not-found" in answer, path
+        assert b"x-content-type-options: nosniff" in answer.lower()
         writer.close()
 
 
