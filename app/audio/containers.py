@@ -343,7 +343,7 @@ def _page_end(file: BinaryIO, start: int) -> int:
 
 
 def _bytes_at(file: BinaryIO, at: int, size: int) -> bytes:
-    if at >= 1 << 62:  # an offset out of a hostile header, which seek would refuse
+    if at >= 1 << 62:  # sizes of 64 bits may point beyond what can be sought
         return b""
     file.seek(at)
     return file.read(size)

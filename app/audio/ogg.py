@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av.error
 import numpy as np
@@ -49,7 +49,7 @@ def open_ogg(file: BinaryIO, filename: str, max_duration: float, track: str | No
             yield from _converted(link, first)
             link.close()
             first.notes.extend(note for note in link.notes if note.code not in {known.code for known in first.notes})
-        broken = sum(missing_bytes(view) is not None for view in views[:-1])
+        broken = sum(missing_bytes(cast(BinaryIO, view)) is not None for view in views[:-1])
         if broken:
             links = "one link breaks off" if broken == 1 else f"{broken} links break off"
             first.notes.append(Note("link-breaks-off", f"{links} before the end of a page, whose sound is lost"))

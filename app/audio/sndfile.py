@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import soundfile
@@ -74,7 +74,7 @@ def open_view(
                 break
             left = None if left is None else left - len(block)
             yield block
-        if (behind := bytes_behind(view)) > TOLERANCE:
+        if (behind := bytes_behind(cast(BinaryIO, view))) > TOLERANCE:
             notes.append(Note("more-follows", f"{behind:.3f} s of bytes follow the audio that the header declares"))
 
     def check_end(frames: int) -> str | None:

@@ -28,6 +28,7 @@ import soundfile
 from app.audio.decode import DecodedAudio, MediaError, decode
 
 SECONDS = 2.0
+_ENDS = 0.2  # seconds that a played file may lack of what was written: ffmpeg broke off otherwise, too
 ALLOWED = 0.05  # seconds that may be lost without a note
 LOSSLESS = 0.999  # correlation of libsndfile's samples with ours
 
@@ -293,7 +294,7 @@ def judge(maker: Maker, recipe: Recipe) -> Outcome | None:
     try:
         audio = decode(data, "file")
     except MediaError as error:
-        return Outcome(recipe, played, problem=f"refused: {error.why}" if played >= ALLOWED else "")
+        return Outcome(recipe, played, problem=f"refused: {error.why}" if played > SECONDS - _ENDS else "")
     notes = tuple(note.code for note in audio.notes)
     lost = played - audio.duration
     problem = f"lost {lost:.3f} s" if lost > ALLOWED and not notes else _differs(data, audio)
