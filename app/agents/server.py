@@ -114,7 +114,7 @@ def _add_searches(server: MCPServer, connect: Connect) -> None:
 
         Give either `query` or `sequence`. `start` and `end` can be passed on to get_excerpt.
         """
-        body = {"query": query, "sequence": sequence, "k": k, "filter": filter}
+        body: dict[str, Any] = {"query": query, "sequence": sequence, "k": k, "filter": filter}
         if sequence is not None:
             body["max_gap"] = max_gap
         found = await _call(connect(ctx).post("/search/moments", json=body))

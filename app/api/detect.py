@@ -135,10 +135,12 @@ class EventOptions(Protocol):
     phrases: list[str]
     threshold: list[float]
     low_threshold: Any  # list[float], or None
-    method: Literal["threshold", "sebb"]
     median_filter: float
     min_duration: float
     max_gap: float
+
+    @property
+    def method(self) -> Literal["threshold", "sebb"]: ...
 
 
 async def _write_lines(

@@ -36,7 +36,7 @@ _TIMELINE = ("mov", "matroska")  # formats whose timeline begins at 0, wherever 
 _LIVE = 600.0  # seconds: a timeline whose first track begins later is the clock of a live capture
 _SILENCE = 1 << 15  # values of silence at once, over all channels
 _LIVE_DEMUXERS = "ogg,flac,matroska,webm"
-_LIVE_OPTIONS = {"fflags": "nobuffer", "analyzeduration": "0", "probesize": "2048"}
+_LIVE_OPTIONS = {"analyzeduration": "0", "probesize": "2048"}
 _LIVE_BUFFER = 4096  # bytes
 # streams of frames without a container: what follows the last frame is a tag or padding, not sound
 _RAW = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "flac", "tta", "ape", "wv", "mpc", "tak", "loas", "truehd", "mlp")
@@ -177,7 +177,7 @@ class _Reading:
         for frame in self._frames():
             if source != (now := (frame.format.name, frame.layout.name, frame.sample_rate)):
                 yield from _converted(resampler, None, clock)
-                resampler, source = av.AudioResampler(format="fltp", layout=form.layout, rate=form.rate), now
+                resampler, source = av.AudioResampler(format="flt", layout=form.layout, rate=form.rate), now
             missing = clock.missing_before(frame)
             while missing > 0:
                 size = min(missing, max(1, _SILENCE // form.layout.nb_channels))
@@ -218,7 +218,8 @@ class _Reading:
 def _converted(resampler: av.AudioResampler | None, frame: av.AudioFrame | None, clock: _Clock) -> Iterator[np.ndarray]:
     if resampler is not None:
         for converted in resampler.resample(frame):
-            block = np.ascontiguousarray(converted.to_ndarray().T)
+            # interleaved: PyAV crashes on planes of eight channels
+            block = converted.to_ndarray().reshape(-1, converted.layout.nb_channels)
             clock.count(len(block))
             yield block
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from typing import BinaryIO, Protocol
 
 import av
@@ -226,14 +227,15 @@ class _FFmpegReader(_Metadata):
         convert = av.AudioResampler("s32p" if self.kind == "int" else "fltp", layout, self.rate)
         at: int | None = 0
         origin = 0
-        if start > _SEQUENTIAL * self.rate and stream.time_base:
+        base = stream.time_base or Fraction(0)  # seconds of a time stamp
+        if start > _SEQUENTIAL * self.rate and base:
             origin = next((frame.pts for frame in container.decode(stream) if frame.pts is not None), 0)
             target = start / self.rate - _PREROLL
-            container.seek(origin + int(target / stream.time_base), stream=stream)
+            container.seek(origin + int(target / base), stream=stream)
             at = None
         for frame in container.decode(stream):
             if at is None:  # after a seek, the first frame says where it is
-                at = round(float((frame.pts - origin) * stream.time_base) * self.rate) if frame.pts is not None else 0
+                at = round(float((frame.pts - origin) * base) * self.rate) if frame.pts is not None else 0
             for converted in convert.resample(frame):
                 block = np.ascontiguousarray(converted.to_ndarray().T)
                 wanted = block[max(0, start - at) : max(0, stop - at)]
@@ -279,15 +281,12 @@ def move_bext(content: bytes, frames: int) -> bytes:
 
 def move_ixml(content: bytes, frames: int) -> bytes:
     """An iXML chunk whose time references, if it has any, are `frames` later."""
-    for high, low in _IXML_TIMES:
-        found = [re.search(rb"<" + name + rb">\s*(\d{1,10})\s*</" + name + rb">", content) for name in (high, low)]
-        if found[0] is None or found[1] is None:
+    for names in _IXML_TIMES:
+        high, low = (re.search(rb"<" + name + rb">\s*(\d{1,10})\s*</" + name + rb">", content) for name in names)
+        if high is None or low is None:
             continue
-        moved = ((int(found[0][1]) << 32) + int(found[1][1]) + frames) % 2**64
-        for match, half in sorted(zip(found, (moved >> 32, moved & 0xFFFFFFFF), strict=True), key=_begin, reverse=True):
-            content = content[: match.start(1)] + str(half).encode() + content[match.end(1) :]
+        moved = ((int(high[1]) << 32) + int(low[1]) + frames) % 2**64
+        halves = [(high.span(1), moved >> 32), (low.span(1), moved & 0xFFFFFFFF)]
+        for (begin, end), half in sorted(halves, reverse=True):  # from the back, so that positions stay valid
+            content = content[:begin] + str(half).encode() + content[end:]
     return content
-
-
-def _begin(pair: tuple[re.Match[bytes] | None, int]) -> int:
-    return pair[0].start() if pair[0] is not None else 0

@@ -145,8 +145,9 @@ class _Reindex:
         frames = FrameCodes(self._engine.dim)
         name = as_text(clip.filename)
         try:
-            source: BinaryIO | Path = self._library.audio_path(clip.sha256)
-            if clip.sha256 in self._sounds and not source.is_file():
+            path = self._library.audio_path(clip.sha256)
+            source: BinaryIO | Path = path
+            if clip.sha256 in self._sounds and not path.is_file():
                 source = io.BytesIO(self._library.sound_audio(clip.sha256))
             async with (
                 self._decoders.open(source, name, _UNLIMITED, clip.track, self._engine.sample_rate) as audio,

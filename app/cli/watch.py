@@ -272,33 +272,41 @@ class Watcher:
     # New, changed and moved files
 
     def _process(self, fresh: list[_Found], found: dict[Path, _Found], report: Report) -> None:
-        """Reads the files in parallel; what they turn out to be is handled in order, by this thread."""
-        uploading: set[str] = set()
+        """Reads files and calls the service in parallel; decisions and the state are this thread's."""
+        adding: set[str] = set()
         later: list[tuple[_Found, str]] = []  # copies of a file that is being added
         with ThreadPoolExecutor(min(self._options.workers, max(1, len(fresh)))) as pool:
-            jobs: dict[Future[Any], tuple[_Found, str]] = {
-                pool.submit(self._checksums.of, file.path): (file, "") for file in fresh
+            jobs: dict[Future[Any], tuple[_Found, str, str]] = {
+                pool.submit(self._checksums.of, file.path): (file, "", "read") for file in fresh
             }
+
+            def link(file: _Found, sha256: str) -> bool:
+                call = self._link(file, sha256, found, report)
+                if call is not None:
+                    jobs[pool.submit(call)] = file, sha256, "link"
+                return call is not None
+
             try:
                 while jobs:
                     for done in wait(jobs, return_when=FIRST_COMPLETED)[0]:
-                        file, sha256 = jobs.pop(done)
-                        if sha256:
+                        file, sha256, stage = jobs.pop(done)
+                        if stage == "add":
                             self._added(file, sha256, done, report)
-                            continue
-                        digest = self._digest(file, done, report)
-                        if digest is None or self._link(file, digest, found, report):
-                            continue
-                        if digest in uploading:
-                            later.append((file, digest))
-                            continue
-                        uploading.add(digest)
-                        jobs[pool.submit(self._add, file)] = (file, digest)
+                        elif stage == "link":
+                            self._linked(file, sha256, done, report)
+                        elif (digest := self._digest(file, done, report)) is not None and not link(file, digest):
+                            if digest in adding:
+                                later.append((file, digest))
+                                continue
+                            adding.add(digest)
+                            jobs[pool.submit(self._add, file)] = file, digest, "add"
+                    if not jobs:
+                        copies, later = later, []
+                        for file, digest in copies:  # not if the file could not be added
+                            link(file, digest)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        for file, digest in later:
-            self._link(file, digest, found, report)
 
     def _digest(self, file: _Found, done: Future[str], report: Report) -> str | None:
         try:
@@ -309,10 +317,10 @@ class Watcher:
             report.failed.append((as_text(str(file.path)), error.strerror or str(error)))
             return None
 
-    def _link(self, file: _Found, sha256: str, found: dict[Path, _Found], report: Report) -> bool:
-        """Handles a file whose bytes the library has. Returns False if it does not have them."""
+    def _link(self, file: _Found, sha256: str, found: dict[Path, _Found], report: Report) -> Callable[[], None] | None:
+        """What to tell the service of a file whose bytes the library has; None if it does not have them."""
         if sha256 not in self._clips:
-            return False
+            return None
         clip_id, _ = self._clips[sha256]
         known = self._state.files.get(file.path)
         others = [other for other in self._state.paths_of(sha256) if other.path != file.path]
@@ -321,16 +329,30 @@ class Watcher:
             report.already_there += 1
         elif moved:
             report.moved += 1
-            self._client.update(clip_id, {"path": file.relative})
             self._clips[sha256] = clip_id, file.relative
         elif known is not None and known.sha256 != sha256:
             report.changed += 1
         else:
             report.unchanged += 1  # touched
-        if self._options.reference:
-            self._client.add_reference(file.path)
-        self._replace(file, sha256, clip_id, report)
-        return True
+
+        def tell() -> None:
+            if moved:
+                self._client.update(clip_id, {"path": file.relative})
+            if self._options.reference:
+                self._client.add_reference(file.path)
+
+        return tell
+
+    def _linked(self, file: _Found, sha256: str, done: Future[None], report: Report) -> None:
+        try:
+            done.result()
+        except Stopped:
+            raise
+        except ServerError as error:  # the next scan tries again
+            report.failed.append((as_text(str(file.path)), str(error)))
+            return
+        if sha256 in self._clips:
+            self._replace(file, sha256, self._clips[sha256][0], report)
 
     def _add(self, file: _Found) -> tuple[str, bool]:
         """Adds a file to the library: its clip's id, and whether it is new there."""

@@ -131,8 +131,9 @@ class Engine:
         self.matching = model.config.matching
         self._pair = (_number(model.temp_global), _number(model.b_global))  # of a clip and a text
         self._frame_pair = self._pair
-        if hasattr(model, "temp_local"):
-            self._frame_pair = (_number(model.temp_local), _number(model.b_local))
+        temp, bias = getattr(model, "temp_local", None), getattr(model, "b_local", None)
+        if temp is not None and bias is not None:
+            self._frame_pair = (_number(temp), _number(bias))
         self.device, self.dtype = str(model.device), str(model.dtype).removeprefix("torch.")
 
     async def start(self) -> None:

@@ -72,6 +72,17 @@ class Metrics:
         self.model_info = Gauge(
             "finelap_model_info", "The loaded model; always 1.", ["checkpoint", "device", "dtype"], registry=registry
         )
+        self._add_machine()
+        ProcessCollector(registry=registry)  # process_*: memory, CPU time, file descriptors, start time
+        for stage in STAGES:
+            self._stage_seconds.labels(stage)
+        for lane in LANES:
+            self._queue_depth.labels(lane)
+            self._batch_size.labels(lane)
+        self._queue_seconds.labels("audio")  # texts have no duration
+
+    def _add_machine(self) -> None:
+        registry = self.registry
         self._gpu_memory = Gauge(
             "finelap_gpu_memory_bytes", "GPU memory of this process, by kind.", ["kind"], registry=registry
         )
@@ -82,13 +93,6 @@ class Metrics:
             "finelap_disk_free_bytes", "Free space on the library's file system, for this process.", registry=registry
         )
         self._disk_size = Gauge("finelap_disk_size_bytes", "Size of the library's file system.", registry=registry)
-        ProcessCollector(registry=registry)  # process_*: memory, CPU time, file descriptors, start time
-        for stage in STAGES:
-            self._stage_seconds.labels(stage)
-        for lane in LANES:
-            self._queue_depth.labels(lane)
-            self._batch_size.labels(lane)
-        self._queue_seconds.labels("audio")  # texts have no duration
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Adds one measurement of a stage."""

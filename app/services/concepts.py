@@ -43,9 +43,13 @@ from model.concepts.fit import VERSION, Background, Labelled, fit_head
 from model.concepts.head import Head, HeadScores, Quality, Scores
 
 SAMPLE = 512  # clips of the library that stand for all other sounds
+FRAMES_OF = 256  # of these clips, about
+FRAMES_PER_CLIP = 8
+EXAMPLE_FRAMES = 32  # of an example
 NOT = "not "  # before a concept's name: the label of what it isn't
 MAX_SOUND_BYTES = 32 << 20  # of an example that comes as a file
 MAX_FILES_BYTES = 128 << 20  # of the examples of one request, which are in memory together
+_FRAMES_SECONDS = 120.0  # frames of longer clips of the sample are not read
 _SLACK = 0.1  # seconds by which a stretch may exceed its clip, because durations are rounded
 
 
@@ -198,44 +202,57 @@ def _load(library: Library, key: str) -> tuple[Concept, list[ConceptExample], in
 
 
 def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], text: np.ndarray | None) -> Head:
+    return fit_head(labelled(library, examples), background(library, engine.dim), text, engine.text_scores)
+
+
+def background(library: Library, dim: int) -> Background:
+    """The vectors of a sample of the library, with some frames of some of the clips."""
     sample = library.concepts.sample(SAMPLE)
-    dim = engine.dim
-    background = Background(
-        [one.id for one in sample],
-        np.stack([one.vector for one in sample]) if sample else np.empty((0, dim), np.float32),
-        [one.segments for one in sample],
-    )
-    return fit_head(labelled(library, examples), background, text, engine.text_scores)
+    clips = np.stack([one.vector for one in sample]) if sample else np.empty((0, dim), np.float32)
+    chosen = [one.id for one in sample[:: max(1, len(sample) // FRAMES_OF)]]
+    short = [clip.id for clip in library.clips(chosen).values() if clip.duration <= _FRAMES_SECONDS]
+    codes = library.frame_codes_of(short)
+    nothing = np.empty((0, dim), np.float32)
+    frames = [_spread(codes[one.id][0], FRAMES_PER_CLIP) if one.id in codes else nothing for one in sample]
+    return Background([one.id for one in sample], clips, [one.segments for one in sample], frames)
+
+
+def _spread(frames: FrameCodes, count: int) -> np.ndarray:
+    """At most `count` of the frames, evenly spaced (t, D)."""
+    places = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int))
+    return np.concatenate([frames.decode(place, place + 1) for place in places.tolist()])
 
 
 def labelled(library: Library, examples: Sequence[ConceptExample]) -> list[Labelled]:
     """The examples' vectors, without those that were deleted in the meantime."""
     whole = library.concepts.vectors([e.clip_id for e in examples if e.clip_id and e.start is None])
     sounds = library.concepts.sounds([e.sha256 for e in examples if e.sha256])
+    by_clip: dict[str, list[ConceptExample]] = {}
     found = []
     for one in examples:
-        if one.sha256 in sounds:
+        if one.clip_id is not None:
+            by_clip.setdefault(one.clip_id, []).append(one)
+        elif one.sha256 in sounds:
             sound = sounds[one.sha256]
             segments = cut_segments(sound.frames, sound.frame_hop).decode()
-            found.append(Labelled(one.label, one.recording, sound.embedding, segments))
-        elif one.clip_id in whole and one.start is None:
-            vectors = whole[one.clip_id]
-            found.append(Labelled(one.label, one.recording, vectors.vector, vectors.segments))
-    stretches: dict[str, list[ConceptExample]] = {}
-    for one in examples:
-        if one.clip_id and one.start is not None:
-            stretches.setdefault(one.clip_id, []).append(one)
-    for clip_id, own in stretches.items():  # one clip at a time, because frames of long ones are large
-        for frames, hop in library.frame_codes_of([clip_id]).values():
-            found += [_labelled_stretch(one, frames, hop) for one in own]
+            frames = _spread(sound.frames, EXAMPLE_FRAMES)
+            found.append(Labelled(one.label, one.recording, sound.embedding, segments, frames))
+    for clip_id, own in by_clip.items():  # one clip at a time, because frames of long ones are large
+        for codes, hop in library.frame_codes_of([clip_id]).values():
+            for one in own:
+                if one.start is not None and one.end is not None:
+                    found.append(_labelled_stretch(one, codes, hop))
+                elif clip_id in whole:
+                    vectors, frames = whole[clip_id], _spread(codes, EXAMPLE_FRAMES)
+                    found.append(Labelled(one.label, one.recording, vectors.vector, vectors.segments, frames))
     return found
 
 
-def _labelled_stretch(one: ConceptExample, frames: FrameCodes, hop: float) -> Labelled:
+def _labelled_stretch(one: ConceptExample, codes: FrameCodes, hop: float) -> Labelled:
     assert one.start is not None and one.end is not None
-    part = cut_frames(frames, hop, one.start, one.end)
-    segments = cut_segments(encode_frames(part), hop).decode()
-    return Labelled(one.label, one.recording, unit(part.mean(axis=0)), segments, located=True)
+    part = encode_frames(cut_frames(codes, hop, one.start, one.end))
+    whole, frames = unit(part.decode().mean(axis=0)), _spread(part, EXAMPLE_FRAMES)
+    return Labelled(one.label, one.recording, whole, cut_segments(part, hop).decode(), frames, located=True)
 
 
 def cut_frames(frames: FrameCodes, hop: float, start: float, end: float) -> np.ndarray:

@@ -32,8 +32,8 @@ export class Jobs {
   describe() {
     const keys = Object.keys(this.#filter());
     $("scan-hint").textContent = keys.length
-      ? `Scans the clips that pass the filter above (${keys.join(", ")}), without decoding them again.`
-      : "Scans all clips, without decoding them again. Filter the list above to scan some.";
+      ? `Scans the clips that pass the filter below (${keys.join(", ")}), without decoding them again.`
+      : "Scans all clips, without decoding them again. Filter the list below to scan some.";
   }
 
   show() {

@@ -96,10 +96,16 @@ class Clips:
     def background(self, count: int) -> Background:
         """A sample of clips, as ConceptStore.sample returns."""
         places = np.unique(np.linspace(0, len(self.clips) - 1, min(count, len(self.clips))).astype(int))
-        return Background([str(i) for i in places], self.clips[places], [self.segments[i] for i in places])
+        segments, frames = [self.segments[i] for i in places], [spread(self.frames[i]) for i in places]
+        return Background([str(i) for i in places], self.clips[places], segments, frames)
 
     def example(self, place: int, label: bool = True) -> Labelled:
-        return Labelled(label, str(place), self.clips[place], self.segments[place])
+        return Labelled(label, str(place), self.clips[place], self.segments[place], spread(self.frames[place], 32))
+
+
+def spread(frames: np.ndarray, count: int = 8) -> np.ndarray:
+    """At most `count` of the frames (T, D), evenly spaced."""
+    return frames[np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int))]
 
 
 def word_concepts(labels: Sequence[str], kind: str = "one") -> list[Concept]:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.service.live [--streams 1 4 16] [--events 100] [--memory-minutes 3]
 
-Starts a service with the bundled checkpoint and sends real sounds of the library, in faint noise, in
-real time over several streams at once. For every event of POST /detect it looks for the first message about it and for
-the first that closed it. Events that /detect has and the quick pass has not are reported as told late. Then one stream is
-sent as fast as the service takes it, while the memory of its process is read. The load comes from this machine too.
+Starts a service with the bundled checkpoint and sends real sounds of the library, in faint noise, in real time over
+several streams at once. For every event of POST /detect it looks for the first message about it, and for the first that
+closed it. Events that /detect has and the quick pass has not are reported as told late. Then one stream is sent as fast
+as the service takes it, while the memory of its process is read. The load comes from this machine too.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def parse_milvus_url(url: str) -> MilvusUrl:
 
 @contextmanager
 def library_errors() -> Iterator[None]:
-    """Converts errors of pymilvus and file systems to StorageFull, LibraryUnavailable or LibraryError."""
+    """Converts errors of pymilvus and file systems to StorageFull or LibraryUnavailable."""
     from pymilvus.exceptions import MilvusException
 
     try:
@@ -98,7 +98,7 @@ def library_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(f"no space left for audio files: {error}") from error
-        raise LibraryError(f"the storage of the audio files failed: {error}") from error
+        raise LibraryUnavailable(f"the storage of the audio files failed: {error}") from error
 
 
 def connect(url: MilvusUrl) -> Any:

@@ -201,10 +201,11 @@ class SqliteConcepts:
 
     def vectors(self, clip_ids: Sequence[str]) -> dict[str, ClipVectors]:
         with self._store.read() as view:
-            found = queries.vectors_and_segments(view, clip_ids)
+            found = queries.vectors_and_segments(view, clip_ids, longer=-1.0)
             return {
                 clip_id: ClipVectors(clip_id, embedding, FrameCodes.from_bytes(codes, self._dim).decode())
                 for clip_id, embedding, codes in found
+                if codes is not None
             }
 
     def sample(self, count: int) -> list[ClipVectors]:

@@ -208,8 +208,9 @@ def _job(connection: sqlite3.Connection, job_id: str) -> Job:
     return _read(found)
 
 
-def _read(columns: tuple) -> Job:
-    return Job(*columns[:3], json.loads(columns[3]), *columns[4:])
+def _read(columns: tuple[Any, ...]) -> Job:
+    values: list[Any] = [*columns[:3], json.loads(columns[3]), *columns[4:]]
+    return Job(*values)
 
 
 def _dump(request: Mapping[str, Any]) -> str:

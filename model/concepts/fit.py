@@ -21,6 +21,7 @@ VERSION = 1  # of the fit: heads of another version are fitted again
 
 _MIN_RECORDINGS = 3  # with positive examples, for a quality
 _TYPICAL = 2.2  # logit of a typical positive example: a score of 0.9
+_SOUNDING = 0.25  # share of a positive recording's frames that have the sound
 _OPTIMISM = 0.7  # share of an example's own logit that a typical example has, if no other recording tells
 _THRESHOLDS = (0.1, 0.9)  # between which a fitted threshold lies
 _CUTOFF = 0.98  # share of the background that shall score less than 0.5, if the positive examples score more
@@ -28,7 +29,7 @@ _CUTOFF = 0.98  # share of the background that shall score less than 0.5, if the
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """An example's vectors: of the whole recording or stretch (D,), and of its segments (S, D).
+    """An example's vectors: of the whole recording or stretch (D,), of its segments (S, D), and of frames (T, D).
 
     `located`: the sound is in all of it; otherwise a positive example has it in one of its segments, at least.
     """
@@ -37,29 +38,43 @@ class Labelled:
     recording: str
     whole: np.ndarray
     segments: np.ndarray
+    frames: np.ndarray
     located: bool = False
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """All vectors (1 + S + T, D)."""
+        return np.concatenate([self.whole[None], self.segments, self.frames])
 
 
 @dataclass(frozen=True, eq=False)
 class Background:
     """Other sounds, which stand for all that a concept is not: vectors of N clips (N, D), and for each its segments.
 
-    The clips' ids tell which of them are examples.
+    frames: some of the frames of each clip, or none. The clips' ids tell which of them are examples.
     """
 
     ids: Sequence[str]
     clips: np.ndarray
     segments: Sequence[np.ndarray]
+    frames: Sequence[np.ndarray]
 
     def without(self, ids: set[str]) -> Background:
         """The background without these clips."""
         kept = [number for number, own in enumerate(self.ids) if own not in ids]
-        return Background([self.ids[n] for n in kept], self.clips[kept], [self.segments[n] for n in kept])
+        segments, frames = ([group[n] for n in kept] for group in (self.segments, self.frames))
+        return Background([self.ids[n] for n in kept], self.clips[kept], segments, frames)
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """All vectors (N + S, D), those of clips first."""
-        return np.concatenate([self.clips, *self.segments])
+        """All vectors (N + S + T, D): those of clips, of segments, and of frames."""
+        return np.concatenate([self.clips, *self.segments, *self.frames])
+
+    @cached_property
+    def owners(self) -> np.ndarray:
+        """The clip of each of `vectors`."""
+        parts = [np.full(len(p), n) for group in (self.segments, self.frames) for n, p in enumerate(group)]
+        return np.concatenate([np.arange(len(self.clips)), *parts]).astype(int)
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -73,19 +88,19 @@ class HeadSettings:
 
     shrinkage: of the covariance, in units of its mean eigenvalue. text_trust: length of the prior, in units of the
     text's own logits. strength: of the evidence of examples against the prior, as scikit-learn's C. rounds: in which
-    the segments of positive recordings are chosen. segment_share: weight of that segment, the rest is the whole's.
-    spared: share of the background that is most similar to the positives and so may have the sound too. frame_bias:
-    what frames score more than segments do.
+    the segments of positive recordings are chosen. segment_share, frame_share: weights of that segment and of the
+    frames that have the sound; the rest is the whole's.
+    spared: share of the background that is most similar to the positives and so may have the sound too.
     """
 
     shrinkage: float = 0.1
     text_trust: float = 0.1
     strength: float = 10.0
     rounds: int = 2
-    segment_share: float = 0.25
+    segment_share: float = 0.2
+    frame_share: float = 0.2
     spared: float = 0.02
     folds: int = 10
-    frame_bias: float = 0.0
 
 
 SETTINGS = HeadSettings()
@@ -109,9 +124,15 @@ class _Line:
         """The logits of the background's clips (N,): of the clip or of its best segment."""
         if not len(background.clips):
             return np.empty(0)
-        logits = self.logits(background.vectors)
-        count = len(background.clips)
-        return np.maximum(logits[:count], np.maximum.reduceat(logits[count:], background.starts))
+        parts = self.logits(np.concatenate(background.segments))
+        return np.maximum(self.logits(background.clips), np.maximum.reduceat(parts, background.starts))
+
+    def frames(self, example: Labelled) -> np.ndarray:
+        """The frames of a positive example that have the sound (t, D): all, or the quarter with the best logits."""
+        if example.located or len(example.frames) < 2:
+            return example.frames
+        logits = self.logits(example.frames)
+        return example.frames[logits >= np.quantile(logits, 1 - _SOUNDING)]
 
 
 def fit_head(
@@ -142,7 +163,7 @@ def fit_head(
     typical = np.mean([z for z, label in held_out if label] or [_OPTIMISM * line.of(e) for e in positives])
     scale, shift = _calibration(float(typical), line.of_clips(others))
     scores = Scores(1 / (length * scale), line.bias * scale + shift)
-    frame = Scores(scores.temp, scores.bias + settings.frame_bias)
+    frame = _frame_scores(line, positives, others, scores)
     quality, threshold, reason = _quality(examples, held_out, scale, shift)
     vector = (line.weights / length).astype(np.float32)
     return Head(vector, HeadScores(scores, scores, frame), threshold, quality, reason)
@@ -155,14 +176,12 @@ class _Fit:
         self, examples: Sequence[Labelled], background: Background, prior: np.ndarray | None, settings: HeadSettings
     ) -> None:
         self._examples, self._background, self._settings, self._text = examples, background, settings, prior
-        own = np.concatenate([np.concatenate([e.whole[None], e.segments]) for e in examples])
-        stops = np.cumsum([1 + len(e.segments) for e in examples])
+        own = np.concatenate([e.vectors for e in examples])
+        stops = np.cumsum([len(e.vectors) for e in examples])
         self._mean, self._root, inverse = _whitening(np.concatenate([background.vectors, own]), settings.shrinkage)
         self._prior = np.zeros(len(self._mean)) if prior is None else inverse @ prior
         vectors = background.vectors
-        self._owners = np.concatenate(
-            [np.arange(len(background.clips)), *(np.full(len(p), n) for n, p in enumerate(background.segments))]
-        ).astype(int)
+        self._owners = background.owners
         if len(vectors):  # those most similar to the positive examples may have the sound too
             similar = vectors @ np.mean([e.whole for e in examples if e.label], axis=0)
             kept = similar <= np.quantile(similar, 1 - settings.spared)
@@ -187,8 +206,8 @@ class _Fit:
         line = self.start(positives)
         for _ in range(self._settings.rounds):
             groups = [self._instances(e, line) for e in positives]
-            weights = np.concatenate([*(_shares(len(g), self._settings.segment_share) for g in groups), w_against])
-            x = np.concatenate([*groups, x_against])
+            weights = np.concatenate([*(shares for _, shares in groups), w_against])
+            x = np.concatenate([*(vectors for vectors, _ in groups), x_against])
             labels = np.arange(len(x)) < len(x) - len(x_against)
             coefficients, bias = _map_estimate(x, labels, weights, self._prior, self._settings.strength)
             slopes = self._root @ coefficients
@@ -213,10 +232,18 @@ class _Fit:
             found += [(z, False) for z in line.of_clips(self._background)[fold::folds].tolist()]
         return found
 
-    def _instances(self, example: Labelled, line: _Line) -> np.ndarray:
-        """The whitened vectors of a positive example that have the sound: all, or the whole and the best segment."""
-        own = self._own[id(example)]
-        return own if example.located else own[[0, 1 + int(line.logits(example.segments).argmax())]]
+    def _instances(self, example: Labelled, line: _Line) -> tuple[np.ndarray, np.ndarray]:
+        """The whitened vectors of a positive example that have the sound, and their weights, which sum to 1."""
+        own, settings, first = self._own[id(example)], self._settings, 1 + len(example.segments)
+        segments, frames = np.arange(1, first), np.arange(first, len(own))
+        if not example.located:
+            segments = segments[[int(line.logits(example.segments).argmax())]]
+            logits = line.logits(example.frames)
+            if len(logits):
+                frames = frames[logits >= np.quantile(logits, 1 - _SOUNDING)]
+        shares = [settings.segment_share, settings.frame_share if len(frames) else 0.0]
+        parts = [np.full(len(p), s / max(1, len(p))) for p, s in zip((segments, frames), shares, strict=True)]
+        return own[np.concatenate([[0], segments, frames])], np.concatenate([[1 - sum(shares)], *parts])
 
     def _white(self, vectors: np.ndarray) -> np.ndarray:
         return np.asarray((vectors - self._mean) @ self._root)
@@ -227,11 +254,6 @@ class _Fit:
         if self._text is not None:
             weights = weights + self._text / np.linalg.norm(self._text)
         return _Line(weights, 0.0)
-
-
-def _shares(count: int, segments: float) -> np.ndarray:
-    """The weights of an example's vectors (count,): of the whole, and of its segments together."""
-    return np.array([1 - segments, *[segments / (count - 1)] * (count - 1)])
 
 
 def _calibration(typical: float, background: np.ndarray) -> tuple[float, float]:
@@ -245,6 +267,17 @@ def _calibration(typical: float, background: np.ndarray) -> tuple[float, float]:
     middle = (typical + high) / 2
     scale = _TYPICAL / max(typical - middle, spread / 2)
     return scale, -middle * scale
+
+
+def _frame_scores(line: _Line, positives: Sequence[Labelled], background: Background, clips: Scores) -> Scores:
+    """How frames score: as clips do, but calibrated on frames, if there are any."""
+    others = np.concatenate([np.empty((0, len(line.weights))), *background.frames])
+    own = [line.frames(e) for e in positives if len(e.frames)]
+    if not own or not len(others):
+        return clips
+    typical = np.mean([_OPTIMISM * line.logits(frames).mean() for frames in own])
+    scale, shift = _calibration(float(typical), line.logits(others))
+    return Scores(1 / (float(np.linalg.norm(line.weights)) * scale), line.bias * scale + shift)
 
 
 def _quality(

@@ -333,6 +333,20 @@ def test_the_ingest_job_covers_every_shard(rendered: Callable[[str], list[dict[s
     assert arguments.server == f"http://{service['metadata']['name']}" and service["spec"]["ports"][0]["port"] == 80
 
 
+def test_the_overlay_of_the_docs(repo_dir: Path, tmp_path: Path) -> None:
+    page = (repo_dir / "docs/operations/kubernetes.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    there = os.path.relpath(KUBERNETES, tmp_path)
+    content = text.replace("../../components", f"{there}/components").replace("../single", f"{there}/overlays/single")
+    (tmp_path / "kustomization.yaml").write_text(content)
+    resources = kustomize(tmp_path)
+    ingress = one(resources, "Ingress")["spec"]
+    assert ingress["rules"][0]["host"] == ingress["tls"][0]["hosts"][0] == "sounds.mycompany.example"
+    assert pod(resources)["containers"][0]["image"] == "registry.example.org/finelap:1.0-cpu"
+    assert {"ServiceMonitor", "PrometheusRule", "StatefulSet"} <= {resource["kind"] for resource in resources}
+    assert all(resource["metadata"].get("namespace", "finelap") == "finelap" for resource in resources)
+
+
 def _referenced(folder: Path) -> Iterator[Path]:
     for file in folder.rglob("kustomization.yaml"):
         for entries in yaml.safe_load(file.read_text(encoding="utf-8")).values():

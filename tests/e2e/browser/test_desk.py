@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.common import SOUNDS, Server
 from tests.e2e.browser.conftest import Complaints
-from tests.e2e.browser.test_search import wait_for_hits
+from tests.e2e.browser.test_search import _LISTEN, wait_for_hits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ def test_a_click_on_a_waveform_leaves_space_to_the_sound(page: Page) -> None:
 
     page.locator("#query").fill("dog barking")
     row = wait_for_hits(page, re.compile("^dog-barking"))
-    page.evaluate("HTMLMediaElement.prototype.loop = true")
+    page.evaluate(_LISTEN)
     row.locator(".stage").click()
     expect(row.locator("a.title")).to_be_focused()
     at = page.evaluate("scrollY")

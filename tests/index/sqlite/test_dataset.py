@@ -124,3 +124,14 @@ def test_the_commands(filled: SqliteLibrary, tmp_path: Path, capsys: pytest.Capt
     shutil.rmtree(tmp_path / "out")
     assert main(["import", str(tmp_path / "out"), "--data-dir", str(tmp_path / "other")]) == 1
     assert "finelap.json" in capsys.readouterr().err
+
+
+def test_hugging_face_datasets_reads_it(filled: SqliteLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    dataset.export_library(filled.folder, tmp_path / "out", SILENT, audio=True)
+    read = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert len(read) == 37 and isinstance(read.features["audio"], datasets.Audio)
+    row = read.cast_column("audio", datasets.Audio(decode=False))[0]
+    assert row["audio"]["bytes"] == filled.audio_path(row["id"]).read_bytes()
+    assert np.array_equal(np.array(row["embedding"], np.float32), filled.clip_vector(row["id"]))

@@ -39,11 +39,12 @@ class World:
     def background(self, count: int = 200, without: int = 0) -> Background:
         kinds = self.rng.integers(without + 1, len(self.centres), count)
         clips = np.concatenate([self.of(int(kind)) for kind in kinds])
-        return Background([f"b{n}" for n in range(count)], clips, [clip[None] for clip in clips])
+        parts = [clip[None] for clip in clips]
+        return Background([f"b{n}" for n in range(count)], clips, parts, parts)
 
     def example(self, kind: int, name: str, label: bool = True) -> Labelled:
         vector = self.of(kind)
-        return Labelled(label, name, vector[0], vector, located=True)
+        return Labelled(label, name, vector[0], vector, vector, located=True)
 
 
 def test_without_a_text_it_is_scikit_learns_logistic_regression(rng: np.random.Generator) -> None:
@@ -105,7 +106,7 @@ def test_examples_are_told_from_other_sounds(rng: np.random.Generator, count: in
 def test_the_text_helps_a_misleading_example(rng: np.random.Generator) -> None:
     world = World(rng)
     text = unit(world.centres[0])
-    example = Labelled(True, "a", unit(world.of(0)[0] + world.of(3)[0]), world.of(0), located=True)
+    example = Labelled(True, "a", unit(world.of(0)[0] + world.of(3)[0]), world.of(0), world.of(0), located=True)
     others, own = world.of(3, 50), world.of(0, 50)
     alone, helped = (fit_head([example], world.background(), t, TEXT_SCORES).vector for t in (None, text))
     assert (own @ helped).mean() - (others @ helped).mean() > (own @ alone).mean() - (others @ alone).mean()
@@ -117,7 +118,7 @@ def test_a_positive_recording_has_the_sound_in_one_of_its_segments(rng: np.rando
     for number in range(6):  # one segment of the sound, four of all kinds of others
         others = np.concatenate([world.of(int(kind)) for kind in rng.integers(1, 8, 4)])
         segments = np.concatenate([others[:2], world.of(0), others[2:]])
-        examples.append(Labelled(True, str(number), unit(segments.mean(axis=0)), segments))
+        examples.append(Labelled(True, str(number), unit(segments.mean(axis=0)), segments, segments))
     head = fit_head(examples, world.background(), None, TEXT_SCORES)
     for example in examples:
         assert (example.segments @ head.vector).argmax() == 2
@@ -128,7 +129,7 @@ def test_negative_examples_push_away(rng: np.random.Generator) -> None:
     positives = [world.example(0, str(n)) for n in range(3)]
     alike = unit(world.centres[0] + 0.7 * unit(rng.standard_normal(DIM)))
     confused = [unit(world.common + alike + 0.1 * unit(rng.standard_normal(DIM))) for _ in range(4)]
-    negatives = [Labelled(False, f"n{n}", v, v[None], located=True) for n, v in enumerate(confused)]
+    negatives = [Labelled(False, f"n{n}", v, v[None], v[None], located=True) for n, v in enumerate(confused)]
     before = fit_head(positives, world.background(), None, TEXT_SCORES)
     after = fit_head([*positives, *negatives], world.background(), None, TEXT_SCORES)
     new = unit(world.common + alike)
@@ -138,7 +139,7 @@ def test_negative_examples_push_away(rng: np.random.Generator) -> None:
 
 def test_an_empty_library(rng: np.random.Generator) -> None:
     world = World(rng)
-    nothing = Background([], np.empty((0, DIM), np.float32), [])
+    nothing = Background([], np.empty((0, DIM), np.float32), [], [])
     for examples in (
         [world.example(0, "a")],
         [world.example(0, str(n)) for n in range(4)],
