@@ -97,7 +97,7 @@ export class Scores {
     const highest = Math.log1p(Math.max(...bins));
     const bars = bins.map((n, i) => {
       const height = n ? Math.max((Math.log1p(n) / highest) * HEIGHT, 3) : 0;
-      return shape("rect", { class: (i + 0.5) / BINS >= threshold ? "bar above" : "bar", x: i + 0.1, y: HEIGHT - height, width: 0.8, height });
+      return shape("rect", { class: (i + 0.5) / BINS >= threshold ? "column above" : "column", x: i + 0.1, y: HEIGHT - height, width: 0.8, height });
     });
     const marks = this.#labels.map(({ score, label }) => {
       const x = Math.min(score * BINS, BINS - 0.3);

@@ -184,7 +184,8 @@ export function mount(panel, shell) {
       const wanted = params.get("concept");
       const concept = concepts().find(({ name, id }) => name === wanted || id === wanted) ?? null;
       showMessage($("concepts-message"), wanted && !concept ? `There is no concept “${wanted}”.` : $("concepts-message").textContent, true);
-      const first = innerWidth > 832 && !wanted ? (concepts()[0] ?? null) : null; // on a phone the list comes first
+      const newest = [...concepts()].sort((a, b) => b.updated.localeCompare(a.updated))[0];
+      const first = innerWidth > 832 && !wanted ? (newest ?? null) : null; // on a phone the list comes first
       show(concept ?? first);
     },
     hidden() {
