@@ -16,7 +16,7 @@ from app.services.concepts import cut_frames, taught, unit
 from app.services.phrases import Phrase, Phrases
 from app.state import AppState
 from index import Clip, ConceptExample, ConceptUntaught, Library
-from model.concepts.head import Head
+from model.concepts.head import Head, HeadScores
 from model.detection import find_moments
 
 _NEAREST = 1000  # clips among which the uncertain ones are looked for
@@ -49,9 +49,8 @@ async def suggest(state: AppState, key: str, k: int) -> list[Suggestion]:
 
 def _candidates(library: Library, phrases: Phrases, head: Head, examples: Sequence[ConceptExample]) -> list[Suggestion]:
     """Moments of the clips whose scores are nearest to the threshold, and of some of the best."""
-    nearest = [(hit.clip.id, hit.similarity) for hit in library.search_segments(head.vector, _NEAREST)]
-    scores = head.scores or phrases.engine.text_scores
-    logits = scores.segment.logits(np.array([similarity for _, similarity in nearest]))
+    nearest = _nearest(library, head, head.scores or phrases.engine.text_scores)
+    logits = np.array([logit for _, logit in nearest])
     uncertain = np.argsort(np.abs(logits - _logit(head.threshold)), kind="stable")
     top = np.arange(min(len(nearest), round(_TOP * _CANDIDATES)))
     order = list(dict.fromkeys([*top.tolist(), *uncertain.tolist()]))[:_CANDIDATES]
@@ -65,6 +64,16 @@ def _candidates(library: Library, phrases: Phrases, head: Head, examples: Sequen
             break
         moments += _moments(library, phrases, clip, [one for one in examples if one.clip_id == clip.id])
     return moments
+
+
+def _nearest(library: Library, head: Head, scores: HeadScores) -> list[tuple[str, float]]:
+    """The clips nearest to the head with their logits, best first: of long clips, those of their best segment count."""
+    logits: dict[str, float] = {}
+    for search, pair in ((library.nearest, scores.clip), (library.nearest_segments, scores.segment)):
+        found = search(head.vector, _NEAREST)
+        for (clip_id, _), logit in zip(found, pair.logits(np.array([one[1] for one in found])), strict=True):
+            logits[clip_id] = max(float(logit), logits.get(clip_id, -np.inf))
+    return sorted(logits.items(), key=lambda one: -one[1])
 
 
 def _moments(library: Library, phrases: Phrases, clip: Clip, examples: Sequence[ConceptExample]) -> list[Suggestion]:

@@ -166,7 +166,8 @@ export const soundUrl = (clipId) => playableUrl(audioPath(clipId));
 /** The same of its preview, which every browser plays. */
 export const previewUrl = (clipId) => playableUrl(`/clips/${encodeURIComponent(clipId)}/preview`);
 
-function playableUrl(path) {
+/** The URL of a path of the service for an <audio>. */
+export function playableUrl(path) {
   if (!key()) return Promise.resolve(at(path));
   const cached = blobs.get(path) ?? call(path).then(async (r) => URL.createObjectURL(await r.blob()));
   blobs.delete(path);

@@ -4,13 +4,14 @@
 import { download, draggable, get, previewUrl, soundUrl } from "./api.js";
 import { $, announce, clock, el, icon } from "./dom.js";
 import { including } from "./filters.js";
+import { selectable } from "./selecting.js";
 import { spectrogramFits, Wave, wavesurfer } from "./sound.js";
 
 const COLUMNS = 1600;
 const HANDLES = [0, 0.5, 1, 2, 5]; // seconds
 const ZOOM = 1.6; // per step
 
-let open = null; // {clip, wave, moments, body}
+let open = null; // {clip, wave, moments, selected, …}
 
 /**
  * Shows a clip, given as an object or by id. `moments` are highlighted, and playback starts at the first.
@@ -43,13 +44,48 @@ export async function openClip(shell, clip, moments = []) {
 export function mark(clipId, moments) {
   if (open?.clip.id !== clipId || open.moments.length) return;
   open.moments = moments;
-  open.wave.setRegions(moments);
+  showRegions();
   showMoments();
+}
+
+function showRegions() {
+  open.wave.setRegions([...open.moments, ...(open.selected ? [{ ...open.selected, selected: true }] : [])]);
+}
+
+/** Selects a stretch; `start` or `end` alone moves one end of it. @param {{start?: number, end?: number}} stretch */
+function select({ start, end }) {
+  const { clip, selected } = open;
+  const from = start ?? Math.min(selected?.start ?? 0, end);
+  const to = end ?? Math.max(selected && selected.end > from ? selected.end : clip.duration, from);
+  open.selected = { start: from, end: to };
+  showRegions();
+  open.showSelected();
+}
+
+/** Teaches from the selected stretch, or the best moment, or the whole clip. */
+function teach(shell, stretch = open.selected ?? open.moments[0]) {
+  const { clip, wave } = open;
+  wave.pause();
+  shell.teach({ clip, name: clip.filename, duration: clip.duration, start: stretch?.start, end: stretch?.end });
+}
+
+function key(shell, event) {
+  if (!open || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !shell.letters()) return;
+  if (event.target.matches("select, input")) return;
+  const act = {
+    i: () => select({ start: open.wave.time }),
+    o: () => select({ end: open.wave.time }),
+    t: () => teach(shell),
+  }[event.key.toLowerCase()];
+  if (!act) return;
+  event.preventDefault();
+  act();
 }
 
 function prepare(dialog, shell) {
   if (dialog.dataset.ready) return;
   dialog.dataset.ready = "yes";
+  dialog.addEventListener("keydown", (event) => key(shell, event));
   dialog.addEventListener("close", () => {
     close();
     if (shell.params.has("open")) shell.setParams({ open: null });
@@ -71,6 +107,7 @@ function build(dialog, shell, clip, moments) {
   const toggle = el("button", { type: "button", class: "primary round", onclick: () => wave.toggle() });
   const time = el("output", { class: "time", "aria-label": "Position" });
   const message = el("p", { class: "wrong" });
+  const selection = el("p", { class: "row selection", hidden: true });
   const list = el("ul", { class: "moments" });
   const zoom = el("span", { class: "zoom" });
   const pad = el("select", {}, ...HANDLES.map((s) => el("option", { value: String(s), text: s ? `${s} s` : "none" })));
@@ -79,6 +116,7 @@ function build(dialog, shell, clip, moments) {
     head(dialog, clip.filename),
     stage,
     el("div", { class: "transport row" }, toggle, time, zoom),
+    selection,
     message,
     el("section", { class: "moments-box", hidden: true }, el("h3", { text: "Best moments" }), list, handles),
     actions(dialog, shell, clip, message),
@@ -105,7 +143,10 @@ function build(dialog, shell, clip, moments) {
     },
   });
   wave.focus = () => stage.focus({ preventScroll: true });
-  open = { clip, wave, moments, list, handles: () => Number(pad.value) };
+  open = { clip, wave, moments, selected: null, list, handles: () => Number(pad.value), showSelected: () => {} };
+  open.teach = (stretch) => teach(shell, stretch);
+  open.showSelected = () => showSelected(selection);
+  selectable(stage, { at: (x) => wave.timeAt(x), onSelect: select });
   toggle.append(icon("play"));
   toggle.setAttribute("aria-label", "Play");
   showTime(0);
@@ -114,6 +155,25 @@ function build(dialog, shell, clip, moments) {
   get(`/clips/${encodeURIComponent(clip.id)}/peaks`, { n: COLUMNS }).then(
     ({ peaks }) => open?.wave === wave && wave.setPeaks(peaks),
     (error) => open?.wave === wave && (message.textContent = error.message),
+  );
+}
+
+/** The selected stretch, with buttons that play it, teach from it and forget it. */
+function showSelected(place) {
+  const { selected, wave, clip, handles } = open;
+  place.hidden = !selected;
+  if (!selected) return place.replaceChildren();
+  const button = (name, text, act) => el("button", { type: "button", class: "ghost", onclick: act }, icon(name), text);
+  place.replaceChildren(
+    el("span", { class: "time", text: `Selected ${clock(selected.start)} – ${clock(selected.end)}` }),
+    button("play", "Play", () => wave.play(selected.start, selected.end)),
+    button("download", "Download", () => download(clip, selected, handles()).catch((error) => announce(error.message))),
+    button("close", "Clear", () => {
+      open.selected = null;
+      showRegions();
+      open.showSelected();
+      wave.focus();
+    }),
   );
 }
 
@@ -130,7 +190,10 @@ function showMoments() {
       const take = `Download ${label}`;
       const save = el("button", { type: "button", class: "ghost round", "aria-label": take, title: take }, icon("download"));
       save.addEventListener("click", () => download(clip, { start, end }, handles()).catch((error) => announce(error.message)));
-      return el("li", {}, button, save);
+      const about = `Teach from ${label}`;
+      const example = el("button", { type: "button", class: "ghost round", "aria-label": about, title: about }, icon("concept"));
+      example.addEventListener("click", () => open.teach({ start, end }));
+      return el("li", {}, button, save, example);
     }),
   );
 }
@@ -168,6 +231,7 @@ function actions(dialog, shell, clip, message) {
   return el(
     "div",
     { class: "row" },
+    action("concept", "Teach from this", () => teach(shell)),
     action("similar", "Find similar", () => go("search", { like: clip.id })),
     shell.info?.model.frames === null
       ? null

@@ -1,6 +1,7 @@
 // The form with the settings that turn scores into events: a common threshold, thresholds per phrase, smoothing, gaps and
 // minimum duration.
 
+import { named } from "./concept-names.js";
 import { el } from "./dom.js";
 import { DEFAULTS, MAX_MEDIAN_FILTER } from "./events.js";
 
@@ -59,7 +60,7 @@ export class Cutting {
     const own = phrases.filter((phrase) => this.thresholds.has(phrase));
     return [
       `threshold ${threshold.toFixed(2)}`,
-      ...own.map((phrase) => `${phrase} ${this.thresholds.get(phrase).toFixed(2)}`),
+      ...own.map((phrase) => `${named(phrase)} ${this.thresholds.get(phrase).toFixed(2)}`),
       `median ${medianFilter} s`,
       `gaps up to ${maxGap} s joined`,
       ...(minDuration ? [`at least ${minDuration} s`] : []),
@@ -75,8 +76,8 @@ export class Cutting {
   _row(phrase, i) {
     const id = `threshold-${i}`;
     const slider = el("input", { id, type: "range", min: "0.02", max: "0.98", step: "0.01" });
-    const back = el("button", { type: "button", class: "ghost", "aria-label": `Reset the threshold of ${phrase}` }, "Reset");
-    const row = el("li", { dataset: { phrase } }, el("label", { for: id, text: phrase }), slider, el("output", { for: id }), back);
+    const back = el("button", { type: "button", class: "ghost", "aria-label": `Reset the threshold of ${named(phrase)}` }, "Reset");
+    const row = el("li", { dataset: { phrase } }, el("label", { for: id, text: named(phrase) }), slider, el("output", { for: id }), back);
     slider.addEventListener("input", () => {
       this.thresholds.set(phrase, Number(slider.value));
       this._changed();

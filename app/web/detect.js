@@ -5,6 +5,7 @@
 // (drawing), eventlist.js (table), exports.js and picture.js (files).
 
 import { Problem, upload } from "./api.js";
+import { named, noSuch, unknownConcept } from "./concept-names.js";
 import { Cutting } from "./cutting.js";
 import { $, announce, bytes, clock, count, el, icon, showMessage } from "./dom.js";
 import { EventList } from "./eventlist.js";
@@ -38,7 +39,7 @@ export function mount(panel, shell) {
 
   const phrases = new Phrases({ list: $("phrase-list"), field: $("phrase"), more: $("phrase-ideas") }, phrasesChanged);
   const cutting = new Cutting(panel, () => updateEvents());
-  const strips = new Strips($("strips"), { onSeek: seek, onPick: (phrase, event) => pick(rowOf(phrase, event), false) });
+  const strips = new Strips($("strips"), { onSeek: seek, onPick: (phrase, event) => pick(rowOf(phrase, event), false), onSelect: select });
   const list = new EventList(
     {
       ...{ body: $("events"), pages: $("event-pages"), where: $("events-where") },
@@ -110,6 +111,8 @@ export function mount(panel, shell) {
     phrases.take();
     if (!source) return refuse("Choose a recording first.", $("recording"));
     if (!phrases.all.length) return refuse("Enter or choose a sound to detect first.", $("phrase"));
+    const unknown = await unknownConcept(phrases.all);
+    if (unknown !== undefined) return refuse(noSuch(unknown), $("phrase"));
     running?.abort();
     const run = (running = new AbortController());
     const form = new FormData();
@@ -191,7 +194,8 @@ export function mount(panel, shell) {
   function open() {
     cutting.setPhrases(recording.phrases);
     const name = (text) => el("div", {}, el("span", { class: "name", title: text, text }), el("span", { class: "many" }));
-    strips.names.replaceChildren(...["Waveform", "Spectrogram", ...recording.phrases].map(name));
+    strips.names.replaceChildren(...["Waveform", "Spectrogram", ...recording.phrases.map(named)].map(name));
+    aboutTeaching();
     player = new Player({
       src: () => resultSource.src(),
       fallback: resultSource.fallback,
@@ -258,7 +262,8 @@ export function mount(panel, shell) {
     strips.extend(recording.ended ? recording.duration : Math.max(recording.analysed, resultSource.duration ?? 10));
     strips.setEvents(events);
     strips.choose(rows[chosen]?.phrase, rows[chosen]?.event, { reveal: false });
-    list.show(rows, recording.phrases, chosen);
+    list.show(rows, recording.phrases.map(named), chosen);
+    aboutTeaching();
     aboutEvents(events);
     strips.scroll.setAttribute("aria-valuemax", strips.total.toFixed(1));
     moved(player.time);
@@ -281,7 +286,7 @@ export function mount(panel, shell) {
     const found = events.filter((each) => each.length).length;
     $("events-head").textContent = count(rows.length, "event");
     const missing = recording.phrases.filter((_, i) => !events[i].length);
-    $("events-about").textContent = missing.length && found ? `no ${missing.slice(0, 4).join(", ")}${missing.length > 4 ? " …" : ""}` : "";
+    $("events-about").textContent = missing.length && found ? `no ${missing.slice(0, 4).map(named).join(", ")}${missing.length > 4 ? " …" : ""}` : "";
     $("event-table").hidden = !rows.length;
     $("no-events").hidden = Boolean(rows.length);
     const highest = Math.max(...recording.tracks.map((track) => track.highest));
@@ -295,6 +300,40 @@ export function mount(panel, shell) {
     chosen = row;
     strips.choose(rows[row]?.phrase, rows[row]?.event);
     list.choose(row, focus);
+    aboutTeaching();
+  }
+
+  function select(stretch) {
+    strips.select(stretch);
+    aboutTeaching();
+  }
+
+  /** Moves one end of the selected stretch to the position. @param {"start" | "end"} end */
+  function selectTo(end) {
+    const t = player.time;
+    const { start, end: last } = strips.selected ?? { start: 0, end: recording.duration };
+    select(end === "start" ? { start: t, end: last > t ? last : recording.duration } : { start: start < t ? start : 0, end: t });
+  }
+
+  /** What would be taught: the selected stretch, or the chosen event. */
+  function toTeach() {
+    if (strips.selected) return strips.selected;
+    return rows[chosen] ? { start: rows[chosen].onset, end: rows[chosen].offset } : null;
+  }
+
+  function aboutTeaching() {
+    $("found-teach").disabled = !toTeach() || !recording?.ended;
+  }
+
+  async function teach() {
+    const stretch = toTeach();
+    if (!stretch || !recording?.ended) return;
+    player.pause();
+    const { clip, file, name } = resultSource;
+    const concept = rows[chosen] && recording.phrases[rows[chosen].phrase];
+    await shell.teach({ clip, file, name, duration: recording.duration, ...stretch, concept });
+    strips.select(null);
+    aboutTeaching();
   }
 
   /** Plays an event. */
@@ -368,6 +407,7 @@ export function mount(panel, shell) {
   });
   $("stop").addEventListener("click", () => running?.abort());
   $("found-play").addEventListener("click", () => player.toggle());
+  $("found-teach").addEventListener("click", teach);
   $("cutting-toggle").addEventListener("click", () => {
     const open = $("cutting").hidden;
     $("cutting").hidden = !open;
@@ -400,7 +440,10 @@ export function mount(panel, shell) {
     const inTable = list.focused;
     const inStrips = target === strips.scroll;
     const far = seekStep(recording.duration) * (event.shiftKey ? 4 : 1);
-    const letters = shell.letters() && { "[": () => step(-1), "]": () => step(1) };
+    const letters = shell.letters() && {
+      ...{ "[": () => step(-1), "]": () => step(1) },
+      ...{ i: () => selectTo("start"), o: () => selectTo("end"), t: teach },
+    };
     if (inTable) {
       const here = list.page * list.size + target.closest("tr").sectionRowIndex;
       const to = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: rows.length - 1 }[key];

@@ -4,6 +4,7 @@
 import { draggable, previewUrl, soundUrl } from "./api.js";
 import { announce, clock, el, icon } from "./dom.js";
 import { cachedPeaks, peaksOf } from "./peaks.js";
+import { byPointer, selectable } from "./selecting.js";
 import { seekStep, Wave } from "./sound.js";
 
 /**
@@ -31,6 +32,7 @@ export class HitList {
   /**
    * @param {HTMLOListElement} list
    * @param {{open: (hit: Hit) => void, similar: (hit: Hit) => void, download: (hit: Hit) => void,
+   *          teach: (hit: Hit, stretch: {start: number, end: number} | null) => void,
    *          example: (hit: Hit, which: "more" | "less") => void, filter: (key: string, value: any) => void,
    *          leave: () => void, used: () => void, letters: () => boolean}} on
    *   `leave`: focus moves up out of the list; `used`: a hit was played or opened.
@@ -107,6 +109,7 @@ export class HitList {
     const stage = el("div", { class: "stage" });
     const similar = action("similar", `Find sounds like ${clip.filename}`, "Find similar sounds (S)");
     const download = action("download", `Download ${clip.filename}`, "Download (D)");
+    const teach = action("concept", `Teach from ${clip.filename}`, "Teach from this (T)");
     const examples = example === undefined ? [] : [this.#example(hit, "more"), this.#example(hit, "less")];
     const tags = this.#tags(clip);
     const texts = aboutOf(clip).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));
@@ -118,7 +121,7 @@ export class HitList {
       el("div", { class: "info" }, link, facts),
       stage,
       meter(hit),
-      el("div", { class: "tools" }, ...examples, similar, download),
+      el("div", { class: "tools" }, ...examples, similar, teach, download),
     );
     const wave = new Wave(stage, {
       light: true,
@@ -138,7 +141,7 @@ export class HitList {
       },
       onState: (state, error) => this.#changed(row, state, error),
     });
-    const row = { hit, item, link, play, wave, touched: false, controls: [play, ...examples, similar, download, link] };
+    const row = { hit, item, link, play, wave, touched: false, selected: null, controls: [play, ...examples, similar, teach, download, link] };
     row.controls.push(...item.querySelectorAll(".tags button"));
     this.#changed(row, "paused");
     play.addEventListener("click", () => this.#toggle(row));
@@ -150,9 +153,27 @@ export class HitList {
     });
     draggable(link, clip);
     if (best) draggable(stage, clip, () => best);
+    this.#selectable(row, stage);
     similar.addEventListener("click", () => this.#on.similar(hit));
+    teach.addEventListener("click", () => this.#on.teach(hit, row.selected));
     download.addEventListener("click", () => this.#on.download(hit));
     return row;
+  }
+
+  /** A drag over the waveform selects a stretch; where it takes the best moment along, only with Shift. */
+  #selectable(row, stage) {
+    const { wave, hit } = row;
+    const drags = ({ shiftKey }) => shiftKey || !stage.draggable;
+    stage.addEventListener("dragstart", (event) => drags(event) && (event.preventDefault(), event.stopImmediatePropagation()), true);
+    selectable(stage, {
+      at: (x) => wave.timeAt(x),
+      when: (event) => byPointer(event) && drags(event),
+      onSelect: (stretch) => {
+        row.selected = stretch;
+        wave.setRegions([...(hit.moments ?? []), { ...stretch, selected: true }]);
+        row.link.focus({ preventScroll: true });
+      },
+    });
   }
 
   #example(hit, which) {
@@ -239,6 +260,7 @@ export class HitList {
         "]": () => this.#moment(row, 1),
         s: () => this.#on.similar(row.hit),
         d: () => this.#on.download(row.hit),
+        t: () => this.#on.teach(row.hit, row.selected),
         ...(row.hit.example !== undefined && {
           "+": () => this.#on.example(row.hit, "more"),
           "-": () => this.#on.example(row.hit, "less"),

@@ -1,12 +1,15 @@
 // Jobs in the Library tab: starts a detection over the clips of the list's filter, shows progress, downloads tables.
 
 import { call, get, json } from "./api.js";
+import { Completion } from "./completion.js";
+import { named, noSuch, unknownConcept } from "./concept-names.js";
 import { $, announce, clock, count, el, icon, showMessage } from "./dom.js";
 
 const INTERVAL = 1000; // ms between two looks while a job runs
 const SHOWN = 10; // jobs in the list, the newest
 const TABLES = { csv: "CSV", parquet: "Parquet", raven: "Raven", audacity: "Audacity" };
 const STATES = { queued: "waiting", cancelled: "cancelled", failed: "failed" };
+const namesOf = ({ phrases }) => phrases.map(named).join(", ");
 const unfinished = ({ state }) => state === "queued" || state === "running";
 
 export class Jobs {
@@ -18,6 +21,7 @@ export class Jobs {
   /** @param {() => Record<string, any>} filter  of the list of clips */
   constructor(filter) {
     this.#filter = filter;
+    new Completion($("scan-phrases"), { separator: /,/, byName: true });
     $("scan-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#start();
@@ -49,6 +53,8 @@ export class Jobs {
       showMessage($("scan-message"), "Describe the sounds first, separated by commas.", true);
       return $("scan-phrases").focus();
     }
+    const unknown = await unknownConcept(phrases);
+    if (unknown !== undefined) return showMessage($("scan-message"), noSuch(unknown), true);
     const filter = this.#filter();
     const body = { kind: "detect", phrases, threshold: Number($("scan-threshold").value) };
     if (Object.keys(filter).length) body.filter = filter;
@@ -93,7 +99,7 @@ export class Jobs {
   }
 
   #add(job) {
-    const name = el("span", { class: "name", text: job.phrases.join(", "), title: job.phrases.join(", "), id: `job-${job.id}` });
+    const name = el("span", { class: "name", text: namesOf(job), title: namesOf(job), id: `job-${job.id}` });
     const about = el("span", { class: "about" });
     const bar = el("progress", { max: "1", "aria-labelledby": name.id });
     const actions = el("span", { class: "row actions" });
@@ -113,7 +119,7 @@ export class Jobs {
     own.bar.value = job.total ? job.done / job.total : 1;
     const kind = busy ? "busy" : "ended";
     if (own.kind === kind) return;
-    if (own.kind === "busy") announce(`The scan for ${job.phrases.join(", ")} is ${job.state}: ${count(job.events, "event")}`);
+    if (own.kind === "busy") announce(`The scan for ${namesOf(job)} is ${job.state}: ${count(job.events, "event")}`);
     const focused = own.actions.contains(document.activeElement);
     own.kind = kind;
     own.actions.replaceChildren(...(busy ? [this.#button("close", "Cancel", job)] : this.#downloads(job)));
@@ -139,7 +145,7 @@ export class Jobs {
       }
       this.#load();
     };
-    const about = `${label} the scan for ${job.phrases.join(", ")}`;
+    const about = `${label} the scan for ${namesOf(job)}`;
     const button = el("button", { type: "button", class: "ghost round", title: label, "aria-label": about, onclick: remove });
     button.append(icon(symbol));
     return button;

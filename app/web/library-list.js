@@ -21,7 +21,7 @@ export class ClipList {
   /**
    * @param {HTMLElement} list
    * @param {{open: (clip: any) => void, edit: (clip: any) => Promise<any | null>, remove: (clip: any) => void,
-   *          filter: (key: string, value: string) => void, letters: () => boolean, leave: () => void,
+   *          filter: (key: string, value: string) => void, teach: (clip: any) => void, letters: () => boolean, leave: () => void,
    *          isGoing: (id: string) => boolean}} on
    *   `leave`: focus moves up out of the list; `isGoing`: whether a clip is being deleted and must be hidden
    */
@@ -218,7 +218,7 @@ export class ClipList {
       End: () => this.focus(-1),
       Delete: () => this.#on.remove(row.clip),
       ...(event.target === row.link && { " ": () => row.player.toggle() }),
-      ...(this.#on.letters() && { e: () => this.#edit(row) }),
+      ...(this.#on.letters() && { e: () => this.#edit(row), t: () => this.#on.teach(row.clip) }),
     };
     const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!act) return;

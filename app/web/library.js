@@ -38,6 +38,7 @@ export function mount(panel, shell) {
   const list = new ClipList($("clips"), {
     open: (clip) => shell.openClip(clip),
     edit: editClip,
+    teach: (clip) => shell.teach({ clip, name: clip.filename, duration: clip.duration }),
     remove: (clip) => {
       deletions.add(clip);
       list.take(clip.id);

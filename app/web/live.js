@@ -1,6 +1,7 @@
 // Listens to the microphone: sends its sound over WS /stream and shows events as they begin and end.
 
 import { get, key, Problem } from "./api.js";
+import { named, noSuch, unknownConcept } from "./concept-names.js";
 import { $, announce, clock, count, el, showMessage } from "./dom.js";
 
 const SHOWN = 200; // events; older ones leave the table
@@ -28,6 +29,8 @@ export class Live {
   async start() {
     const phrases = this._phrases();
     if (!phrases.length) return this._refuse("Enter or choose a sound to detect first.", $("phrase"));
+    const unknown = await unknownConcept(phrases);
+    if (unknown !== undefined) return this._refuse(noSuch(unknown), $("phrase"));
     const session = (this._session = { rows: new Map(), events: 0, closed: [] });
     this._show(true);
     showMessage($("detect-message"), "Asking for the microphone …");
@@ -135,10 +138,10 @@ export class Live {
           session.rows.get(oldest).remove();
           session.rows.delete(oldest);
         }
-        announce(`${phrase} at ${clock(onset)}`);
+        announce(`${named(phrase)} at ${clock(onset)}`);
       }
       row.toggleAttribute("data-open", open);
-      const cells = [clock(onset), phrase, open ? "now" : `${(offset - onset).toFixed(1)} s`, score.toFixed(2)];
+      const cells = [clock(onset), named(phrase), open ? "now" : `${(offset - onset).toFixed(1)} s`, score.toFixed(2)];
       row.replaceChildren(...cells.map((text) => el("td", { text })));
     }
     if (this._session === session || this._session === null) {

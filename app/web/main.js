@@ -1,15 +1,18 @@
 // The page's shell: tabs, URL parameters, keyboard shortcuts, the API-key and help dialogs, and the service's status.
-// The tabs are in search.js, detect.js and library.js.
+// The tabs are in search.js, detect.js, library.js and concepts.js.
 
 import { call, get, Problem } from "./api.js";
 import { openClip } from "./clip.js";
+import { loadConcepts } from "./concept-names.js";
+import * as concepts from "./concepts.js";
 import * as detect from "./detect.js";
 import { $, announce } from "./dom.js";
 import * as library from "./library.js";
 import * as search from "./search.js";
+import { teach } from "./teach.js";
 
-const TABS = ["search", "detect", "library"];
-const MODULES = { search, detect, library };
+const TABS = ["search", "detect", "library", "concepts"];
+const MODULES = { search, detect, library, concepts };
 const LOOK = 10_000; // ms between looks whether the service is still there
 const RETRY = 2000; // ms, while the service is loading or unreachable
 const LETTERS = "finelap-letters"; // localStorage key: "off" disables single-key shortcuts
@@ -48,7 +51,7 @@ export const shell = {
   /**
    * Shows a tab. With `push` (the default) it adds a history entry: `params` replace all URL parameters, or, without
    * them, the tab's previous parameters are restored.
-   * @param {"search" | "detect" | "library"} tab
+   * @param {"search" | "detect" | "library" | "concepts"} tab
    * @param {{push?: boolean, params?: Record<string, any> | null}} [options]
    */
   show(tab, { push = true, params = null } = {}) {
@@ -63,6 +66,11 @@ export const shell = {
   /** Opens a clip's details. `clip` is a clip of the API or its id; `moments` are highlighted in the waveform. */
   openClip(clip, moments = []) {
     return openClip(shell, clip, moments);
+  },
+
+  /** Opens the dialog that teaches a concept from a sound. @param {import("./teach.js").Sound} sound */
+  teach(sound) {
+    return teach(shell, sound);
   },
 
   /** Whether the model has frames; without them there are no moments and no detection. Asks GET /info if necessary. */
@@ -132,6 +140,7 @@ async function connect() {
   document.querySelector("input[name=mode][value=moments]").closest("label").hidden = model.frames === null;
   if (shown && $(`tab-${shown}`).hidden) reveal(TABS[0]);
   document.dispatchEvent(new CustomEvent("finelap:info", { detail: shell.info }));
+  loadConcepts().catch(() => {}); // the Concepts tab says what is wrong
 }
 
 /** Looks whether the service is still there; if not, says so and waits for it. */
@@ -187,8 +196,8 @@ document.addEventListener("keydown", (event) => {
     shell.show("search");
     $("query").focus();
     $("query").select();
-  } else if (TABS["123".indexOf(event.key)]) {
-    const tab = TABS["123".indexOf(event.key)];
+  } else if (TABS["1234".indexOf(event.key)]) {
+    const tab = TABS["1234".indexOf(event.key)];
     shell.show(tab);
     $(`tab-${tab}`).focus();
   } else return;

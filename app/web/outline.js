@@ -13,6 +13,7 @@ export function colours() {
     played: of("--wave-played") || scheme,
     accent: of("--accent") || scheme,
     region: of("--region") || "transparent",
+    selection: of("--selection") || "transparent",
     soft: of("--soft") || scheme,
   };
 }
@@ -60,6 +61,11 @@ export class CanvasWaveform {
     this.redraw();
   }
 
+  /** Where the recording is in the window. */
+  box() {
+    return this.#canvas.getBoundingClientRect();
+  }
+
   zoom() {} // the whole waveform is always in view
 
   destroy() {
@@ -88,8 +94,8 @@ export class CanvasWaveform {
     const { duration, peaks, regions } = this.#options;
     const colour = colours();
     const x = (t) => (t / duration) * width;
-    for (const { start, end, color } of regions) {
-      context.fillStyle = color || colour.region;
+    for (const { start, end, selected } of regions) {
+      context.fillStyle = selected ? colour.selection : colour.region;
       context.beginPath();
       context.roundRect(x(start), 0, Math.max(x(end) - x(start), 3), height, 3);
       context.fill();

@@ -1,5 +1,7 @@
 // The list of phrases to detect, as chips, with a text field and suggestions.
 
+import { Completion } from "./completion.js";
+import { concepts, labelOf, named, phraseOf } from "./concept-names.js";
 import { announce, el, icon } from "./dom.js";
 
 const SUGGESTED = [
@@ -7,6 +9,7 @@ const SUGGESTED = [
   "door slam", "glass breaking", "water dripping", "crowd", "laughter", "music", "bell", "explosion", "gunshot", "silence",
 ];
 const SHOWN = 8;
+const OWN = 4; // concepts among them
 const MAX_LENGTH = 1000; // characters, the service's limit
 
 export class Phrases {
@@ -20,6 +23,8 @@ export class Phrases {
     /** @type {string[]} */
     this.all = [];
     field.addEventListener("keydown", (event) => this._key(event));
+    new Completion(field, { byName: true, onTake: (phrase) => this._take(phrase) });
+    document.addEventListener("finelap:concepts", () => this._show());
     field.addEventListener("paste", (event) => this._paste(event));
     this._show();
   }
@@ -29,6 +34,13 @@ export class Phrases {
     const text = this.field.value;
     this.field.value = "";
     this.add(text.split(/[,;\n]/));
+  }
+
+  /** Adds a phrase instead of the text in the field. */
+  _take(phrase) {
+    this.field.value = "";
+    this.add([phrase]);
+    announce(`Added ${named(phrase)}`);
   }
 
   /** Adds phrases that are new and not empty. @param {string[]} texts */
@@ -55,28 +67,28 @@ export class Phrases {
     this._show();
     const next = this.list.children[Math.min(at, this.all.length - 1)];
     (next?.querySelector("button") ?? this.field).focus();
-    announce(`Removed ${phrase}`);
+    announce(`Removed ${named(phrase)}`);
     this.onChange();
   }
 
   _show() {
     this.list.replaceChildren(
       ...this.all.map((phrase) => {
-        const remove = { type: "button", "aria-label": `Remove ${phrase}`, onclick: () => this._remove(phrase) };
-        return el("li", { class: "chip" }, el("span", { text: phrase }), el("button", remove, icon("close")));
+        const remove = { type: "button", "aria-label": `Remove ${named(phrase)}`, onclick: () => this._remove(phrase) };
+        return el("li", { class: "chip" }, labelOf(phrase), el("button", remove, icon("close")));
       }),
     );
     this.list.hidden = !this.all.length;
-    const left = SUGGESTED.filter((text) => !this.all.includes(text)).slice(0, SHOWN);
+    const left = [...concepts().slice(0, OWN).map(phraseOf), ...SUGGESTED].filter((text) => !this.all.includes(text)).slice(0, SHOWN);
     this.more.replaceChildren(
-      ...left.map((text) => el("button", { type: "button", class: "chip", onclick: () => this._suggested(text) }, text)),
+      ...left.map((text) => el("button", { type: "button", class: "chip", onclick: () => this._suggested(text) }, labelOf(text))),
     );
   }
 
   _suggested(text) {
     const at = [...this.more.children].indexOf(document.activeElement);
     this.add([text]);
-    announce(`Added ${text}`);
+    announce(`Added ${named(text)}`);
     this.more.children[Math.min(Math.max(at, 0), this.more.children.length - 1)]?.focus();
   }
 

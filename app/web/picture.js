@@ -1,5 +1,6 @@
 // Exports the current view as a PNG with labels, axis and settings, painted by the same code as the screen.
 
+import { named } from "./concept-names.js";
 import { palette } from "./paint.js";
 
 const EDGE = 20; // css pixels, all of these
@@ -30,7 +31,7 @@ export function picture(strips, title, about) {
   write(context, about, `12px ${FONT}`, colours.soft, 0, HEAD + layout.height + FOOT - 14, width + NAMES);
   context.translate(0, HEAD);
   context.textBaseline = "middle";
-  const names = ["Waveform", "Spectrogram, to 8 kHz", ...strips.recording.phrases];
+  const names = ["Waveform", "Spectrogram, to 8 kHz", ...strips.recording.phrases.map(named)];
   const middles = [layout.wave + 30, layout.spectrum + 52, ...layout.lanes.map((y) => y + 13)];
   names.forEach((name, i) => write(context, name, `13px ${FONT}`, colours.ink, 0, middles[i], NAMES - 14));
   context.translate(NAMES, 0);

@@ -35,7 +35,7 @@ export class Recording {
   take(line) {
     if (line.type === "start") this._start(line);
     else if (line.type === "frames") this._frames(unpacked(line.scores));
-    else if (line.type === "outline") this._outline(line.columns, unpacked(line.peaks), unpacked(line.spectrum));
+    else if (line.type === "outline") this.add(line.columns, new Int16Array(unpacked(line.peaks).buffer), unpacked(line.spectrum));
     else if (line.type === "end") {
       this._duration = line.duration;
       this.ended = true;
@@ -58,8 +58,8 @@ export class Recording {
     this.tracks.forEach((track, i) => track.push(scores.subarray(i * frames, (i + 1) * frames)));
   }
 
-  _outline(columns, peaks, levels) {
-    const pairs = new Int16Array(peaks.buffer);
+  /** Adds columns of waveform and spectrogram. @param {Int16Array} pairs  @param {Uint8Array} levels */
+  add(columns, pairs, levels) {
     this.peaks = appended(this.peaks, 2 * this.columns, pairs);
     this.levels = appended(this.levels, this.bands * this.columns, levels);
     this.columns += columns;

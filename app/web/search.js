@@ -3,6 +3,8 @@
 
 import { call, download, get, json, Problem } from "./api.js";
 import { mark } from "./clip.js";
+import { Completion } from "./completion.js";
+import { concepts, isConcept, labelOf, named, noSuch, phraseOf, unknownConcept } from "./concept-names.js";
 import { $, announce, debounce, el } from "./dom.js";
 import { clipIdOf, nameOf, toApi, toggled } from "./examples.js";
 import { chip, FilterForm, filterChips, including } from "./filters.js";
@@ -12,6 +14,7 @@ import { clearNotes, heading, matchingFirst, showNotes } from "./matches.js";
 const PAUSE = 80; // ms after the last keystroke
 const STEP = 20; // hits per page
 const MAX_HITS = 1000;
+const OWN_IDEAS = 4; // concepts among the ideas
 const IDEAS = ["dog barking", "rain on a roof", "glass breaking", "footsteps", "thunder", "a door slams"];
 
 /**
@@ -62,6 +65,7 @@ export function mount(panel, shell) {
     open: ({ clip, moments }) => shell.openClip(clip, moments ?? []),
     similar: ({ clip }) => findSimilar(clip),
     download: ({ clip }) => download(clip).catch(showError),
+    teach: ({ clip, moments }, stretch) => teach(clip, stretch ?? moments?.[0]),
     example: (hit, which) => change(toggled(asked, which, hit)),
     filter: (key, value) => change({ filter: including(asked.filter, key, value), like: "" }),
     leave: () => $("query").focus(),
@@ -92,6 +96,18 @@ export function mount(panel, shell) {
     change({ q: "", like: clip.id, example: "" });
     scrollTo({ top: 0 });
   }
+
+  async function teach(clip, stretch) {
+    const { start, end } = stretch ?? {};
+    const concept = isConcept(asked.q) ? asked.q : undefined;
+    const taught = await shell.teach({ clip, name: clip.filename, duration: clip.duration, start, end, concept });
+    if (taught && usesConcepts()) run(asked); // with what it has learned
+  }
+
+  /** The sounds of the query, one after the other in a sequence. */
+  const soundsOf = ({ q, mode }) => (mode === "moments" ? q.split(">").map((sound) => sound.trim()).filter(Boolean) : [q]);
+
+  const usesConcepts = () => [...soundsOf(asked), ...asked.without].some(isConcept);
 
   function useFile(file) {
     files.set(file.name, file);
@@ -126,6 +142,8 @@ export function mount(panel, shell) {
   /** @returns {Promise<import("./matches.js").Answer>} */
   async function ask(query, signal) {
     const { q, like, example, mode, more, less, without, filter, k } = query;
+    const unknown = like ? undefined : await unknownConcept([...soundsOf(query), ...without]);
+    if (unknown !== undefined) throw new Problem(404, { detail: noSuch(unknown) });
     const some = Object.keys(filter).length ? filter : null;
     if (like) {
       const answer = await get(`/clips/${encodeURIComponent(like)}/similar`, { k }, { signal });
@@ -153,7 +171,7 @@ export function mount(panel, shell) {
       const body = { query: q, k, moments: await shell.hasFrames(), mode, without, filter: some, ...examples };
       return json("/search", { body, signal });
     }
-    const sounds = q.split(">").map((sound) => sound.trim()).filter(Boolean);
+    const sounds = soundsOf(query);
     const what = sounds.length > 1 ? { sequence: sounds } : { query: sounds[0] ?? q };
     const found = await json("/search/moments", { body: { ...what, k, filter: some }, signal });
     return { hits: found.hits.map(({ clip, start, end, score, parts }) => ({ clip, score, moments: parts ?? [{ start, end, score }] })) };
@@ -238,7 +256,7 @@ export function mount(panel, shell) {
     nameQuery();
     for (const radio of $("mode").querySelectorAll("input")) radio.checked = radio.value === mode;
     $("without-chips").replaceChildren(
-      ...without.map((text) => chip(text, () => change({ without: asked.without.filter((each) => each !== text) }))),
+      ...without.map((text) => chip(named(text), () => change({ without: asked.without.filter((each) => each !== text) }))),
     );
     $("without").placeholder = without.length ? "" : "music, speech …";
     form.show(filter);
@@ -249,7 +267,10 @@ export function mount(panel, shell) {
   function showChips() {
     const { q, like, example, filter } = asked;
     const ideas = !q && !like && !example && !Object.keys(filter).length;
-    const suggestions = IDEAS.map((text) => el("button", { type: "button", class: "chip", text, onclick: () => change({ q: text }) }));
+    const own = ideas ? concepts().slice(0, OWN_IDEAS).map(phraseOf) : [];
+    const suggestions = [...own, ...IDEAS].map((text) =>
+      el("button", { type: "button", class: "chip", onclick: () => change({ q: text }) }, labelOf(text)),
+    );
     const examples = (which) =>
       asked[which].map((each) =>
         chip(`${which} like ${nameOf(each, names.get(clipIdOf(each)))}`, () => {
@@ -281,6 +302,8 @@ export function mount(panel, shell) {
     $("query").placeholder = like ? "" : example ? "Add words" : "Describe a sound, or drop an audio file here";
   }
 
+  new Completion($("query"), { separator: />/ });
+  new Completion($("without"), { byName: true, onTake: addExcluded });
   $("query").addEventListener("input", typed);
   $("query").addEventListener("keydown", (event) => {
     const empty = !$("query").value;
@@ -322,6 +345,7 @@ export function mount(panel, shell) {
       if (name === "drop" && event.dataTransfer.files.length) useFile(event.dataTransfer.files[0]);
     });
   }
+  document.addEventListener("finelap:concepts", () => asked && showChips());
   let connected = false;
   document.addEventListener("finelap:info", () => {
     if (failed && !panel.hidden) run(asked); // the service was loading or unreachable
@@ -336,7 +360,7 @@ export function mount(panel, shell) {
   return {
     shown(params) {
       const next = fromParams(params);
-      if (asked && !stale && JSON.stringify(next) === JSON.stringify(asked)) return;
+      if (asked && !stale && !usesConcepts() && JSON.stringify(next) === JSON.stringify(asked)) return;
       settled = true;
       run(next);
     },

@@ -6,7 +6,7 @@ import { CanvasWaveform, colours } from "./outline.js";
 import { formatTime, palette } from "./paint.js";
 import { Player } from "./player.js";
 
-/** @typedef {{start: number, end: number, label?: string, color?: string}} Region  seconds */
+/** @typedef {{start: number, end: number, label?: string, selected?: boolean}} Region  seconds; `selected`: by the user */
 
 const MAX_SPECTROGRAM = 600; // seconds; longer recordings would use too much memory in the browser
 const scheme = matchMedia("(prefers-color-scheme: dark)");
@@ -96,6 +96,12 @@ export class Wave {
 
   seek(t) {
     this.player.seek(t);
+  }
+
+  /** The time in seconds at a horizontal position in the window. */
+  timeAt(clientX) {
+    const { left, width } = this.#view.box();
+    return Math.min(Math.max((clientX - left) / width, 0), 1) * this.duration;
   }
 
   setPeaks(peaks) {
@@ -241,10 +247,15 @@ class Surfer {
   setRegions(regions) {
     this.#options.regions = regions;
     this.#regions.clearRegions();
-    const plain = colours().region;
-    for (const { start, end, label, color } of regions) {
-      this.#regions.addRegion({ start, end, content: label, color: color || plain, drag: false, resize: false });
+    const { region, selection } = colours();
+    for (const { start, end, label, selected } of regions) {
+      this.#regions.addRegion({ start, end, content: label, color: selected ? selection : region, drag: false, resize: false });
     }
+  }
+
+  /** Where the whole recording would be in the window. */
+  box() {
+    return this.#surfer.getWrapper().getBoundingClientRect();
   }
 
   zoom(pxPerSecond) {

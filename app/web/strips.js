@@ -6,7 +6,9 @@
 // canvases as wide as the window show the visible part at any length and zoom; drawing an hour with 20 phrases takes a
 // few milliseconds. A scroll box of matching width provides the scroll bar and touch input.
 
+import { colours as pageColours } from "./outline.js";
 import { across, firstAfter, onScheme, paintEvents, paintHeat, paintRuler, paintSpectrum, paintWave, palette } from "./paint.js";
+import { selectable } from "./selecting.js";
 
 const RULER = 22; // css pixels, all of these
 const WAVE = 60;
@@ -20,10 +22,11 @@ const MAX_ZOOM = 400; // pixels per second
 export class Strips {
   /**
    * @param {HTMLElement} root  contains the names (.names) and the scroll box (.scroll) with the canvases
-   * @param {{onSeek: (t: number) => void, onPick: (phrase: number, event: number) => void}} calls
-   *   called with the position clicked, or with the indexes of the phrase and event clicked
+   * @param {{onSeek: (t: number) => void, onPick: (phrase: number, event: number) => void,
+   *          onSelect: (stretch: {start: number, end: number}) => void}} calls
+   *   called with the position clicked, with the indexes of the phrase and event clicked, or with the stretch dragged over
    */
-  constructor(root, { onSeek, onPick }) {
+  constructor(root, { onSeek, onPick, onSelect }) {
     this.onSeek = onSeek;
     this.onPick = onPick;
     this.names = root.querySelector(".names");
@@ -36,12 +39,15 @@ export class Strips {
     this.total = 1; // length of the axis in seconds
     this.time = 0;
     this.chosen = null; // {phrase, event} as onPick has them
+    this.selected = null; // {start, end} in seconds
     this._zoom = 0; // pixels per second; 0: fit to window
     this._queued = 0;
     this._stale = true; // whether to redraw the base, not only the playhead
     this.scroll.addEventListener("scroll", () => this.redraw(), { passive: true });
     this.scroll.addEventListener("wheel", (event) => this._wheel(event), { passive: false });
     this.pane.addEventListener("click", (event) => this._click(event));
+    const at = (x) => Math.min(Math.max(this._at(x), 0), this.total);
+    selectable(this.pane, { at, onSelect });
     new ResizeObserver(() => this._arrange()).observe(root);
     onScheme(() => this.redraw());
   }
@@ -51,7 +57,7 @@ export class Strips {
     this.recording = recording;
     this.events = recording.phrases.map(() => []);
     this.time = 0;
-    this.chosen = null;
+    this.chosen = this.selected = null;
     this._zoom = 0;
     this.total = Math.max(total, 0.1);
     this._arrange();
@@ -74,6 +80,12 @@ export class Strips {
   choose(phrase, event, { reveal = true } = {}) {
     this.chosen = this.events[phrase]?.[event] ? { phrase, event } : null;
     if (this.chosen && reveal) this.reveal(this.events[phrase][event].onset, this.events[phrase][event].offset);
+    this._queue();
+  }
+
+  /** Marks a stretch, or none. @param {{start: number, end: number} | null} stretch */
+  select(stretch) {
+    this.selected = stretch;
     this._queue();
   }
 
@@ -229,6 +241,12 @@ export class Strips {
       context.lineWidth = 2;
       context.strokeRect(left - 1, lane.y - 1, w + 2, lane.h + 2);
     }
+    if (this.selected) {
+      const { start: onset, end: offset } = this.selected;
+      const { x: left, w } = across({ x: 0, w: this.width }, this.span, { onset, offset });
+      context.fillStyle = pageColours().selection;
+      context.fillRect(left, RULER, w, height - RULER);
+    }
     if (this.time >= from && this.time <= to) {
       context.fillStyle = colours.playhead;
       context.fillRect(Math.min(Math.max(x(this.time) - 0.75, 0), this.width - 1.5), RULER - 4, 1.5, height);
@@ -260,8 +278,8 @@ export class Strips {
   }
 }
 
-// Sizes a canvas in css pixels for the screen's pixel ratio; returns its context, in css pixels.
-function fitted(canvas, width, height) {
+/** Sizes a canvas in css pixels for the screen's pixel ratio; returns its context, in css pixels. */
+export function fitted(canvas, width, height) {
   const scale = window.devicePixelRatio || 1;
   const [w, h] = [Math.round(width * scale), Math.round(height * scale)];
   if (canvas.width !== w || canvas.height !== h) {
