@@ -151,7 +151,7 @@ def test_labels_match_the_openapi_document(document: Schema) -> None:
 
 
 def test_every_response_type_is_compared() -> None:
-    """A new type is either reached from RESPONSES or is a message of a streamed detection or a live stream, which has no schema."""
+    """A new type is reached from RESPONSES, or is a message of a stream, which has no schema."""
     reached: set[Any] = {types.Label}
 
     def visit(kind: Any) -> None:
