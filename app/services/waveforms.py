@@ -1,6 +1,6 @@
 """Waveform peaks of stored clips, decoded on demand and cached in memory.
 
-Peaks are the lowest and highest sample of every 10 ms, see app.audio.peaks.
+Peaks are the lowest and highest sample of every 10 ms, or of less in a short clip, see app.audio.peaks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from app.audio.peaks import WaveformPeaks, fitting_step
+from app.audio.peaks import STEP, WaveformPeaks, fitting_step
 from app.services.audio_source import decode_clip
 from app.state import AppState
 from index import Clip
@@ -19,10 +19,12 @@ from index import Clip
 _CACHE_BYTES = 64_000_000  # 22 hours of audio
 
 
-async def decode_peaks(state: AppState, clip_id: str) -> np.ndarray:
-    """Decodes a clip and returns its peaks (2, n) float32. Raises ClipNotFound, AudioMissing, MediaError."""
-    clip = await state.read(state.library.get, clip_id)
-    peaks = WaveformPeaks(fitting_step(clip.duration))
+async def decode_peaks(state: AppState, clip_id: str, step: int = STEP) -> np.ndarray:
+    """Decodes a clip and returns its peaks (2, n) float32, each of `step` samples at 16 kHz.
+
+    Raises ClipNotFound, AudioMissing, MediaError.
+    """
+    peaks = WaveformPeaks(step)
     async with decode_clip(state, clip_id) as audio:
         async for block in audio:
             peaks.push(block)
@@ -48,7 +50,7 @@ class PeaksCache:
         async with lock:
             peaks = self._entries.get(clip.sha256)
             if peaks is None:
-                peaks = await decode_peaks(state, clip_id)
+                peaks = await decode_peaks(state, clip_id, fitting_step(clip.duration))
                 self._store(clip.sha256, peaks)
             self._entries.move_to_end(clip.sha256)
         return clip, peaks

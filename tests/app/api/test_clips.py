@@ -268,8 +268,9 @@ async def test_other_media_types_are_rejected(client: httpx.AsyncClient, sounds:
 
 
 def slow_peaks(samples: np.ndarray, n: int) -> list[list[float]]:
-    """The reference: lowest and highest sample of n intervals, each of the 10 ms steps that begin in it."""
-    steps = [samples[at : at + 160] for at in range(0, len(samples), 160)]
+    """The reference: lowest and highest sample of n intervals, each of the steps that begin in it."""
+    size = fitting_step(len(samples) / 16_000)
+    steps = [samples[at : at + size] for at in range(0, len(samples), size)]
     peaks = []
     for column in range(n):
         first, last = column * len(steps) // n, (column + 1) * len(steps) // n
