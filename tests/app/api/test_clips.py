@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from app.audio.peaks import fitting_step
 from tests.support.waiting import wait_until
 
 
