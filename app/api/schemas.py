@@ -203,7 +203,7 @@ class AudioEmbedding(BaseModel):
 
     filename: str
     duration: float
-    track: Track | None
+    track: Track | None = None
     notes: list[Note]
     embedding: list[float] | str
     frames: FrameEmbeddings | None

@@ -222,7 +222,7 @@ def _detect(args: argparse.Namespace) -> None:
 
             if args.track is not None:
                 given["track"] = args.track
-            run_detect(args.server, args.file, args.phrases, given, writer, args.plot)  # type: ignore[arg-type]
+            run_detect(args.server, args.file, args.phrases, given, writer, args.plot)
         else:
             settings = _settings(args, "checkpoint", "device")
             from app.cli.local import detect_file
