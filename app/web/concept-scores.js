@@ -102,7 +102,7 @@ export class Scores {
     const marks = this.#labels.map(({ score, label }) => {
       const x = Math.min(score * BINS, BINS - 0.3);
       const y = HEIGHT + (label ? 2 : MARKS / 2 + 2);
-      return shape("rect", { class: label ? "mark yes" : "mark no", x, y, width: 0.3, height: MARKS / 2 - 1 });
+      return shape("rect", { class: label ? "tick yes" : "tick no", x, y, width: 0.3, height: MARKS / 2 - 1 });
     });
     const line = shape("rect", { class: "line", x: threshold * BINS - 0.1, y: 0, width: 0.2, height: HEIGHT + MARKS });
     const label = `Scores of ${count(this.#scores.length, "sound")}: ${$("scores-about").textContent}`;
@@ -117,7 +117,7 @@ export class Scores {
   #legend() {
     if (!this.#labels.length) return "";
     const key = (name, text) => el("span", { class: `key ${name}` }, text);
-    return el("p", { class: "legend hint" }, key("yes", "yes examples"), key("no", "no examples"));
+    return el("p", { class: "legend hint" }, key("yes", "examples"), key("no", "counterexamples"));
   }
 }
 

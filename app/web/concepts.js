@@ -218,7 +218,9 @@ function modal(title, fields, action, send, danger = false) {
     dialog.replaceChildren(el("form", { onsubmit: submit }, el("h2", { id: "ask-title", text: title }), ...fields, message, el("div", { class: "actions" }, cancel, save)));
     dialog.addEventListener("close", () => resolve(result), { once: true });
     dialog.showModal();
-    (fields.flatMap((node) => [...node.querySelectorAll("input")])[0] ?? save).focus();
+    const [first] = fields.flatMap((node) => [...node.querySelectorAll("input")]);
+    (first ?? save).focus();
+    first?.select();
   });
 }
 
