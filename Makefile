@@ -1,5 +1,5 @@
 # make run    starts the service with the bundled checkpoint and demo sounds on http://127.0.0.1:8080
-# make test   runs all tests
+# make test   runs all tests, two files at a time (ARGS="-n 0" for one)
 # make check  runs ruff and mypy
 # make checkpoint  rebuilds the bundled checkpoint: downloads its training sounds, then trains for hours
 # make docs   builds the documentation site in site/ and checks its links
@@ -25,7 +25,7 @@ run: $(VENV)/.run $(VENV)/.page
 	@exec $(BIN)/finelap serve --demo demo/sounds $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.page $(VENV)/.axe
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.test
 	@$(BIN)/ruff check .
