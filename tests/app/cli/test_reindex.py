@@ -30,7 +30,6 @@ from index import CheckpointMismatch, SqliteLibrary
 from index.sqlite.reader import LibraryReader, exclusive_lock
 from index.sqlite.reindex import SideDatabase, side_path
 from model import FineLAP
-from tests.support.clips import nearest_hits
 
 REPO = Path(__file__).parents[3]
 KILLS = 2
@@ -268,6 +267,8 @@ async def test_reindex_survives_kills_at_random_moments(
     sounds: SimpleNamespace,
     tmp_path: Path,
 ) -> None:
+    from tests.support.clips import nearest_hits  # not above: the process that is killed loads this file alone
+
     settings = make_settings()
     files = {f"{n}.wav": sounds.wav(sounds.TONES[n % 6], 0.3 + n / 50) for n in range(40)}
     await fill(settings, fake_model, open_client, files)

@@ -82,7 +82,7 @@ def _comparable(answer: Any) -> Any:
 
 def _without_time(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_time(item) for name, item in value.items() if name not in ("took_ms", "new")}
+        return {name: _without_time(item) for name, item in value.items() if name not in ("took_ms", "new", "updated")}
     if isinstance(value, list):
         return [_without_time(item) for item in value]
     return value
