@@ -1,4 +1,4 @@
-"""Concepts in a browser: taught from a hit, an event and an open sound, improved by keys, and used wherever phrases are."""
+"""Concepts in a browser: taught from hits, events and open sounds, improved by keys, and used wherever phrases are."""
 
 from __future__ import annotations
 
