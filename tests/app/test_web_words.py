@@ -165,7 +165,8 @@ def test_the_outline_of_samples_has_the_units_of_the_service(script: Callable[..
     """A full-scale tone of 1 kHz is 0 dB in the band of 1 kHz, and far below in others; silence is at the bottom."""
     body = """
       const rate = 16000;
-      const samples = Float32Array.from({ length: 2 * rate }, (_, i) => i < rate ? Math.sin(2 * Math.PI * 1000 * i / rate) : 0);
+      const tone = (i) => Math.sin(2 * Math.PI * 1000 * i / rate);
+      const samples = Float32Array.from({ length: 2 * rate }, (_, i) => i < rate ? tone(i) : 0);
       const { columns, bands, peaks, levels, loudest } = spectrum.outlineOf(samples, rate, 0.1);
       const column = (c) => [...levels.subarray(c * bands, (c + 1) * bands)];
       return { columns, loudest, tone: column(5), silence: column(15), peaks: [...peaks.subarray(10, 12)] };
