@@ -56,6 +56,7 @@ export class Suggestions {
     this.#pending.abort();
     const { signal } = (this.#pending = new AbortController());
     const { id } = this.#concept;
+    $("suggestions").setAttribute("aria-busy", "true");
     try {
       const { suggestions } = await get(`/concepts/${id}/suggestions`, { k: SHOWN + this.#answered.size + 1 }, { signal });
       if (!signal.aborted) this.#draw(suggestions.filter((one) => !this.#answered.has(keyOf(one))));
@@ -64,6 +65,7 @@ export class Suggestions {
       if (error.status === 409) this.#draw([]); // without words and examples there is nothing to be unsure of
       else this.#on.failed(error);
     }
+    if (!signal.aborted) $("suggestions").removeAttribute("aria-busy");
   }
 
   /** @param {Suggestion[]} found */

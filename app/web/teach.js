@@ -117,7 +117,7 @@ class Form {
       el("div", { class: "row times" }, this.#play, labelled("From (s)", this.#start), labelled("to (s)", this.#end), el("p", { class: "hint", text: "or drag over the sound" })),
       el("div", {}, labelled("Concept", this.#name), this.#names, this.#about),
       this.#textBox,
-      el("fieldset", { class: "segments" }, el("legend", { class: "unseen", text: "This sound is" }), answer("true", "Yes, it is this sound", true), answer("false", "No, it isn’t")),
+      el("fieldset", { class: "segments" }, el("legend", { class: "unseen", text: "This sound is" }), answer("true", "Yes, it is this", true), answer("false", "No, it isn’t")),
       this.#message,
       el("div", { class: "actions" }, el("button", { type: "button", text: "Cancel", onclick: () => dialog.close() }), this.#save),
     );

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-MODULES = ("api", "dom", "events", "filters", "paint", "recording")
+MODULES = ("api", "dom", "events", "filters", "paint", "recording", "spectrum")
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +159,37 @@ def test_a_recording_grows_line_by_line(script: Callable[..., Any]) -> None:
     assert given["loudest"] == int(np.abs(peaks.astype(int)).max())
     ordered = np.sort(levels, axis=None)
     assert given["quantiles"] == [int(ordered[int(q * len(ordered))]) for q in (0, 0.25, 0.9995)]
+
+
+def test_the_outline_of_samples_has_the_units_of_the_service(script: Callable[..., Any]) -> None:
+    """A full-scale tone of 1 kHz is 0 dB in the band of 1 kHz, and far below in others; silence is at the bottom."""
+    body = """
+      const rate = 16000;
+      const tone = (i) => Math.sin(2 * Math.PI * 1000 * i / rate);
+      const samples = Float32Array.from({ length: 2 * rate }, (_, i) => i < rate ? tone(i) : 0);
+      const { columns, bands, peaks, levels, loudest } = spectrum.outlineOf(samples, rate, 0.1);
+      const column = (c) => [...levels.subarray(c * bands, (c + 1) * bands)];
+      return { columns, loudest, tone: column(5), silence: column(15), peaks: [...peaks.subarray(10, 12)] };
+    """
+    outline = script(body)
+    assert outline["columns"] == 20 and outline["loudest"] == 32767 and outline["peaks"] == [-32767, 32767]
+    tone = outline["tone"]
+    loudest = tone.index(max(tone))
+    assert abs(tone[loudest] / 2 - 127.5) <= 1
+    low, high = (1127 * np.log(1 + hertz / 700) for hertz in (50, 7800))
+    expected = (1127 * np.log(1 + 1000 / 700) - low) / (high - low) * len(tone)
+    assert abs(loudest + 0.5 - expected) <= 1
+    assert max(tone[: loudest - 5] + tone[loudest + 5 :]) / 2 - 127.5 < -50
+    assert max(outline["silence"]) <= 2
+
+
+def test_the_transform_is_a_fourier_transform(script: Callable[..., Any]) -> None:
+    values = np.random.default_rng(1).normal(size=(2, 64))
+    body = """
+      const [re, im] = input.map((each) => Float64Array.from(each));
+      spectrum.transform(re, im);
+      return [[...re], [...im]];
+    """
+    real, imaginary = script(body, values.tolist())
+    expected = np.fft.fft(values[0] + 1j * values[1])
+    assert np.allclose(np.array(real) + 1j * np.array(imaginary), expected)

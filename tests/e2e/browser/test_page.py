@@ -12,7 +12,7 @@ from benchmarks.common import Server
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Response
 
-TABS = ("search", "detect", "library")
+TABS = ("search", "detect", "library", "concepts")
 MOST_SCRIPT = 300_000  # bytes over the wire
 
 
@@ -44,7 +44,7 @@ def test_scripts_are_small(open_page: Callable[..., Page], server: Server) -> No
     clip = server.get("/clips", limit=1).json()["clips"][0]["id"]
     page = open_page(path=None)
     page.on("response", keep)
-    for address in ("/", "/?tab=detect", "/?tab=library", f"/?open={clip}"):
+    for address in ("/", "/?tab=detect", "/?tab=library", "/?tab=concepts", f"/?open={clip}"):
         page.goto(server.address + address)
         wait_until_ready(page)
         page.wait_for_load_state("networkidle")

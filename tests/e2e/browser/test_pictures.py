@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SHARP = 1.5  # pixels of the picture for one of the page
 NIGHT = (("dog-barking-7ddbed", 6), ("glass-shattering-cd90fe", 15), ("thunder-4ac79b", 24), ("dog-barking-7ddbed", 33))
 PHRASES = ("dog barking", "breaking glass", "thunder")
+SPLASHES = ("water-splash-383785", "water-splash-bb9562", "water-splash-c1ca1c")
 FIELD = ("rain-9a5405", "crow-5da38b", "water-drip-e697f4")
 
 
@@ -101,3 +102,26 @@ def test_library(look: Callable[[str], Page], added: None, shoot: Callable[..., 
     page.evaluate("document.activeElement.blur()")
     page.mouse.move(0, 0)
     shoot(page, "page-library")
+
+
+def test_concepts(look: Callable[[str], Page], server: Server, shoot: Callable[..., None]) -> None:
+    clips = {clip["filename"]: clip["id"] for clip in server.get("/clips", limit=1000).json()["clips"]}
+    labels = {name: True for name in SPLASHES} | {"glass-shattering-cd90fe": False}
+    examples = [{"clip_id": clips[f"{name}.ogg"], "label": label} for name, label in labels.items()]
+    made = [
+        server.post("/concepts", json={"name": "our pond", "text": "splash in water", "examples": examples}).json(),
+        server.post("/concepts", json={"name": "gate", "text": "a wooden gate creaks"}).json(),
+    ]
+    try:
+        page = look("/?tab=concepts&concept=our+pond")
+        wait_for_count(page, "#suggestions > .suggestion", 5)
+        quality = f"{made[0]['quality']['average_precision']:.2f}"
+        assert page.locator("#concept-facts dd").first.inner_text() == quality
+        page.wait_for_load_state("networkidle")  # the suggestions' sounds
+        page.locator("#suggestions .title").first.focus()
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_timeout(300)  # they are drawn with the next frame
+        shoot(page, "page-concepts")
+    finally:
+        for concept in made:
+            server.delete(f"/concepts/{concept['id']}")
