@@ -12,7 +12,7 @@ from index.quantization import FrameCodes, encode_frames
 from index.vectors.flat import ReadWriteLock
 from model.segments import pool_segments, unit_rows
 
-LONG_SECONDS = 10.0  # clips that last longer are long: more than one window of the model
+LONG_SECONDS = 5.0  # clips that last longer are long: as a whole they may say little of a short sound in them
 
 _SEGMENTS_PER_CLIP = (4, 16)  # in the first search round: the mean of all clips, within these limits
 _REMOVED = -1

@@ -71,13 +71,13 @@ def configuration(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
         shutil.copy(DOCKER / "prometheus" / "rules.yml", folder)
         config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-        ours, itself = config["scrape_configs"]
+        ours, listen, itself = config["scrape_configs"]
         assert ours["job_name"] == "finelap" and ours.pop("dns_sd_configs")[0]["names"] == ["finelap"]
         ours["static_configs"] = [{"targets": [address]}]
         (folder / "key").write_text(KEY)
         ours["authorization"]["credentials_file"] = str(folder / "key")
         config["scrape_configs"] = [ours]
-        assert itself["job_name"] == "prometheus"
+        assert (listen["job_name"], itself["job_name"]) == ("listen", "prometheus")
         path: Path = folder / "prometheus.yml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path

@@ -247,10 +247,10 @@ def test_a_sound_finds_itself(service: Service, demo: Path) -> None:
 def test_the_page_and_all_it_needs_are_served(service: Service) -> None:
     page = httpx.get(service.address, timeout=60, trust_env=False)
     assert page.headers["content-type"].startswith("text/html")
-    needed = re.findall(r'(?:href|src)="(/[^"]+)"', page.text)
-    assert "/web/main.js" in needed
+    needed = re.findall(r'(?:href|src)="(web/[^"]+)"', page.text)
+    assert "web/main.js" in needed
     for path in needed:
-        assert httpx.get(service.address + path, timeout=60, trust_env=False).status_code == 200, path
+        assert httpx.get(f"{service.address}/{path}", timeout=60, trust_env=False).status_code == 200, path
     assert not re.search(r'(?:href|src)="(?:https?:)?//', page.text)
 
 
@@ -408,12 +408,13 @@ def test_what_was_answered_with_201_survives_kill_9(make_service: Callable[[], S
     assert service.end(signal.SIGTERM) == 0
 
 
-def test_a_taken_port_and_a_missing_checkpoint_are_said(service: Service) -> None:
+def test_a_taken_port_and_a_missing_checkpoint_are_said(service: Service, tmp_path: Path) -> None:
     port = service.address.rpartition(":")[2]
-    done = service.run("serve", "--port", port)
+    elsewhere = ("--data-dir", str(tmp_path))
+    done = service.run("serve", "--port", port, *elsewhere)
     assert done.returncode == 1
     assert port in done.stderr and "Traceback" not in done.stderr
-    done = service.run("serve", "--port", "0", "--checkpoint", "no/such/folder")
+    done = service.run("serve", "--port", "0", "--checkpoint", "no/such/folder", *elsewhere)
     assert done.returncode == 1
     assert "no/such/folder" in done.stderr and "Traceback" not in done.stderr
 

@@ -304,8 +304,8 @@ CASES: list[tuple[dict, dict, bool]] = [
     ({}, {"filename": {"gte": "sound", "lt": "sounx"}}, True),
     ({}, {"sample_rate": 44_100, "channels": {"gt": 1.5}}, True),
     ({}, {"sample_rate": [8000, 48_000]}, False),
-    ({}, {"created": {"gte": "2020", "lt": "2999"}}, True),
-    ({}, {"created": {"lt": "2020"}}, False),
+    ({}, {"created": {"gte": "2020-01-01", "lt": "2999-01-01"}}, True),
+    ({}, {"created": {"lt": "2020-01-01"}}, False),
 ]
 
 

@@ -250,7 +250,8 @@ def test_an_older_library_gets_its_segments_once(
     expected = segments_on_disk(library)
     library.close()
     old = sqlite3.connect(library.folder / "catalog.sqlite3")
-    old.executescript("DROP TABLE segments; PRAGMA user_version = 2;")
+    later = ("segments", "job_events", "jobs", "concept_examples", "concept_sounds", "concepts")
+    old.executescript("".join(f"DROP TABLE {table};" for table in later) + "PRAGMA user_version = 2;")
     old.close()
     migrated = open_library()
     assert {clip: part.tolist() for clip, part in segments_on_disk(migrated).items()} == {

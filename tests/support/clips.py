@@ -36,6 +36,11 @@ def make_clip(seed: int, metadata: dict[str, Any] | None = None, dim: int = DIM,
     return NewClip(**(fields | changes))
 
 
+def ask_for_hits(library: Library, way: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
+    """The hits of one way of searching: "search" (`nearest_hits`), "search_segments", …"""
+    return nearest_hits(library, vector, k, filter) if way == "search" else getattr(library, way)(vector, k, filter)
+
+
 def nearest_hits(library: Library, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
     """What `nearest` finds, with the records."""
     found = library.nearest(vector, k, filter)

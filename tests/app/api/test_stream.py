@@ -158,6 +158,7 @@ async def test_what_is_told_equals_detect(shared: Serving, sounds: SimpleNamespa
         "type": "start",
         "filename": "stream",
         "frame_hop": 0.16,
+        "track": None,
         "sample_rate": RATE,
         "channels": 1,
         "phrases": PHRASES,

@@ -15,6 +15,7 @@ from index import NewClip, SqliteLibrary
 from index.quantization import encode_frames
 from index.segments import cut_segments
 from index.vectors.index import Limits
+from tests.support.clips import ask_for_hits
 
 ENOUGH = 60  # changes, and searches
 SECONDS = float(os.environ.get("FINELAP_CONCURRENCY_SECONDS", "0"))  # at least, of each way; for longer runs by hand
@@ -55,7 +56,7 @@ def test_searches_while_clips_come_and_go(
             query = new_clip(1000 + seed).embedding
             while not stop.is_set():
                 began = time.monotonic()
-                hits = getattr(library, way)(query, 100, filter)
+                hits = ask_for_hits(library, way, query, 100, filter)
                 searches.append((began, time.monotonic(), query, hits))
 
         def guarded(work: Callable[..., None], *arguments: object) -> None:

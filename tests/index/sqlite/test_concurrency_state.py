@@ -26,7 +26,7 @@ from index import Hit, SqliteLibrary
 from index.quantization import encode_frames
 from index.segments import cut_segments
 from index.vectors.index import Limits
-from tests.support.clips import make_clip
+from tests.support.clips import ask_for_hits, make_clip
 
 SECONDS = float(os.environ.get("FINELAP_CONCURRENCY_SECONDS", "0"))  # about; for longer runs by hand
 CLIPS = 80
@@ -104,7 +104,7 @@ class Library(RuleBasedStateMachine):
                 question = self.questions[turn % len(self.questions)]
                 only = None if question.kind is None else {"kind": question.kind}
                 since = self.done
-                hits = getattr(self.library, question.way)(QUERIES[question.query], question.k, only)
+                hits = ask_for_hits(self.library, question.way, QUERIES[question.query], question.k, only)
                 answers.append(Answer(question, hits, since, self.begun))
                 turn += 1
         return answers

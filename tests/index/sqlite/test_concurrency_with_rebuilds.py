@@ -26,6 +26,7 @@ from index import NewClip, SqliteLibrary
 from index.quantization import encode_frames
 from index.segments import cut_segments
 from index.vectors.index import Limits
+from tests.support.clips import ask_for_hits
 
 SECONDS = float(os.environ.get("FINELAP_CONCURRENCY_SECONDS", "3"))  # at least; for longer runs by hand
 PATIENCE = max(180.0, 2 * SECONDS)
@@ -162,7 +163,7 @@ class Asker(threading.Thread):
         if way == "search_words":
             hits = self.library.search_words("sound", vector, CLIPS, only)
         else:
-            hits = getattr(self.library, way)(vector, K, only)
+            hits = ask_for_hits(self.library, way, vector, K, only)
         ended = time.monotonic()
         # one flat index before and after: a flat one that was left does not come back
         exact = way != "search" or (flat is not None and index._flat is flat)

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from app.cli.main import main
 from index import LibraryError, NewClip, SqliteLibrary
 from index.sqlite import dataset
-from tests.support.clips import DIM, unit
+from tests.support.clips import DIM, nearest_hits, unit
 
 SILENT = lambda *_: None  # noqa: E731
 
@@ -44,8 +44,8 @@ def answers(library: SqliteLibrary) -> list[Any]:
     for number in range(10):
         query = unit(rng.standard_normal(DIM))
         found += [
-            library.search(query, 7),
-            library.search(query, 5, {"tags": "rain", "n": {"lt": 30}}),
+            nearest_hits(library, query, 7),
+            nearest_hits(library, query, 5, {"tags": "rain", "n": {"lt": 30}}),
             library.search_segments(query, 6),
             library.search_words(("dog", "rain", "loud", "犬", "barking")[number % 5], query, 9),
             library.nearest_segments(query, 40),
