@@ -348,13 +348,13 @@ def test_clips_are_found_by_their_nearest_segment(library: Library, new_clip: Ma
 
 
 def test_nearest_clips_without_records(library: Library, new_clip: Make) -> None:
-    durations = [4.0 + 5 * (i % 3 + i % 2) for i in range(24)]
+    durations = [2.0 + 3 * (i % 3 + i % 2) for i in range(24)]
     news = [new_clip(i, {"n": i % 12}, duration=seconds) for i, seconds in enumerate(durations)]
     clips = [clip for clip, _ in library.add_many(news)]
     library.delete(clips.pop().id)
     for seed, filter in ((50, None), (51, {"n": {"lt": 5}})):
         query = new_clip(seed).embedding
-        hits = [hit for hit in library.search_segments(query, 99, filter) if hit.clip.duration > 10]
+        hits = [hit for hit in library.search_segments(query, 99, filter) if hit.clip.duration > 5]
         found = library.nearest_segments(query, 2, filter)
         assert found == [(hit.clip.id, pytest.approx(hit.similarity, abs=1e-6)) for hit in hits[:2]]
         for ask in (library.nearest, library.nearest_segments):
@@ -367,7 +367,7 @@ def test_nearest_clips_without_records(library: Library, new_clip: Make) -> None
 
 def test_similarities_are_those_of_the_clip_and_its_best_segment(library: Library, new_clip: Make) -> None:
     rng = np.random.default_rng(3)
-    durations = [11.0, 11.0, 11.0, 10.0]
+    durations = [6.0, 6.0, 6.0, 5.0]
     news = [new_clip(i, frames=unit(rng.standard_normal((9, DIM))), duration=durations[i]) for i in range(4)]
     clips = [clip for clip, _ in library.add_many(news)]
     vectors = unit(rng.standard_normal((3, DIM)))

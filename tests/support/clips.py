@@ -36,9 +36,19 @@ def make_clip(seed: int, metadata: dict[str, Any] | None = None, dim: int = DIM,
     return NewClip(**(fields | changes))
 
 
-def ask_for_hits(library: Library, way: str, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
-    """The hits of one way of searching: "search" (`nearest_hits`), "search_segments", …"""
-    return nearest_hits(library, vector, k, filter) if way == "search" else getattr(library, way)(vector, k, filter)
+def ask_for_hits(
+    library: Library, way: str, vector: np.ndarray, k: int, filter: Filter | None = None
+) -> list[Hit] | None:
+    """The hits of one way of searching: "search" (`nearest_hits`), "search_segments", …
+
+    For "search", records are read after the search: they may be newer, and if one is gone, the result is None.
+    """
+    if way != "search":
+        return list(getattr(library, way)(vector, k, filter))
+    try:
+        return nearest_hits(library, vector, k, filter)
+    except KeyError:
+        return None
 
 
 def nearest_hits(library: Library, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:

@@ -17,7 +17,7 @@ from app.services.waveforms import PeaksCache
 class FakeState:
     """A state whose clips are named by their SHA-256."""
 
-    library = SimpleNamespace(get=lambda clip_id: SimpleNamespace(sha256=clip_id))
+    library = SimpleNamespace(get=lambda clip_id: SimpleNamespace(sha256=clip_id, duration=60.0))
 
     async def read(self, function: Any, *args: Any) -> Any:
         return function(*args)
@@ -26,7 +26,7 @@ class FakeState:
 async def test_peaks_are_computed_once_and_the_least_recently_used_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
 
-    async def decode_peaks(state: FakeState, clip_id: str) -> np.ndarray:
+    async def decode_peaks(state: FakeState, clip_id: str, step: int) -> np.ndarray:
         decoded.append(clip_id)
         await asyncio.sleep(0.01)
         return np.zeros((2, 125), np.float32)  # a kilobyte

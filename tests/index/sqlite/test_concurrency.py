@@ -57,7 +57,8 @@ def test_searches_while_clips_come_and_go(
             while not stop.is_set():
                 began = time.monotonic()
                 hits = ask_for_hits(library, way, query, 100, filter)
-                searches.append((began, time.monotonic(), query, hits))
+                if hits is not None:
+                    searches.append((began, time.monotonic(), query, hits))
 
         def guarded(work: Callable[..., None], *arguments: object) -> None:
             try:

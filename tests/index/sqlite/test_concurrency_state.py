@@ -55,7 +55,8 @@ class Question:
         passing = [seed for seed, kind in state.items() if self.kind in (None, kind)]
         if len(set(found)) != len(found) or not set(found) <= set(passing):
             return False
-        if any(hit.clip.metadata["kind"] != state[seed] for hit, seed in zip(hits, found, strict=True)):
+        kinds = {seed: hit.clip.metadata["kind"] for hit, seed in zip(hits, found, strict=True)}
+        if self.way != "search" and any(kind != state[seed] for seed, kind in kinds.items()):
             return False
         best = sorted((near[seed] for seed in passing), reverse=True)[: self.k]
         told = [hit.similarity for hit in hits]
@@ -105,8 +106,9 @@ class Library(RuleBasedStateMachine):
                 only = None if question.kind is None else {"kind": question.kind}
                 since = self.done
                 hits = ask_for_hits(self.library, question.way, QUERIES[question.query], question.k, only)
-                answers.append(Answer(question, hits, since, self.begun))
                 turn += 1
+                if hits is not None:
+                    answers.append(Answer(question, hits, since, self.begun))
         return answers
 
     def _change(self, state: State, work: Callable[[], None]) -> None:
