@@ -7,6 +7,7 @@ checkpoint, or a crash between an example and its fit need no care of their own:
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib
 import io
@@ -168,8 +169,12 @@ def _read(file: AudioFile) -> bytes:
 
 
 def warm_up() -> None:
-    """Imports what a fit needs, which takes a second, so that the first concept doesn't wait for it."""
-    importlib.import_module("scipy.optimize")
+    """Imports what a fit needs, which takes a second, so that the first concept doesn't wait for it.
+
+    A failure, as when descriptors run out, concerns nobody yet: the first fit imports it again.
+    """
+    with contextlib.suppress(OSError, ImportError):
+        importlib.import_module("scipy.optimize")
 
 
 async def fitted_head(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Head:
