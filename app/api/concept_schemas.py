@@ -168,8 +168,8 @@ class TaughtExamples(ConceptExamples):
     """The added examples, the concept that was fitted to them, the files that failed, and skipped rows of labels."""
 
     concept: Concept
-    errors: list[FileError] = []
-    skipped: int = 0
+    errors: list[FileError]
+    skipped: int
 
 
 class Suggestion(BaseModel):
