@@ -14,6 +14,8 @@
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
+# its callers must not starve beside other tests
+ALONE := tests/e2e/test_shutdown.py
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input $(PIP_FLAGS)
@@ -25,7 +27,8 @@ run: $(VENV)/.run $(VENV)/.page
 	@exec $(BIN)/finelap serve --demo demo/sounds $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.page $(VENV)/.axe
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--ignore $(ALONE))
+	@$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
 check: $(VENV)/.test
 	@$(BIN)/ruff check .
