@@ -131,6 +131,11 @@ def test_the_service_conforms_to_the_document(
                 for field in ("file", "format", "clip_id", "label", "negative"):
                     case.body.pop(field, None)
                 case.body["positive"] = [sound]
+        if isinstance(case.body, dict):
+            case.body.pop("track", None)  # the sounds have one track
+        if isinstance(case.body, dict) and case.path == "/detect":
+            for field in ("threshold", "low_threshold"):  # one for each phrase, and in order
+                case.body.pop(field, None)
         if isinstance(case.body, dict) and case.path == "/search":
             for field in ("like", "unlike", "filter"):
                 case.body.pop(field, None)
