@@ -212,10 +212,6 @@ def describe(error: BaseException) -> dict[str, Any]:
     return problem
 
 
-# the service is expected to be able to answer in a moment
-_RETRY_SOON = (NotReady, TooManyStreams, batcher.Closed, TimedOut, index.LibraryUnavailable, MemoryError)
-
-
 def headers_of(error: BaseException) -> dict[str, str]:
     """The response headers of an error."""
     if isinstance(error, FilesFailed):
