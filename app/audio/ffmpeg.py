@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import av.container
@@ -50,14 +50,25 @@ def open_with_ffmpeg(file: BinaryIO, filename: str, max_duration: float, track: 
 
 def open_container(file: BinaryIO | FileView, filename: str) -> av.container.InputContainer:
     """A file as a container, from its current position. Raises NotAudio."""
+    return _open(file, filename, DEMUXERS, "not an audio file that can be decoded")
+
+
+def _open(
+    file: BinaryIO | FileView | _Unseekable,
+    filename: str,
+    demuxers: str,
+    fault: str,
+    options: dict[str, str] | None = None,
+    **more: Any,
+) -> av.container.InputContainer:
+    """Opens a container with some of FFmpeg's demuxers. Raises NotAudio, which says that this is `fault`."""
+    restrictions = {"format_whitelist": demuxers, "protocol_whitelist": "none"}
     try:
-        container = av.open(
-            file, metadata_errors="ignore", options={"format_whitelist": DEMUXERS, "protocol_whitelist": "none"}
-        )
+        container = av.open(file, metadata_errors="ignore", options=restrictions | (options or {}), **more)
     except MemoryError:
         raise
     except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise NotAudio(filename, f"this is not an audio file that can be decoded ({describe(error)}).") from error
+        raise NotAudio(filename, f"this is {fault} ({describe(error)}).") from error
     assert isinstance(container, av.container.InputContainer)
     return container
 
@@ -99,19 +110,9 @@ def open_view(
 
 def open_live_with_ffmpeg(file: BinaryIO, filename: str) -> AudioFile:
     """Opens the first track of Ogg, WebM or FLAC that is still arriving; reads wait for more."""
-    try:
-        container = av.open(
-            _Unseekable(file),
-            mode="r",
-            metadata_errors="ignore",
-            options={"format_whitelist": _LIVE_DEMUXERS, "protocol_whitelist": "none"} | _LIVE_OPTIONS,
-            buffer_size=_LIVE_BUFFER,
-        )
-    except MemoryError:
-        raise
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise NotAudio(filename, f"this is no Ogg, WebM or FLAC audio ({describe(error)}).") from error
-    assert isinstance(container, av.container.InputContainer)
+    live = _Unseekable(file)
+    fault = "no Ogg, WebM or FLAC audio"
+    container = _open(live, filename, _LIVE_DEMUXERS, fault, _LIVE_OPTIONS, mode="r", buffer_size=_LIVE_BUFFER)
     try:
         chosen = _choose(container, None, filename)
         reading = _Reading(container, container.streams.audio[chosen.index])
