@@ -77,6 +77,17 @@ class DecodedStream:
         self.tags: dict[str, Value] = {}
         self.track, self.notes = Track(0, 1), list[Note]()
 
+    async def __aenter__(self) -> Self:
+        try:
+            await self._begin()
+        except BaseException:
+            self._discard_worker()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._discard_worker()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -279,30 +290,17 @@ class DecoderPool:
         `file` may be a path or any open file; its position does not change if the system can reopen it, as Linux can.
         Raises a MediaError, OSError if the path cannot be opened, Closed.
         """
-        descriptor = await open_descriptor(file)
-        stream = DecodedStream(
-            self, descriptor, filename, max_duration, {"track": track and track[:MAX_TRACK], "rate": rate}
-        )
-        try:
-            await stream._begin()
+        options = {"track": track and track[:MAX_TRACK], "rate": rate}
+        async with _descriptor(file) as at, DecodedStream(self, at, filename, max_duration, options) as stream:
             yield stream
-        finally:
-            stream._discard_worker()
-            os.close(descriptor)
 
     @asynccontextmanager
     async def open_excerpt(
         self, file: Path, filename: str, options: dict[str, Any], max_duration: float = 14_400.0
     ) -> AsyncIterator[ExcerptStream]:
         """Writes an excerpt of a file. `options`: of app.audio.excerpt.ExcerptOptions. Raises as `open` does."""
-        descriptor = await open_descriptor(file)
-        stream = ExcerptStream(self, descriptor, filename, max_duration, options)
-        try:
-            await stream._begin()
+        async with _descriptor(file) as at, ExcerptStream(self, at, filename, max_duration, options) as stream:
             yield stream
-        finally:
-            stream._discard_worker()
-            os.close(descriptor)
 
     @asynccontextmanager
     async def open_live(self, source: socket.socket, filename: str) -> AsyncIterator[DecodedStream]:
@@ -310,12 +308,8 @@ class DecoderPool:
 
         Its blocks hold what has been decoded, at most _MAX_MESSAGE. Raises a MediaError, Closed.
         """
-        stream = LiveStream(self, source.fileno(), filename, math.inf)
-        try:
-            await stream._begin()
+        async with LiveStream(self, source.fileno(), filename, math.inf) as stream:
             yield stream
-        finally:
-            stream._discard_worker()
 
     async def _acquire(self) -> Worker:
         """Returns an idle worker, waiting in order for one if necessary."""
@@ -434,6 +428,16 @@ class DecoderPool:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_exception(error)
+
+
+@asynccontextmanager
+async def _descriptor(file: BinaryIO | Path) -> AsyncIterator[int]:
+    """A descriptor of a file for a worker, closed at the end. Raises OSError."""
+    descriptor = await open_descriptor(file)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 # Messages to and from one worker
