@@ -2,7 +2,7 @@
 // every answer; the suggestion that has the focus stays.
 
 import { call, get, json } from "./api.js";
-import { $, announce, clock, el, icon } from "./dom.js";
+import { $, announce, clock, el, icon, setCurrent } from "./dom.js";
 import { Excerpt } from "./excerpt.js";
 import { partOfClip } from "./sounding.js";
 
@@ -28,7 +28,7 @@ export class Suggestions {
     this.#shell = shell;
     this.#on = on;
     $("suggestions").addEventListener("keydown", (event) => this.#key(event));
-    $("suggestions").addEventListener("focusin", ({ target }) => this.#setCurrent(this.#rowOf(target)));
+    $("suggestions").addEventListener("focusin", ({ target }) => setCurrent(this.#rows, this.#rowOf(target)));
     $("suggestions-undo").addEventListener("click", () => this.#undo());
   }
 
@@ -83,7 +83,7 @@ export class Suggestions {
     }
     $("no-suggestions").hidden = rows.length > 0;
     $("suggestions-about").hidden = !rows.length;
-    if (!rows.some(({ link }) => link.tabIndex === 0) && rows.length) this.#setCurrent(rows[0]);
+    if (!rows.some(({ link }) => link.tabIndex === 0) && rows.length) setCurrent(this.#rows, rows[0]);
     if (!focused && document.activeElement === $("suggestions")) this.#focus(0);
   }
 
@@ -184,14 +184,6 @@ export class Suggestions {
   #rowOf(node) {
     const item = node?.closest?.("li.suggestion");
     return this.#rows.find((row) => row.item === item);
-  }
-
-  #setCurrent(row) {
-    if (!row) return;
-    for (const each of this.#rows) {
-      each.item.classList.toggle("current", each === row);
-      for (const control of each.controls) control.tabIndex = each === row ? 0 : -1;
-    }
   }
 
   #focus(place) {

@@ -99,3 +99,12 @@ export function debounce(fn, ms) {
   };
   return later;
 }
+
+/** Makes one row of a list current: only its controls are in the Tab order; the arrow keys reach the others. */
+export function setCurrent(rows, row) {
+  if (!row) return;
+  for (const each of rows) {
+    each.item.classList.toggle("current", each === row);
+    for (const control of each.controls) control.tabIndex = each === row ? 0 : -1;
+  }
+}

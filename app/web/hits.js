@@ -2,7 +2,7 @@
 // separates results that match from less likely ones.
 
 import { draggable, previewUrl, soundUrl } from "./api.js";
-import { announce, clock, el, icon } from "./dom.js";
+import { announce, clock, el, icon, setCurrent } from "./dom.js";
 import { cachedPeaks, peaksOf } from "./peaks.js";
 import { byPointer, selectable } from "./selecting.js";
 import { seekStep, Wave } from "./sound.js";
@@ -41,7 +41,7 @@ export class HitList {
     this.#list = list;
     this.#on = on;
     list.addEventListener("keydown", (event) => this.#key(event));
-    list.addEventListener("focusin", ({ target }) => this.#setCurrent(this.#rowOf(target)));
+    list.addEventListener("focusin", ({ target }) => setCurrent(this.#rows, this.#rowOf(target)));
   }
 
   get hits() {
@@ -62,7 +62,7 @@ export class HitList {
     const unlikely = hits.findIndex(({ match }) => match === false);
     if (unlikely > 0) this.#rows[unlikely].item.before(this.#divider);
     else this.#divider.remove();
-    if (this.#rows.length && !this.#rows.some(({ link }) => link.tabIndex === 0)) this.#setCurrent(this.#rows[0]);
+    if (this.#rows.length && !this.#rows.some(({ link }) => link.tabIndex === 0)) setCurrent(this.#rows, this.#rows[0]);
     if (focused && !keep) (this.#rows[0]?.link ?? this.#list).focus();
   }
 
@@ -207,7 +207,7 @@ export class HitList {
   #play(row, from) {
     row.touched = true;
     this.#on.used();
-    this.#setCurrent(row);
+    setCurrent(this.#rows, row);
     row.wave.play(from ?? undefined);
   }
 
@@ -227,16 +227,6 @@ export class HitList {
   #rowOf(node) {
     const item = node.closest?.("li.hit");
     return this.#rows.find((row) => row.item === item);
-  }
-
-  /** Only the current hit is in the Tab order; the arrow keys reach the others. */
-  #setCurrent(row) {
-    if (!row) return;
-    for (const each of this.#rows) {
-      const current = each === row;
-      each.item.classList.toggle("current", current);
-      for (const control of each.controls) control.tabIndex = current ? 0 : -1;
-    }
   }
 
   #key(event) {

@@ -1,7 +1,7 @@
 // The paginated list of clips: play, open, edit and delete them by pointer or keyboard.
 
 import { draggable, get, json, previewUrl, soundUrl } from "./api.js";
-import { announce, clock, el, icon } from "./dom.js";
+import { announce, clock, el, icon, setCurrent } from "./dom.js";
 import { Player } from "./player.js";
 
 const PAGE = 50;
@@ -29,7 +29,7 @@ export class ClipList {
     this.#list = list;
     this.#on = on;
     list.addEventListener("keydown", (event) => this.#key(event));
-    list.addEventListener("focusin", ({ target }) => this.#setCurrent(this.#rowOf(target)));
+    list.addEventListener("focusin", ({ target }) => setCurrent(this.#rows, this.#rowOf(target)));
   }
 
   get length() {
@@ -62,7 +62,7 @@ export class ClipList {
     this.#rows = rows;
     this.#list.replaceChildren(...rows.map(({ item }) => item));
     this.#query = query;
-    this.#setCurrent(rows.find(({ clip }) => clip.id === focused) ?? rows[0]);
+    setCurrent(this.#rows, rows.find(({ clip }) => clip.id === focused) ?? rows[0]);
     if (focused) (rows.find(({ clip }) => clip.id === focused) ?? rows[0])?.link.focus();
   }
 
@@ -87,7 +87,7 @@ export class ClipList {
     row.player.pause();
     row.item.remove();
     const next = this.#rows[index] ?? this.#rows[index - 1];
-    if (row.item.classList.contains("current")) this.#setCurrent(next);
+    if (row.item.classList.contains("current")) setCurrent(this.#rows, next);
     if (!focused) return;
     if (next) next.link.focus();
     else this.#on.leave();
@@ -189,7 +189,7 @@ export class ClipList {
       row.player.destroy();
       row.item.replaceWith(fresh.item);
       this.#rows[here] = fresh;
-      this.#setCurrent(fresh);
+      setCurrent(this.#rows, fresh);
     }
     this.#rows[here]?.link.focus();
   }
@@ -197,15 +197,6 @@ export class ClipList {
   #rowOf(node) {
     const item = node?.closest?.("li.clip");
     return this.#rows.find((row) => row.item === item);
-  }
-
-  /** Only the current clip is in the Tab order; the arrow keys reach the others. */
-  #setCurrent(row) {
-    if (!row) return;
-    for (const each of this.#rows) {
-      each.item.classList.toggle("current", each === row);
-      for (const control of each.controls) control.tabIndex = each === row ? 0 : -1;
-    }
   }
 
   #key(event) {
