@@ -1,8 +1,8 @@
 """WS /stream: sound event detection in live sound.
 
 Errors before the connection is accepted are HTTP problems, like those of any request; later ones are an `error` message
-with the problem, and a close code. A client that does not read its messages is no longer read either, and TCP makes it
-wait: it costs nobody else anything.
+with the problem, and a close code. If a client stops reading its messages, the service stops reading its audio, and TCP
+makes it wait; other callers are not affected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Delivers what was heard: events to a webhook, signed as Standard Webhooks says, and clips to the library."""
+"""Delivers detections: events to a webhook with Standard Webhooks signatures, and clips to the library."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Webhook:
         if not 24 <= len(self._key) <= 64:
             raise ValueError("the webhook's secret must be base64 of 24 to 64 bytes, with whsec_ before it")
         self._url = url
-        # no redirects: they would take events where nobody sent them
+        # no redirects: events go only to the configured address
         self._http = httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
 
     async def deliver(self, item: Item) -> None:
