@@ -21,7 +21,7 @@ class Adapter(nn.Module):
     """Base class of the adapters. Outputs are not normalised."""
 
     def forward_clip(self, pooled: Tensor) -> Tensor:
-        """(B, C) → (B, D)."""
+        """(B, P) → (B, D)."""
         raise NotImplementedError
 
     def forward_frames(self, frames: Tensor) -> Tensor:
@@ -80,9 +80,11 @@ def build_frames(kind: str, width: int, dim: int, params: dict[str, Any]) -> nn.
 class DecoupledAdapter(Adapter):
     """The paper's adapter: an MLP for clips and a separate projector for frames."""
 
-    def __init__(self, width: int, dim: int, *, frames: str = "transformer", **params: Any) -> None:
+    def __init__(
+        self, width: int, dim: int, *, pooled: int | None = None, frames: str = "transformer", **params: Any
+    ) -> None:
         super().__init__()
-        self.clip = clip_mlp(width, dim)
+        self.clip = clip_mlp(pooled or width, dim)
         self.frames = build_frames(frames, width, dim, params)
 
     def forward_clip(self, pooled: Tensor) -> Tensor:
@@ -95,8 +97,12 @@ class DecoupledAdapter(Adapter):
 class UnifiedAdapter(Adapter):
     """The paper's ablation: one projector for both; a clip is projected as a sequence of one frame."""
 
-    def __init__(self, width: int, dim: int, *, frames: str = "linear", **params: Any) -> None:
+    def __init__(
+        self, width: int, dim: int, *, pooled: int | None = None, frames: str = "linear", **params: Any
+    ) -> None:
         super().__init__()
+        if pooled not in (None, width):
+            raise ConfigError(f"one projector for clips and frames needs features of one width: {pooled}, {width}")
         self.shared = build_frames(frames, width, dim, params)
 
     def forward_clip(self, pooled: Tensor) -> Tensor:
@@ -110,26 +116,32 @@ class ConceptHead(nn.Module):
     """Predicts the probabilities of K named concepts and combines the concepts' text embeddings.
 
     The output is the normalised sum of the text embeddings weighted by probability, plus a gated free component that
-    separates sounds the concepts confuse without leaving the text space. With `direct`, it is normalised and a linear
-    map from the features to text embeddings is added, which training.evaluation.calibration fits in closed form.
+    separates sounds the concepts confuse without leaving the text space. If `direct` is not 0, it is normalised and a
+    linear map from `direct` features to text embeddings is added, which training.init.closed_form fits. All other
+    parts use the first `width` features.
     """
 
-    def __init__(self, width: int, dim: int, concepts: int, hidden: int, gate: float, direct: bool = False) -> None:
+    def __init__(self, width: int, dim: int, concepts: int, hidden: int, gate: float, direct: int = 0) -> None:
         super().__init__()
-        self.gate = gate
-        self.direct = nn.Linear(width, dim) if direct else None
+        self.width, self.gate = width, gate
+        self.direct = nn.Linear(direct, dim) if direct else None
         self.logits = nn.Linear(width, concepts)
         nn.init.constant_(self.logits.bias, -5.0)  # most concepts are absent from most sounds
         self.free = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """(…, C) features and (K, D) anchors → embeddings (…, D) and class logits (…, K), float32."""
-        # float32, because the tiny sum for silence must not underflow before it is normalised
-        logits = self.logits(features).float()
-        named = F.normalize(logits.sigmoid() @ anchors.float(), dim=-1) + self.gate * self.free(features).float()
+        """(…, P) features and (K, D) anchors → embeddings (…, D) and class logits (…, K), float32."""
+        logits = self.class_logits(features)
+        free = self.free(features[..., : self.width]).float()
+        named = F.normalize(logits.sigmoid() @ anchors.float(), dim=-1) + self.gate * free
         if self.direct is not None:
             named = F.normalize(named, dim=-1) + self.direct(features).float()
         return named, logits
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """(…, P) features → class logits (…, K), float32."""
+        # float32, because the tiny sum for silence must not underflow before it is normalised
+        return self.logits(features[..., : self.width]).float()
 
 
 class ConceptAdapter(Adapter):
@@ -138,12 +150,20 @@ class ConceptAdapter(Adapter):
     anchors: Tensor
 
     def __init__(
-        self, width: int, dim: int, *, concepts: int, hidden: int = 512, gate: float = 0.3, direct: bool = False
+        self,
+        width: int,
+        dim: int,
+        *,
+        concepts: int,
+        pooled: int | None = None,
+        hidden: int = 512,
+        gate: float = 0.3,
+        direct: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("anchors", torch.zeros(concepts, dim))
-        self.clip = ConceptHead(width, dim, concepts, hidden, gate, direct)
-        self.frames = ConceptHead(width, dim, concepts, hidden, gate, direct)
+        self.clip = ConceptHead(width, dim, concepts, hidden, gate, (pooled or width) if direct else 0)
+        self.frames = ConceptHead(width, dim, concepts, hidden, gate, width if direct else 0)
 
     def forward_clip(self, pooled: Tensor) -> Tensor:
         return self.clip(pooled, self.anchors)[0]
@@ -159,13 +179,16 @@ ADAPTERS: dict[str, type[Adapter]] = {
 }
 
 
-def build_adapter(config: AdapterConfig, width: int, dim: int) -> Adapter:
-    """Builds an adapter with fresh weights. Raises ConfigError for unknown kinds and params."""
+def build_adapter(config: AdapterConfig, width: int, dim: int, pooled: int | None = None) -> Adapter:
+    """Builds an adapter with fresh weights. Raises ConfigError for unknown kinds and params.
+
+    `width` is that of frame features, and of pooled ones unless `pooled` is given.
+    """
     if config.kind not in ADAPTERS:
         raise ConfigError(f"unknown adapter {config.kind!r}; known: {', '.join(sorted(ADAPTERS))}")
     params: dict[str, Any] = dict(config.params)
     try:
-        return ADAPTERS[config.kind](width, dim, **params)
+        return ADAPTERS[config.kind](width, dim, pooled=pooled, **params)
     except ConfigError:
         raise
     except (TypeError, ValueError, AssertionError) as error:  # torch asserts that heads divide the width

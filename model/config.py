@@ -108,18 +108,29 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """The part of the joint space that compares classes; see model.evidence. Needs the adapter `concept`."""
+    """The part of the joint space that compares classes and labels; see model.evidence. Needs the adapter `concept`."""
 
-    rank: int = 63  # dimensions; one more gives all texts the same length
+    rank: int = 63  # dimensions of the classes; one more gives all texts the same length
     temperature: float = 0.03  # of the softmax over a text's cosines to the classes
     text_weight: float = 1.0
+    labels: int = 0  # L; 0: no label evidence
+    label_rank: int = 64  # dimensions of the labels
+    label_temperature: float = 0.05  # of the softmax over a text's cosines to the labels
+    label_weight: float = 1.0  # of texts
     audio_weight: float = 0.01  # of clips
     frame_weight: float = 2.0  # of frames, in units of `audio_weight`
     context: float = 0.0  # share of a frame's evidence that is its window's
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.temperature > 0 or not 0 <= self.context <= 1:
-            raise ConfigError("evidence: want rank ≥ 1, temperature > 0 and 0 ≤ context ≤ 1")
+        if min(self.rank, self.label_rank) < 1 or self.labels < 0:
+            raise ConfigError("evidence: want rank ≥ 1, label_rank ≥ 1 and labels ≥ 0")
+        if not (min(self.temperature, self.label_temperature) > 0 and 0 <= self.context <= 1):
+            raise ConfigError("evidence: want temperatures > 0 and 0 ≤ context ≤ 1")
+
+    @property
+    def dims(self) -> int:
+        """The dimensions that evidence adds to the core's."""
+        return self.rank + (self.label_rank if self.labels else 0) + 1
 
 
 @dataclass(frozen=True)
@@ -159,8 +170,8 @@ class FineLAPConfig:
 
     @property
     def core_dim(self) -> int:
-        """The width of what adapter and text tower give: `dim` without the dimensions of the class evidence."""
-        return self.dim if self.evidence is None else self.dim - self.evidence.rank - 1
+        """The width of what adapter and text tower give: `dim` without the dimensions of the evidence."""
+        return self.dim if self.evidence is None else self.dim - self.evidence.dims
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON types, in field order, without optional parts that are absent."""

@@ -21,7 +21,7 @@ from model.adapter import ConceptAdapter, build_adapter
 from model.audio import LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import MEL_WINDOW, SAMPLE_RATE, ConfigError, FineLAPConfig
 from model.encoders.registry import build_encoder
-from model.evidence import ClassEvidence
+from model.evidence import Evidence
 from model.external.contract import Traits, read_licence
 from model.text import TextTower
 from model.threads import limited, share_out
@@ -65,7 +65,8 @@ class FineLAP(nn.Module):
         self.tokenizer = tokenizer
         self.log_mel = LogMel(config.mel)
         self.audio_encoder = build_encoder(config.audio_encoder, config.windows, config.mel)
-        self.adapter = build_adapter(config.adapter, self.audio_encoder.width, config.core_dim)
+        encoder = self.audio_encoder
+        self.adapter = build_adapter(config.adapter, encoder.width, config.core_dim, encoder.pooled_width)
         self.text = TextTower(config.text, config.core_dim)
         self.evidence = self._build_evidence()
         self.temp_global = nn.Parameter(torch.tensor(0.1))
@@ -201,18 +202,19 @@ class FineLAP(nn.Module):
         return self.embed_clips(output.pooled), self.embed_frames(output.frames, output.pooled)
 
     def embed_clips(self, pooled: Tensor) -> Tensor:
-        """The encoder's pooled features (B, C) → clip embeddings (B, D) float32, unit length."""
+        """The encoder's pooled features (B, P) → clip embeddings (B, D) float32, unit length."""
         if self.evidence is None:
             return F.normalize(self.adapter.forward_clip(pooled).float(), dim=-1)
         core, logits = self._concepts.clip(pooled, self._concepts.anchors)
-        return self.evidence.extend_clip(F.normalize(core, dim=-1), logits)
+        return self.evidence.extend_clip(F.normalize(core, dim=-1), logits, pooled)
 
     def embed_frames(self, frames: Tensor, pooled: Tensor) -> Tensor:
-        """The encoder's features of frames (B, T, C) and pooled (B, C) → (B, T, D) float32, unit length."""
+        """The encoder's features of frames (B, T, C) and pooled (B, P) → (B, T, D) float32, unit length."""
         if self.evidence is None:
             return F.normalize(self.adapter.forward_frames(frames).float(), dim=-1)
         core, logits = self._concepts.frames(frames, self._concepts.anchors)
-        return self.evidence.extend_frames(F.normalize(core, dim=-1), logits, self._concepts.clip.logits(pooled))
+        window = self._concepts.clip.class_logits(pooled), pooled
+        return self.evidence.extend_frames(F.normalize(core, dim=-1), logits, frames, window)
 
     def forward_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, N) token ids and mask, 1 at real tokens → (B, D) float32, unit length."""
@@ -227,12 +229,13 @@ class FineLAP(nn.Module):
         assert isinstance(self.adapter, ConceptAdapter)
         return self.adapter
 
-    def _build_evidence(self) -> ClassEvidence | None:
+    def _build_evidence(self) -> Evidence | None:
         if self.config.evidence is None:
             return None
         if not isinstance(self.adapter, ConceptAdapter):
             raise ConfigError(f"evidence needs the adapter 'concept'; this one is {self.config.adapter.kind!r}")
-        return ClassEvidence(self.config.evidence, len(self.adapter.anchors))
+        features = self.audio_encoder.pooled_width, self.audio_encoder.width
+        return Evidence(self.config.evidence, len(self.adapter.anchors), self.config.core_dim, features)
 
     # Inference
 

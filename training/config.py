@@ -180,6 +180,8 @@ class ClosedFormConfig:
     direct_weight: float = 0.0  # of the direct head from features to label embeddings; 0: none
     penalty: float = 300.0  # of its ridge regression
     evidence_share: float = 0.0  # spread of the class evidence, in units of the cosines'; 0: none
+    label_share: float = 0.0  # the same of the label evidence; 0: none
+    label_penalty: float = 3000.0  # of its ridge regression
     frame_weight: float = 2.0  # of frames' evidence, in units of clips'
     context: float = 0.5  # share of a frame's evidence that is its window's
 

@@ -24,12 +24,14 @@ ENCODERS = {
 class EncoderOutput(NamedTuple):
     """The features of a window, from one pass."""
 
-    pooled: Tensor  # (B, C), one vector per window
+    pooled: Tensor  # (B, P), one vector per window
     frames: Tensor  # (B, T, C), one vector per frame hop
 
 
 class AudioEncoder(nn.Module):
     """Base class of the encoders. `width` is C; the input is the normalised log-mel of a whole number of frames.
+
+    P, the width of the pooled features, is C unless the encoder says otherwise.
 
     The number of mel frames is T × `mel_frames / frames` of the WindowConfig. `likes_bfloat16` states that embeddings
     in bfloat16 agree with float32 (cosine at least 0.999, single frames included), so that model.bfloat16 may use it.
@@ -37,6 +39,11 @@ class AudioEncoder(nn.Module):
 
     width: int
     likes_bfloat16: bool = False
+
+    @property
+    def pooled_width(self) -> int:
+        """P, the width of the pooled features."""
+        return self.width
 
     def forward(self, mel: Tensor) -> EncoderOutput:
         """(B, mel_frames, bins) normalised log-mel → EncoderOutput."""

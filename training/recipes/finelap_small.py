@@ -38,7 +38,13 @@ from training.evaluation.validation import (
     text_to_clip,
     tracks,
 )
-from training.init.closed_form import encode_sounds, with_direct_head, with_evidence
+from training.init.closed_form import (
+    encode_sounds,
+    with_direct_head,
+    with_evidence,
+    with_label_evidence,
+    with_statistics,
+)
 from training.tasks.distillation import DistillationTask, Pool, PoolBatches, TeacherHeads, build_pool
 from training.tasks.dual_stream import SceneAlignmentTask, SceneBatches
 from training.tasks.task import BatchSource, Task
@@ -218,13 +224,17 @@ class RecipeRun:
         model.eval()
         if not (config.direct_weight or config.evidence_share):
             return model
+        model = with_statistics(model)
         sounds = encode_sounds(model, self.train_store)
         if config.direct_weight:
             model = with_direct_head(model, sounds, weight=config.direct_weight, penalty=config.penalty)
-        if config.evidence_share:
-            evidence = EvidenceConfig(frame_weight=config.frame_weight, context=config.context)
-            model = with_evidence(model, sounds, evidence, share=config.evidence_share)
-        return model
+        if not config.evidence_share:
+            return model
+        evidence = EvidenceConfig(frame_weight=config.frame_weight, context=config.context)
+        extended = with_evidence(model, sounds, evidence, share=config.evidence_share)
+        if not config.label_share:
+            return extended
+        return with_label_evidence(model, extended, sounds, share=config.label_share, penalty=config.label_penalty)
 
     def finish(self, model: FineLAP) -> dict:
         """Calibrates on some validation mixtures, measures on others, writes the checkpoint; returns the report."""

@@ -199,8 +199,8 @@ class TeacherHeads(nn.Module):
         if present.any():
             aisfx = _direction_loss(self.to_aisfx(frames[present]), crops["aisfx"][present])
         return {
-            "frame": _class_loss(heads.frames.logits(frames), target),
-            "clip": _class_loss(heads.clip.logits(pooled), clip_target),
+            "frame": _class_loss(heads.frames.class_logits(frames), target),
+            "clip": _class_loss(heads.clip.class_logits(pooled), clip_target),
             "features": _direction_loss(self.to_yamnet(frames), crops["features"]),
             "aisfx": aisfx,
         }

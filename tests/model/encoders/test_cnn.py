@@ -14,9 +14,9 @@ WINDOWS = WindowConfig(mel_frames=256, frames=16)
 STAGES = ((8, 4, 2), (16, 2, 2))
 
 
-def encoder() -> ConvEncoder:
+def encoder(*, statistics: bool = False) -> ConvEncoder:
     torch.manual_seed(0)
-    return ConvEncoder(WINDOWS, MEL, stem=4, stages=STAGES, width=32, heads=4).eval()
+    return ConvEncoder(WINDOWS, MEL, stem=4, stages=STAGES, width=32, heads=4, statistics=statistics).eval()
 
 
 @pytest.mark.parametrize("frames", [4, 16])
@@ -50,6 +50,22 @@ def test_attention_pool_is_a_weighted_mean() -> None:
     weights = pool.scores(frames).softmax(1)
     expected = torch.cat([(weights[..., h : h + 1] * frames[..., 4 * h : 4 * h + 4]).sum(1) for h in range(2)], dim=1)
     torch.testing.assert_close(pool(frames), expected)
+
+
+def test_statistics_are_those_of_the_frames_that_sound() -> None:
+    model, mel = encoder(statistics=True), torch.randn(2, 192, 16)
+    silence = (MEL.pad_value - MEL.mean) / (2 * MEL.std)
+    mel[0, 100:] = silence  # frames of 16 mel frames: the first seven sound
+    mel[1] = silence
+    with torch.no_grad():
+        pooled, frames = model(mel)
+        plain = encoder()(mel)
+        longer = model(torch.cat([mel, torch.full((2, 64, 16), silence)], dim=1)).pooled
+    assert model.pooled_width == 96 and pooled.shape == (2, 96)
+    torch.testing.assert_close(pooled[:, :32], plain.pooled)
+    torch.testing.assert_close(pooled[0, 32:], torch.cat([frames[0, :7].mean(0), frames[0, :7].amax(0)]))
+    torch.testing.assert_close(pooled[1, 32:], torch.cat([frames[1].mean(0), frames[1].amax(0)]))
+    torch.testing.assert_close(longer[0, 32:], pooled[0, 32:], msg="padding must not count")
 
 
 def test_wrong_strides_are_rejected() -> None:

@@ -1,4 +1,4 @@
-"""Closed-form parts: a direct head that learns labels, and class evidence in the joint space."""
+"""Closed-form parts: a direct head that learns labels, and evidence for classes and labels in the joint space."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import torch
 import torch.nn.functional as F
 
 from model import FineLAP
-from model.config import SAMPLE_RATE, AdapterConfig, EvidenceConfig
+from model.config import SAMPLE_RATE, AdapterConfig, EncoderConfig, EvidenceConfig
 from tests.model.conftest import build_config, build_tokenizer, fill
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item
-from training.init.closed_form import encode_sounds, fit_ridge, with_direct_head, with_evidence
+from training.init.closed_form import (
+    encode_sounds,
+    fit_ridge,
+    with_direct_head,
+    with_evidence,
+    with_label_evidence,
+    with_statistics,
+)
 
 LABELS = ("dog barks", "bird sings", "rain", "")
 
@@ -98,3 +105,35 @@ def test_evidence_extends_the_space_by_the_requested_share(model: FineLAP, store
         assert F.cosine_similarity(a[: model.dim], b, dim=0) > 0.999, "the core stays"
     with pytest.raises(AssertionError, match="already"):
         with_evidence(extended, sounds)
+
+
+STAGES = ((8, 4, 2), (16, 2, 2))
+
+
+def test_label_evidence_tells_the_labels_apart(store: AudioStore) -> None:
+    """With an untrained encoder, classes and core say nothing; what is left to find the sounds is label evidence."""
+    encoder = EncoderConfig("cnn", {"stem": 4, "stages": STAGES, "width": 32, "heads": 4})
+    adapter = AdapterConfig("concept", {"concepts": 7, "hidden": 8})
+    plain = FineLAP(build_config(audio_encoder=encoder, adapter=adapter), build_tokenizer())
+    fill(plain)
+    model = with_statistics(plain.eval())
+    sounds = encode_sounds(model, store)
+    assert sounds.pooled.shape == (len(store), 96)
+    classes = with_evidence(model, sounds, EvidenceConfig(rank=4, label_rank=3, label_temperature=0.3), share=0.01)
+    final = with_label_evidence(model, classes, sounds, share=5.0, penalty=1.0)
+    assert final.dim == classes.dim + 3 == model.dim + 8 and final.stamp != classes.stamp
+
+    def right(m: FineLAP) -> float:
+        """The share of sounds whose best label is their own."""
+        texts = m.encode_text(sounds.distinct)
+        found = m.encode_audio([store.get(i) for i in range(18)], SAMPLE_RATE)
+        best = torch.stack([e.clip for e in found]) @ texts.T
+        return float(np.mean([sounds.distinct[b] == x for b, x in zip(best.argmax(1), sounds.labels, strict=False)]))
+
+    assert right(final) == 1.0 > right(classes)
+    evidence, frames = final.evidence, torch.randn(2, 5, 32)
+    assert evidence is not None
+    window_of_one_frame = torch.cat([frames, frames, frames], dim=-1)
+    torch.testing.assert_close(
+        evidence.frame_labels(frames), evidence.window_labels(window_of_one_frame), rtol=1e-3, atol=1e-3
+    )

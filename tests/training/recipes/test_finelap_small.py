@@ -197,7 +197,8 @@ def test_the_bundled_recipe_continues_the_first_edition(repo_dir: Path) -> None:
     assert first.second.encoder_learning_rate > first.align.encoder_learning_rate and not first.start_from
     assert recipe.start_from == first.output and recipe.second.steps > 0
     assert set(recipe.corpora) > set(first.corpora) and recipe.validation_groups == first.validation_groups
-    assert recipe.closed_form.direct_weight and recipe.closed_form.evidence_share
+    closed_form = recipe.closed_form
+    assert closed_form.direct_weight and closed_form.evidence_share and closed_form.label_share
 
 
 def test_teacher_heads_alone_leave_the_model_as_it_is(pool_folder: Path, tmp_path: Path) -> None:
