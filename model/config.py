@@ -174,8 +174,14 @@ class FineLAPConfig:
         return self.dim if self.evidence is None else self.dim - self.evidence.dims
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain JSON types, in field order, without optional parts that are absent."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        """The config as plain JSON types, in field order, without optional parts that are absent.
+
+        A checkpoint without label evidence has the dictionary, and so the stamp, that it had before there was any.
+        """
+        found = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if self.evidence is not None and not self.evidence.labels:
+            found["evidence"] = {k: v for k, v in found["evidence"].items() if not k.startswith("label")}
+        return found
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FineLAPConfig:

@@ -101,7 +101,7 @@ MOMENTS = {
 TEXTS = {"texts": {"texts": ["dog barking", "rain"]}}
 EMBEDDINGS = {
     "model": "finelap-small",
-    "dim": 448,
+    "dim": 512,
     "audio": [
         {
             "filename": "dog.wav",
@@ -210,7 +210,7 @@ INFO = {
     "model": {
         "name": "finelap-small",
         "stamp": "finelap-small-0f3c",
-        "dim": 448,
+        "dim": 512,
         "frame_hop": 0.16,
         "device": "cpu",
         "dtype": "float32",

@@ -131,6 +131,8 @@ def test_a_model_with_evidence_round_trips(tmp_path: object, labels: int) -> Non
     other = FineLAP(replace(config, evidence=replace(evidence, text_weight=6.0)), build_tokenizer())
     other.load_state_dict(model.state_dict())
     assert other.stamp != model.stamp, "the weights of evidence are part of the space"
+    described = config.to_dict()["evidence"]
+    assert ("label_rank" in described) == bool(labels), "older checkpoints keep their stamp"
 
 
 def test_evidence_needs_concepts() -> None:
