@@ -114,7 +114,7 @@ def test_labels_add_evidence_of_their_own() -> None:
 @pytest.mark.parametrize("labels", [0, 6])
 def test_a_model_with_evidence_round_trips(tmp_path: object, labels: int) -> None:
     config = build_config(adapter=AdapterConfig("concept", {"concepts": 5, "hidden": 8, "direct": True}))
-    evidence = EvidenceConfig(rank=3, text_weight=5.0, labels=labels, label_rank=2)
+    evidence = EvidenceConfig(rank=3, text_weight=5.0, labels=labels)
     config = replace(config, dim=config.dim + evidence.dims, evidence=evidence)
     model = FineLAP(config, build_tokenizer())
     fill(model)
