@@ -281,7 +281,9 @@ class Ranking:
         add to the logit."""
         engine = self._state.engine
         assert engine.matching is not None
-        return engine.least_cosines(logit_of(engine.matching.cutoff) - words, sound=self._query.parts[0].sound)
+        part = self._query.parts[0]
+        logit = logit_of(engine.matching.cutoff) - words
+        return engine.least_cosines(logit, sound=part.sound, scores=part.scores)
 
     def _score(self, cosines: Mapping[str, np.ndarray]) -> list[Ranked]:
         """The clips with their scores, in the order given; clips that were deleted since are scored too."""

@@ -21,10 +21,12 @@ from app.services.words import QueryWords, coverage
 from index import Clip, Library, SqliteLibrary
 from index.quantization import encode_frames
 from index.segments import cut_segments
+from model.concepts.head import HeadScores, Scores
 from model.config import MatchingConfig
 from tests.support.clips import DIM, make_clip, unit
 
 PAIR, SEGMENT, SOUND = (0.1, -5.0), (0.2, -2.0), (0.3, -1.0)
+HEAD = HeadScores(Scores(0.25, -0.5), Scores(0.15, 0.5), Scores(0.1, 0.0))  # of a concept
 
 
 def make_state(model: Any, library: Library, matching: MatchingConfig | None) -> Any:
@@ -99,18 +101,18 @@ def test_the_merged_ranking_is_that_of_the_best_of_clip_and_segments(
     mode=st.sampled_from(["semantic", "hybrid", "lexical"]),
     depths=st.tuples(st.integers(1, 12), st.integers(12, 70)),
     cutoff=st.floats(0.01, 0.9),
-    sound=st.booleans(),
+    kind=st.sampled_from(["text", "sound", "concept"]),
     known=st.booleans(),
 )
 def test_matches_are_counted_as_a_deep_ranking_has_them(
-    clips: Any, seed: int, mode: Mode, depths: tuple[int, int], cutoff: float, sound: bool, known: bool
+    clips: Any, seed: int, mode: Mode, depths: tuple[int, int], cutoff: float, kind: str, known: bool
 ) -> None:
     from tests.app.conftest import FakeModel
 
     state = make_state(FakeModel(), clips[0], MatchingConfig(cutoff, SEGMENT, SOUND))
     vector = unit(np.random.default_rng(seed).standard_normal(DIM))
-    words = None if sound else QueryWords("dog bark", False, ("dog", "bark"), (0.7, 0.3), known)
-    query = Query((Part(vector, sound),), words=words)
+    words = QueryWords("dog bark", False, ("dog", "bark"), (0.7, 0.3), known) if kind == "text" else None
+    query = Query((Part(vector, kind == "sound", HEAD if kind == "concept" else None),), words=words)
 
     def matches(*depths: int) -> tuple[Ranking, set[str]]:
         """A ranking, deeper and deeper, and the matches found."""
