@@ -59,7 +59,10 @@ class TooManyExamples(LibraryError):
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept. `fit` is what was stored with `save_fit`, for the fingerprint `fitted_to`."""
+    """A concept. `fit` is what was stored with `save_fit`, for the fingerprint `fitted_to`.
+
+    threshold: the score from which a sound counts, as its users chose it; None: as it is fitted.
+    """
 
     id: str  # 32 hexadecimal digits
     name: str  # unique
@@ -68,6 +71,7 @@ class Concept:
     updated: str
     fitted_to: str = ""
     fit: str = ""
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,13 @@ class ConceptStore(Protocol):
     def create(self, name: str, text: str | None, examples: Sequence[NewExample]) -> Concept:
         """Adds a concept with its first examples, all or nothing. Raises ConceptExists and what `add_examples` does."""
 
-    def update(self, key: str, *, name: str | None = None, text: str | None = None) -> Concept:
-        """Renames a concept, or replaces its text; an empty text removes it. Raises ConceptExists."""
+    def update(
+        self, key: str, *, name: str | None = None, text: str | None = None, threshold: float | None = None
+    ) -> Concept:
+        """Renames a concept, or replaces its text or its threshold; an empty text and a threshold of 0 remove it.
+
+        Raises ConceptExists.
+        """
 
     def delete(self, key: str) -> None:
         """Deletes a concept with its examples and the sounds that came with them."""

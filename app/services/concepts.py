@@ -77,6 +77,21 @@ class Taught:
     def positives(self) -> int:
         return sum(one.label for one in self.examples)
 
+    @property
+    def threshold(self) -> float:
+        """The score from which a sound counts: as users chose it, or as it is fitted."""
+        return self.fitted_threshold if self.concept.threshold is None else self.concept.threshold
+
+    @property
+    def fitted_threshold(self) -> float:
+        return 0.5 if self.head is None else self.head.threshold
+
+    def require_head(self) -> Head:
+        """The head. Raises ConceptUntaught without a text and a positive example."""
+        if self.head is None:
+            raise ConceptUntaught(self.concept.name)
+        return self.head
+
 
 # Teaching
 
@@ -175,14 +190,6 @@ def warm_up() -> None:
     """
     with contextlib.suppress(OSError, ImportError):
         importlib.import_module("scipy.optimize")
-
-
-async def fitted_head(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Head:
-    """The head of a concept. Raises ConceptNotFound, and ConceptUntaught without a text and a positive example."""
-    found = await taught(state, key, urgency=urgency)
-    if found.head is None:
-        raise ConceptUntaught(found.concept.name)
-    return found.head
 
 
 async def taught(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Taught:

@@ -16,7 +16,7 @@ import numpy as np
 from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
-from app.services.concepts import fitted_head
+from app.services.concepts import taught
 from app.state import AppState
 from model.concepts.head import HeadScores
 
@@ -30,11 +30,15 @@ def concept_name(phrase: str) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Phrase:
-    """A phrase: its embedding (D,) of unit length, and how its cosines become scores; None: as those of texts do."""
+    """A phrase: its embedding (D,) of unit length, and how its cosines become scores; None: as those of texts do.
+
+    threshold: the score from which a concept counts; None for a text.
+    """
 
     text: str
     vector: np.ndarray
     scores: HeadScores | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +93,9 @@ async def resolve(state: AppState, phrases: Sequence[str], *, urgency: Urgency =
     texts = [phrase for phrase in dict.fromkeys(phrases) if phrase not in names]
 
     async def of_concept(phrase: str) -> Phrase:
-        head = await fitted_head(state, names[phrase], urgency=urgency)
-        return Phrase(phrase, head.vector, head.scores)
+        found = await taught(state, names[phrase], urgency=urgency)
+        head = found.require_head()
+        return Phrase(phrase, head.vector, head.scores, found.threshold)
 
     vectors, *concepts = await asyncio.gather(
         state.engine.embed_texts(texts, urgency=urgency), *(of_concept(phrase) for phrase in names)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.inference.batcher import Urgency
-from app.services.concepts import cut_frames, taught, unit
+from app.services.concepts import Taught, cut_frames, taught, unit
 from app.services.phrases import Phrase, Phrases
 from app.state import AppState
-from index import Clip, ConceptExample, ConceptUntaught, Library
+from index import Clip, ConceptExample, Library
 from model.concepts.head import Head, HeadScores
 from model.detection import find_moments
 
@@ -40,18 +40,18 @@ class Suggestion:
 async def suggest(state: AppState, key: str, k: int) -> list[Suggestion]:
     """At most k moments, the most useful first. Raises ConceptNotFound, ConceptUntaught."""
     found = await taught(state, key, urgency=Urgency.SEARCH)
-    if found.head is None:
-        raise ConceptUntaught(found.concept.name)
-    phrases = Phrases(state.engine, (Phrase("", found.head.vector, found.head.scores),))
-    moments = await state.read(_candidates, state.library, phrases, found.head, found.examples)
-    return await state.compute(choose, moments, k, found.head.threshold)
+    head = found.require_head()
+    phrases = Phrases(state.engine, (Phrase("", head.vector, head.scores),))
+    moments = await state.read(_candidates, state.library, phrases, found)
+    return await state.compute(choose, moments, k, found.threshold)
 
 
-def _candidates(library: Library, phrases: Phrases, head: Head, examples: Sequence[ConceptExample]) -> list[Suggestion]:
+def _candidates(library: Library, phrases: Phrases, found: Taught) -> list[Suggestion]:
     """Moments of the clips whose scores are nearest to the threshold, and of some of the best."""
+    head, examples = found.require_head(), found.examples
     nearest = _nearest(library, head, head.scores or phrases.engine.text_scores)
     logits = np.array([logit for _, logit in nearest])
-    uncertain = np.argsort(np.abs(logits - _logit(head.threshold)), kind="stable")
+    uncertain = np.argsort(np.abs(logits - _logit(found.threshold)), kind="stable")
     top = np.arange(min(len(nearest), round(_TOP * _CANDIDATES)))
     order = list(dict.fromkeys([*top.tolist(), *uncertain.tolist()]))[:_CANDIDATES]
     done = {one.clip_id for one in examples if one.start is None}
