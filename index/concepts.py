@@ -208,11 +208,15 @@ def fit_fingerprint(concept: Concept, examples: Sequence[ConceptExample], fitter
 def select_new(existing: Sequence[ConceptExample], new: Sequence[NewExample]) -> list[ConceptExample | NewExample]:
     """For each new example the one that exists already, or itself. Raises ContradictoryExamples, TooManyExamples."""
     known: dict[tuple, ConceptExample | NewExample] = {_place(e): e for e in existing}
+    added = len({_place(one) for one in new} - known.keys())
+    if len(existing) + added > MAX_EXAMPLES:
+        raise TooManyExamples(
+            f"a concept may have {MAX_EXAMPLES} examples; it has {len(existing)} and would get {added} more"
+        )
     by_recording: dict[tuple, list[ConceptExample | NewExample]] = {}
     for earlier in existing:
         by_recording.setdefault((earlier.clip_id, earlier.sha256), []).append(earlier)
     chosen: list[ConceptExample | NewExample] = []
-    added = 0
     for one in new:
         others = by_recording.setdefault((one.clip_id, one.sha256), [])
         for other in others:
@@ -223,12 +227,7 @@ def select_new(existing: Sequence[ConceptExample], new: Sequence[NewExample]) ->
         same = known.setdefault(_place(one), one)
         if same is one:
             others.append(one)
-            added += 1
         chosen.append(same)
-    if len(existing) + added > MAX_EXAMPLES:
-        raise TooManyExamples(
-            f"a concept may have {MAX_EXAMPLES} examples; it has {len(existing)} and would get {added} more"
-        )
     return chosen
 
 

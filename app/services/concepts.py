@@ -41,7 +41,7 @@ from index import (
     fit_fingerprint,
 )
 from model.concepts.fit import VERSION, Background, Labelled, fit_head
-from model.concepts.head import Head, HeadScores, Quality, Scores
+from model.concepts.head import Direction, Head, HeadScores, Quality
 
 SAMPLE = 512  # clips of the library that stand for all other sounds
 FRAMES_OF = 256  # of these clips, about
@@ -284,8 +284,8 @@ def unit(vector: np.ndarray) -> np.ndarray:
 def _head_to_json(head: Head) -> str:
     return json.dumps(
         {
-            "vector": base64.b64encode(head.vector.astype("<f4").tobytes()).decode(),
-            "scores": None if head.scores is None else asdict(head.scores),
+            "vector": _to_base64(head.vector),
+            "directions": [{"vector": _to_base64(d.vector), "scores": asdict(d.scores)} for d in head.directions],
             "threshold": head.threshold,
             "quality": None if head.quality is None else asdict(head.quality),
             "reason": head.reason,
@@ -295,14 +295,22 @@ def _head_to_json(head: Head) -> str:
 
 def _head_from_json(text: str) -> Head:
     stored = json.loads(text)
-    scores, quality = stored["scores"], stored["quality"]
+    quality = stored["quality"]
     return Head(
-        np.frombuffer(base64.b64decode(stored["vector"]), "<f4").astype(np.float32),
-        None if scores is None else HeadScores(**{kind: Scores(**pair) for kind, pair in scores.items()}),
+        _from_base64(stored["vector"]),
+        tuple(Direction(_from_base64(d["vector"]), HeadScores.from_json(d["scores"])) for d in stored["directions"]),
         stored["threshold"],
         None if quality is None else Quality(**quality),
         stored["reason"],
     )
+
+
+def _to_base64(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _from_base64(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 
 # Labels

@@ -214,6 +214,13 @@ async def test_what_is_refused(client: httpx.AsyncClient, library: dict[str, str
     for one in ({"clip_id": clip, "label": False}, {"clip_id": library["200-0"]}):
         response = await client.post(url, json={"examples": [one]})
         assert response.status_code == 409, response.text
+    many = "".join(f"{n / 1000}\t{n / 1000 + 0.5}\tbeep\n" for n in range(10_000))
+    form = {"format": "audacity", "clip_id": clip}
+    response = await client.post(url, data=form, files={"file": ("labels.txt", many)})
+    assert response.status_code == 422 and "2000 examples" in response.json()["detail"], response.text
+    assert (await client.delete(f"/clips/{library['400-0']}")).status_code == 204
+    response = await client.post(url, json={"examples": [{"clip_id": library["400-0"]}]})
+    assert response.status_code == 404 and response.json()["type"].endswith("clip-not-found")
     elsewhere = await client.post(url, json={"examples": [{"clip_id": clip, "start": 0, "end": 3, "label": False}]})
     assert elsewhere.status_code == 201
     for response in (
