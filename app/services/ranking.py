@@ -67,7 +67,7 @@ class Part:
 
     def logits(self, engine: Engine, clip: np.ndarray, segment: np.ndarray) -> np.ndarray:
         """Cosines (A, K) of clips and of their best segments, NaN where unknown → logits of their scores (A,)."""
-        scores = [one.scores for one in self.directions] or [None]
+        scores: list[HeadScores | None] = [one.scores for one in self.directions] or [None]
         logits = [
             engine.match_logits(clip[:, k], segment[:, k], sound=self.sound, scores=own) for k, own in enumerate(scores)
         ]
@@ -171,14 +171,12 @@ class Ranking:
         far as the lists are exact, which those of large libraries are not quite: see VectorIndex.)
         """
         library, searched = self._state.library, self._query.searched
-        *lists, words = await asyncio.gather(
-            *(
-                self._search(search, one, depth)
-                for one in searched
-                for search in (library.nearest, library.nearest_segments)
-            ),
-            self._by_words(depth),
-        )
+        searches = [
+            self._search(search, one, depth)
+            for one in searched
+            for search in (library.nearest, library.nearest_segments)
+        ]
+        lists, words = await asyncio.gather(asyncio.gather(*searches), self._by_words(depth))
         self.clips.update((hit.clip.id, hit.clip) for hit in words)
         cosines = _join(lists, words)
         if self._mode != "semantic" or not self._query.is_simple:

@@ -167,7 +167,7 @@ def fit_head(
     if not positives:
         if text is None:
             raise ValueError("a head needs a positive example or a text")
-        return Head(text, None, reason="there is no positive example yet")
+        return Head(text, reason="there is no positive example yet")
     others = background.without({example.recording for example in examples})
     prior = None if text is None else settings.text_trust / text_scores.clip.temp * text.astype(np.float64)
     fit = _Fit(examples, others, prior, settings)
