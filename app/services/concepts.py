@@ -214,7 +214,11 @@ def _load(library: Library, key: str) -> tuple[Concept, list[ConceptExample], in
 
 
 def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], text: np.ndarray | None) -> Head:
-    return fit_head(labelled(library, examples), background(library, engine.dim), text, engine.text_scores)
+    from model.threads import one_blas_thread  # imports PyTorch
+
+    given, others = labelled(library, examples), background(library, engine.dim)
+    with one_blas_thread():
+        return fit_head(given, others, text, engine.text_scores)
 
 
 def background(library: Library, dim: int) -> Background:

@@ -116,8 +116,8 @@ class SqliteJobs:
             ).fetchone()
         if found is None:
             return None
-        texts = np.frombuffer(found[1], dtype="<f4").astype(np.float32).reshape(-1, self._dim)
-        return JobWork(_read(found[3:]), unpack_rows(found[0]), texts, found[2])
+        texts = np.frombuffer(found[1], dtype="<f4").astype(np.float32)
+        return JobWork(_read(found[3:]), unpack_rows(found[0]), texts.reshape(-1, self._dim), found[2])
 
     def restart(self, job_id: str, new: NewJob) -> None:
         with self._writing, self._store.write() as change:
