@@ -59,7 +59,10 @@ class TooManyExamples(LibraryError):
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept. `fit` is what was stored with `save_fit`, for the fingerprint `fitted_to`."""
+    """A concept. `fit` is what was stored with `save_fit`, for the fingerprint `fitted_to`.
+
+    threshold: the score from which a sound counts, as its users chose it; None: as it is fitted.
+    """
 
     id: str  # 32 hexadecimal digits
     name: str  # unique
@@ -68,6 +71,7 @@ class Concept:
     updated: str
     fitted_to: str = ""
     fit: str = ""
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,13 @@ class ConceptStore(Protocol):
     def create(self, name: str, text: str | None, examples: Sequence[NewExample]) -> Concept:
         """Adds a concept with its first examples, all or nothing. Raises ConceptExists and what `add_examples` does."""
 
-    def update(self, key: str, *, name: str | None = None, text: str | None = None) -> Concept:
-        """Renames a concept, or replaces its text; an empty text removes it. Raises ConceptExists."""
+    def update(
+        self, key: str, *, name: str | None = None, text: str | None = None, threshold: float | None = None
+    ) -> Concept:
+        """Renames a concept, or replaces its text or its threshold; an empty text and a threshold of 0 remove it.
+
+        Raises ConceptExists.
+        """
 
     def delete(self, key: str) -> None:
         """Deletes a concept with its examples and the sounds that came with them."""
@@ -199,11 +208,15 @@ def fit_fingerprint(concept: Concept, examples: Sequence[ConceptExample], fitter
 def select_new(existing: Sequence[ConceptExample], new: Sequence[NewExample]) -> list[ConceptExample | NewExample]:
     """For each new example the one that exists already, or itself. Raises ContradictoryExamples, TooManyExamples."""
     known: dict[tuple, ConceptExample | NewExample] = {_place(e): e for e in existing}
+    added = len({_place(one) for one in new} - known.keys())
+    if len(existing) + added > MAX_EXAMPLES:
+        raise TooManyExamples(
+            f"a concept may have {MAX_EXAMPLES} examples; it has {len(existing)} and would get {added} more"
+        )
     by_recording: dict[tuple, list[ConceptExample | NewExample]] = {}
     for earlier in existing:
         by_recording.setdefault((earlier.clip_id, earlier.sha256), []).append(earlier)
     chosen: list[ConceptExample | NewExample] = []
-    added = 0
     for one in new:
         others = by_recording.setdefault((one.clip_id, one.sha256), [])
         for other in others:
@@ -214,12 +227,7 @@ def select_new(existing: Sequence[ConceptExample], new: Sequence[NewExample]) ->
         same = known.setdefault(_place(one), one)
         if same is one:
             others.append(one)
-            added += 1
         chosen.append(same)
-    if len(existing) + added > MAX_EXAMPLES:
-        raise TooManyExamples(
-            f"a concept may have {MAX_EXAMPLES} examples; it has {len(existing)} and would get {added} more"
-        )
     return chosen
 
 

@@ -49,7 +49,7 @@ class TooManyJobs(LibraryError):
 class NewJob:
     """A job to be created. `request`: what the caller asked for, as JSON; of it, `scoring` decides the events.
 
-    `texts`: the embeddings (P, D) float32 of its P phrases by `checkpoint`.
+    `texts`: the vectors (V, D) float32 of its phrases by `checkpoint`, one phrase after another.
     """
 
     kind: str

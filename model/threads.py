@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +27,7 @@ R = TypeVar("R")
 _workers: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
 _running = 0  # batches
+_alone = threading.Lock()  # of the caller of one_blas_thread
 
 
 def share_out(function: Callable[[Sequence[T]], R], items: Sequence[T], at_most: int) -> list[R]:
@@ -91,6 +93,22 @@ def limited(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Limits NumPy's BLAS to one thread, in the whole process; one caller at a time is inside.
+
+    Its threads wait for each other by spinning. For products of a millisecond, on cores that other work keeps busy,
+    that takes many times as long as the products. (Only the thread that sets the limit can lift it.)
+    """
+    with _alone, _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ hypothesis.settings.register_profile("finelap", deadline=None)
 hypothesis.settings.load_profile("finelap")
 
 REPO = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tests.support.external"]
 
 
 @pytest.fixture(scope="session")

@@ -146,13 +146,15 @@ def _add_clip_tools(server: MCPServer, connect: Connect) -> None:
             Field(min_length=1, max_length=20, description='Sounds to look for: ["dog bark", "speech"].'),
         ],
         ctx: Context,
-        threshold: Annotated[float, Field(ge=0, le=1, description="Score that starts an event.")] = 0.5,
+        threshold: Annotated[
+            float | None, Field(ge=0, le=1, description="Score that starts an event: 0.5, or a concept's own.")
+        ] = None,
     ) -> dict[str, Any]:
         """Find out when given sounds occur in one clip: onset, offset and score of each event.
 
         A phrase without events has its highest score in `max_score`.
         """
-        form = {"clip_id": clip_id, "phrases": phrases, "threshold": threshold}
+        form = {"clip_id": clip_id, "phrases": phrases} | ({} if threshold is None else {"threshold": threshold})
         found = await _call(connect(ctx).post("/detect", form=form))
         keys = ("phrase", "clip_score", "max_score", "events")
         return {

@@ -72,6 +72,9 @@ class ConceptPatch(_Request):
 
     name: Name | None = None
     text: Text | None = None
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="The score from which the sound counts; null: as it is fitted."
+    )
 
 
 class AddedExamples(_Request):
@@ -116,8 +119,9 @@ class Quality(BaseModel):
 
 
 class Concept(BaseModel):
-    """A concept. `threshold` is the score from which a sound counts, fitted if there is a quality, otherwise 0.5.
+    """A concept. `threshold` is the score from which a sound counts, and events of it begin.
 
+    It is `fitted_threshold` unless it was set; that is 0.5 without a quality.
     `removed` counts examples whose clip was deleted. `notes` say what limits it, such as why it has no quality.
     """
 
@@ -129,6 +133,7 @@ class Concept(BaseModel):
     removed: int
     quality: Quality | None
     threshold: float
+    fitted_threshold: float
     notes: list[str]
     created: str
     updated: str

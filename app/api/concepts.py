@@ -83,20 +83,26 @@ async def get(key: str, state: Serving) -> schemas.Concept:
 
 @router.patch(
     "/{key}",
-    summary="Rename a concept, or change its text",
+    summary="Rename a concept, or change its text or threshold",
     response_model=schemas.Concept,
     responses=openapi.example(examples.CONCEPT, openapi.problems(*openapi.ALWAYS, 404, 409, 415, 507)),
-    openapi_extra=openapi.body(json=schemas.ConceptPatch, examples={"rename": {"name": "front door"}}),
+    openapi_extra=openapi.body(
+        json=schemas.ConceptPatch, examples={"rename": {"name": "front door"}, "threshold": {"threshold": 0.3}}
+    ),
 )
 async def change(key: str, request: Request, state: Serving) -> schemas.Concept:
-    """Changes the name, the text or both; a null `text` removes it. With another text, the concept is fitted anew."""
+    """Changes the name, the text or the threshold. With another text, the concept is fitted anew.
+
+    A null `text` removes it; with a null `threshold`, the fitted one counts again.
+    """
     patch = await requests.read_json(request, schemas.ConceptPatch)
     text = (patch.text or "") if "text" in patch.model_fields_set else None
+    threshold = (patch.threshold or 0.0) if "threshold" in patch.model_fields_set else None
     taught = await concepts.taught(state, key)
     if text == "" and not taught.positives:
         raise Invalid("Without its text, the concept would have neither a text nor a positive example.")
     update = state.library.concepts.update
-    changed = await state.write(lambda: update(taught.concept.id, name=patch.name, text=text))
+    changed = await state.write(lambda: update(taught.concept.id, name=patch.name, text=text, threshold=threshold))
     return concept(await concepts.taught(state, changed.id))
 
 
@@ -260,7 +266,8 @@ def concept(taught: Taught) -> schemas.Concept:
         negatives=len(taught.examples) - taught.positives,
         removed=taught.removed,
         quality=quality,
-        threshold=0.5 if head is None else round(head.threshold, 4),
+        threshold=round(taught.threshold, 4),
+        fitted_threshold=round(taught.fitted_threshold, 4),
         notes=notes,
         created=taught.concept.created,
         updated=taught.concept.updated,

@@ -133,8 +133,8 @@ class EventOptions(Protocol):
     """What DetectForm and a job's request say about events."""
 
     phrases: list[str]
-    threshold: list[float]
-    low_threshold: Any  # list[float], or None
+    threshold: Any  # list[float], or None
+    low_threshold: Any  # likewise
     median_filter: float
     min_duration: float
     max_gap: float
@@ -166,7 +166,7 @@ def _source(form: Form[DetectForm] | Form[ClassifyForm], clip_id: str | None) ->
 def detection_request(options: EventOptions) -> DetectionRequest:
     """The phrases with their settings. Raises Invalid."""
     count = len(options.phrases)
-    high = _for_each(options.threshold, count, "threshold")
+    high = _for_each(options.threshold or [0.5], count, "threshold")
     low = _for_each(options.low_threshold, count, "low_threshold") if options.low_threshold else [None] * count
     try:
         settings = [
@@ -182,7 +182,7 @@ def detection_request(options: EventOptions) -> DetectionRequest:
         ]
     except ValueError as error:
         raise Invalid(str(error)) from error
-    return DetectionRequest(options.phrases, settings)
+    return DetectionRequest(options.phrases, settings, own_thresholds=not options.threshold)
 
 
 def _for_each(values: list[float], count: int, name: str) -> list[float]:

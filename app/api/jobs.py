@@ -46,8 +46,11 @@ class JobRequest(BaseModel):
         min_length=1, description="Descriptions of the sounds to detect.", examples=[["dog barking", "speech"]]
     )
     filter: Filter | None = Field(None, description="Only clips that pass it, as in POST /search; default: all clips.")
-    threshold: Scores = Field(
-        [0.5], min_length=1, description="The score that an event reaches: a number, or a list with one per phrase."
+    threshold: Scores | None = Field(
+        None,
+        min_length=1,
+        description="The score that an event reaches: a number, or a list with one per phrase. "
+        "Default: 0.5, and for a concept its own.",
     )
     low_threshold: Scores | None = Field(
         None,

@@ -493,9 +493,9 @@ class DetectForm(_Request):
         min_length=1, description="Descriptions of the sounds to detect.", examples=[["dog barking", "speech"]]
     )
     threshold: list[Score] = Field(
-        [0.5],
-        min_length=1,
-        description="The score that an event reaches: one value for all phrases, or one per phrase.",
+        [],
+        description="The score that an event reaches: one value for all phrases, or one per phrase. "
+        "Default: 0.5, and for a concept its own.",
         examples=[[0.5]],
     )
     low_threshold: list[Score] = Field(
@@ -545,7 +545,7 @@ class LiveStart(_Request):
     sample_rate: int = Field(ge=1_000, le=768_000)  # Hz
     encoding: Literal["pcm_s16le", "pcm_f32le", "opus", "flac"]
     channels: int = Field(1, ge=1, le=32)  # interleaved; opus and flac say it themselves
-    threshold: Scores = Field([0.5], min_length=1)
+    threshold: Scores | None = Field(None, min_length=1)  # None: 0.5, and a concept's own
     low_threshold: Scores = []
     method: Literal["threshold"] = "threshold"  # boxes need the whole recording
     median_filter: float = Field(0.48, ge=0, le=MAX_MEDIAN_FILTER)

@@ -37,9 +37,12 @@ def _teach(client: Client, args: argparse.Namespace) -> int:
     except NotFound:
         concept = client.create_concept(args.name, args.text, **given)
         failed = concept.failed
+        if args.threshold is not None:
+            concept = client.update_concept(args.name, threshold=args.threshold)
     else:
-        if args.text is not None:
-            concept = client.update_concept(args.name, text=args.text)
+        changes = {name: getattr(args, name) for name in ("text", "threshold") if getattr(args, name) is not None}
+        if changes:
+            concept = client.update_concept(args.name, **changes)
         failed = ()
         if has_examples:
             added = client.add_examples(args.name, **given)

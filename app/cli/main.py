@@ -248,8 +248,8 @@ def _scan(args: argparse.Namespace) -> int:
 
 
 def _concepts(args: argparse.Namespace) -> int:
-    if args.action == "teach" and args.text is None and not (args.positive or args.negative):
-        raise UsageError("give --text, --positive or --negative")
+    if args.action == "teach" and args.text is None and not (args.positive or args.negative or args.threshold):
+        raise UsageError("give --text, --positive, --negative or --threshold")
     from app.cli.concepts import run
 
     return run(args)

@@ -108,6 +108,7 @@ def concepts(parser: argparse.ArgumentParser) -> None:
         about += ": an audio file, a clip, or a stretch of a clip in seconds; may be repeated"
         kind: dict[str, Any] = {"type": file_or_example, "metavar": "FILE|ID[@START-END]"}
         teach.add_argument(name, action="append", default=[], help=about, **kind)
+    teach.add_argument("--threshold", type=fraction, metavar="X", help="score from which the sound counts (fitted)")
     teach.add_argument("--json", action="store_true", help="print JSON")
     suggest = action("suggest", "show the moments whose label would teach most")
     suggest.add_argument("-k", type=positive, default=10, metavar="N", help="number of moments (10)")
@@ -226,7 +227,7 @@ def _events(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
     scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
-    add("--threshold", **scores, help="score that starts an event (0.5); once, or once per phrase")
+    add("--threshold", **scores, help="score that starts an event (0.5, or a concept's own); once, or once per phrase")
     add(
         "--low-threshold",
         **scores,

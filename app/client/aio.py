@@ -262,7 +262,7 @@ class AsyncClient:
         """As `Client.concept`."""
         return await self._send(concept_calls.get(key))
 
-    async def update_concept(self, key: str, **changes: str | None) -> types.Concept:
+    async def update_concept(self, key: str, **changes: str | float | None) -> types.Concept:
         """As `Client.update_concept`."""
         return await self._send(concept_calls.update(key, changes))
 

@@ -36,7 +36,7 @@ def get(key: str) -> Call[types.Concept]:
     return Call("GET", _path(key), read_json(types.Concept.from_json))
 
 
-def update(key: str, changes: dict[str, str | None]) -> Call[types.Concept]:
+def update(key: str, changes: dict[str, str | float | None]) -> Call[types.Concept]:
     """PATCH /concepts/{key}."""
     return Call("PATCH", _path(key), read_json(types.Concept.from_json), json=changes)
 

@@ -291,8 +291,8 @@ class Client:
         """Returns a concept by its name or id."""
         return self._send(concept_calls.get(key))
 
-    def update_concept(self, key: str, **changes: str | None) -> types.Concept:
-        """Changes `name` or `text`; a text of None removes it."""
+    def update_concept(self, key: str, **changes: str | float | None) -> types.Concept:
+        """Changes `name`, `text` or `threshold`; a text of None removes it, a threshold of None is the fitted one."""
         return self._send(concept_calls.update(key, changes))
 
     def delete_concept(self, key: str) -> None:

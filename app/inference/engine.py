@@ -222,9 +222,14 @@ class Engine:
         logits = [np.asarray(cosines, np.float64) / temp + bias for cosines, (temp, bias) in both]
         return np.asarray(np.fmax(*logits))
 
-    def least_cosines(self, logit: float, *, sound: bool = False) -> tuple[float, float]:
+    def least_cosines(
+        self, logit: float, *, sound: bool = False, scores: HeadScores | None = None
+    ) -> tuple[float, float]:
         """The cosines of a clip and of its best segment from which on `match_logits` reaches this logit."""
         (whole_temp, whole_bias), (part_temp, part_bias) = self._pairs(sound)
+        if scores is not None:
+            whole_temp, whole_bias = scores.clip.temp, scores.clip.bias
+            part_temp, part_bias = scores.segment.temp, scores.segment.bias
         return (logit - whole_bias) * whole_temp, (logit - part_bias) * part_temp
 
     def _pairs(self, sound: bool) -> tuple[tuple[float, float], tuple[float, float]]:

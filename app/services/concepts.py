@@ -41,7 +41,7 @@ from index import (
     fit_fingerprint,
 )
 from model.concepts.fit import VERSION, Background, Labelled, fit_head
-from model.concepts.head import Head, HeadScores, Quality, Scores
+from model.concepts.head import Direction, Head, HeadScores, Quality
 
 SAMPLE = 512  # clips of the library that stand for all other sounds
 FRAMES_OF = 256  # of these clips, about
@@ -76,6 +76,21 @@ class Taught:
     @property
     def positives(self) -> int:
         return sum(one.label for one in self.examples)
+
+    @property
+    def threshold(self) -> float:
+        """The score from which a sound counts: as users chose it, or as it is fitted."""
+        return self.fitted_threshold if self.concept.threshold is None else self.concept.threshold
+
+    @property
+    def fitted_threshold(self) -> float:
+        return 0.5 if self.head is None else self.head.threshold
+
+    def require_head(self) -> Head:
+        """The head. Raises ConceptUntaught without a text and a positive example."""
+        if self.head is None:
+            raise ConceptUntaught(self.concept.name)
+        return self.head
 
 
 # Teaching
@@ -177,14 +192,6 @@ def warm_up() -> None:
         importlib.import_module("scipy.optimize")
 
 
-async def fitted_head(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Head:
-    """The head of a concept. Raises ConceptNotFound, and ConceptUntaught without a text and a positive example."""
-    found = await taught(state, key, urgency=urgency)
-    if found.head is None:
-        raise ConceptUntaught(found.concept.name)
-    return found.head
-
-
 async def taught(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERACTIVE) -> Taught:
     """A concept with its examples and its head, which is fitted if what it depends on has changed."""
     concept, examples, removed = await state.read(_load, state.library, key)
@@ -207,7 +214,11 @@ def _load(library: Library, key: str) -> tuple[Concept, list[ConceptExample], in
 
 
 def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], text: np.ndarray | None) -> Head:
-    return fit_head(labelled(library, examples), background(library, engine.dim), text, engine.text_scores)
+    from model.threads import one_blas_thread  # imports PyTorch
+
+    given, others = labelled(library, examples), background(library, engine.dim)
+    with one_blas_thread():
+        return fit_head(given, others, text, engine.text_scores)
 
 
 def background(library: Library, dim: int) -> Background:
@@ -277,8 +288,8 @@ def unit(vector: np.ndarray) -> np.ndarray:
 def _head_to_json(head: Head) -> str:
     return json.dumps(
         {
-            "vector": base64.b64encode(head.vector.astype("<f4").tobytes()).decode(),
-            "scores": None if head.scores is None else asdict(head.scores),
+            "vector": _to_base64(head.vector),
+            "directions": [{"vector": _to_base64(d.vector), "scores": asdict(d.scores)} for d in head.directions],
             "threshold": head.threshold,
             "quality": None if head.quality is None else asdict(head.quality),
             "reason": head.reason,
@@ -288,14 +299,22 @@ def _head_to_json(head: Head) -> str:
 
 def _head_from_json(text: str) -> Head:
     stored = json.loads(text)
-    scores, quality = stored["scores"], stored["quality"]
+    quality = stored["quality"]
     return Head(
-        np.frombuffer(base64.b64decode(stored["vector"]), "<f4").astype(np.float32),
-        None if scores is None else HeadScores(**{kind: Scores(**pair) for kind, pair in scores.items()}),
+        _from_base64(stored["vector"]),
+        tuple(Direction(_from_base64(d["vector"]), HeadScores.from_json(d["scores"])) for d in stored["directions"]),
         stored["threshold"],
         None if quality is None else Quality(**quality),
         stored["reason"],
     )
+
+
+def _to_base64(vector: np.ndarray) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _from_base64(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 
 # Labels

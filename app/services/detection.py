@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from app.audio.peaks import WaveformPeaks
 from app.audio.spectrogram import WaveformPreview
 from app.audio.tracks import Note, Track, describe_track
+from app.errors import Invalid
 from app.services.audio_source import AudioSource, EmbeddingStream, open_source, require_frames
 from app.services.phrases import Phrases, resolve
 from app.state import AppState
@@ -33,14 +34,31 @@ Message = dict[str, Any]  # a line of the NDJSON stream, in plain JSON types
 
 @dataclass(frozen=True)
 class DetectionRequest:
-    """Phrases to detect, each with the settings that turn its scores into events."""
+    """Phrases to detect, each with the settings that turn its scores into events.
+
+    own_thresholds: nobody has chosen a threshold, so that concepts have their own.
+    """
 
     phrases: list[str]
     settings: list[DetectionSettings]
+    own_thresholds: bool = False
 
     def __post_init__(self) -> None:
         if not self.phrases or len(self.phrases) != len(self.settings):
             raise ValueError(f"{len(self.phrases)} phrases and {len(self.settings)} settings")
+
+    def resolved(self, phrases: Phrases) -> DetectionRequest:
+        """The request with the thresholds of its concepts. Raises Invalid if a lower threshold is above one."""
+        if not self.own_thresholds:
+            return self
+        try:
+            settings = [
+                own if phrase.threshold is None else replace(own, threshold=phrase.threshold)
+                for own, phrase in zip(self.settings, phrases.each, strict=True)
+            ]
+        except ValueError as error:
+            raise Invalid(str(error)) from error
+        return DetectionRequest(self.phrases, settings)
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,7 @@ async def detect(state: AppState, source: AudioSource, request: DetectionRequest
     """The events of each phrase in a whole recording."""
     require_frames(state.engine, "Detection")
     phrases = await resolve(state, request.phrases)
+    request = request.resolved(phrases)
     async with open_source(state, source) as stream:
         return await _detect(state, stream, Detector(request, phrases))
 
@@ -83,6 +102,7 @@ async def detect_plot(state: AppState, source: AudioSource, request: DetectionRe
     """Scores and events of a whole recording as a PNG, with its waveform."""
     require_frames(state.engine, "Detection")
     phrases = await resolve(state, request.phrases)
+    request = request.resolved(phrases)
     peaks = WaveformPeaks()
     async with open_source(state, source, sink=peaks) as stream:
         result = await _detect(state, stream, Detector(request, phrases))
@@ -97,6 +117,7 @@ async def detect_stream(
     """The messages of a running detection, see EventReporter. Raises what opening and reading the source raise."""
     require_frames(state.engine, "Detection")
     phrases = await resolve(state, request.phrases)
+    request = request.resolved(phrases)
     preview = None if options.outline_step is None else WaveformPreview(options.outline_step)
     async with open_source(state, source, sink=preview) as stream:
         detector, reporter = Detector(request, phrases), EventReporter(request, stream, options, preview)

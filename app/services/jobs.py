@@ -37,7 +37,7 @@ from index import (
     NewJob,
     StorageFull,
 )
-from model.concepts.head import HeadScores, Scores
+from model.concepts.head import Direction, HeadScores
 from model.detection import DetectionSettings, find_events
 
 log = logging.getLogger(__name__)
@@ -73,27 +73,27 @@ async def create_job(state: AppState, options: JobOptions) -> Job:
     require_frames(state.engine, "A job")
     detection = options.detection
     phrases = await resolve(state, detection.phrases)
-    scoring = _scoring(phrases, [asdict(one) for one in detection.settings])
+    scoring = _scoring(phrases, [asdict(one) for one in detection.resolved(phrases).settings])
     request = {**scoring, "filter": None if options.filter is None else dict(options.filter)}
     new = NewJob("detect", request, scoring, options.filter, phrases.vectors, state.engine.stamp)
     return await state.write(jobs.create, new, state.settings.max_jobs)
 
 
 def _scoring(phrases: Phrases, settings: list[dict[str, Any]]) -> dict[str, Any]:
-    """What decides the events besides the phrases' embeddings, as JSON; a concept has a head of its own."""
-    heads = [None if phrase.scores is None else asdict(phrase.scores) for phrase in phrases.each]
+    """What decides the events besides the phrases' vectors, as JSON; concepts have scores for each of theirs."""
+    heads = [[asdict(one.scores) for one in phrase.directions] for phrase in phrases.each]
     return {"phrases": [phrase.text for phrase in phrases.each], "settings": settings, "heads": heads}
 
 
 def _phrases(engine: Engine, work: JobWork) -> Phrases:
     """The phrases as they were when the job was created, whatever has become of its concepts."""
     request = work.job.request
-    heads = [
-        None if head is None else HeadScores(**{name: Scores(**pair) for name, pair in head.items()})
-        for head in request["heads"]
-    ]
-    each = zip(request["phrases"], work.texts, heads, strict=True)
-    return Phrases(engine, tuple(Phrase(text, vector, head) for text, vector, head in each))
+    vectors = iter(work.texts)
+    each = []
+    for text, head in zip(request["phrases"], request["heads"], strict=True):
+        directions = tuple(Direction(next(vectors), HeadScores.from_json(scores)) for scores in head)
+        each.append(Phrase(text, directions[0].vector if directions else next(vectors), directions))
+    return Phrases(engine, tuple(each))
 
 
 def find_clip_events(phrases: Phrases, settings: list[DetectionSettings], clip: JobClip) -> np.ndarray:

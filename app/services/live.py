@@ -58,7 +58,8 @@ class LiveDetection:
         require_frames(state.engine, "A live stream")
         if state.engine.sample_rate != SAMPLE_RATE:
             raise FramesUnsupported(f"Live streams need a model of {SAMPLE_RATE} Hz; {state.engine.name} has another.")
-        return cls(state, request, await resolve(state, request.phrases), frames)
+        phrases = await resolve(state, request.phrases)
+        return cls(state, request.resolved(phrases), phrases, frames)
 
     async def feed(self, samples: np.ndarray) -> None:
         """Takes samples (n,) of mono float32 at 16 kHz; waits while the model is behind."""

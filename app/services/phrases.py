@@ -1,7 +1,7 @@
 """Phrases as vectors and scores: texts, and concepts that were taught with examples, written `concept:NAME`.
 
 Whatever takes phrases or queries resolves them here, so that a concept stands wherever a phrase does. Its vector is
-searched with as a text's is, but its cosines become scores with its own temperatures and biases.
+searched with as a text's is, but its cosines become scores with its own temperatures and biases; it may have several.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
-from app.services.concepts import fitted_head
+from app.services.concepts import taught
 from app.state import AppState
-from model.concepts.head import HeadScores
+from model.concepts.head import Direction, best_logits
 
 PREFIX = "concept:"
 
@@ -30,11 +30,21 @@ def concept_name(phrase: str) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Phrase:
-    """A phrase: its embedding (D,) of unit length, and how its cosines become scores; None: as those of texts do."""
+    """A phrase: the embedding (D,) of a text, of unit length, or a concept.
+
+    directions: of a concept that has any; others score as texts do. threshold: the score from which a concept counts;
+    None for a text.
+    """
 
     text: str
     vector: np.ndarray
-    scores: HeadScores | None = None
+    directions: tuple[Direction, ...] = ()
+    threshold: float | None = None
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """What sounds are compared with (K, D), K at least 1."""
+        return np.stack([one.vector for one in self.directions]) if self.directions else self.vector[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,31 +56,36 @@ class Phrases:
 
     @cached_property
     def vectors(self) -> np.ndarray:
-        """The embeddings (P, D)."""
+        """All vectors of the phrases, one phrase after another (V, D)."""
+        return np.concatenate([phrase.vectors for phrase in self.each])
+
+    @cached_property
+    def _of_texts(self) -> np.ndarray:
+        """The embeddings (P, D); of concepts their common directions, whose scores are replaced."""
         return np.stack([phrase.vector for phrase in self.each])
 
     def frame_score(self, frames: np.ndarray) -> np.ndarray:
         """Frames (T, D) → scores (P, T). Use a thread for long recordings."""
-        scores = self.engine.frame_score(frames, self.vectors)
+        scores = self.engine.frame_score(frames, self._of_texts)
         for row, phrase in zip(scores, self.each, strict=True):
-            if phrase.scores is not None:
-                row[:] = _sigmoid(phrase.scores.frame.logits(frames @ phrase.vector))
+            if phrase.directions:
+                row[:] = _sigmoid(best_logits(phrase.directions, frames, "frame"))
         return scores
 
     def clip_score(self, clip: np.ndarray) -> np.ndarray:
         """A clip's embedding (D,) → scores (P,)."""
-        scores = self.engine.clip_score(clip[None], self.vectors)[0]
+        scores = self.engine.clip_score(clip[None], self._of_texts)[0]
         for number, phrase in enumerate(self.each):
-            if phrase.scores is not None:
-                scores[number] = _sigmoid(phrase.scores.clip.logits(clip @ phrase.vector))
+            if phrase.directions:
+                scores[number] = _sigmoid(best_logits(phrase.directions, clip, "clip"))
         return scores
 
     def probabilities(self, clip: np.ndarray) -> np.ndarray:
         """A clip's embedding (D,) → probabilities (P,): the softmax of the logits of the scores."""
-        logits = self.engine.clip_logits(clip, self.vectors)
+        logits = self.engine.clip_logits(clip, self._of_texts)
         for number, phrase in enumerate(self.each):
-            if phrase.scores is not None:
-                logits[number] = phrase.scores.clip.logits(clip @ phrase.vector)
+            if phrase.directions:
+                logits[number] = best_logits(phrase.directions, clip, "clip")
         weights = np.exp(logits - logits.max())
         return np.asarray(weights / weights.sum())
 
@@ -89,8 +104,9 @@ async def resolve(state: AppState, phrases: Sequence[str], *, urgency: Urgency =
     texts = [phrase for phrase in dict.fromkeys(phrases) if phrase not in names]
 
     async def of_concept(phrase: str) -> Phrase:
-        head = await fitted_head(state, names[phrase], urgency=urgency)
-        return Phrase(phrase, head.vector, head.scores)
+        found = await taught(state, names[phrase], urgency=urgency)
+        head = found.require_head()
+        return Phrase(phrase, head.vector, head.directions, found.threshold)
 
     vectors, *concepts = await asyncio.gather(
         state.engine.embed_texts(texts, urgency=urgency), *(of_concept(phrase) for phrase in names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from app.inference.engine import Engine
 from app.services.words import QueryWords, coverage
 from app.state import AppState
 from index import LONG_SECONDS, Clip, Filter, Hit
-from model.concepts.head import HeadScores
+from model.concepts.head import Direction, HeadScores
 
 Mode = Literal["semantic", "hybrid", "lexical"]
 Nearest = Callable[[np.ndarray, int, Filter | None, float], list[tuple[str, float]]]
@@ -48,16 +48,30 @@ WEIGHTS = FusionWeights()
 class Part:
     """One part of what is wanted: an embedding (D,) of unit length, of a text or of a sound.
 
-    scores: how cosines to a concept become logits.
+    directions: of a concept; its cosines become logits in its own way, and the best of them counts.
     """
 
     vector: np.ndarray
     sound: bool = False
-    scores: HeadScores | None = None
+    directions: tuple[Direction, ...] = ()
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """What clips are compared with (K, D), K at least 1."""
+        return np.stack([one.vector for one in self.directions]) if self.directions else self.vector[None]
+
+    @property
+    def scores(self) -> HeadScores | None:
+        """How cosines with a single vector become logits; None: as those of texts and sounds do."""
+        return self.directions[0].scores if self.directions else None
 
     def logits(self, engine: Engine, clip: np.ndarray, segment: np.ndarray) -> np.ndarray:
-        """Cosines (A,) of clips and of their best segments, NaN where unknown → logits of their scores (A,)."""
-        return engine.match_logits(clip, segment, sound=self.sound, scores=self.scores)
+        """Cosines (A, K) of clips and of their best segments, NaN where unknown → logits of their scores (A,)."""
+        scores: list[HeadScores | None] = [one.scores for one in self.directions] or [None]
+        logits = [
+            engine.match_logits(clip[:, k], segment[:, k], sound=self.sound, scores=own) for k, own in enumerate(scores)
+        ]
+        return np.asarray(np.max(logits, axis=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,20 +88,36 @@ class Query:
 
     @property
     def vectors(self) -> np.ndarray:
-        """The parts' vectors and that of the unwanted examples (Q, D)."""
-        return np.stack([part.vector for part in self.parts] + ([] if self.unlike is None else [self.unlike]))
+        """The parts' vectors, one part after another, and that of the unwanted examples (Q, D)."""
+        return np.concatenate(
+            [part.vectors for part in self.parts] + ([] if self.unlike is None else [self.unlike[None]])
+        )
+
+    def columns(self) -> Iterator[tuple[Part, slice]]:
+        """Each part, and where its vectors are among `vectors`."""
+        start = 0
+        for part in self.parts:
+            stop = start + len(part.vectors)
+            yield part, slice(start, stop)
+            start = stop
+
+    @property
+    def searched(self) -> np.ndarray:
+        """What the index is searched with (S, D): each direction of a concept alone, or `vector`."""
+        alone = len(self.parts) == 1 and self.unlike is None
+        return self.parts[0].vectors if alone else self.vector[None]
 
     @property
     def vector(self) -> np.ndarray:
-        """The vector (D,) of unit length that is searched with (Rocchio, The SMART Retrieval System, 1971, ch. 14)."""
+        """The unit vector (D,) that stands for the query (Rocchio, The SMART Retrieval System, 1971, ch. 14)."""
         total = sum(part.vector for part in self.parts) - UNLIKE_WEIGHT * (0 if self.unlike is None else self.unlike)
         length = float(np.linalg.norm(total))
         return np.asarray(total / length if length > 1e-6 else self.parts[0].vector, dtype=np.float32)
 
     @property
     def is_simple(self) -> bool:
-        """Whether cosines with `vector` are all that scores depend on."""
-        return len(self.parts) == 1 and self.unlike is None
+        """Whether cosines with a single vector are all that scores depend on."""
+        return len(self.vectors) == 1
 
 
 @dataclass(frozen=True)
@@ -140,17 +170,21 @@ class Ranking:
         the best `depth` of all is in the list of that cosine, and the other cosine is at most the last of its list. (As
         far as the lists are exact, which those of large libraries are not quite: see VectorIndex.)
         """
-        clips, segments, words = await asyncio.gather(
-            self._nearest(depth), self._nearest_segments(depth), self._by_words(depth)
-        )
+        library, searched = self._state.library, self._query.searched
+        searches = [
+            self._search(search, one, depth)
+            for one in searched
+            for search in (library.nearest, library.nearest_segments)
+        ]
+        lists, words = await asyncio.gather(asyncio.gather(*searches), self._by_words(depth))
         self.clips.update((hit.clip.id, hit.clip) for hit in words)
-        cosines = _join(clips, segments, words)
+        cosines = _join(lists, words)
         if self._mode != "semantic" or not self._query.is_simple:
             await self._state.read(self._read_evidence, cosines, len(words) == depth)
         ranked = {item.clip_id: item for item in self._score(cosines)}
-        lists = [[clip_id for clip_id, _ in clips], [clip_id for clip_id, _ in segments], [h.clip.id for h in words]]
-        cut_off = [ranked[ids[-1]] for ids in lists if len(ids) == depth]
-        self._last = tuple(own[-1][1] if len(own) == depth else -math.inf for own in (clips, segments))
+        ids = [*([clip_id for clip_id, _ in own] for own in lists), [hit.clip.id for hit in words]]
+        cut_off = [ranked[own[-1]] for own in ids if len(own) == depth]
+        self._last = tuple(own[-1][1] if len(own) == depth else -math.inf for own in lists)
         self.exhausted = not cut_off
         self.may_match_deeper = any(self.is_match(last) for last in cut_off)
         if self._mode == "lexical":
@@ -179,21 +213,15 @@ class Ranking:
 
     # Reading
 
-    async def _nearest(self, depth: int) -> list[tuple[str, float]]:
+    async def _search(self, search: Nearest, vector: np.ndarray, depth: int) -> list[tuple[str, float]]:
         if self._mode == "lexical":
             return []
         with self._state.metrics.vector_search():
-            return await self._state.read(self._state.library.nearest, self._query.vector, depth, self._filter)
-
-    async def _nearest_segments(self, depth: int) -> list[tuple[str, float]]:
-        if self._mode == "lexical":
-            return []
-        with self._state.metrics.vector_search():
-            return await self._state.read(self._state.library.nearest_segments, self._query.vector, depth, self._filter)
+            return await self._state.read(search, vector, depth, self._filter)
 
     async def _at_least(self, search: Nearest, limit: int, cosine: float) -> set[str]:
         with self._state.metrics.vector_search():
-            found = await self._state.read(search, self._query.vector, limit, self._filter, cosine)
+            found = await self._state.read(search, self._query.searched[0], limit, self._filter, cosine)
         return {clip_id for clip_id, _ in found}
 
     async def _by_words(self, depth: int) -> list[Hit]:
@@ -281,7 +309,9 @@ class Ranking:
         add to the logit."""
         engine = self._state.engine
         assert engine.matching is not None
-        return engine.least_cosines(logit_of(engine.matching.cutoff) - words, sound=self._query.parts[0].sound)
+        part = self._query.parts[0]
+        logit = logit_of(engine.matching.cutoff) - words
+        return engine.least_cosines(logit, sound=part.sound, scores=part.scores)
 
     def _score(self, cosines: Mapping[str, np.ndarray]) -> list[Ranked]:
         """The clips with their scores, in the order given; clips that were deleted since are scored too."""
@@ -294,7 +324,7 @@ class Ranking:
             table = np.stack(
                 [own if full is None else full[:, 0] for own, full in zip(cosines.values(), known, strict=True)]
             )
-            logits = query.parts[0].logits(self._state.engine, table[:, 0], table[:, 1])
+            logits = query.parts[0].logits(self._state.engine, table[:, [0]], table[:, [1]])
         else:
             nothing = np.full((2, len(query.vectors)), -1.0)  # deleted meanwhile
             logits = sound_logits(self._state.engine, query, np.stack([nothing if f is None else f for f in known]))
@@ -316,21 +346,25 @@ def sound_logits(engine: Engine, query: Query, cosines: np.ndarray) -> np.ndarra
 
     The mean over the parts. Unwanted examples multiply the odds by the probability that the clip doesn't sound so.
     """
-    parts = [
-        part.logits(engine, cosines[:, 0, number], cosines[:, 1, number]) for number, part in enumerate(query.parts)
-    ]
+    parts = [part.logits(engine, cosines[:, 0, own], cosines[:, 1, own]) for part, own in query.columns()]
     logits = np.mean(parts, axis=0)
     if query.unlike is not None:
         logits -= np.logaddexp(0, engine.match_logits(cosines[:, 0, -1], cosines[:, 1, -1], sound=True))
     return np.asarray(logits)
 
 
-def _join(
-    clips: Sequence[tuple[str, float]], segments: Sequence[tuple[str, float]], words: Sequence[Hit]
-) -> dict[str, np.ndarray]:
-    """The cosines (2,) to the query's vector of all clips in the lists, of clip and segment; NaN where unknown."""
+def _join(lists: Sequence[Sequence[tuple[str, float]]], words: Sequence[Hit]) -> dict[str, np.ndarray]:
+    """The cosines (2,) to the query's vector of all clips in the lists, of clip and segment; NaN where unknown.
+
+    `lists`: of clips, of segments, and so on for each vector that was searched with; only for one are the cosines those
+    of the query.
+    """
     joined: dict[str, np.ndarray] = {}
-    for column, found in ((0, [(hit.clip.id, hit.similarity) for hit in words]), (0, clips), (1, segments)):
+    known = len(lists) == 2
+    for column, found in (
+        (0, [(hit.clip.id, hit.similarity) for hit in words]),
+        *((n % 2, own) for n, own in enumerate(lists)),
+    ):
         for clip_id, cosine in found:
-            joined.setdefault(clip_id, np.full(2, np.nan))[column] = cosine
+            joined.setdefault(clip_id, np.full(2, np.nan))[column] = cosine if known else np.nan
     return joined

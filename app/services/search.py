@@ -149,7 +149,7 @@ async def _read_text(state: AppState, text: str, mode: Mode) -> tuple[Part, Quer
         if mode == "lexical":
             raise Invalid("The mode 'lexical' searches for words, and a concept has none.")
         (concept,) = (await resolve(state, [text], urgency=Urgency.SEARCH)).each
-        return Part(concept.vector, scores=concept.scores), None
+        return Part(concept.vector, directions=concept.directions), None
     words, (vector,) = await asyncio.gather(
         read_words(state, text), state.engine.embed_texts([text], urgency=Urgency.SEARCH)
     )
@@ -264,23 +264,25 @@ class _Search:
                 frames, hop = library.frames(clip_id)
             except ClipNotFound:  # deleted since
                 continue
-            clip, parts = self._ranking.clips[clip_id], len(query.parts)
+            clip, wanted = self._ranking.clips[clip_id], len(query.vectors)
             excluded[clip_id] = (
                 any(has_all_words(text, clip) for text in self._options.without if concept_name(text) is None)
-                or _is_mostly(engine, query, clip_cosines[:parts], clip_cosines[-len(without.each) :], without)
+                or _is_mostly(engine, query, clip_cosines[:wanted], clip_cosines[wanted:], without)
                 or _is_present(engine, query, frames, hop, without)
             )
         return excluded
 
 
 def _is_mostly(engine: Engine, query: Query, wanted: np.ndarray, unwanted: np.ndarray, without: Phrases) -> bool:
-    """Whether a clip matches one of W unwanted sounds (W,) more clearly than what is wanted (P,), given its cosines."""
-    unknown = np.array([np.nan])
-    parts = [part.logits(engine, wanted[[n]], unknown) for n, part in enumerate(query.parts)]
-    logit = max(
-        float(engine.match_logits(unwanted[[n]], unknown, scores=phrase.scores)[0])
-        for n, phrase in enumerate(without.each)
-    )
+    """Whether a clip matches an unwanted sound more clearly than what is wanted, given its cosines to their vectors."""
+
+    def logits(query: Query, cosines: np.ndarray) -> list[float]:
+        unknown = np.full((1, len(cosines)), np.nan)
+        return [float(part.logits(engine, cosines[None, own], unknown[:, own])[0]) for part, own in query.columns()]
+
+    parts = logits(query, wanted)
+    unwished = Query(tuple(Part(phrase.vector, directions=phrase.directions) for phrase in without.each))
+    logit = max(logits(unwished, unwanted))
     cutoff = EXCLUSION.clip_score if engine.matching is None else engine.matching.cutoff
     return logit >= logit_of(cutoff) and logit >= float(np.mean(parts)) + EXCLUSION.margin
 
@@ -306,7 +308,7 @@ def _is_present(engine: Engine, query: Query, frames: np.ndarray, hop: float, wi
 def _first(engine: Engine, query: Query) -> Phrases:
     """The first part of what is wanted: the text, if there is one."""
     part = query.parts[0]
-    return Phrases(engine, (Phrase("", part.vector, part.scores),))
+    return Phrases(engine, (Phrase("", part.vector, part.directions),))
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.inference.batcher import Urgency
-from app.services.concepts import cut_frames, taught, unit
+from app.services.concepts import Taught, cut_frames, taught, unit
 from app.services.phrases import Phrase, Phrases
 from app.state import AppState
-from index import Clip, ConceptExample, ConceptUntaught, Library
-from model.concepts.head import Head, HeadScores
+from index import Clip, ConceptExample, Library
+from model.concepts.head import Direction
 from model.detection import find_moments
 
-_NEAREST = 1000  # clips among which the uncertain ones are looked for
+_NEAREST = 1000  # clips among which the uncertain ones are looked for, for all directions together
 _CANDIDATES = 80  # clips that are scored frame by frame
 _MOMENTS_PER_CLIP = 3
 _MAX_SECONDS = 3600.0  # of audio that is scored
@@ -40,18 +40,19 @@ class Suggestion:
 async def suggest(state: AppState, key: str, k: int) -> list[Suggestion]:
     """At most k moments, the most useful first. Raises ConceptNotFound, ConceptUntaught."""
     found = await taught(state, key, urgency=Urgency.SEARCH)
-    if found.head is None:
-        raise ConceptUntaught(found.concept.name)
-    phrases = Phrases(state.engine, (Phrase("", found.head.vector, found.head.scores),))
-    moments = await state.read(_candidates, state.library, phrases, found.head, found.examples)
-    return await state.compute(choose, moments, k, found.head.threshold)
+    head = found.require_head()
+    phrases = Phrases(state.engine, (Phrase("", head.vector, head.directions),))
+    moments = await state.read(_candidates, state.library, phrases, found)
+    return await state.compute(choose, moments, k, found.threshold)
 
 
-def _candidates(library: Library, phrases: Phrases, head: Head, examples: Sequence[ConceptExample]) -> list[Suggestion]:
+def _candidates(library: Library, phrases: Phrases, found: Taught) -> list[Suggestion]:
     """Moments of the clips whose scores are nearest to the threshold, and of some of the best."""
-    nearest = _nearest(library, head, head.scores or phrases.engine.text_scores)
+    head, examples = found.require_head(), found.examples
+    directions = head.directions or (Direction(head.vector, phrases.engine.text_scores),)
+    nearest = _nearest(library, directions)
     logits = np.array([logit for _, logit in nearest])
-    uncertain = np.argsort(np.abs(logits - _logit(head.threshold)), kind="stable")
+    uncertain = np.argsort(np.abs(logits - _logit(found.threshold)), kind="stable")
     top = np.arange(min(len(nearest), round(_TOP * _CANDIDATES)))
     order = list(dict.fromkeys([*top.tolist(), *uncertain.tolist()]))[:_CANDIDATES]
     done = {one.clip_id for one in examples if one.start is None}
@@ -66,13 +67,14 @@ def _candidates(library: Library, phrases: Phrases, head: Head, examples: Sequen
     return moments
 
 
-def _nearest(library: Library, head: Head, scores: HeadScores) -> list[tuple[str, float]]:
-    """The clips nearest to the head with their logits, best first: of long clips, those of their best segment count."""
+def _nearest(library: Library, directions: Sequence[Direction]) -> list[tuple[str, float]]:
+    """The clips nearest to a head with their logits, best first: of long clips, those of their best segment count."""
     logits: dict[str, float] = {}
-    for search, pair in ((library.nearest, scores.clip), (library.nearest_segments, scores.segment)):
-        found = search(head.vector, _NEAREST)
-        for (clip_id, _), logit in zip(found, pair.logits(np.array([one[1] for one in found])), strict=True):
-            logits[clip_id] = max(float(logit), logits.get(clip_id, -np.inf))
+    for one in directions:
+        for search, pair in ((library.nearest, one.scores.clip), (library.nearest_segments, one.scores.segment)):
+            found = search(one.vector, _NEAREST // len(directions))
+            for (clip_id, _), logit in zip(found, pair.logits(np.array([hit[1] for hit in found])), strict=True):
+                logits[clip_id] = max(float(logit), logits.get(clip_id, -np.inf))
     return sorted(logits.items(), key=lambda one: -one[1])
 
 

@@ -1,6 +1,6 @@
 // Completes the names of concepts in a text field: a list below it, by the pattern of an ARIA combobox.
 
-import { concepts, phraseOf } from "./concept-names.js";
+import { concepts, goesOn, phraseOf, splitPhrases } from "./concept-names.js";
 import { announce, count, el, icon } from "./dom.js";
 
 const START = "concept:";
@@ -46,7 +46,12 @@ export class Completion {
     const { value } = this.#field;
     const { separator } = this.#options;
     if (!separator) return ["", value];
-    const last = value.split(separator).at(-1);
+    const phrases = splitPhrases(value, separator);
+    let last = phrases.at(-1);
+    for (let n = 2; n <= phrases.length; n++) {
+      const longer = value.slice(value.length - phrases.slice(-n).join(" ").length); // a separator is one character
+      if (goesOn(longer.trimStart())) last = longer;
+    }
     return [value.slice(0, value.length - last.length), last];
   }
 

@@ -1,19 +1,25 @@
-// The examples of a concept: to hear, to remove, and to export as labels.
+// The examples of a concept: to see and hear, to remove, and to export as labels.
 
 import { audioPath, call, get, playableUrl, previewUrl } from "./api.js";
 import { $, announce, clock, count, el, icon } from "./dom.js";
 import { save } from "./exports.js";
+import { Excerpt } from "./excerpt.js";
 import { Player } from "./player.js";
+import { decode, DRAWN_RATE, partOfClip } from "./sounding.js";
 
 const SUFFIXES = { csv: ".csv", audacity: ".txt", raven: ".selections.txt" };
 const ENDLESS = 86_400; // seconds: the length of an example is known when it plays
+const DRAWN_BYTES = 4 << 20; // of a file whose waveform is drawn, at most
 
 export class Examples {
   #shell;
   #on;
   #concept = null;
   #all = [];
-  #rows = []; // {example, item, play, player, controls}
+  #rows = []; // {example, item, play, player, controls, sketch, excerpt}
+  #seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting) this.#sketch(this.#rowOf(target));
+  });
 
   /** @param {import("./main.js").Shell} shell  @param {{changed: () => void, failed: (error: Error) => void}} on */
   constructor(shell, on) {
@@ -44,7 +50,10 @@ export class Examples {
   }
 
   pause() {
-    for (const { player } of this.#rows) player.pause();
+    for (const { player, excerpt } of this.#rows) {
+      player.pause();
+      excerpt?.pause();
+    }
   }
 
   /** @param {any[]} examples  newest first */
@@ -52,6 +61,7 @@ export class Examples {
     const ids = new Set(examples.map(({ id }) => id));
     for (const row of this.#rows.filter(({ example }) => !ids.has(example.id))) {
       row.player.destroy();
+      row.excerpt?.destroy();
       row.item.remove();
     }
     const before = new Map(this.#rows.map((row) => [row.example.id, row]));
@@ -109,22 +119,23 @@ export class Examples {
     const answer = el("span", { class: `answered ${label ? "yes" : "no"}` }, icon(label ? "check" : "close"), label ? "yes" : "no");
     const about = { type: "button", class: "ghost round", tabindex: -1, title: "Remove (Delete)", "aria-label": `Remove ${filename}, ${when}` };
     const remove = el("button", about, icon("trash"));
-    const item = el("li", { class: "example-row" }, play, answer, el("div", { class: "info" }, name, el("span", { class: "about", text: when })), remove);
+    const sketch = el("div", { class: "sketch" });
+    const info = el("div", { class: "info" }, name, el("span", { class: "about", text: when }));
+    const item = el("li", { class: "example-row" }, play, answer, info, sketch, remove);
     const whole = clip ? audioPath(clip, part) : `/concepts/${this.#concept.id}/examples/${example.id}/audio`;
     const player = new Player({
       src: () => playableUrl(whole),
       fallback: clip && !part ? () => previewUrl(clip) : undefined,
       duration: ENDLESS,
-      onState: (state, error) => {
-        const playing = state === "playing";
-        item.classList.toggle("playing", playing);
-        play.replaceChildren(icon(playing ? "pause" : "play"));
-        play.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${filename}`);
-        if (state === "failed") this.#on.failed(error);
-      },
+      onState: (...state) => this.#changed(row, ...state),
     });
-    const row = { example, item, play, player, controls: clip ? [play, name, remove] : [play, remove] };
-    play.addEventListener("click", () => (player.playing ? player.pause() : player.play(0)));
+    const row = { example, item, play, player, controls: clip ? [play, name, remove] : [play, remove], sketch, excerpt: null };
+    this.#seen.observe(item);
+    play.addEventListener("click", () => {
+      const playing = [player, row.excerpt].find((one) => one?.playing);
+      if (playing) playing.pause();
+      else player.play(0);
+    });
     remove.addEventListener("click", () => this.#remove(row));
     if (clip) {
       name.addEventListener("click", (event) => {
@@ -134,6 +145,44 @@ export class Examples {
       });
     }
     return row;
+  }
+
+  #changed({ item, play, example }, state, error) {
+    const playing = state === "playing";
+    item.classList.toggle("playing", playing);
+    play.replaceChildren(icon(playing ? "pause" : "play"));
+    play.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${example.filename}`);
+    if (state === "failed") this.#on.failed(error);
+  }
+
+  /** Draws the waveform of a row that has come into view, if the browser can decode it. */
+  async #sketch(row) {
+    this.#seen.unobserve(row.item);
+    const { clip_id: clip, id, filename, start, end } = row.example;
+    let part, duration;
+    try {
+      if (clip) {
+        part = partOfClip(clip);
+        ({ duration } = await get(`/clips/${clip}`));
+      } else {
+        const sound = await (await call(`/concepts/${this.#concept.id}/examples/${id}/audio`)).blob();
+        if (sound.size > DRAWN_BYTES) return;
+        part = () => Promise.resolve(sound);
+        duration = (await decode(await sound.arrayBuffer())).length / DRAWN_RATE;
+      }
+    } catch {
+      return; // deleted in the meantime, or of a format that the browser doesn't know: it may play all the same
+    }
+    if (!this.#rows.includes(row)) return;
+    row.excerpt = new Excerpt({
+      part,
+      duration,
+      stretch: { start: start ?? 0, end: end ?? duration },
+      label: `Waveform of ${filename}`,
+      compact: true,
+      onState: (state, error) => state !== "failed" && this.#changed(row, state, error),
+    });
+    row.sketch.append(row.excerpt.node);
   }
 
   async #remove(row) {

@@ -23,6 +23,34 @@ export function conceptOf(phrase) {
   return isConcept(phrase) ? all.find((one) => one.name === name || one.id === name) : undefined;
 }
 
+/**
+ * The phrases of a text, as they are typed. A separator within the name of a concept separates nothing.
+ * @param {string} text  @param {RegExp} separator  one character
+ */
+export function splitPhrases(text, separator = /[,;\n]/) {
+  const found = [];
+  let rest = text;
+  for (;;) {
+    const from = Math.max(0, ...all.map((one) => lengthOf(one, rest, separator)));
+    const at = rest.slice(from).search(separator);
+    if (at < 0) return [...found, rest];
+    found.push(rest.slice(0, from + at));
+    rest = rest.slice(from + at + 1);
+  }
+}
+
+/** The length of a concept at the beginning of a text, with the blanks before it; 0 if another phrase is there. */
+function lengthOf(concept, text, separator) {
+  const typed = text.trimStart();
+  const phrase = phraseOf(concept);
+  const after = typed.slice(phrase.length).trimStart();
+  const whole = typed.startsWith(phrase) && (!after || after.search(separator) === 0);
+  return whole ? text.length - typed.length + phrase.length : 0;
+}
+
+/** Whether a text is the beginning of a concept's phrase that goes on. */
+export const goesOn = (text) => all.some((one) => phraseOf(one).length > text.length && phraseOf(one).startsWith(text));
+
 /** A phrase as text: a concept by its name. */
 export function named(phrase) {
   const name = conceptOf(phrase)?.name ?? phrase.slice(PREFIX.length).trim();

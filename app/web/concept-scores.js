@@ -17,10 +17,14 @@ export class Scores {
   #concept = null;
   #scores = []; // best first
   #labels = []; // {score, label} of examples that are clips among the hits
-  #moved = false; // whether the user has chosen a threshold of their own
+  #moved = false; // whether the slider has moved, and the service doesn't know yet
   #pending = new AbortController();
 
-  /** @param {import("./main.js").Shell} shell  @param {{failed: (error: Error) => void}} on */
+  /**
+   * @param {import("./main.js").Shell} shell
+   * @param {{threshold: (value: number | null) => Promise<void>, failed: (error: Error) => void}} on
+   *   `threshold`: another was chosen, null for the fitted one
+   */
   constructor(shell, on) {
     this.#shell = shell;
     this.#on = on;
@@ -29,6 +33,8 @@ export class Scores {
       this.#moved = true;
       this.#draw();
     });
+    $("concept-threshold").addEventListener("change", () => this.#choose(this.threshold));
+    $("concept-threshold-reset").addEventListener("click", () => this.#choose(null));
   }
 
   /** The threshold of the slider. */
@@ -45,11 +51,23 @@ export class Scores {
     return this.#load();
   }
 
-  /** The concept has changed; its threshold is the slider's unless another was chosen. */
+  /** The concept has changed; its threshold is the slider's unless that is moving. */
   update(concept) {
     this.#concept = concept;
     if (!this.#moved) $("concept-threshold").value = concept.threshold;
+    $("concept-threshold-reset").hidden = concept.threshold === concept.fitted_threshold;
     this.#draw();
+  }
+
+  async #choose(threshold) {
+    const focused = document.activeElement === $("concept-threshold-reset");
+    try {
+      await this.#on.threshold(threshold);
+    } finally {
+      this.#moved = false;
+      this.update(this.#concept);
+      if (focused) $("concept-threshold").focus(); // the button is hidden now
+    }
   }
 
   async #load() {

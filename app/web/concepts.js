@@ -14,7 +14,7 @@ export function mount(panel, shell) {
   let here = false;
 
   const examples = new Examples(shell, { changed: () => refresh(), failed });
-  const scores = new Scores(shell, { failed });
+  const scores = new Scores(shell, { threshold: setThreshold, failed });
   const suggestions = new Suggestions(shell, {
     answered: (concept) => {
       update(concept);
@@ -98,7 +98,7 @@ export function mount(panel, shell) {
       ["AUROC", quality ? quality.auroc.toFixed(2) : "–", "How often it scores an example higher than another sound"],
       ["Yes", positives.toLocaleString("en"), "Examples of the sound"],
       ["No", negatives.toLocaleString("en"), "Examples of what it is not"],
-      ["Threshold", threshold.toFixed(2), "The score with the best F1 in the same test; 0.5 without one"],
+      ["Threshold", threshold.toFixed(2), "The score from which it counts: as set below, or with the best F1 in the same test; 0.5 without one"],
     ];
     $("concept-facts").replaceChildren(
       ...facts.map(([term, value, title]) => el("div", { title }, el("dt", { text: term }), el("dd", { text: value }))),
@@ -116,6 +116,17 @@ export function mount(panel, shell) {
     try {
       const concept = await get(`/concepts/${id}`);
       if (open?.id === id) show(concept);
+    } catch (error) {
+      failed(error);
+    }
+  }
+
+  async function setThreshold(threshold) {
+    const { id } = open;
+    try {
+      const concept = await json(`/concepts/${id}`, { method: "PATCH", body: { threshold } });
+      if (open?.id === id) update(concept);
+      announce(`The threshold is ${concept.threshold.toFixed(2)}`);
     } catch (error) {
       failed(error);
     }
@@ -162,7 +173,7 @@ export function mount(panel, shell) {
   });
   $("concept-search").addEventListener("click", () => shell.show("search", { params: { q: phraseOf(open) } }));
   $("concept-detect").addEventListener("click", () => {
-    shell.show("detect", { params: { p: [phraseOf(open)], ...(scores.threshold === 0.5 ? {} : { t: scores.threshold }) } });
+    shell.show("detect", { params: { p: [phraseOf(open)] } });
   });
   $("concept-rename").addEventListener("click", rename);
   $("concept-delete").addEventListener("click", remove);

@@ -1,7 +1,7 @@
 // The form with the settings that turn scores into events: a common threshold, thresholds per phrase, smoothing, gaps and
 // minimum duration.
 
-import { named } from "./concept-names.js";
+import { conceptOf, named } from "./concept-names.js";
 import { el } from "./dom.js";
 import { DEFAULTS, MAX_MEDIAN_FILTER } from "./events.js";
 
@@ -19,6 +19,7 @@ export class Cutting {
     }
     root.querySelector("#cutting-reset").addEventListener("click", () => this.reset());
     this.reset();
+    document.addEventListener("finelap:concepts", () => this._changed());
   }
 
   /** Restores the service's defaults. */
@@ -44,7 +45,7 @@ export class Cutting {
 
   /** The settings of one phrase. @returns {import("./events.js").Settings} */
   of(phrase) {
-    const settings = { ...DEFAULTS, threshold: this.thresholds.get(phrase) ?? Number(this.threshold.value) };
+    const settings = { ...DEFAULTS, threshold: this._threshold(phrase) };
     for (const [name, field] of this.fields) {
       const most = name === "medianFilter" ? MAX_MEDIAN_FILTER : 86_400;
       const value = field.value === "" ? NaN : Number(field.value);
@@ -54,13 +55,20 @@ export class Cutting {
     return settings;
   }
 
+  /** The threshold of a phrase: its own, that of its concept unless a common one was chosen, or the common one. */
+  _threshold(phrase) {
+    const common = Number(this.threshold.value);
+    const taught = common === DEFAULTS.threshold && phrase ? conceptOf(phrase)?.threshold : undefined;
+    return this.thresholds.get(phrase) ?? taught ?? common;
+  }
+
   /** Describes the settings for the footer of an exported image. @param {string[]} phrases */
   describe(phrases) {
     const { threshold, medianFilter, minDuration, maxGap } = this.of(null);
-    const own = phrases.filter((phrase) => this.thresholds.has(phrase));
+    const own = phrases.filter((phrase) => this._threshold(phrase) !== threshold);
     return [
       `threshold ${threshold.toFixed(2)}`,
-      ...own.map((phrase) => `${named(phrase)} ${this.thresholds.get(phrase).toFixed(2)}`),
+      ...own.map((phrase) => `${named(phrase)} ${this._threshold(phrase).toFixed(2)}`),
       `median ${medianFilter} s`,
       `gaps up to ${maxGap} s joined`,
       ...(minDuration ? [`at least ${minDuration} s`] : []),
@@ -93,7 +101,7 @@ export class Cutting {
 
   _updateRow(row) {
     const own = this.thresholds.get(row.dataset.phrase);
-    const value = own ?? Number(this.threshold.value);
+    const value = this._threshold(row.dataset.phrase);
     const [, slider, output, back] = row.children;
     slider.value = value;
     output.value = value.toFixed(2);

@@ -1,4 +1,5 @@
-// A stretch of a sound with a little around it: waveform and spectrogram on a canvas, with playback of the stretch.
+// A stretch of a sound with a little around it: waveform and, unless it is compact, spectrogram on a canvas, with playback
+// of the stretch.
 
 import { el } from "./dom.js";
 import { colours } from "./outline.js";
@@ -22,6 +23,7 @@ onScheme(() => shown.forEach((excerpt) => excerpt.redraw()));
 
 export class Excerpt {
   #options;
+  #height; // css pixels
   #base = document.createElement("canvas");
   #over = document.createElement("canvas");
   #outline = null;
@@ -38,13 +40,15 @@ export class Excerpt {
    * @param {number} options.duration  of the whole sound, in seconds
    * @param {Stretch} options.stretch
    * @param {string} options.label  for screen readers
+   * @param {boolean} [options.compact]  only the waveform
    * @param {(stretch: Stretch) => void} [options.onSelect]  a stretch was selected by dragging
    * @param {(state: "playing" | "paused" | "failed", error?: Error) => void} [options.onState]
    */
   constructor(options) {
     this.#options = options;
     this.node = el("div", { class: "excerpt", role: "img", "aria-label": options.label }, this.#base, this.#over);
-    this.node.style.height = `${WAVE + GAP + SPECTRUM}px`;
+    this.#height = options.compact ? WAVE : WAVE + GAP + SPECTRUM;
+    this.node.style.height = `${this.#height}px`;
     const at = (x) => {
       const box = this.node.getBoundingClientRect();
       const { from, to } = this.#window;
@@ -156,16 +160,17 @@ export class Excerpt {
     const width = this.node.clientWidth;
     if (!width) return;
     const colour = palette();
-    const context = fitted(this.#base, width, WAVE + GAP + SPECTRUM);
-    const [wave, spectrum] = [{ x: 0, y: 0, w: width, h: WAVE }, { x: 0, y: WAVE + GAP, w: width, h: SPECTRUM }];
-    context.clearRect(0, 0, width, WAVE + GAP + SPECTRUM);
+    const context = fitted(this.#base, width, this.#height);
+    const wave = { x: 0, y: 0, w: width, h: WAVE };
+    const spectrum = this.#options.compact ? null : { x: 0, y: WAVE + GAP, w: width, h: SPECTRUM };
+    context.clearRect(0, 0, width, this.#height);
     context.fillStyle = colour.empty;
-    for (const { y, h } of [wave, spectrum]) context.fillRect(0, y, width, h);
+    for (const { y, h } of [wave, ...(spectrum ? [spectrum] : [])]) context.fillRect(0, y, width, h);
     if (this.#outline) {
       const { from, to } = this.#window;
       const span = { from: 0, to: to - from };
       paintWave(context, wave, span, this.#outline, colour);
-      paintSpectrum(context, spectrum, span, this.#outline, colour);
+      if (spectrum) paintSpectrum(context, spectrum, span, this.#outline, colour);
     }
     this.#drawOver();
   }
@@ -174,7 +179,7 @@ export class Excerpt {
   #drawOver() {
     const width = this.node.clientWidth;
     if (!width) return;
-    const height = WAVE + GAP + SPECTRUM;
+    const height = this.#height;
     const context = fitted(this.#over, width, height);
     context.clearRect(0, 0, width, height);
     const { from, to } = this.#window;

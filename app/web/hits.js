@@ -110,6 +110,7 @@ export class HitList {
     const similar = action("similar", `Find sounds like ${clip.filename}`, "Find similar sounds (S)");
     const download = action("download", `Download ${clip.filename}`, "Download (D)");
     const teach = action("concept", `Teach from ${clip.filename}`, "Teach from this (T)");
+    teach.classList.add("teaches");
     const examples = example === undefined ? [] : [this.#example(hit, "more"), this.#example(hit, "less")];
     const tags = this.#tags(clip);
     const texts = aboutOf(clip).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));

@@ -2,8 +2,9 @@
 
 import { call, get, json } from "./api.js";
 import { Completion } from "./completion.js";
-import { named, noSuch, unknownConcept } from "./concept-names.js";
+import { named, noSuch, splitPhrases, unknownConcept } from "./concept-names.js";
 import { $, announce, clock, count, el, icon, showMessage } from "./dom.js";
+import { DEFAULTS } from "./events.js";
 
 const INTERVAL = 1000; // ms between two looks while a job runs
 const SHOWN = 10; // jobs in the list, the newest
@@ -48,7 +49,7 @@ export class Jobs {
   }
 
   async #start() {
-    const phrases = $("scan-phrases").value.split(",").map((text) => text.trim()).filter(Boolean);
+    const phrases = splitPhrases($("scan-phrases").value, /,/).map((text) => text.trim()).filter(Boolean);
     if (!phrases.length) {
       showMessage($("scan-message"), "Describe the sounds first, separated by commas.", true);
       return $("scan-phrases").focus();
@@ -56,7 +57,8 @@ export class Jobs {
     const unknown = await unknownConcept(phrases);
     if (unknown !== undefined) return showMessage($("scan-message"), noSuch(unknown), true);
     const filter = this.#filter();
-    const body = { kind: "detect", phrases, threshold: Number($("scan-threshold").value) };
+    const threshold = Number($("scan-threshold").value);
+    const body = { kind: "detect", phrases, ...(threshold !== DEFAULTS.threshold && { threshold }) }; // concepts have their own
     if (Object.keys(filter).length) body.filter = filter;
     $("scan-start").disabled = true;
     try {

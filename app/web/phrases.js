@@ -1,7 +1,7 @@
 // The list of phrases to detect, as chips, with a text field and suggestions.
 
 import { Completion } from "./completion.js";
-import { concepts, labelOf, named, phraseOf } from "./concept-names.js";
+import { concepts, goesOn, labelOf, named, phraseOf, splitPhrases } from "./concept-names.js";
 import { announce, el, icon } from "./dom.js";
 
 const SUGGESTED = [
@@ -33,7 +33,7 @@ export class Phrases {
   take() {
     const text = this.field.value;
     this.field.value = "";
-    this.add(text.split(/[,;\n]/));
+    this.add(splitPhrases(text));
   }
 
   /** Adds a phrase instead of the text in the field. */
@@ -94,7 +94,8 @@ export class Phrases {
 
   _key(event) {
     if (event.isComposing) return;
-    if ((event.key === "Enter" || event.key === ",") && this.field.value.trim()) {
+    const text = this.field.value.trim();
+    if (text && (event.key === "Enter" || (event.key === "," && !goesOn(`${text},`)))) {
       event.preventDefault();
       this.take();
     } else if (event.key === "Backspace" && !this.field.value && this.all.length) {
@@ -110,6 +111,6 @@ export class Phrases {
     const text = event.clipboardData.getData("text");
     if (!/[,;\n]/.test(text.trim())) return;
     event.preventDefault();
-    this.add(text.split(/[,;\n]/));
+    this.add(splitPhrases(text));
   }
 }

@@ -4,7 +4,7 @@
 import { call, download, get, json, Problem } from "./api.js";
 import { mark } from "./clip.js";
 import { Completion } from "./completion.js";
-import { concepts, isConcept, labelOf, named, noSuch, phraseOf, unknownConcept } from "./concept-names.js";
+import { concepts, goesOn, isConcept, labelOf, named, noSuch, phraseOf, splitPhrases, unknownConcept } from "./concept-names.js";
 import { $, announce, debounce, el } from "./dom.js";
 import { clipIdOf, nameOf, toApi, toggled } from "./examples.js";
 import { chip, FilterForm, filterChips, including } from "./filters.js";
@@ -105,7 +105,7 @@ export function mount(panel, shell) {
   }
 
   /** The sounds of the query, one after the other in a sequence. */
-  const soundsOf = ({ q, mode }) => (mode === "moments" ? q.split(">").map((sound) => sound.trim()).filter(Boolean) : [q]);
+  const soundsOf = ({ q, mode }) => (mode === "moments" ? splitPhrases(q, />/).map((sound) => sound.trim()).filter(Boolean) : [q]);
 
   const usesConcepts = () => [...soundsOf(asked), ...asked.without].some(isConcept);
 
@@ -324,7 +324,7 @@ export function mount(panel, shell) {
   $("mode").addEventListener("change", (event) => change({ mode: event.target.value }));
   $("without").addEventListener("keydown", (event) => {
     const text = $("without").value.trim();
-    if (event.key === "Enter" || (event.key === "," && text)) {
+    if (event.key === "Enter" || (event.key === "," && text && !goesOn(`${text},`))) {
       event.preventDefault();
       addExcluded(text);
     } else if (event.key === "Backspace" && !$("without").value && asked.without.length) {

@@ -9,9 +9,11 @@ are drawn at random, and the other clips are ranked by the service's rule. Compa
 - text: the phrase alone;
 - example: search by the mean of the examples, as `like` does;
 - head: the concept's head without a text;
+- one direction: the head with the text as its prior alone, without prototypes;
 - concept: the head with the text, as a user teaches it.
 
-Event F1 is measured in recordings of twenty seconds that have no example: four sounds each, in faint noise.
+Event F1, at 0.5 and at the concept's own threshold, is measured in recordings of twenty seconds that have no example:
+four sounds each, in faint noise.
 `--familiar` adds the labels of six or more clips of all packages, which the checkpoint has trained on.
 """
 
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -37,9 +39,9 @@ from benchmarks.common import REPO, load, machine, revision, table, write_json
 from benchmarks.quality.recordings import SILENCE, background_samples, compose
 from benchmarks.quality.sounds import CachedModel, Sounds
 from index.quantization import encode_frames
-from index.segments import cut_segments
+from index.segments import LONG_SECONDS, cut_segments
 from model.concepts.fit import SETTINGS, Background, HeadSettings, Labelled, fit_head
-from model.concepts.head import Head, HeadScores, Scores
+from model.concepts.head import Direction, HeadScores, Scores, best_logits
 from model.config import SAMPLE_RATE
 from model.detection import DetectionSettings, find_events
 from model.finelap import FineLAP
@@ -52,13 +54,12 @@ WORDS = (
     "water",
 )  # fmt: skip
 COUNTS = (0, 1, 3, 5, 10, 20)
+RESAMPLES = 10_000  # of the bootstrap
 LEAST = 3  # clips that are left to be found
 PAIRS = 20
 SAMPLE = 512  # clips of the background, as in the service
 RECORDINGS, SECONDS, EVENTS = 70, 20.0, 4
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-
-Scorer = Callable[[Head], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +80,21 @@ class Clips:
     segments: list[np.ndarray]
     frames: list[np.ndarray]
     labels: list[str]
+    long: np.ndarray  # (N,) bool: over LONG_SECONDS
 
     @classmethod
     def of(cls, model: CachedModel, waveforms: Sequence[np.ndarray], labels: list[str]) -> Clips:
         found = model.encode_audio(waveforms, SAMPLE_RATE)
         codes = [encode_frames(e.frames.numpy()) for e in found]
         segments = [cut_segments(code, e.frame_hop).decode() for code, e in zip(codes, found, strict=True)]
-        return cls(np.stack([e.clip.numpy() for e in found]), segments, [c.decode() for c in codes], labels)
+        long = np.array([len(waveform) / SAMPLE_RATE > LONG_SECONDS for waveform in waveforms])
+        return cls(np.stack([e.clip.numpy() for e in found]), segments, [c.decode() for c in codes], labels, long)
 
-    def logits(self, head: Head, scores: HeadScores) -> np.ndarray:
-        """The service's logits (N,): of the clip or of its best segment."""
-        whole = scores.clip.logits(self.clips @ head.vector)
-        parts = [scores.segment.logits(s @ head.vector).max() for s in self.segments]
-        return np.maximum(whole, parts)
+    def logits(self, directions: Sequence[Direction]) -> np.ndarray:
+        """The service's logits (N,): of the clip or, if it is long, of its best segment."""
+        whole = best_logits(directions, self.clips, "clip")
+        parts = [best_logits(directions, s, "segment").max() for s in self.segments]
+        return np.where(self.long, np.maximum(whole, parts), whole)
 
     def background(self, count: int) -> Background:
         """A sample of clips, as ConceptStore.sample returns."""
@@ -153,19 +156,21 @@ class Measurement:
         self._model = model
         self._background = library.background(SAMPLE)
 
-    def heads(self, text: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[str, Head, HeadScores]]:
-        """Each method's head for examples (n,), with how it scores."""
-        yield "text", Head(text, None), self._scores
+    def heads(self, text: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[str, Sequence[Direction], float]]:
+        """Each method's directions for examples (n,), and the threshold of its events."""
+        yield "text", [Direction(text, self._scores)], 0.5
         if not len(chosen):
-            yield "concept", Head(text, None), self._scores
+            yield "concept", [Direction(text, self._scores)], 0.5
             return
         mean = self.library.clips[chosen].mean(axis=0)
-        yield "example", Head(mean / np.linalg.norm(mean), None), self._sound
+        yield "example", [Direction(mean / np.linalg.norm(mean), self._sound)], 0.5
         examples = [self.library.example(place) for place in chosen.tolist()]
-        for name, given in (("head", None), ("concept", text)):
-            head = fit_head(examples, self._background, given, self._scores, self._settings)
-            assert head.scores is not None
-            yield name, head, head.scores
+        fits = {"head": (None, self._settings), "concept": (text, self._settings)}
+        if self._settings.nearness:
+            fits["one direction"] = (text, replace(self._settings, nearness=0.0, text_share=0.0, prototypes=1))
+        for name, (given, settings) in fits.items():
+            head = fit_head(examples, self._background, given, self._scores, settings)
+            yield name, head.directions, head.threshold
 
     def run(self, concepts: Sequence[Concept], recordings: Recordings | None) -> list[dict[str, Any]]:
         """A row for each concept, number of examples and method."""
@@ -182,16 +187,17 @@ class Measurement:
                     rest = np.ones(len(concept.clips), bool)
                     rest[chosen] = False
                     truth = concept.clips[rest]
-                    for method, head, scores in self.heads(text, chosen):
-                        logits = self.library.logits(head, scores)[rest]
+                    for method, directions, threshold in self.heads(text, chosen):
+                        logits = self.library.logits(directions)[rest]
                         score = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
                         match = score >= self._cutoff
                         row = {"kind": concept.kind, "concept": concept.name, "examples": count, "method": method}
+                        row["draw"] = draw
                         row |= {"AP": average_precision_score(truth, logits)}
                         row |= {"matched": int((match & truth).sum()), "matches": int(match.sum())}
                         row |= {"true": int(truth.sum())}
                         if recordings is not None:
-                            row |= recordings.counts(concept, head, scores, set(chosen.tolist()))
+                            row |= recordings.counts(concept, directions, threshold, set(chosen.tolist()))
                         rows.append(row)
         return rows
 
@@ -218,15 +224,18 @@ class Recordings:
         found = model.encode_audio(waveforms, SAMPLE_RATE)
         return cls([encode_frames(e.frames.numpy()).decode() for e in found], events, found[0].frame_hop)
 
-    def counts(self, concept: Concept, head: Head, scores: HeadScores, examples: set[int]) -> dict[str, list[int]]:
-        """Events matched, detected and true, at each of THRESHOLDS, in the recordings without examples."""
-        totals = np.zeros((len(THRESHOLDS), 3), int)
+    def counts(
+        self, concept: Concept, directions: Sequence[Direction], own: float, examples: set[int]
+    ) -> dict[str, list[int]]:
+        """Events matched, detected and true, at each of THRESHOLDS and at the method's own, in the recordings without
+        examples."""
+        totals = np.zeros((len(THRESHOLDS) + 1, 3), int)
         for frames, events in zip(self.frames, self.events, strict=True):
             if examples & events.keys():
                 continue
             truth = sorted(s for place, own in events.items() if concept.clips[place] for s in own)
-            track = 1 / (1 + np.exp(-np.clip(scores.frame.logits(frames @ head.vector), -50, 50)))
-            for number, threshold in enumerate(THRESHOLDS):
+            track = 1 / (1 + np.exp(-np.clip(best_logits(directions, frames, "frame"), -50, 50)))
+            for number, threshold in enumerate((*THRESHOLDS, own)):
                 found = find_events(track.astype(np.float32), DetectionSettings(threshold), self.hop, SECONDS)
                 pairs = [(event.onset, event.offset) for event in found]
                 totals[number] += [match_events(pairs, truth), len(pairs), len(truth)]
@@ -250,9 +259,31 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if "events" in own[0]:
             totals = np.sum([row["events"] for row in own], axis=0)
             f1 = 2 * totals[:, 0] / np.maximum(1, totals[:, 1] + totals[:, 2])
-            line["event F1"] = float(f1[THRESHOLDS.index(0.5)])
-            line["best event F1"], line["at"] = float(f1.max()), THRESHOLDS[int(f1.argmax())]
+            line["event F1"], line["at its own"] = float(f1[THRESHOLDS.index(0.5)]), float(f1[-1])
+            line["best event F1"], line["at"] = float(f1[:-1].max()), THRESHOLDS[int(f1[:-1].argmax())]
         found.append(line)
+    return found
+
+
+def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By how much a concept's AP exceeds that of the other methods: a paired bootstrap over the concepts.
+
+    Each concept counts with its mean over the draws, the same ones for all methods; `low` and `high` are the ends of
+    the 95 % interval.
+    """
+    found = []
+    aps: dict[tuple[str, int], dict[str, dict[str, list[float]]]] = {}
+    for row in rows:
+        of_method = aps.setdefault((row["kind"], row["examples"]), {}).setdefault(row["method"], {})
+        of_method.setdefault(row["concept"], []).append(row["AP"])
+    for (kind, count), methods in aps.items():
+        own = {name: float(np.mean(values)) for name, values in methods["concept"].items()}
+        for method in (name for name in methods if count and name != "concept"):
+            gain = np.array([own[name] - np.mean(values) for name, values in methods[method].items()])
+            chosen = np.random.default_rng(23).integers(0, len(gain), (RESAMPLES, len(gain)))
+            low, high = np.quantile(gain[chosen].mean(axis=1), (0.025, 0.975)).tolist()
+            line = {"kind": kind, "examples": count, "over": method, "concepts": len(gain)}
+            found.append(line | {"gain": float(gain.mean()), "low": low, "high": high})
     return found
 
 
@@ -277,14 +308,18 @@ def main(arguments: Sequence[str] | None = None, model: FineLAP | None = None) -
             rows += Measurement(cached, whole, settings, options).run(label_concepts(whole.labels), None)
     command = shlex.join(["python", "-m", "benchmarks.quality.concepts", *(arguments or sys.argv[1:])])
     report: dict[str, Any] = machine() | {"command": command, "revision": revision(REPO), "clips": len(library.labels)}
-    report |= {"seconds": time.perf_counter() - began, "summary": summary(rows), "rows": rows}
-    columns = ["AP", "match F1", "event F1", "best event F1", "at"]
+    report |= {"seconds": time.perf_counter() - began, "summary": summary(rows), "gains": gains(rows), "rows": rows}
+    columns = ["AP", "match F1", "event F1", "at its own", "best event F1", "at"]
     head = ["kind", "examples", "method", "concepts", *columns]
     lines = [
         [r["kind"], r["examples"], r["method"], r["concepts"], *(f"{r[c]:.3f}" if c in r else "" for c in columns)]
         for r in report["summary"]
     ]
     print(table(head, lines))
+    head = ["kind", "examples", "over", "concepts", "gain", "low", "high"]
+    print(
+        table(head, [[f"{v:+.3f}" if isinstance(v, float) else v for v in line.values()] for line in report["gains"]])
+    )
     write_json(options.out, report)
     return report
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +84,21 @@ class MilvusConcepts:
                 raise ConceptExists(name)
         return concept
 
-    def update(self, key: str, *, name: str | None = None, text: str | None = None) -> Concept:
+    def update(
+        self, key: str, *, name: str | None = None, text: str | None = None, threshold: float | None = None
+    ) -> Concept:
         with library_errors(), self._locks.hold([f"concept {key}"]):
             concept = self.get(key)
             if name is not None and name != concept.name and self._named(name):
                 raise ConceptExists(name)
-            new_text = concept.text if text is None else text or None
             now = self._now()
-            changed = Concept(concept.id, name or concept.name, new_text, concept.created, _time(now))
+            changed = replace(
+                concept,
+                name=name or concept.name,
+                text=concept.text if text is None else text or None,
+                threshold=concept.threshold if threshold is None else threshold or None,
+                updated=_time(now),
+            )
             self._write_concept(changed, now)
             return self.get(concept.id)
 
@@ -166,7 +174,7 @@ class MilvusConcepts:
         self._rows.write([_row(f"{concept_id}t", _TOUCH, concept_id, {"updated": _time(self._now())})])
 
     def _write_concept(self, concept: Concept, arrived: int) -> None:
-        record = {"arrived": arrived, "name": concept.name, "text": concept.text}
+        record = {"arrived": arrived, "name": concept.name, "text": concept.text, "threshold": concept.threshold}
         times = {"created": concept.created, "updated": concept.updated}
         row = _row(concept.id, _CONCEPT, concept.id, record | times)
         self._rows.write([{**row, "name": hexadecimal(concept.name)}])
@@ -291,7 +299,8 @@ def _concept(concept_id: str, records: dict[str, dict[str, Any]]) -> Concept:
     """The concept of the records of its rows, by kind."""
     own, fit = records[_CONCEPT], records.get(_FIT, {"fitted_to": "", "fit": ""})
     updated = max(own["updated"], records.get(_TOUCH, own)["updated"])
-    return Concept(concept_id, own["name"], own["text"], own["created"], updated, fit["fitted_to"], fit["fit"])
+    fitted = (fit["fitted_to"], fit["fit"])
+    return Concept(concept_id, own["name"], own["text"], own["created"], updated, *fitted, own.get("threshold"))
 
 
 def _time(microseconds: int) -> str:

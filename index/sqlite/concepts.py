@@ -32,7 +32,7 @@ from index.quantization import FrameCodes
 from index.sqlite import queries
 from index.sqlite.store import Store
 
-_CONCEPT = "id, name, text, created, updated, fitted_to, fit"  # in Concept's order
+_CONCEPT = "id, name, text, created, updated, fitted_to, fit, threshold"  # in Concept's order
 _EXAMPLE = (
     "e.id, label, clip, e.sha256, coalesce(c.filename, e.filename), start, stop, e.created"  # in ConceptExample's order
 )
@@ -58,13 +58,15 @@ class SqliteConcepts:
             if change.execute("SELECT 1 FROM concepts WHERE name = ?", (name,)).fetchone():
                 raise ConceptExists(name)
             change.execute(
-                f"INSERT INTO concepts ({_CONCEPT}) VALUES (?, ?, ?, ?, ?, '', '')",
+                f"INSERT INTO concepts ({_CONCEPT}) VALUES (?, ?, ?, ?, ?, '', '', NULL)",
                 (concept.id, concept.name, concept.text, now, now),
             )
             self._add(change, concept.id, [], examples)
         return concept
 
-    def update(self, key: str, *, name: str | None = None, text: str | None = None) -> Concept:
+    def update(
+        self, key: str, *, name: str | None = None, text: str | None = None, threshold: float | None = None
+    ) -> Concept:
         with self._change() as change:
             concept = _get(change, key)
             if name is not None and name != concept.name:
@@ -73,6 +75,8 @@ class SqliteConcepts:
                 change.execute("UPDATE concepts SET name = ? WHERE id = ?", (name, concept.id))
             if text is not None:
                 change.execute("UPDATE concepts SET text = ? WHERE id = ?", (text or None, concept.id))
+            if threshold is not None:
+                change.execute("UPDATE concepts SET threshold = ? WHERE id = ?", (threshold or None, concept.id))
             _touch(change, concept.id)
             return _get(change, concept.id)
 

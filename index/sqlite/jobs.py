@@ -117,8 +117,7 @@ class SqliteJobs:
         if found is None:
             return None
         texts = np.frombuffer(found[1], dtype="<f4").astype(np.float32)
-        phrases = len(json.loads(found[6])["phrases"])
-        return JobWork(_read(found[3:]), unpack_rows(found[0]), texts.reshape(phrases, -1), found[2])
+        return JobWork(_read(found[3:]), unpack_rows(found[0]), texts.reshape(-1, self._dim), found[2])
 
     def restart(self, job_id: str, new: NewJob) -> None:
         with self._writing, self._store.write() as change:

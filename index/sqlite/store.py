@@ -153,6 +153,9 @@ MIGRATIONS: tuple[str, ...] = (
         UPDATE jobs SET events = events - OLD.count WHERE number = OLD.job;
     END;
     """,
+    """
+    ALTER TABLE concepts ADD COLUMN threshold REAL;  -- chosen by its users; NULL: as it is fitted
+    """,
 )
 
 CONCEPTS_VERSION = 4  # the version from which a library has concepts

@@ -1,11 +1,14 @@
-"""The head of a concept: a direction in the joint space, and how the cosines to it score.
+"""The head of a concept: a few directions in the joint space, and how the cosines to them score; the best one counts.
 
-It has one vector, so that an index searches with it as with any query. NumPy only; model.concepts.fit fits heads.
+So an index searches with each of them as with any query, and a concept may be of several kinds of sounds. NumPy only;
+model.concepts.fit fits heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +32,11 @@ class HeadScores:
     segment: Scores
     frame: Scores
 
+    @classmethod
+    def from_json(cls, pairs: Mapping[str, Mapping[str, float]]) -> HeadScores:
+        """What dataclasses.asdict made of it."""
+        return cls(**{kind: Scores(**pair) for kind, pair in pairs.items()})
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -40,15 +48,31 @@ class Quality:
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
-    """A fitted head: vector (D,) of unit length.
+class Direction:
+    """A vector (D,) of unit length, and how cosines to it become logits."""
 
-    scores: None for a head that is only a text, which scores as texts do. threshold: the score from which a sound
-    counts. reason: why there is no quality.
+    vector: np.ndarray
+    scores: HeadScores
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A fitted head.
+
+    vector: the text (D,), or what the directions have in common, of unit length. directions: none for a head that is
+    only a text, which scores as texts do. threshold: the score from which a sound counts. reason: why there is no
+    quality.
     """
 
     vector: np.ndarray
-    scores: HeadScores | None
+    directions: tuple[Direction, ...] = ()
     threshold: float = 0.5
     quality: Quality | None = None
     reason: str = ""
+
+
+def best_logits(
+    directions: Sequence[Direction], vectors: np.ndarray, kind: Literal["clip", "segment", "frame"]
+) -> np.ndarray:
+    """The logits of vectors (…, D) of clips, segments or frames: of the best direction (…,)."""
+    return np.max([getattr(one.scores, kind).logits(vectors @ one.vector) for one in directions], axis=0)

@@ -21,9 +21,7 @@ from app.inference.engine import Engine, load_model
 from app.main import create_app
 from app.settings import Settings
 from index import CheckpointMismatch, SqliteLibrary
-from tests.support.external import save_clap, save_pe_audio
-
-RATE = 48_000
+from tests.support.external import RATE, tokenise
 
 
 def sound(seconds: float, hz: float) -> np.ndarray:
@@ -35,18 +33,6 @@ def wav(samples: np.ndarray) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, RATE, format="WAV", subtype="FLOAT")
     return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def clap(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("clap")
-    return folder, save_clap(folder)
-
-
-@pytest.fixture(scope="module")
-def pe_audio(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("pe-audio")
-    return folder, save_pe_audio(folder)
 
 
 @pytest.fixture
@@ -80,12 +66,8 @@ async def upload(client: httpx.AsyncClient, **samples: np.ndarray) -> list[str]:
 
 
 def text_features(folder: Path, theirs: Any, texts: list[str]) -> torch.Tensor:
-    from transformers import AutoTokenizer
-
     with torch.no_grad():
-        return theirs.get_text_features(
-            **AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
-        ).pooler_output
+        return theirs.get_text_features(**tokenise(folder, texts)).pooler_output
 
 
 async def test_clap_searches_whole_clips_and_refuses_frames(serve: Callable[..., Any], clap: tuple[Path, Any]) -> None:
@@ -149,12 +131,12 @@ async def test_sliding_frames_are_windows_around_each_second(serve: Callable[...
 async def test_pe_audio_detects_with_the_models_own_scores(
     serve: Callable[..., Any], pe_audio: tuple[Path, Any]
 ) -> None:
-    from transformers import AutoTokenizer, PeAudioFeatureExtractor
+    from transformers import PeAudioFeatureExtractor
 
     folder, theirs = pe_audio
     phrases, samples = ["dog barking", "loud rain"], np.concatenate([sound(0.5, 300), sound(0.61, 2500)])
     values = PeAudioFeatureExtractor.from_pretrained(folder)(samples, sampling_rate=RATE, return_tensors="pt")
-    ids = AutoTokenizer.from_pretrained(folder)(phrases, padding=True, return_tensors="pt")
+    ids = tokenise(folder, phrases)
     with torch.no_grad():
         output = theirs(**ids, input_values=values["input_values"])
     expected = output.logits_audio_text[0].sigmoid().numpy()

@@ -631,6 +631,10 @@ def test_changes_of_concepts(library: Library, new_clip: Make) -> None:
     with pytest.raises(ConceptExists):
         store.update("b", name="a")
     assert store.update("b", text="").text is None
+    assert renamed.threshold is None and store.update("b", threshold=0.3).threshold == 0.3
+    assert store.update("b", name="c").threshold == store.get("c").threshold == store.list()[-1].threshold == 0.3
+    assert store.update("c", name="b", threshold=0.0).threshold is None
+    store.update("b", threshold=0.4)
     (added,) = store.add_examples("b", [NewExample(True, "y", clips[1].id, 0.2, 0.4)])
     (same,) = store.add_examples("b", [NewExample(True, "y", clips[1].id, 0.2, 0.4)])
     assert same.id == added.id and len(store.examples("b")) == 2
@@ -647,6 +651,7 @@ def test_changes_of_concepts(library: Library, new_clip: Make) -> None:
         store.delete_example("b", added.id)
     with pytest.raises(ExampleNotFound):
         store.audio("b", store.examples("b")[0].id)
+    assert store.get("b").threshold == 0.4, "examples change nothing of it"
     library.delete(clips[2].id)
     assert [one.clip_id for one in store.examples("b")] == [clips[0].id, clips[1].id] and store.removed("b") == 1
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from model import threads
 from model.finelap import FineLAP
-from model.threads import as_here, limited, share_out
+from model.threads import as_here, limited, one_blas_thread, share_out
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +135,19 @@ def test_embeddings_equal_those_of_a_whole_batch(small_checkpoint: Path) -> None
     torch.testing.assert_close(shared_texts, model.encode_text(texts), rtol=0, atol=2e-6)
     assert model.encode_text([]).shape == (0, model.dim)
     assert model.encode_tokens(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, model.dim)
+
+
+def test_blas_has_one_thread_for_a_while() -> None:
+    def counts() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    def inside(_: int) -> list[int]:
+        with one_blas_thread():
+            return counts()
+
+    before = counts()
+    assert before, "NumPy has a BLAS"
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(inside, range(12)):
+            assert set(found) == {1}
+    assert counts() == before

@@ -1,11 +1,16 @@
-"""Small random checkpoints of other families, written by transformers' own `save_pretrained`."""
+"""Small random checkpoints of other families, written by transformers' own `save_pretrained`, and fixtures of them.
+
+A plugin of pytest: tests/conftest.py loads it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
+import pytest
+
+RATE = 48_000  # Hz, of both families
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "a", "the", "sound", "of", "dog", "barking", "rain", "bell", "rings", "loud"]
 
@@ -25,6 +30,7 @@ def save_tokenizer(folder: Path) -> None:
 
 def save_clap(folder: Path, seed: int = 0, **audio: Any) -> Any:
     """A CLAP of random weights with a window of 2 s at 48 kHz; returns transformers' model."""
+    import torch
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
     torch.manual_seed(seed)
@@ -50,6 +56,7 @@ def save_clap(folder: Path, seed: int = 0, **audio: Any) -> Any:
 
 def save_pe_audio(folder: Path, seed: int = 0) -> Any:
     """A PE-AV audio model of random weights, frames of 40 ms at 48 kHz; returns transformers' model."""
+    import torch
     from transformers import PeAudioConfig, PeAudioFeatureExtractor, PeAudioFrameLevelModel
 
     torch.manual_seed(seed)
@@ -71,3 +78,24 @@ def save_pe_audio(folder: Path, seed: int = 0) -> Any:
     PeAudioFeatureExtractor().save_pretrained(folder)
     save_tokenizer(folder)
     return model
+
+
+@pytest.fixture(scope="session")
+def clap(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with a CLAP, not to be changed, and transformers' model."""
+    folder = tmp_path_factory.mktemp("clap")
+    return folder, save_clap(folder)
+
+
+@pytest.fixture(scope="session")
+def pe_audio(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with a PE-AV audio model, not to be changed, and transformers' model."""
+    folder = tmp_path_factory.mktemp("pe-audio")
+    return folder, save_pe_audio(folder)
+
+
+def tokenise(folder: Path, texts: list[str]) -> Any:
+    """The tokens of texts (B, L), by the tokenizer in the folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")

@@ -214,6 +214,13 @@ async def test_what_is_refused(client: httpx.AsyncClient, library: dict[str, str
     for one in ({"clip_id": clip, "label": False}, {"clip_id": library["200-0"]}):
         response = await client.post(url, json={"examples": [one]})
         assert response.status_code == 409, response.text
+    many = "".join(f"{n / 1000}\t{n / 1000 + 0.5}\tbeep\n" for n in range(10_000))
+    form = {"format": "audacity", "clip_id": clip}
+    response = await client.post(url, data=form, files={"file": ("labels.txt", many)})
+    assert response.status_code == 422 and "2000 examples" in response.json()["detail"], response.text
+    assert (await client.delete(f"/clips/{library['400-0']}")).status_code == 204
+    response = await client.post(url, json={"examples": [{"clip_id": library["400-0"]}]})
+    assert response.status_code == 404 and response.json()["type"].endswith("clip-not-found")
     elsewhere = await client.post(url, json={"examples": [{"clip_id": clip, "start": 0, "end": 3, "label": False}]})
     assert elsewhere.status_code == 201
     for response in (
@@ -239,3 +246,38 @@ async def test_renaming_and_changing_the_text(client: httpx.AsyncClient, library
     assert (await client.patch("/concepts/other", json={"name": "Türklingel: unten"})).status_code == 409
     assert (await client.patch("/concepts/other", json={"text": None})).status_code == 422
     assert len((await client.get("/concepts")).json()["concepts"]) == 2
+
+
+async def test_events_begin_at_the_threshold_of_the_concept(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    await teach(client, "beep", {"clip_id": library["800-0"]}, text="tone 800")
+
+    async def detected(**form: Any) -> list[int]:
+        body = {"clip_id": library["both"], "phrases": ["concept:beep", "tone 800"]} | form
+        answer = await client.post("/detect", data=body)
+        assert answer.status_code == 200, answer.text
+        return [len(one["events"]) for one in answer.json()["phrases"]]
+
+    async def scanned(**body: Any) -> list[float]:
+        answer = await client.post("/jobs", json={"phrases": ["concept:beep", "tone 800"]} | body)
+        assert answer.status_code == 202, answer.text
+        return list(answer.json()["threshold"])
+
+    assert await detected() == [1, 1] and await scanned() == [0.5, 0.5]
+    set_high = await client.patch("/concepts/beep", json={"threshold": 0.9999})
+    assert set_high.status_code == 200 and set_high.json()["threshold"] == 0.9999
+    assert await detected() == [0, 1] and await scanned() == [0.9999, 0.5], "other phrases keep theirs"
+    assert await detected(threshold=0.5) == [1, 1] and await scanned(threshold=0.5) == [0.5, 0.5]
+    streamed = await client.post(
+        "/detect", data={"clip_id": library["both"], "phrases": ["concept:beep"], "format": "ndjson"}
+    )
+    assert '"type": "event"' not in streamed.text
+    await client.post("/concepts/beep/examples", json={"examples": [{"clip_id": library["800-1"]}]})
+    assert (await client.get("/concepts/beep")).json()["threshold"] == 0.9999, "a fit doesn't change it"
+    conflict = await client.post(
+        "/detect", data={"clip_id": library["both"], "phrases": ["concept:beep"], "low_threshold": 0.99995}
+    )
+    assert conflict.status_code == 422, conflict.text
+    fitted = await client.patch("/concepts/beep", json={"threshold": None})
+    assert fitted.json()["threshold"] == 0.5 and await detected() == [1, 1]
+    for wrong in (0, 1, -0.1, 1.5, "x", [0.5]):
+        assert (await client.patch("/concepts/beep", json={"threshold": wrong})).status_code == 422, wrong

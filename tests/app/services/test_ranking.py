@@ -21,10 +21,12 @@ from app.services.words import QueryWords, coverage
 from index import Clip, Library, SqliteLibrary
 from index.quantization import encode_frames
 from index.segments import cut_segments
+from model.concepts.head import Direction, HeadScores, Scores
 from model.config import MatchingConfig
 from tests.support.clips import DIM, make_clip, unit
 
 PAIR, SEGMENT, SOUND = (0.1, -5.0), (0.2, -2.0), (0.3, -1.0)
+HEAD = HeadScores(Scores(0.25, -0.5), Scores(0.15, 0.5), Scores(0.1, 0.0))  # of a concept
 
 
 def make_state(model: Any, library: Library, matching: MatchingConfig | None) -> Any:
@@ -99,18 +101,19 @@ def test_the_merged_ranking_is_that_of_the_best_of_clip_and_segments(
     mode=st.sampled_from(["semantic", "hybrid", "lexical"]),
     depths=st.tuples(st.integers(1, 12), st.integers(12, 70)),
     cutoff=st.floats(0.01, 0.9),
-    sound=st.booleans(),
+    kind=st.sampled_from(["text", "sound", "concept"]),
     known=st.booleans(),
 )
 def test_matches_are_counted_as_a_deep_ranking_has_them(
-    clips: Any, seed: int, mode: Mode, depths: tuple[int, int], cutoff: float, sound: bool, known: bool
+    clips: Any, seed: int, mode: Mode, depths: tuple[int, int], cutoff: float, kind: str, known: bool
 ) -> None:
     from tests.app.conftest import FakeModel
 
     state = make_state(FakeModel(), clips[0], MatchingConfig(cutoff, SEGMENT, SOUND))
     vector = unit(np.random.default_rng(seed).standard_normal(DIM))
-    words = None if sound else QueryWords("dog bark", False, ("dog", "bark"), (0.7, 0.3), known)
-    query = Query((Part(vector, sound),), words=words)
+    words = QueryWords("dog bark", False, ("dog", "bark"), (0.7, 0.3), known) if kind == "text" else None
+    directions = (Direction(vector, HEAD),) if kind == "concept" else ()
+    query = Query((Part(vector, kind == "sound", directions),), words=words)
 
     def matches(*depths: int) -> tuple[Ranking, set[str]]:
         """A ranking, deeper and deeper, and the matches found."""
@@ -121,6 +124,30 @@ def test_matches_are_counted_as_a_deep_ranking_has_them(
     ranking, found = matches(depths[0])
     found |= asyncio.run(ranking.matching(depths[1]))
     assert found == matches(*depths)[1]
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10_000), depth=st.integers(1, 70), count=st.integers(2, 4))
+def test_the_best_direction_of_a_concept_counts(clips: Any, seed: int, depth: int, count: int) -> None:
+    from tests.app.conftest import FakeModel
+
+    vectors = unit(np.random.default_rng(seed).standard_normal((count, DIM)))
+    other = HeadScores(Scores(0.3, 0.1), Scores(0.2, -0.4), Scores(0.1, 0.0))
+    directions = tuple(Direction(one, HEAD if n else other) for n, one in enumerate(vectors))
+    state = make_state(FakeModel(), clips[0], MatchingConfig(0.5, SEGMENT, SOUND))
+    ranking = Ranking(state, Query((Part(unit(vectors.sum(axis=0)), directions=directions),)), "semantic", None)
+    ranked = asyncio.run(ranking.best(depth))
+    pairs = [
+        ((o.scores.clip.temp, o.scores.clip.bias), (o.scores.segment.temp, o.scores.segment.bias)) for o in directions
+    ]
+    each = [reference(clips, one.vector, *own) for one, own in zip(directions, pairs, strict=True)]
+    expected = {clip_id: max(logits[clip_id] for logits in each) for clip_id in each[0]}
+    best = sorted(expected.values(), reverse=True)[:depth]
+    assert [item.logit for item in ranked[:depth]] == pytest.approx(best, abs=0.02), "segments are rounded to float16"
+    common = ranking._query.vector
+    for item in asyncio.run(ranking.complete(ranked[:depth])):
+        own = clips[2][[clip.id for clip in clips[1]].index(item.clip_id)]
+        assert item.similarity == pytest.approx(float(own @ common), abs=1e-5)
 
 
 @pytest.mark.parametrize("depth", [7, 60, 100])

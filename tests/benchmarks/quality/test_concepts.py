@@ -33,7 +33,11 @@ def test_it_reports_every_method(small_checkpoint: Path, tmp_path: Path) -> None
             "text",
             "example",
             "head",
+            "one direction",
             "concept",
         }
+    (gain,) = [g for g in report["gains"] if (g["kind"], g["examples"], g["over"]) == ("one sound", 5, "text")]
+    difference = found["one sound", 5, "concept"]["AP"] - found["one sound", 5, "text"]["AP"]
+    assert gain["low"] <= gain["gain"] <= gain["high"] and abs(gain["gain"] - difference) < 1e-9
     assert found["one sound", 5, "concept"]["AP"] > 0.9 and found["one sound", 5, "concept"]["concepts"] == 2
     assert 0 <= found["two sounds", 5, "concept"]["event F1"] <= 1

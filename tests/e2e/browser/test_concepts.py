@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 WATER = "water"  # how the names of the sounds that are taught begin
 DOGS = "dog-barking"
+# how many colours the first drawing has
+_COLOURS = """(() => {
+  const canvas = document.querySelector("#concept-examples .sketch canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return new Set(new Uint32Array(data.buffer)).size;
+})()"""
 
 
 @pytest.fixture(autouse=True)
@@ -188,7 +194,19 @@ def test_rename_threshold_labels_and_deletion(
     reach = "reaches" if above == 1 else "reach"
     expect(page.locator("#scores-about")).to_have_text(f"{above} of {len(hits)} sounds {reach} 0.10")
     assert page.locator("#scores-plot .column.above").count() == 45
+    expect(page.locator("#concept-list")).to_contain_text("rex")
+    expect(page.locator("#concept-threshold-reset")).to_be_visible()
+    assert server.get("/concepts/rex").json()["threshold"] == 0.1
+    page.locator("#concept-threshold-reset").click()
+    expect(page.locator("#concept-threshold")).to_be_focused()
+    expect(page.locator("#concept-threshold")).to_have_value("0.5")
+    assert server.get("/concepts/rex").json()["threshold"] == 0.5
+    page.locator("#concept-threshold").fill("0.1")
+    expect(page.locator("#concept-threshold-reset")).to_be_visible()
 
+    drawn = page.locator("#concept-examples .sketch canvas").first
+    expect(drawn).to_be_visible()
+    wait_until(page, _COLOURS + " > 2")  # ground, wave and what blends them
     page.locator("#concept-examples").get_by_role("button", name="Play").click()
     expect(page.locator("#concept-examples .playing")).to_have_count(1)
     assert re.search(rf"/clips/{clip['id']}/audio\?start=0&end=0.3", page.evaluate("window.played.at(-1).src"))
@@ -211,8 +229,11 @@ def test_rename_threshold_labels_and_deletion(
 
     page.locator("#concept-detect").click()
     expect(page.locator("#phrase-list .of-concept")).to_have_text("concept old rex")
-    expect(page.locator("#threshold-value")).to_have_text("0.10")
-    page.go_back()
+    page.goto(f"{server.address}/?tab=detect&clip={clip['id']}&p=concept%3Aold+rex&p=rain")
+    expect(page.locator("#detect-message")).to_contain_text("Analysed")
+    thresholds = page.locator("#own-thresholds output").all_text_contents()
+    assert thresholds == ["0.10", "0.50"], "events of a concept begin at its own threshold"
+    page.goto(f"{server.address}/?tab=concepts&concept=old+rex")
     page.locator("#concept-search").click()
     wait_for_hits(page, re.compile(f"^{DOGS}"))
     page.go_back()
@@ -220,6 +241,46 @@ def test_rename_threshold_labels_and_deletion(
     page.keyboard.press("Enter")  # the button of the dialog
     expect(page.locator("#concept-list li")).to_have_count(1)
     assert server.get("/concepts/old rex").status_code == 404
+
+
+def test_teach_by_touch(open_page: Callable[..., Page], server: Server) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page(390)
+    wait_for_hits(page, re.compile("."))
+    page.locator("#hits .teaches").first.click()
+    expect(page.locator("#teach-name")).to_be_visible()
+    page.locator("#teach-name").fill("this")
+    page.keyboard.press("Enter")
+    expect(page.locator("#notices")).to_contain_text("“this” is a concept now")
+
+
+def test_names_with_separators(page: Page, server: Server) -> None:
+    """Commas and > within the names of concepts separate nothing, in every field that takes several phrases."""
+    from playwright.sync_api import expect
+
+    make(server, "rex, our dog", text="dog barking")
+    make(server, "rex > cat", text="cat meowing")
+    page.goto(f"{server.address}/?tab=library")
+    page.locator("#scan-phrases").focus()
+    page.keyboard.type("rain, concept:rex, our dog, wind")
+    page.keyboard.press("Escape")
+    page.locator("#scan-start").click()
+    expect(page.locator("#jobs")).to_contain_text("rain, rex, our dog (concept), wind")
+    newest = server.get("/jobs").json()["jobs"][0]
+    assert newest["phrases"] == ["rain", "concept:rex, our dog", "wind"]
+    server.delete(f"/jobs/{newest['id']}")
+
+    page.goto(f"{server.address}/?tab=detect")
+    page.locator("#phrase").focus()
+    page.keyboard.type("rain,concept:rex, our dog")
+    page.keyboard.press("Enter")
+    expect(page.locator("#phrase-list .chip")).to_have_count(2)
+    expect(page.locator("#phrase-list .of-concept")).to_have_text("concept rex, our dog")
+
+    page.goto(f"{server.address}/?mode=moments&q=concept:rex+%3E+cat")
+    expect(page.locator("#search-message")).not_to_contain_text("There is no concept")
+    wait_for_hits(page, re.compile("."))
 
 
 def test_a_concept_begins_with_words(page: Page, server: Server, complaints: Complaints) -> None:

@@ -170,9 +170,9 @@ def test_old_jobs_make_room_and_waiting_ones_do_not(filled: SqliteLibrary) -> No
 def test_starting_over_with_another_checkpoint(filled: SqliteLibrary) -> None:
     job = filled.jobs.create(new_job(), 10)
     score(filled, job, until=2)
-    filled.jobs.restart(job.id, new_job(checkpoint="checkpoint-b", texts=np.ones((1, 3), np.float32)))
+    filled.jobs.restart(job.id, new_job(checkpoint="checkpoint-b", texts=np.ones((2, 16), np.float32)))
     work = filled.jobs.start(job.id)
-    assert work is not None and work.texts.shape == (1, 3)
+    assert work is not None and work.texts.shape == (2, 16)
     assert (work.job.done, work.job.events, work.job.checkpoint) == (0, 0, "checkpoint-b")
     assert counts(filled, job) == []
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from model.concepts.fit import Background, HeadSettings, Labelled, _map_estimate, fit_head, ranking_figures
-from model.concepts.head import HeadScores, Scores
+from model.concepts.head import Head, HeadScores, Scores, best_logits
 
 DIM = 24
 TEXT_SCORES = HeadScores(Scores(0.03, -4.5), Scores(0.03, -4.6), Scores(0.034, -2.0))
@@ -21,6 +21,11 @@ def unit(values: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(5)
+
+
+def logits(head: Head, vectors: np.ndarray) -> np.ndarray:
+    """How a head scores clips (N, D)."""
+    return best_logits(head.directions, vectors, "clip")
 
 
 class World:
@@ -79,7 +84,7 @@ def test_without_examples_the_head_is_the_text(rng: np.random.Generator) -> None
     text = world.of(0)[0]
     head = fit_head([world.example(1, "a", label=False)], world.background(), text, TEXT_SCORES)
     np.testing.assert_array_equal(head.vector, text)
-    assert head.scores is None and head.quality is None and "no positive" in head.reason
+    assert not head.directions and head.quality is None and "no positive" in head.reason
     with pytest.raises(ValueError, match="positive example or a text"):
         fit_head([], world.background(), None, TEXT_SCORES)
 
@@ -91,8 +96,8 @@ def test_examples_are_told_from_other_sounds(rng: np.random.Generator, count: in
     text = unit(world.centres[0] + 0.5 * unit(rng.standard_normal(DIM))) if with_text else None
     examples = [world.example(0, str(n)) for n in range(count)]
     head = fit_head(examples, world.background(), text, TEXT_SCORES)
-    assert np.linalg.norm(head.vector) == pytest.approx(1, abs=1e-5) and head.scores is not None
-    scores = [1 / (1 + np.exp(-head.scores.clip.logits(world.of(kind, 50) @ head.vector))) for kind in range(8)]
+    assert [np.linalg.norm(one.vector) for one in head.directions] == pytest.approx([1] * min(count, 6), abs=1e-5)
+    scores = [1 / (1 + np.exp(-logits(head, world.of(kind, 50)))) for kind in range(8)]
     assert np.mean(scores[0] >= 0.5) > 0.8
     assert np.mean(np.concatenate(scores[1:]) >= 0.5) < 0.05
     if count < 3:
@@ -124,6 +129,26 @@ def test_a_positive_recording_has_the_sound_in_one_of_its_segments(rng: np.rando
         assert (example.segments @ head.vector).argmax() == 2
 
 
+def test_two_kinds_of_sounds_are_one_concept(rng: np.random.Generator) -> None:
+    """Each has a direction of its own: a single one would find what lies between them as well."""
+    world = World(rng)
+    background = world.background(without=1)
+    examples = [world.example(kind, f"{kind} {n}") for kind in (0, 1) for n in range(3)]
+    between = unit(world.common + unit(world.centres[0] + world.centres[1]))
+    several = fit_head(examples, background, None, TEXT_SCORES, HeadSettings(nearness=3.0, prototypes=2))
+    single = fit_head(examples, background, None, TEXT_SCORES, HeadSettings(nearness=0.0, prototypes=2))
+    assert len(several.directions) == 2
+    own = np.concatenate([world.of(0, 50), world.of(1, 50)])
+    assert (logits(several, own) >= 0).mean() > 0.8
+
+    def lead(head: Head) -> float:
+        """How much clearer the examples' kinds are than what lies between them, in units of the others' spread."""
+        others = logits(head, np.concatenate([world.of(kind, 50) for kind in range(2, 8)]))
+        return float((logits(head, own).mean() - logits(head, between[None])[0]) / others.std())
+
+    assert lead(several) > lead(single) + 0.3
+
+
 def test_negative_examples_push_away(rng: np.random.Generator) -> None:
     world = World(rng)
     positives = [world.example(0, str(n)) for n in range(3)]
@@ -133,8 +158,7 @@ def test_negative_examples_push_away(rng: np.random.Generator) -> None:
     before = fit_head(positives, world.background(), None, TEXT_SCORES)
     after = fit_head([*positives, *negatives], world.background(), None, TEXT_SCORES)
     new = unit(world.common + alike)
-    assert before.scores is not None and after.scores is not None
-    assert after.scores.clip.logits(new @ after.vector) < before.scores.clip.logits(new @ before.vector)
+    assert logits(after, new) < logits(before, new)
 
 
 def test_an_empty_library(rng: np.random.Generator) -> None:
@@ -146,6 +170,5 @@ def test_an_empty_library(rng: np.random.Generator) -> None:
         [world.example(0, "a"), world.example(1, "b", label=False)],
     ):
         head = fit_head(examples, nothing, None, TEXT_SCORES, HeadSettings(rounds=1))
-        assert np.isfinite(head.vector).all() and head.scores is not None
-        assert np.isfinite(head.scores.clip.logits(world.of(0) @ head.vector)).all()
+        assert np.isfinite(head.vector).all() and np.isfinite(logits(head, world.of(0))).all()
         assert head.quality is None

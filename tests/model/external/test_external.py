@@ -14,9 +14,8 @@ from torch.nn.functional import cosine_similarity
 
 from model.external.contract import external_family, load_external, read_licence
 from model.weight_files import CheckpointError
-from tests.support.external import save_clap, save_pe_audio
+from tests.support.external import RATE, save_clap, tokenise
 
-RATE = 48_000
 TEXTS = ["a dog barking", "the sound of rain", "loud bell"]
 
 
@@ -24,24 +23,6 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
     time = np.arange(int(seconds * RATE)) / RATE
     noise = np.random.default_rng(seed).standard_normal(len(time))
     return (0.1 * noise * np.sin(2 * np.pi * (seed + 1) * time) + 0.05).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def clap(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("clap")
-    return folder, save_clap(folder)
-
-
-@pytest.fixture(scope="module")
-def pe_audio(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    folder = tmp_path_factory.mktemp("pe-audio")
-    return folder, save_pe_audio(folder)
-
-
-def tokens(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -55,7 +36,7 @@ def test_clap_gives_the_embeddings_of_transformers(tmp_path: Path, clap: tuple[P
     extractor = ClapFeatureExtractor.from_pretrained(folder)
     windows = [sound(2.0), sound(0.7, 1), sound(1.5, 2)]
     with torch.no_grad():
-        texts = theirs.get_text_features(**tokens(folder)).pooler_output
+        texts = theirs.get_text_features(**tokenise(folder, TEXTS)).pooler_output
         clips = torch.cat(
             [
                 theirs.get_audio_features(**extractor(w, sampling_rate=RATE, return_tensors="pt")).pooler_output
@@ -77,7 +58,7 @@ def test_pe_audio_gives_the_frames_and_scores_of_transformers(pe_audio: tuple[Pa
     ours = load_external(folder)
     assert ours is not None and ours.traits.frames == "native" and ours.frame_hop == pytest.approx(0.04)
     whole = PeAudioModel.from_pretrained(folder).eval()
-    extractor, ids = PeAudioFeatureExtractor.from_pretrained(folder), tokens(folder)
+    extractor, ids = PeAudioFeatureExtractor.from_pretrained(folder), tokenise(folder, TEXTS)
     windows = [sound(1.0), sound(0.33, 1), sound(1.0, 2)]
     texts = ours.encode_text(TEXTS)
     for window, (clip, frames) in zip(windows, ours.encode_windows(windows), strict=True):
