@@ -1,12 +1,15 @@
 """WS /stream under load: how soon events are told, whether they equal /detect's, and whether memory stays flat.
 
     python -m benchmarks.service.live [--streams 1 4 16] [--events 100] [--memory-minutes 3]
+    python -m benchmarks.service.live --streams --events 0 --memory-minutes 0 --real-minutes 60
 
 First it prints the delays that the rules of the quick pass cause by themselves, in seconds of sound. Then it starts a
 service with the bundled checkpoint and sends real sounds of the library, in faint noise, in real time over several
 streams at once. For every event of POST /detect it looks for the first message about it, and for the first that closed
 it. Events that /detect has and the quick pass has not are reported as told late. Then one stream is sent as fast as the
-service takes it, while the memory of its process is read. The load comes from this machine too.
+service takes it, while the memory of its process is read. The last measurement is one stream in real time, of sounds
+over noise of changing level: memory and open files each minute, and equality with /detect at the end. The load comes
+from this machine too.
 """
 
 from __future__ import annotations
@@ -238,18 +241,56 @@ async def memory(server: Server, minutes: float) -> None:
     print(json.dumps({"heard_s": round(sent / RATE), "events": count}), flush=True)
 
 
+async def endure(server: Server, minutes: float) -> None:
+    """Sends one stream in real time, prints memory and open files of the service each minute, and judges the events."""
+    process, samples = psutil.Process(server.process.pid), noisy(2, minutes)
+    began = time.monotonic()
+
+    async def watch() -> None:
+        for minute in itertools.count():
+            await asyncio.sleep(max(0.0, began + 60 * minute - time.monotonic()))
+            row = {"minute": minute, "rss_mb": round(process.memory_info().rss / 1e6, 1), "files": process.num_fds()}
+            print(json.dumps(row), flush=True)
+
+    watching = asyncio.create_task(watch())
+    told = await listen(server, samples, 0.0)
+    watching.cancel()
+    truth = await detect(server, samples)
+    result = judge(truth, told)
+    row = {"minutes": minutes, "events": len(truth), "differing": result.differing, "revised": result.revised}
+    delays = {"open": result.opened, "close": result.closed}
+    quantiles = {f"{name}_p{q}": quantile(values, q) for name, values in delays.items() for q in (50, 95)}
+    print(json.dumps(row | {"late": result.late} | quantiles), flush=True)
+
+
+def noisy(seed: int, minutes: float) -> np.ndarray:
+    """A scene (n,) of so many minutes, in noise whose level changes slowly between -65 and -45 dBFS."""
+    parts, length = [], int(60 * minutes * RATE)
+    while sum(map(len, parts)) < length:
+        parts.append(scene(seed + len(parts), 50))
+    samples = np.concatenate(parts)[:length]
+    seconds = np.arange(length, dtype=np.float32) / RATE
+    level = 10 ** ((-55 + 10 * np.sin(2 * np.pi * seconds / 300)) / 20)
+    noise = np.random.default_rng(seed).standard_normal(length, dtype=np.float32)
+    return np.clip(samples + level * noise, -1, 1).astype(np.float32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure live streams.")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--events", type=int, default=100, help="for each number of streams")
     parser.add_argument("--memory-minutes", type=float, default=3.0)
+    parser.add_argument("--real-minutes", type=float, default=0.0, help="of one stream in real time (0)")
     args = parser.parse_args()
-    delays(args.events)
+    if args.events:
+        delays(args.events)
     with Server() as server:
         for streams in args.streams:
             asyncio.run(latency(server, streams, args.events))
         if args.memory_minutes:
             asyncio.run(memory(server, args.memory_minutes))
+        if args.real_minutes:
+            asyncio.run(endure(server, args.real_minutes))
 
 
 if __name__ == "__main__":

@@ -228,6 +228,18 @@ async def test_compressed_streams(
         assert messages[-1]["duration"] == pytest.approx(4.5, abs=0.05)
 
 
+async def test_channels_that_cancel_each_other(shared: Serving, sounds: SimpleNamespace) -> None:
+    """A cable with one wire turned over: the mean of both channels is silence."""
+    samples = scene(sounds)
+    stereo = np.stack([samples, -samples], 1)
+    messages = await play(shared, stereo, {**START, "channels": 2})
+    truth = await detect(shared, samples, sounds)
+    assert sum(map(len, truth.values())) >= 4
+    for phrase, events in standing(messages).items():
+        np.testing.assert_allclose(events, truth[phrase], atol=0.2)
+    assert messages[-1]["duration"] == pytest.approx(24)
+
+
 async def test_lost_chunks_are_sound_that_was_not_sent(shared: Serving, sounds: SimpleNamespace) -> None:
     chunks = np.array_split(scene(sounds), 240)
     kept = np.random.default_rng(0).random(len(chunks)) >= 0.1
