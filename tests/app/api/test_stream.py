@@ -28,6 +28,7 @@ from app.server.http_protocol import WEBSOCKETS, HttpProtocol
 from app.settings import Settings
 from index.sqlite.library import SqliteLibrary
 from tests.app.conftest import FakeModel
+from tests.support.waiting import until
 
 PHRASES = ["tone 400", "tone 1600"]
 RATE = 16_000
@@ -405,6 +406,21 @@ async def test_a_client_that_vanishes_leaves_nothing(shared: Serving, sounds: Si
     async with asyncio.timeout(10):
         while state.streams or state._active or state.engine.audio_lane.depth:
             await asyncio.sleep(0.01)
+
+
+async def test_a_stream_is_work_only_while_its_windows_are_computed(serve: Any, fake_model: Any) -> None:
+    serving = await serve()
+    state, computing = serving.app.state.service, threading.Event()
+    async with serving.open() as socket:
+        await socket.send(json.dumps(START))
+        assert json.loads(await socket.recv())["type"] == "start"
+        await until(lambda: not state.busy)
+        fake_model.before = lambda: computing.wait(30)
+        await socket.send(pcm(np.zeros(3 * RATE, np.float32)))
+        await until(lambda: state.busy)
+        computing.set()
+        await until(lambda: not state.busy)
+        assert state.streams == 1
 
 
 async def test_a_paused_sender_goes_on(shared: Serving, sounds: SimpleNamespace) -> None:
