@@ -101,6 +101,8 @@ class Load:
 
 def run_job(server: Server, threshold: float) -> dict[str, float]:
     """A job to its end: seconds, hours a second, and the service's memory at its start, end and peak in MB."""
+    for earlier in server.get("/jobs").json()["jobs"]:
+        server.delete(f"/jobs/{earlier['id']}").raise_for_status()  # of which nothing is to be reused
     service = psutil.Process(server.process.pid)
     memory = [service.memory_info().rss / 1e6]
     spent = sum(service.cpu_times()[:2])
