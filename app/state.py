@@ -60,7 +60,8 @@ class AppState:
         self.opened = asyncio.Event()  # set once engine and library are in service
         self._closing = False
         self._drained = False
-        self._active = 0
+        self._active = 0  # requests
+        self._calls = 0  # of functions on threads, running or queued
         self._idle = asyncio.Event()
         self._idle.set()
         self._readers = ThreadPoolExecutor(_READ_THREADS, "read")
@@ -185,8 +186,12 @@ class AppState:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered. May be read from any thread."""
-        return self._active > 0
+        """Whether the model or the library works for a request, or is about to. May be read from any thread.
+
+        A request that is open but waits for its client, such as a live stream between two windows or a slow upload,
+        doesn't count.
+        """
+        return self._calls > 0 or (self._engine is not None and self._engine.busy)
 
     @contextlib.contextmanager
     def stream(self) -> Generator[None, None, None]:
@@ -240,8 +245,12 @@ class AppState:
 
     async def _run(self, stage: str, pool: ThreadPoolExecutor, function: Callable[..., R], *args: Any) -> R:
         run = contextvars.copy_context().run  # carries the request id to the thread's log lines
-        with self.stage(stage, call=getattr(function, "__name__", "")):
-            return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+        self._calls += 1
+        try:
+            with self.stage(stage, call=getattr(function, "__name__", "")):
+                return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+        finally:
+            self._calls -= 1
 
     # Metrics and traces
 

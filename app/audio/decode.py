@@ -90,10 +90,13 @@ class AudioStream:
     Every block has a second of samples, except the last, which has the rest. A file that is too short yields no block.
     sample_rate (Hz), channels: of the original. duration (seconds of the original, exact; before the end, what has been
     read so far), decode_s, resample_s (seconds of work, without the consumer's pauses), notes (what was noticed): final
-    after the last block. track: which of the file's audio tracks this is. Iterating raises a MediaError.
+    after the last block. track: which of the file's audio tracks this is. live: samples come soon.
+    Iterating raises a MediaError.
     """
 
-    def __init__(self, file: AudioFile, filename: str, max_duration: float, rate: int = SAMPLE_RATE) -> None:
+    def __init__(
+        self, file: AudioFile, filename: str, max_duration: float, rate: int = SAMPLE_RATE, live: bool = False
+    ) -> None:
         if not _RATES[0] <= file.sample_rate <= _RATES[1]:
             why = f"its sample rate of {file.sample_rate} Hz is outside {_RATES[0]}–{_RATES[1]} Hz."
             raise InvalidSamples(filename, why)
@@ -103,7 +106,7 @@ class AudioStream:
         self._frames = 0
         self._peak = 0.0
         self._file, self._filename, self._max_duration = file, filename, max_duration
-        self._downmix = Downmix(file.channels, file.sample_rate) if file.channels > 1 else None
+        self._downmix = Downmix(file.channels, file.sample_rate, live) if file.channels > 1 else None
         self._resampler = None
         if self.sample_rate != rate:
             self._resampler = soxr.ResampleStream(self.sample_rate, rate, 1, dtype="float32")
@@ -229,7 +232,7 @@ def open_live(file: BinaryIO, filename: str = "") -> Iterator[AudioStream]:
     """Opens Ogg, WebM or FLAC that is still arriving; reads wait for more. Raises a MediaError."""
     opened = open_live_with_ffmpeg(file, filename)
     try:
-        yield AudioStream(opened, filename, math.inf)
+        yield AudioStream(opened, filename, math.inf, live=True)
     finally:
         opened.close()
 

@@ -2,7 +2,8 @@
 
 A miswired cable or a widened recording has a channel that is another one upside down, and the mean of both is silence.
 Every half second of audio is looked at: where the mean has lost the channels' energy, channels that oppose the loudest
-one are turned over first, and if the mean still cancels, the loudest channel is used alone.
+one are turned over first, and if the mean still cancels, the loudest channel is used alone. Live sound can't wait for
+half a second to be complete: each of its short chunks is decided by the half second that ends with it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 _CHUNK = 0.5  # seconds for which one set of weights is chosen
+_LIVE_CHUNK = 0.05  # in live sound
 _FADE = 0.01  # seconds from one set of weights to the next
 _SUSPECT = 0.5  # share of the energy of a mean of unrelated channels below which channels may cancel
 _CANCELS = 0.1  # share below which they do
@@ -18,12 +20,18 @@ _FLOOR = 1e-10  # mean square of a channel that can be heard at all (-100 dBFS)
 
 
 class Downmix:
-    """Blocks (n, channels) → blocks of mono (n,), in chunks of their own. `cancelled`: frames where channels cancel."""
+    """Blocks (n, channels) → blocks of mono (n,), in chunks of their own. `cancelled`: frames where channels cancel.
 
-    def __init__(self, channels: int, sample_rate: int) -> None:
+    live: return samples at most _LIVE_CHUNK late.
+    """
+
+    def __init__(self, channels: int, sample_rate: int, live: bool = False) -> None:
         self._mean = np.full(channels, 1 / channels, dtype=np.float32)
         self._weights = self._mean
-        self._chunk, self._fade = max(1, int(_CHUNK * sample_rate)), max(1, int(_FADE * sample_rate))
+        chunk = _LIVE_CHUNK if live else _CHUNK
+        self._chunk, self._fade = max(1, int(chunk * sample_rate)), max(1, int(_FADE * sample_rate))
+        self._past = np.empty((0, channels), dtype=np.float32)  # decides with the next chunk
+        self._reach = int(_CHUNK * sample_rate) - self._chunk if live else 0  # frames of it
         self._waiting: list[np.ndarray] = []
         self._buffered = 0
         self.cancelled = 0
@@ -46,7 +54,7 @@ class Downmix:
 
     def _mix(self, chunk: np.ndarray) -> np.ndarray:
         mono = chunk.mean(axis=1, dtype=np.float32)
-        weights = self._choose(chunk, mono)
+        weights = self._choose(chunk, mono) if not self._reach else self._choose_live(chunk)
         before, self._weights = self._weights, weights
         if weights is not self._mean:
             self.cancelled += len(chunk)
@@ -56,6 +64,12 @@ class Downmix:
             new = np.linspace(0, 1, n, dtype=np.float32)
             mono[:n] = mono[:n] * new + (chunk[:n] @ before) * (1 - new)
         return mono
+
+    def _choose_live(self, chunk: np.ndarray) -> np.ndarray:
+        """`_choose` for a chunk, by what it ends."""
+        recent = np.concatenate([self._past, chunk])
+        self._past = recent[-self._reach :]
+        return self._choose(recent, recent.mean(axis=1, dtype=np.float32))
 
     def _choose(self, chunk: np.ndarray, mono: np.ndarray) -> np.ndarray:
         """The channels' weights (channels,) for a chunk."""

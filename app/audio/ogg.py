@@ -16,6 +16,7 @@ import soxr
 
 from app.audio import ffmpeg, sndfile
 from app.audio.containers import missing_bytes, ogg_links
+from app.audio.downmix import Downmix
 from app.audio.errors import NotAudio
 from app.audio.tracks import AudioFile, Note, choose_track
 from app.audio.views import FileView
@@ -81,15 +82,19 @@ def _open_link(view: FileView, file: BinaryIO, filename: str, max_duration: floa
 
 def _converted(link: AudioFile, first: AudioFile) -> Iterator[np.ndarray]:
     """The link's blocks at the sample rate and with the number of channels of the first link."""
-    resampler = None
+    resampler = mix = None
+    if link.channels != first.channels and link.channels > 1:
+        mix = Downmix(link.channels, link.sample_rate)
     if link.sample_rate != first.sample_rate:
         resampler = soxr.ResampleStream(link.sample_rate, first.sample_rate, first.channels, dtype="float32")
     for block in link.blocks:
-        if link.channels != first.channels:
-            block = np.repeat(block.mean(axis=1, keepdims=True), first.channels, axis=1)
+        if mix is not None:
+            block = mix.push(block)[:, None]
+        block = block if link.channels == first.channels else np.repeat(block, first.channels, axis=1)
         yield block if resampler is None else _resampled(resampler, block)
-    if resampler is not None:
-        yield _resampled(resampler, np.empty((0, first.channels), dtype=np.float32), last=True)
+    rest = np.empty(0, dtype=np.float32) if mix is None else mix.finish()
+    last = np.repeat(rest[:, None], first.channels, axis=1)
+    yield last if resampler is None else _resampled(resampler, last, last=True)
 
 
 def _resampled(resampler: soxr.ResampleStream, block: np.ndarray, last: bool = False) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from app.audio.downmix import Downmix
 from app.audio.errors import InvalidSamples
 from model.config import SAMPLE_RATE
 
@@ -23,6 +24,7 @@ class PcmDecoder:
         """`encoding`: pcm_s16le or pcm_f32le. `sample_rate` in Hz."""
         self._encoding, self._type, self._channels = encoding, _TYPES[encoding], channels
         self._rate, self._read = sample_rate, 0
+        self._downmix = Downmix(channels, sample_rate, live=True) if channels > 1 else None
         self._resampler = None
         if sample_rate != SAMPLE_RATE:
             import soxr  # not needed at start-up
@@ -46,13 +48,15 @@ class PcmDecoder:
                 at = f"in the message at {self._read / self._rate:.3f} s"
                 value = f"samples as large as {peak:.3g}" if np.isfinite(peak) else "samples that are not finite"
                 raise InvalidSamples(STREAM, f"it has {value} ({at}).")
-        if self._channels > 1:
-            samples = samples.reshape(-1, self._channels).mean(axis=1, dtype=np.float32)
-        self._read += len(samples)
-        return samples if self._resampler is None else self._resampler.resample_chunk(samples)
+        self._read += len(samples) // self._channels
+        return self._resample(
+            samples if self._downmix is None else self._downmix.push(samples.reshape(-1, self._channels))
+        )
 
     def finish(self) -> np.ndarray:
-        """The last samples (n,), which the resampler still had."""
-        if self._resampler is None:
-            return np.empty(0, dtype=np.float32)
-        return self._resampler.resample_chunk(np.empty(0, dtype=np.float32), last=True)
+        """The last samples (n,), which the downmix and the resampler still had."""
+        last = np.empty(0, dtype=np.float32) if self._downmix is None else self._downmix.finish()
+        return self._resample(last, last=True)
+
+    def _resample(self, mono: np.ndarray, last: bool = False) -> np.ndarray:
+        return mono if self._resampler is None else self._resampler.resample_chunk(mono, last=last)

@@ -217,8 +217,8 @@ class Client:
     ) -> Iterator[types.LiveMessage]:
         """Detects in live audio, sent piece by piece from a thread, and yields messages as events begin and end.
 
-        `encoding`: "pcm_s16le" or "pcm_f32le" (interleaved if there are several `channels`), "opus" or "flac".
-        Never retries.
+        `encoding`: "pcm_s16le" or "pcm_f32le" (interleaved if there are several `channels`), "opus" (an Ogg or WebM
+        stream, or a packet a piece) or "flac". Never retries.
         """
         start = live.start_message(phrases, sample_rate, encoding, channels, options)
         yield from live.stream_sync(self.server, self._api_key, start, audio)

@@ -262,6 +262,11 @@ class Batcher(Generic[T, R]):
         return self._first_permits.taken + self._further_permits.taken
 
     @property
+    def busy(self) -> bool:
+        """Whether items are queued or being computed. May be read from any thread."""
+        return bool(self._running) or self.depth > 0
+
+    @property
     def waiting_cost(self) -> float:
         """The cost of the items in the queue that no batch has taken yet."""
         return max(0.0, self._waiting_cost)

@@ -257,6 +257,11 @@ class Engine:
                 self._tokens[word] = len(row) == frame + 1 and unknown.isdisjoint(row)
         return {word for word in words if self._tokens.get(word, False)}
 
+    @property
+    def busy(self) -> bool:
+        """Whether the model computes or has something to compute. May be read from any thread."""
+        return self.text_lane.busy or self.audio_lane.busy
+
     def backlog_seconds(self) -> float:
         """Seconds of sound that wait for the model; a window that is padded counts as padded."""
         return self.audio_lane.waiting_cost * self.windows.frames * self.windows.frame_hop

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 256  # frames scored at once, as in a detection in a clip
 _COMMIT_S = 0.5  # of work in a transaction; also what a crash loses
 _COPIED = 10_000  # clips taken over from another job in a transaction
-_COURTESY_S = 0.003  # that a job waits after each clip while a request is being answered
+_COURTESY_S = 0.003  # that a job waits before each clip while there is work for requests
 _RETRY_S = 10.0  # after the library failed
 _PAUSE_S = 0.001
 
@@ -235,17 +235,17 @@ class JobRunner:
         found: dict[int, np.ndarray] = {}
         seconds, until = 0.0, time.monotonic() + _COMMIT_S
         while done < len(work.rows):
+            self._give_way()
             for clip in jobs.frames(work.rows[done : done + 1]):
                 found[clip.row] = find_clip_events(*wanted, clip)
                 seconds += clip.duration
             done += 1
             if time.monotonic() > until or self._stopped(work):
                 break
-            self._give_way()
         return done, seconds, found
 
     def _give_way(self) -> None:
-        """Lets requests go ahead: waits while one is being answered, but not for long, so that the job goes on."""
+        """Lets requests go ahead: waits while there is work for one, but not for long, so that the job goes on."""
         until = time.monotonic() + _COURTESY_S
         while self._state.busy and not self._stopping.is_set() and time.monotonic() < until:
             time.sleep(_PAUSE_S)

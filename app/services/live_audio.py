@@ -1,7 +1,7 @@
 """The audio of a live stream: messages of bytes in, mono samples at 16 kHz out.
 
 Raw samples are converted here. Opus and FLAC are decoded like files, in a process of their own (app.decoding), which
-reads from a socket what the client sends.
+reads from a socket what the client sends; single Opus packets are put into Ogg before.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from app.audio.opus import OggOpusWriter, is_container
 from app.audio.pcm import STREAM, PcmDecoder
 from app.errors import Invalid
 from app.state import AppState
@@ -64,8 +65,10 @@ class _Samples:
 class _Compressed:
     """Passes compressed audio to a decoding process, and its samples on."""
 
-    def __init__(self, sender: socket.socket, decoding: asyncio.Task[None]) -> None:
+    def __init__(self, sender: socket.socket, decoding: asyncio.Task[None], encoding: str) -> None:
         self._sender, self._decoding = sender, decoding
+        self._may_be_packets = encoding == "opus"  # the first message tells
+        self._packets: OggOpusWriter | None = None
 
     @classmethod
     @asynccontextmanager
@@ -86,12 +89,20 @@ class _Compressed:
         with ours:
             decoding = asyncio.create_task(decode())
             try:
-                yield cls(ours, decoding)
+                yield cls(ours, decoding, encoding)
             finally:
                 decoding.cancel()
                 await asyncio.gather(decoding, return_exceptions=True)
 
     async def push(self, data: bytes) -> None:
+        if self._may_be_packets and not is_container(data):
+            self._packets = OggOpusWriter()
+        self._may_be_packets = False
+        if self._packets is not None:
+            try:
+                data = self._packets.push(data)
+            except ValueError as error:
+                raise Invalid(str(error)) from error
         sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(self._sender, data))
         try:
             await asyncio.wait({sending, self._decoding}, return_when=asyncio.FIRST_COMPLETED)

@@ -37,7 +37,7 @@ export class Live {
     try {
       if (!navigator.mediaDevices) throw new Error("This browser offers the microphone only over HTTPS or on localhost.");
       const processing = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-      const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, ...processing } });
+      const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 2, ...processing } });
       session.closed.push(() => stream.getTracks().forEach((track) => track.stop()));
       await get("/info"); // asks for the key, which a refused WebSocket would not
       if (this._session !== session) return close(session);
@@ -70,6 +70,7 @@ export class Live {
 
   async _connect(session, stream, phrases) {
     const context = new AudioContext();
+    const channels = Math.min(2, stream.getAudioTracks()[0].getSettings().channelCount ?? 1); // mixed by the service
     session.closed.push(() => context.close());
     await context.audioWorklet.addModule(new URL("./capture.js", import.meta.url));
     const url = new URL("/stream", location.href);
@@ -78,14 +79,14 @@ export class Live {
     const secret = encoded?.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
     const socket = (session.socket = new WebSocket(url, secret ? ["finelap", `finelap.key.${secret}`] : ["finelap"]));
     socket.onopen = () => {
-      socket.send(JSON.stringify({ encoding: "pcm_s16le", sample_rate: context.sampleRate, phrases, ...this._options(phrases) }));
-      const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+      socket.send(JSON.stringify({ encoding: "pcm_s16le", sample_rate: context.sampleRate, channels, phrases, ...this._options(phrases) }));
+      const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0, channelCount: channels, channelCountMode: "explicit" });
       context.createMediaStreamSource(stream).connect(capture);
       capture.port.onmessage = ({ data }) => {
         if (socket.readyState !== WebSocket.OPEN || this._session !== session) return;
         if (socket.bufferedAmount > BEHIND) this._failed(session, "The connection is too slow for the sound.");
         else socket.send(data);
-        session.heard = (session.heard ?? 0) + data.byteLength / 2 / context.sampleRate;
+        session.heard = (session.heard ?? 0) + data.byteLength / 2 / channels / context.sampleRate;
         $("live-time").textContent = clock(session.heard);
       };
       context.resume();

@@ -1,12 +1,16 @@
 """WS /stream under load: how soon events are told, whether they equal /detect's, and whether memory stays flat.
 
     python -m benchmarks.service.live [--streams 1 4 16] [--events 100] [--memory-minutes 3]
+    python -m benchmarks.service.live --streams --events 0 --memory-minutes 0 --real-minutes 60
 
 First it prints the delays that the rules of the quick pass cause by themselves, in seconds of sound. Then it starts a
 service with the bundled checkpoint and sends real sounds of the library, in faint noise, in real time over several
 streams at once. For every event of POST /detect it looks for the first message about it, and for the first that closed
-it. Events that /detect has and the quick pass has not are reported as told late. Then one stream is sent as fast as the
-service takes it, while the memory of its process is read. The load comes from this machine too.
+it. An event begins before its score reaches the threshold, and can be told only afterwards, so "risen" counts from the
+first frame that reaches it. Events that /detect has and the quick pass has not are reported as told late. Then one
+stream is sent as fast as the service takes it, while the memory of its process is read. The last measurement is one
+stream in real time, of sounds over noise of changing level: memory and open files each minute, and equality with
+/detect at the end. The load comes from this machine too.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import soxr
 
 from app.client.live import LiveSocket
 from benchmarks.common import SOUNDS, Server
+from model.detection import DetectionSettings, median_smooth
 from model.live.cutter import LiveCutter
 from model.live.track import LiveTrack, State
 
@@ -41,14 +46,17 @@ PHRASES = {
     "door slamming": "door-slam-2adaa4",
     "crow cawing": "crow-5da38b",
 }
-Events = list[tuple[str, float, float]]
+THRESHOLD = 0.5
+Events = list[tuple[str, float, float, float]]  # phrase, onset, offset, and where the score reaches the threshold
 
 
 @dataclass
 class Told:
-    """What one stream told: seconds from onset to the first message, from offset to the first that closed it."""
+    """What one stream told: seconds to the first message from the onset and from where the score reaches the threshold,
+    and from the offset to the first message that closed the event."""
 
     opened: list[float] = field(default_factory=list)
+    risen: list[float] = field(default_factory=list)
     closed: list[float] = field(default_factory=list)
     late: int = 0  # events that were told only when the settled pass had found them
     equal: int = 0
@@ -78,9 +86,18 @@ async def detect(server: Server, samples: np.ndarray) -> Events:
     """What POST /detect says of the same samples."""
     file = io.BytesIO()
     soundfile.write(file, np.frombuffer(pcm(samples), "<i2"), RATE, format="WAV", subtype="PCM_16")
+    form = {"phrases": list(PHRASES), "threshold": THRESHOLD, "frames": "true"}
     async with httpx.AsyncClient(base_url=server.address, timeout=600, trust_env=False) as client:
-        answer = await client.post("/detect", files={"file": ("a.wav", file)}, data={"phrases": list(PHRASES)})
-    return [(p["phrase"], e["onset"], e["offset"]) for p in answer.json()["phrases"] for e in p["events"]]
+        answer = (await client.post("/detect", files={"file": ("a.wav", file)}, data=form)).raise_for_status().json()
+    hop, found = answer["frame_hop"], []
+    for phrase in answer["phrases"]:
+        smooth = median_smooth(np.array(phrase["frame_scores"], np.float32), DetectionSettings().median_filter, hop)
+        certain = hop * np.flatnonzero(smooth >= THRESHOLD - 1e-6)
+        for event in phrase["events"]:
+            onset, offset = event["onset"], event["offset"]
+            risen = certain[(certain >= onset - 1e-3) & (certain < offset)].min(initial=offset)
+            found.append((phrase["phrase"], onset, offset, float(risen)))
+    return found
 
 
 async def listen(server: Server, samples: np.ndarray, delay: float) -> list[tuple[float, dict[str, Any]]]:
@@ -112,7 +129,7 @@ def judge(truth: Events, told: list[tuple[float, dict[str, Any]]]) -> Told:
     last = {m["id"]: m for _, m in news}
     standing = [(m["phrase"], m["onset"], m["offset"]) for m in last.values() if m["type"] == "event"]
     result.revised = len({m["id"] for _, m in news if m.get("revised") or m["type"] == "retraction"})
-    for phrase, onset, offset in truth:
+    for phrase, onset, offset, risen in truth:
         near = [
             s for s in standing if s[0] == phrase and max(abs(s[1] - onset), abs(s[2] - offset)) <= TOLERANCE + 2e-3
         ]
@@ -123,6 +140,7 @@ def judge(truth: Events, told: list[tuple[float, dict[str, Any]]]) -> Told:
             result.late += 1
             continue
         result.opened.append(at_most(quick) - onset)
+        result.risen.append(at_most(quick) - risen)
         ends = [
             at - offset for at, m in about if not m.get("open", True) and abs(m["offset"] - offset) <= TOLERANCE + 2e-3
         ]
@@ -145,15 +163,9 @@ async def latency(server: Server, streams: int, events: int) -> None:
     told = await asyncio.gather(*(listen(server, s, 0.13 * n) for n, s in enumerate(scenes)))
     cores = (cpu_seconds(server) - before) / (time.monotonic() - began)
     results = [judge(truth, messages) for truth, messages in zip(truths, told, strict=True)]
-    opened = [each for r in results for each in r.opened]
-    closed = [each for r in results for each in r.closed]
-    row = {
-        "streams": streams,
-        "events": sum(map(len, truths)),
-        "open_p50": quantile(opened, 50),
-        "open_p95": quantile(opened, 95),
-        "close_p50": quantile(closed, 50),
-        "close_p95": quantile(closed, 95),
+    row: dict[str, object] = {"streams": streams, "events": sum(map(len, truths))}
+    row |= quantiles(results)
+    row |= {
         "late": sum(r.late for r in results),
         "revised": sum(r.revised for r in results),
         "differing": sum(r.differing for r in results),
@@ -161,6 +173,16 @@ async def latency(server: Server, streams: int, events: int) -> None:
         "load": round(psutil.getloadavg()[0], 1),
     }
     print(json.dumps(row), flush=True)
+
+
+def quantiles(results: list[Told]) -> dict[str, float | None]:
+    """The delays of all streams: median and 95th percentile, and the share within 1.5 s."""
+    row: dict[str, float | None] = {}
+    for name, field_name in (("open", "opened"), ("risen", "risen"), ("close", "closed")):
+        values = [each for result in results for each in getattr(result, field_name)]
+        row |= {f"{name}_p50": quantile(values, 50), f"{name}_p95": quantile(values, 95)}
+        row[f"{name}_within_1.5"] = round(float(np.mean(np.array(values) <= 1.5)), 3) if values else None
+    return row
 
 
 def cpu_seconds(server: Server) -> float:
@@ -179,7 +201,6 @@ def delays(events: int) -> None:
     import torch
 
     from model import FineLAP
-    from model.detection import DetectionSettings
 
     torch.set_num_threads(2)
     model, samples = FineLAP.from_pretrained("checkpoints/finelap-small"), scene(0, events)
@@ -238,18 +259,54 @@ async def memory(server: Server, minutes: float) -> None:
     print(json.dumps({"heard_s": round(sent / RATE), "events": count}), flush=True)
 
 
+async def endure(server: Server, minutes: float) -> None:
+    """Sends one stream in real time, prints memory and open files of the service each minute, and judges the events."""
+    process, samples = psutil.Process(server.process.pid), noisy(2, minutes)
+    began = time.monotonic()
+
+    async def watch() -> None:
+        for minute in itertools.count():
+            await asyncio.sleep(max(0.0, began + 60 * minute - time.monotonic()))
+            row = {"minute": minute, "rss_mb": round(process.memory_info().rss / 1e6, 1), "files": process.num_fds()}
+            print(json.dumps(row), flush=True)
+
+    watching = asyncio.create_task(watch())
+    told = await listen(server, samples, 0.0)
+    watching.cancel()
+    truth = await detect(server, samples)
+    result = judge(truth, told)
+    row = {"minutes": minutes, "events": len(truth), "differing": result.differing, "revised": result.revised}
+    print(json.dumps(row | {"late": result.late} | quantiles([result])), flush=True)
+
+
+def noisy(seed: int, minutes: float) -> np.ndarray:
+    """A scene (n,) of so many minutes, in noise whose level changes slowly between -65 and -45 dBFS."""
+    parts, length = [], int(60 * minutes * RATE)
+    while sum(map(len, parts)) < length:
+        parts.append(scene(seed + len(parts), 50))
+    samples = np.concatenate(parts)[:length]
+    seconds = np.arange(length, dtype=np.float32) / RATE
+    level = 10 ** ((-55 + 10 * np.sin(2 * np.pi * seconds / 300)) / 20)
+    noise = np.random.default_rng(seed).standard_normal(length, dtype=np.float32)
+    return np.clip(samples + level * noise, -1, 1).astype(np.float32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure live streams.")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--events", type=int, default=100, help="for each number of streams")
     parser.add_argument("--memory-minutes", type=float, default=3.0)
+    parser.add_argument("--real-minutes", type=float, default=0.0, help="of one stream in real time (0)")
     args = parser.parse_args()
-    delays(args.events)
+    if args.events:
+        delays(args.events)
     with Server() as server:
         for streams in args.streams:
             asyncio.run(latency(server, streams, args.events))
         if args.memory_minutes:
             asyncio.run(memory(server, args.memory_minutes))
+        if args.real_minutes:
+            asyncio.run(endure(server, args.real_minutes))
 
 
 if __name__ == "__main__":

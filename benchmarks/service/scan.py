@@ -5,6 +5,7 @@ shifted and shuffled. Then a service of two cores searches alone, runs a job for
 
     python -m benchmarks.service.scan --out scan.json
     python -m benchmarks.service.scan --clips 1000 --seconds 5
+    python -m benchmarks.service.scan --data scan-library     # keeps the library for the next time
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ SUBJECTS = ("dog", "cat", "bird", "frog", "horse", "engine", "train", "bell", "s
 WORDS = ("distant", "loud", "soft", "sudden", "rhythmic", "muffled", "close", "echoing", "sharp", "faint", "old")
 
 
-def fill(folder: Path, clips: int) -> float:
-    """Makes the library; returns its hours."""
+def fill(folder: Path, clips: int) -> None:
+    """Makes the library."""
     model = FineLAP.from_pretrained(CHECKPOINT)
     tapes = [Tape(seed).read(int(SECONDS * SAMPLE_RATE)) for seed in range(TAPES)]
     encoded = model.encode_audio(tapes, SAMPLE_RATE)
@@ -52,7 +53,6 @@ def fill(folder: Path, clips: int) -> float:
     with SqliteLibrary.open(folder, dim=model.dim, checkpoint=model.stamp) as library:
         for first in range(0, clips, BATCH):
             library.add_many([_clip(n, encoded[n % TAPES], rng) for n in range(first, min(first + BATCH, clips))])
-    return clips * SECONDS / 3600
 
 
 def _clip(number: int, audio: Any, rng: np.random.Generator) -> NewClip:
@@ -101,6 +101,8 @@ class Load:
 
 def run_job(server: Server, threshold: float) -> dict[str, float]:
     """A job to its end: seconds, hours a second, and the service's memory at its start, end and peak in MB."""
+    for earlier in server.get("/jobs").json()["jobs"]:
+        server.delete(f"/jobs/{earlier['id']}").raise_for_status()  # of which nothing is to be reused
     service = psutil.Process(server.process.pid)
     memory = [service.memory_info().rss / 1e6]
     spent = sum(service.cpu_times()[:2])
@@ -135,16 +137,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=20.0, help="of searches alone (20)")
     parser.add_argument("--rounds", type=int, default=1, help="searches alone, and beside a job (1)")
+    parser.add_argument("--data", type=Path, help="folder of the library; made if it is missing (a temporary one)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     queries = itertools.cycle(f"{a} {s} {w}" for w in SUBJECTS for a in WORDS for s in SUBJECTS)
     with tempfile.TemporaryDirectory(prefix="finelap-scan-") as folder:
-        with section(f"a library of {options.clips} clips"):
-            hours = fill(Path(folder) / "data", options.clips)
+        data = (options.data or Path(folder) / "data").resolve()
+        hours = options.clips * SECONDS / 3600
+        if not data.exists():
+            with section(f"a library of {options.clips} clips"):
+                fill(data, options.clips)
         alone: list[float] = []
         beside: list[float] = []
         jobs: list[dict[str, float]] = []
-        with Server({"data_dir": Path(folder) / "data"}) as server:
+        with Server({"data_dir": data}) as server:
             with section("a job alone"):
                 quiet = run_job(server, 0.5)
             with Load(server.address, queries):  # warm up

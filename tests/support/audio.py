@@ -40,3 +40,24 @@ async def embed(engine: Engine, samples: np.ndarray) -> tuple[np.ndarray, np.nda
     async with embedding_stream(engine, whole) as stream:
         frames = np.concatenate([part async for part in stream])
         return stream.embedding, frames
+
+
+def opus_packets(samples: np.ndarray, ms: float = 20, application: str = "audio") -> list[bytes]:
+    """Samples (n, channels) at 48 kHz as Opus packets of so many milliseconds, without a container."""
+    import av
+
+    channels = samples.shape[1]
+    encoder = av.CodecContext.create("libopus", "w")
+    assert isinstance(encoder, av.AudioCodecContext)
+    encoder.sample_rate, encoder.layout, encoder.format = 48_000, "mono" if channels == 1 else "stereo", "flt"
+    encoder.options = {"frame_duration": f"{ms:g}", "application": application}
+    frame = av.AudioFrame.from_ndarray(
+        np.ascontiguousarray(samples, np.float32).reshape(1, -1), "flt", encoder.layout.name
+    )
+    frame.sample_rate, packets = 48_000, []
+    encoder.open()
+    fifo = av.AudioFifo()
+    fifo.write(frame)
+    while (part := fifo.read(encoder.frame_size, partial=True)) is not None:
+        packets += [bytes(packet) for packet in encoder.encode(part)]
+    return packets + [bytes(packet) for packet in encoder.encode(None)]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
+import subprocess
+import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +21,7 @@ from fastapi import FastAPI
 
 from app.cli.main import main
 from app.client import AsyncClient, Client, NotFound
+from tests.support.waiting import wait_until
 
 SECONDS = (1.6, 61.6, 1.92, 2.24)
 NAMES = ("20240131_054500.WAV", "SM4_20240131_065930.wav", "犬, “loud”.wav", "=cmd.wav")
@@ -225,3 +230,43 @@ def test_invalid_arguments(arguments: list[str], says: str, capsys: pytest.Captu
     assert main(["scan", *arguments]) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1
+
+
+def test_ctrl_c_cancels_the_job_and_the_same_command_goes_on(
+    run_server: Callable[..., str],
+    fake_model: Any,
+    sounds: SimpleNamespace,
+    repo_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = run_server()
+    with Client(address) as client:
+        for number in range(30):
+            client.add((f"{number}.wav", sounds.wav(400, 0.5 + number / 1000)))
+        plain, go = fake_model.frame_score, threading.Event()
+
+        def slow(frames: Any, text: Any) -> Any:
+            go.wait(0.2)
+            return plain(frames, text)
+
+        fake_model.frame_score = slow
+        code = "import sys; from app.cli.main import main; sys.exit(main())"
+        command = ["scan", "-p", "tone 400", "--server", address]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *command],
+            cwd=repo_dir,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell may ignore SIGINT
+        )
+        wait_until(lambda: [job for job in client.jobs() if job.done >= 2])
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and "Traceback" not in said
+        assert said.endswith("the job is cancelled; the same command goes on where it stopped\ninterrupted\n")
+        (job,) = client.jobs()
+        assert job.state == "cancelled" and 2 <= job.done < 30
+        go.set()
+        assert main([*command, "--json"]) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert (again["state"], again["done"], again["reused"]) == ("done", 30, client.job(job.id).done)

@@ -28,6 +28,8 @@ from app.server.http_protocol import WEBSOCKETS, HttpProtocol
 from app.settings import Settings
 from index.sqlite.library import SqliteLibrary
 from tests.app.conftest import FakeModel
+from tests.support.audio import opus_packets
+from tests.support.waiting import until
 
 PHRASES = ["tone 400", "tone 1600"]
 RATE = 16_000
@@ -228,6 +230,37 @@ async def test_compressed_streams(
         assert messages[-1]["duration"] == pytest.approx(4.5, abs=0.05)
 
 
+@pytest.mark.parametrize(("channels", "ms"), [(1, 20), (2, 60)])
+async def test_single_opus_packets(shared: Serving, sounds: SimpleNamespace, channels: int, ms: float) -> None:
+    rate = 48_000
+    mono = np.concatenate([np.zeros(rate), sounds.tone(400, 1.5, rate), np.zeros(2 * rate)]).astype(np.float32)
+    packets = opus_packets(np.stack([mono, -mono][:channels], 1), ms)
+    async with shared.open() as socket:
+        await socket.send(json.dumps({**START, "encoding": "opus", "sample_rate": rate}))
+        for packet in packets:
+            await socket.send(packet)
+        messages = [json.loads(await socket.recv())]
+        while messages[-1].get("open", True):  # told while the stream goes on
+            messages.append(json.loads(await socket.recv()))
+        await socket.send(b"")
+        messages += await read_all(socket)
+    ((onset, offset),) = standing(messages)["tone 400"]
+    assert onset == pytest.approx(1.0, abs=0.2) and offset == pytest.approx(2.5, abs=0.2)
+    assert messages[-1]["duration"] == pytest.approx(4.5, abs=0.1)
+
+
+async def test_channels_that_cancel_each_other(shared: Serving, sounds: SimpleNamespace) -> None:
+    """A cable with one wire turned over: the mean of both channels is silence."""
+    samples = scene(sounds)
+    stereo = np.stack([samples, -samples], 1)
+    messages = await play(shared, stereo, {**START, "channels": 2})
+    truth = await detect(shared, samples, sounds)
+    assert sum(map(len, truth.values())) >= 4
+    for phrase, events in standing(messages).items():
+        np.testing.assert_allclose(events, truth[phrase], atol=0.2)
+    assert messages[-1]["duration"] == pytest.approx(24)
+
+
 async def test_lost_chunks_are_sound_that_was_not_sent(shared: Serving, sounds: SimpleNamespace) -> None:
     chunks = np.array_split(scene(sounds), 240)
     kept = np.random.default_rng(0).random(len(chunks)) >= 0.1
@@ -293,6 +326,7 @@ async def test_a_wrong_first_message(shared: Serving, first: str | bytes, status
         ("pcm_s16le", '{"type": "start"}', 400, "only text message"),
         ("pcm_s16le", b"\x00" * ((1 << 20) + 2), 413, "larger than the limit"),
         ("flac", b"this is no FLAC" * 1000, 415, "no Ogg, WebM or FLAC"),
+        ("opus", b"\x03", 422, "neither an Opus packet nor part of an Ogg"),
     ],
 )
 async def test_wrong_audio_ends_its_own_stream_only(
@@ -393,6 +427,21 @@ async def test_a_client_that_vanishes_leaves_nothing(shared: Serving, sounds: Si
     async with asyncio.timeout(10):
         while state.streams or state._active or state.engine.audio_lane.depth:
             await asyncio.sleep(0.01)
+
+
+async def test_a_stream_is_work_only_while_its_windows_are_computed(serve: Any, fake_model: Any) -> None:
+    serving = await serve()
+    state, computing = serving.app.state.service, threading.Event()
+    async with serving.open() as socket:
+        await socket.send(json.dumps(START))
+        assert json.loads(await socket.recv())["type"] == "start"
+        await until(lambda: not state.busy)
+        fake_model.before = lambda: computing.wait(30)
+        await socket.send(pcm(np.zeros(3 * RATE, np.float32)))
+        await until(lambda: state.busy)
+        computing.set()
+        await until(lambda: not state.busy)
+        assert state.streams == 1
 
 
 async def test_a_paused_sender_goes_on(shared: Serving, sounds: SimpleNamespace) -> None:

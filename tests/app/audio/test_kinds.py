@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.audio.decode import DecodedAudio, TruncatedAudio, decode
+from app.audio.decode import DecodedAudio, TruncatedAudio, decode, open_live
 from app.audio.errors import EmptyAudio, TrackMissing
+from app.audio.pcm import PcmDecoder
 from tests.support import hostile
 
 RATE, SECONDS, BEEP = 48_000, 4.0, 3.0
@@ -247,6 +248,41 @@ def test_channels_that_cancel_are_heard(name: str) -> None:
         parts = [abs(cosine(heard[at : at + 8_000], source[at : at + 8_000])) for at in range(0, 48_000, 8_000)]
         assert min(parts) > 0.9, parts
     assert codes(audio) == ["channels-cancel"]
+
+
+@pytest.mark.parametrize("piece", [160, 1_600, 48_000])
+@pytest.mark.parametrize("name", mixtures())
+def test_channels_that_cancel_are_heard_live(name: str, piece: int) -> None:
+    """As in a file, and at most a twentieth of a second late; a change of the channels takes half a second."""
+    channels = mixtures()[name].astype("<f4")
+    decoder, heard, late = PcmDecoder("pcm_f32le", 16_000, channels.shape[1]), [np.empty(0, np.float32)], 0
+    for at in range(0, len(channels), piece):
+        heard.append(decoder.push(channels[at : at + piece].tobytes()))
+        late = max(late, min(at + piece, len(channels)) - sum(map(len, heard)))
+    live = np.concatenate([*heard, decoder.finish()])
+    assert len(live) == len(channels) and late <= 800
+    of_file = decode(hostile.encode(channels, "WAV", 16_000, "FLOAT"), "a").samples
+    changes = [24_000] if name == "inverted in the second half" else []
+    for at in [at for at in range(0, 48_000, 8_000) if at not in changes]:
+        part, other = live[at : at + 8_000], of_file[at : at + 8_000]
+        assert abs(cosine(part - part.mean(), other - other.mean())) > 0.9, at
+
+
+def test_compressed_live_sound_is_mixed_as_samples_are() -> None:
+    channels = mixtures()["inverted"]
+    with open_live(io.BytesIO(hostile.encode(channels, "FLAC", 16_000, "PCM_16"))) as stream:
+        heard = np.concatenate(list(stream.pieces()))
+    decoder = PcmDecoder("pcm_s16le", 16_000, 2)
+    samples = decoder.push((np.round(channels * 32768)).astype("<i2").tobytes())
+    np.testing.assert_allclose(heard, np.concatenate([samples, decoder.finish()]), atol=1e-4)
+    assert np.abs(heard).std() > 0.03
+
+
+def test_a_link_of_an_ogg_whose_channels_cancel_is_heard() -> None:
+    """The second recording has two channels, the first has one."""
+    both = [hostile.encode(one, "OGG", RATE, "VORBIS") for one in (sound(), np.stack([sound(), -sound()], 1))]
+    first, second = np.array_split(decode(b"".join(both), "a").samples, 2)
+    assert second.std() > 0.8 * first.std() > 0.05
 
 
 @pytest.mark.parametrize("name", ["same", "unrelated", "one silent", "wide", "all silent"])

@@ -11,6 +11,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from app.services import jobs
+from app.state import AppState
 from index import NewClip, SqliteLibrary, back_up, restore
 from tests.support.clips import make_clip, unit
 from tests.support.job_process import fakes, make_app
@@ -218,6 +222,32 @@ async def test_cancelling_and_deleting(tmp_path: Path) -> None:
         for job in (queued, running):
             assert (await client.delete(f"/jobs/{job['id']}")).status_code == 204
             assert (await client.get(f"/jobs/{job['id']}")).status_code == 404
+
+
+async def test_a_job_gives_way_to_work_and_not_to_open_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open live stream, or a caller that is slow to send, leaves the model and the library idle most of the time."""
+    monkeypatch.setattr(jobs, "_COURTESY_S", 0.25)
+    fill(tmp_path / "data", range(20))
+    async with serve(tmp_path / "data") as client:
+        state: AppState = client._transport.app.state.service  # type: ignore[attr-defined]
+
+        async def timed(threshold: float) -> float:
+            began = time.monotonic()
+            job = await ended(client, (await post(client, threshold=threshold))["id"])
+            assert job["state"] == "done" and not job["reused"]
+            return time.monotonic() - began
+
+        async with state.request():
+            with state.stream():
+                assert await timed(0.4) < 20 * 0.25
+        release = threading.Event()
+        reading = asyncio.create_task(state.read(release.wait, 60.0))
+        assert await timed(0.6) >= 19 * 0.25
+        release.set()
+        await reading
+        assert not state.busy
 
 
 async def test_clips_that_are_deleted_meanwhile(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Wraps single Opus packets, as WebRTC and microcontrollers send them, in the Ogg stream that decoders read (RFC 7845).
+
+The decoders run in processes of their own, so nothing is decoded here: only a packet's length in samples is read from
+its first bytes (RFC 6716, section 3.1).
+"""
+
+from __future__ import annotations
+
+import struct
+
+_RATE = 48_000  # Hz, of positions in Ogg
+_MAX_PACKET = 61_295  # bytes: 48 frames of 1,275 and their lengths
+_MAX_SAMPLES = 5_760  # 120 ms
+_SILK_MS, _HYBRID_MS, _CELT_MS = (10, 20, 40, 60), (10, 20), (2.5, 5, 10, 20)
+_CONTAINERS = (b"OggS", b"\x1a\x45\xdf\xa3")  # the first bytes of Ogg and of WebM
+_SERIAL = 1
+_FIRST = 2  # the flag of the first page
+_VENDOR = b"FineLAP"
+
+
+def is_container(beginning: bytes) -> bool:
+    """Whether a stream that begins with these bytes, one or more, is Ogg or WebM: its messages are no packets then."""
+    return any(beginning.startswith(magic) or magic.startswith(beginning) for magic in _CONTAINERS)
+
+
+def packet_samples(packet: bytes) -> int:
+    """The length of a packet in samples at 48 kHz. Raises ValueError for what is no packet."""
+    if packet and len(packet) <= _MAX_PACKET:
+        config, code = packet[0] >> 3, packet[0] & 3
+        if config < 12:
+            length = _SILK_MS[config % 4]
+        else:
+            length = _HYBRID_MS[config % 2] if config < 16 else _CELT_MS[config % 4]
+        frames = (packet[1] & 63 if len(packet) > 1 else 0) if code == 3 else min(code, 1) + 1
+        samples = int(frames * length * _RATE // 1000)
+        if 0 < samples <= _MAX_SAMPLES:
+            return samples
+    raise ValueError(f"A message of {len(packet)} bytes is neither an Opus packet nor part of an Ogg or WebM stream.")
+
+
+class OggOpusWriter:
+    """Packets → the bytes of an Ogg stream, a page a packet, so that a decoder has each at once.
+
+    The stream is of two channels, to which Opus decodes packets of one and of two.
+    """
+
+    def __init__(self) -> None:
+        self._pages = self._position = 0
+
+    def push(self, packet: bytes) -> bytes:
+        """The pages of the next packet. Raises ValueError for what is no packet."""
+        samples, head = packet_samples(packet), b""
+        if not self._pages:
+            about = b"OpusHead" + struct.pack("<BBHIhB", 1, 2, 0, _RATE, 0, 0)
+            tags = b"OpusTags" + struct.pack("<I", len(_VENDOR)) + _VENDOR + struct.pack("<I", 0)
+            head = self._page(about, _FIRST) + self._page(tags)
+        self._position += samples
+        return head + self._page(packet)
+
+    def _page(self, packet: bytes, flags: int = 0) -> bytes:
+        lacing = bytes([255] * (len(packet) // 255) + [len(packet) % 255])
+        head = struct.pack("<4sBBqIII", b"OggS", 0, flags, self._position, _SERIAL, self._pages, 0)
+        page = head + bytes([len(lacing)]) + lacing + packet
+        self._pages += 1
+        return page[:22] + struct.pack("<I", _checksum(page)) + page[26:]
+
+
+def _table() -> list[int]:
+    table = []
+    for byte in range(256):
+        value = byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ (0x04C1_1DB7 if value >> 31 else 0)) & 0xFFFF_FFFF
+        table.append(value)
+    return table
+
+
+_CRC = _table()
+
+
+def _checksum(page: bytes) -> int:
+    """The page's CRC, with zeros where it will stand."""
+    value = 0
+    for byte in page:
+        value = (value << 8 & 0xFFFF_FFFF) ^ _CRC[value >> 24 ^ byte]
+    return value
