@@ -5,6 +5,7 @@ import { call, get, Problem } from "./api.js";
 import { openClip } from "./clip.js";
 import { loadConcepts } from "./concept-names.js";
 import * as concepts from "./concepts.js";
+import { Deletions } from "./deletions.js";
 import * as detect from "./detect.js";
 import { $, announce } from "./dom.js";
 import * as library from "./library.js";
@@ -27,6 +28,9 @@ let shown = null;
 export const shell = {
   /** The response of GET /info, or null before the first one. */
   info: null,
+
+  /** Sounds that are being deleted, and can still be kept. */
+  deletions: new Deletions(),
 
   /** The URL parameters. `tab` belongs to the shell, `open` is the open clip; the others belong to the current tab. */
   get params() {
@@ -187,6 +191,13 @@ $("key-cancel").addEventListener("click", () => $("key-dialog").close());
 
 const isTyping = (node) =>
   node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=range], [type=button], [type=file])");
+
+document.addEventListener("keydown", (event) => {
+  if (!shell.deletions.any || event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey) return;
+  if (isTyping(event.target) || document.querySelector("dialog[open]")) return;
+  event.preventDefault();
+  shell.deletions.undo();
+});
 
 document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
