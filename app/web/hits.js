@@ -6,6 +6,7 @@ import { announce, clock, el, icon, setCurrent } from "./dom.js";
 import { cachedPeaks, peaksOf } from "./peaks.js";
 import { isFavourite } from "./many.js";
 import { byPointer, selectable } from "./selecting.js";
+import { playback, switchPlayback } from "./playback.js";
 import { Selection } from "./selection.js";
 import { seekStep, Wave } from "./sound.js";
 
@@ -230,15 +231,20 @@ export class HitList {
 
   /** Plays from the best moment, resumes, or pauses. */
   #toggle(row) {
-    if (row.wave.playing) return row.wave.pause();
-    this.#play(row, row.touched && row.wave.time < row.wave.duration - 0.05 ? null : (row.hit.moments?.[0]?.start ?? 0));
+    const { wave, hit } = row;
+    if (wave.playing) return wave.pause();
+    const best = hit.moments?.[0];
+    const ended = wave.time >= wave.duration - 0.05 || (playback.stops && best && Math.abs(wave.time - best.end) < 0.1);
+    if (row.touched && !ended) this.#play(row, null);
+    else this.#play(row, best?.start ?? 0, best);
   }
 
-  #play(row, from) {
+  /** Plays from a position, or on; with `moment` to its end, if that is set. */
+  #play(row, from, moment = null) {
     row.touched = true;
     this.#on.used();
     setCurrent(this.#rows, row);
-    row.wave.play(from ?? undefined);
+    row.wave.play(from ?? undefined, playback.stops && moment ? moment.end : undefined);
   }
 
   #changed(row, state, error) {
@@ -285,6 +291,7 @@ export class HitList {
         s: () => this.#on.similar(row.hit),
         d: () => (several ? this.#on.many.download(chosen) : this.#on.download(row.hit)),
         t: () => (several ? this.#on.many.teach(chosen) : this.#on.teach(row.hit, row.selected)),
+        l: () => switchPlayback("loop"),
         f: () => this.#on.many.favourite(chosen),
         c: () => this.#on.many.collect(chosen),
         ...(row.hit.example !== undefined && {
@@ -306,15 +313,16 @@ export class HitList {
     const next = this.#rows[index];
     if (!next) return;
     this.focus(index);
-    if (row.wave.playing) this.#play(next, next.hit.moments?.[0]?.start ?? 0);
+    const best = next.hit.moments?.[0];
+    if (row.wave.playing || playback.follows) this.#play(next, best?.start ?? 0, best);
   }
 
   /** Plays the previous or next moment in time. */
   #moment(row, step) {
-    const starts = (row.hit.moments ?? []).map(({ start }) => start).sort((a, b) => a - b);
+    const moments = [...(row.hit.moments ?? [])].sort((a, b) => a.start - b.start);
     const here = row.wave.time;
-    const to = step > 0 ? starts.find((start) => start > here + 0.05) : starts.findLast((start) => start < here - 0.25);
-    if (to !== undefined) this.#play(row, to);
+    const to = step > 0 ? moments.find(({ start }) => start > here + 0.05) : moments.findLast(({ start }) => start < here - 0.25);
+    if (to) this.#play(row, to.start, to);
   }
 }
 

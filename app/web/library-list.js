@@ -3,6 +3,7 @@
 import { download, draggable, get, json, previewUrl, soundUrl } from "./api.js";
 import { $, announce, clock, el, icon, setCurrent } from "./dom.js";
 import { collectionsOf, FAVOURITES, isFavourite } from "./many.js";
+import { playback, switchPlayback } from "./playback.js";
 import { Player } from "./player.js";
 import { Selection } from "./selection.js";
 
@@ -229,6 +230,7 @@ export class ClipList {
       ...(this.#on.letters() && {
         e: () => this.#edit(row),
         t: () => (several ? this.#on.many.teach(chosen) : this.#on.teach(row.clip)),
+        l: () => switchPlayback("loop"),
         f: () => this.#on.many.favourite(chosen),
         c: () => this.#on.many.collect(chosen),
         d: () => (several ? this.#on.many.download(chosen) : download(row.clip)),
@@ -247,7 +249,7 @@ export class ClipList {
     if (!this.#rows[index]) return;
     const playing = row.player.playing;
     this.focus(index);
-    if (playing) this.#rows[index].player.play(0);
+    if (playing || playback.follows) this.#rows[index].player.play(0);
   }
 }
 

@@ -2,6 +2,7 @@
 
 import { call, json } from "./api.js";
 import { $, announce, bytes, clock, count, debounce, el, showMessage } from "./dom.js";
+import { Duplicates } from "./duplicates.js";
 import { Facets } from "./facets.js";
 import { filterChips, including, without } from "./filters.js";
 import { Jobs } from "./jobs.js";
@@ -67,6 +68,7 @@ export function mount(panel, shell) {
   });
 
   const jobs = new Jobs(() => query.filter);
+  const duplicates = new Duplicates(shell, () => load());
 
   /** Reloads the list and the number of clips. */
   function refresh() {
@@ -286,6 +288,7 @@ export function mount(panel, shell) {
       typed.cancel();
       list.pause();
       list.selection.hide();
+      duplicates.pause();
       jobs.hide();
     },
   };

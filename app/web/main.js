@@ -9,6 +9,7 @@ import { Deletions } from "./deletions.js";
 import * as detect from "./detect.js";
 import { $, announce } from "./dom.js";
 import * as library from "./library.js";
+import { mountPlayback } from "./playback.js";
 import * as search from "./search.js";
 import { teach } from "./teach.js";
 
@@ -249,6 +250,7 @@ for (const [i, tab] of TABS.entries()) {
 // A file dropped outside a drop target must not replace the page.
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 
+mountPlayback();
 for (const tab of TABS) mounted[tab] = MODULES[tab].mount($(tab), shell);
 addEventListener("popstate", applyUrl);
 connect();
