@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.common import SOUNDS, Server, encode, load
 from tests.e2e.browser.test_search import hits, wait_for_hits
+from tests.e2e.browser.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -81,7 +82,7 @@ def test_a_moment_ends_and_repeats(
     page.keyboard.press("l")
     page.keyboard.press("Space")  # the moment again
     expect(row).to_have_class(re.compile("playing"))
-    page.wait_for_function(_JUMPED_BACK)
+    wait_until(page, f"({_JUMPED_BACK})()")
     expect(row).to_have_class(re.compile("playing"))
     assert abs(page.evaluate("Math.min(...times)") - start) < 1
     page.keyboard.press("l")

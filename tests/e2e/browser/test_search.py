@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
 
 from benchmarks.common import SOUNDS, Server
 from tests.e2e.browser.conftest import Complaints
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -374,6 +376,17 @@ def test_the_key_is_asked_for_once(
         hit.locator(".play").click()
         expect(hit).to_have_class(re.compile("playing"))
         expect(hit.locator(".problem")).to_have_count(0)
+
+        hit.locator("a.title").dispatch_event("pointerdown")  # the address is signed while the button is down
+        carried = page.evaluate_handle("new DataTransfer()")
+
+        def dragged() -> str:
+            hit.locator("a.title").dispatch_event("dragstart", {"dataTransfer": carried})
+            return str(carried.evaluate("data => data.getData('text/uri-list')"))
+
+        wait_until(dragged)
+        assert "signature=" in dragged()
+        assert httpx.get(dragged(), trust_env=False).content == (SOUNDS / BARK).read_bytes()
         page.reload()
         wait_for_hits(page, BARK)
         expect(dialog).to_be_hidden()
