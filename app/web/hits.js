@@ -234,7 +234,7 @@ export class HitList {
     const { wave, hit } = row;
     if (wave.playing) return wave.pause();
     const best = hit.moments?.[0];
-    const ended = wave.time >= wave.duration - 0.05 || (playback.stops && best && Math.abs(wave.time - best.end) < 0.1);
+    const ended = wave.time >= wave.duration - 0.05 || (playback.stops && best && wave.time > best.end - 0.05 && wave.time < best.end + 0.5);
     if (row.touched && !ended) this.#play(row, null);
     else this.#play(row, best?.start ?? 0, best);
   }

@@ -100,7 +100,7 @@ export class Many {
       if (!add.length && !remove.length) return "";
       await this.#edit(clips, { ...(add.length && { add: { collections: add } }), ...(remove.length && { remove: { collections: remove } }) });
       return `${named(clips)}: ${[add.length && `now in ${add.join(", ")}`, remove.length && `no longer in ${remove.join(", ")}`].filter(Boolean).join("; ")}`;
-    }, known.length ? null : fresh);
+    }, known.length ? boxes[0].box : fresh);
   }
 
   /** Tags to add, and check boxes of tags to keep. */

@@ -77,7 +77,7 @@ export function mount(panel, shell) {
     hits.take(clips.map(({ id }) => id));
   };
   shell.deletions.listen({
-    back: () => panel.hidden || run(asked),
+    back: () => (panel.hidden ? (stale = true) : run(asked)),
     gone: () => {},
     failed: (clip, error) => panel.hidden || tell(`${clip.filename} was not deleted: ${error.message}`, true),
   });

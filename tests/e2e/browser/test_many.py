@@ -74,7 +74,7 @@ def test_sounds_are_selected_and_put_into_collections_by_keys(
     page.keyboard.press("Control+a")
     expect(bar.locator("output")).to_have_text("3 selected")
     page.keyboard.press("ArrowUp")
-    page.keyboard.press("x")  # not the second
+    page.keyboard.press("x")  # all but this one
     expect(bar.locator("output")).to_have_text("2 selected")
     check_accessibility(page)
     shoot(page, f"selection-{width}")
@@ -155,7 +155,7 @@ def test_selected_sounds_are_tagged_downloaded_taught_and_deleted(
     page.keyboard.press("Delete")
     expect(page.locator("#notices .notice", has_text="Deleting 3 sounds")).to_be_visible()
     expect(rows).to_have_count(0)
-    page.keyboard.press("Control+z")
+    page.get_by_role("button", name="Undo deleting 3 sounds").press("Enter")
     expect(rows).to_have_count(3)
     page.keyboard.press("Control+a")
     page.keyboard.press("Delete")
