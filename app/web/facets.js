@@ -1,7 +1,7 @@
 // Counts of values as chips, to narrow a list by collection, tag, category, length and channels.
 
 import { get } from "./api.js";
-import { $, el } from "./dom.js";
+import { el } from "./dom.js";
 import { including, without } from "./filters.js";
 
 const GROUPS = { collections: "Collection", tags: "Tag", category: "Category", duration: "Length", channels: "Channels" };

@@ -1,7 +1,7 @@
 // The Search tab: the query, stored in the URL, its request, and the result. The list of hits is in hits.js, filters in
 // filters.js, matches in matches.js, examples in examples.js, a clip's details in clip.js.
 
-import { call, download, get, json, Problem } from "./api.js";
+import { download, get, json, Problem } from "./api.js";
 import { mark } from "./clip.js";
 import { Completion } from "./completion.js";
 import { concepts, isConcept, labelOf, named, noSuch, phraseOf, unknownConcept } from "./concept-names.js";
