@@ -375,7 +375,11 @@ export function mount(panel, shell) {
   $("query").addEventListener("keydown", (event) => {
     const empty = !$("query").value;
     if (event.key === "ArrowDown" && hits.focus(0)) event.preventDefault();
-    else if (event.key === "Backspace" && empty && (asked.like || asked.example)) change({ like: "", example: "" });
+    else if (event.key === "Enter" && !event.defaultPrevented && !event.isComposing) {
+      typed.now(); // a form of two fields has no submission by Enter
+      settled = true;
+      if (asked.q) remember(location.search);
+    } else if (event.key === "Backspace" && empty && (asked.like || asked.example)) change({ like: "", example: "" });
     else if (event.key === "Escape" && !empty) {
       event.preventDefault();
       $("query").value = "";
@@ -383,12 +387,7 @@ export function mount(panel, shell) {
       typed.now();
     }
   });
-  $("search-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    typed.now();
-    settled = true;
-    if (asked.q) remember(location.search);
-  });
+  $("search-form").addEventListener("submit", (event) => event.preventDefault());
   $("without").addEventListener("keydown", (event) => {
     const text = $("without").value.trim();
     if (event.key === "Enter" || (event.key === "," && text)) {
