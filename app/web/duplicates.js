@@ -26,6 +26,11 @@ export class Duplicates {
     this.#shell = shell;
     this.#changed = changed;
     $("duplicates-find").addEventListener("click", () => this.#find());
+    $("duplicates-close").addEventListener("click", () => {
+      this.#clear();
+      $("duplicates").hidden = true;
+      $("duplicates-find").focus();
+    });
     $("duplicates-all").addEventListener("click", () => this.#resolve([...this.#groups]));
   }
 
@@ -34,6 +39,7 @@ export class Duplicates {
   }
 
   async #find() {
+    $("duplicates").hidden = false;
     $("duplicates-find").disabled = true;
     showMessage($("duplicates-message"), "Comparing all sounds …");
     this.#clear();

@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { el } from "./dom.js";
 import { including, without } from "./filters.js";
 
-const GROUPS = { collections: "Collection", tags: "Tag", category: "Category", duration: "Length", channels: "Channels" };
+const GROUPS = { collections: "Collection", tags: "Tag", category: "Category", label: "Label", duration: "Length", channels: "Channels" };
 const SHOWN = 12; // values of a group
 const LENGTHS = [0, 2, 10, 60, 600]; // seconds: the lower ends of the service's ranges
 const WORDS = { 0: "under 2 s", 2: "2 to 10 s", 10: "10 to 60 s", 60: "1 to 10 min", 600: "over 10 min" };

@@ -75,7 +75,7 @@ export class FilterForm {
   /** @param {(filter: Record<string, any>) => void} change  @param {(changes: Partial<Narrowing>) => void} narrow */
   constructor(change, narrow) {
     this.#change = change;
-    this.#facets = new Facets($("facets"), ["collections", "tags", "category", "duration", "channels"], change);
+    this.#facets = new Facets($("facets"), ["collections", "tags", "category", "label", "duration", "channels"], change);
     $("mode").addEventListener("change", (event) => narrow({ mode: event.target.value }));
     $("least-score").addEventListener("input", () => this.#showScore(Number($("least-score").value)));
     $("least-score").addEventListener("change", () => narrow({ score: Number($("least-score").value) }));

@@ -142,7 +142,8 @@ export class HitList {
     const teach = action("concept", `Teach from ${clip.filename}`, "Teach from this (T)");
     const examples = example === undefined ? [] : [this.#example(hit, "more"), this.#example(hit, "less")];
     const tags = this.#tags(clip, wordsIn("tags", "metadata"));
-    const texts = aboutOf(clip).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));
+    const about = aboutOf(clip);
+    const texts = (hit.reasons ? about.slice(-1) : about).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));
     const facts = el("div", { class: "about" }, time, reasonsOf(hit), tags, ...texts);
     const item = el(
       "li",

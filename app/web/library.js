@@ -144,7 +144,7 @@ export function mount(panel, shell) {
   }
 
   const collections = new Facets($("collections"), ["collections"], (filter) => change({ filter }));
-  const browse = new Facets($("browse-facets"), ["tags", "category", "duration", "channels"], (filter) => change({ filter }));
+  const browse = new Facets($("browse-facets"), ["tags", "category", "label", "duration", "channels"], (filter) => change({ filter }));
 
   /** Counts again; the collection that the list shows can be renamed and deleted. */
   function showFacets() {
