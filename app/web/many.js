@@ -16,7 +16,8 @@ const idsOf = (clips) => clips.map(({ id }) => id);
 
 /** Tells what happened, for a while. */
 export function tell(text, wrong = false) {
-  const notice = el("div", { class: "notice plain" }, el("p", { class: wrong ? "wrong" : null, text }));
+  document.querySelectorAll(".notice.told").forEach((other) => other.remove());
+  const notice = el("div", { class: "notice plain told" }, el("p", { class: wrong ? "wrong" : null, text }));
   (document.querySelector("dialog[open]") ?? $("notices")).append(notice);
   announce(text);
   setTimeout(() => notice.remove(), SHOWN);
