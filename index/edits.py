@@ -41,6 +41,8 @@ class ClipEdit:
             else:
                 metadata.pop(key, None)
         for key, values in self.add.items():
+            if not values:
+                continue
             own = _listed(metadata.get(key))
             metadata[key] = own + [value for value in dict.fromkeys(values) if value not in own]
         filename = clip.filename if self.filename is None else check_text(self.filename, "the file name")
