@@ -93,6 +93,10 @@ class ModelNotFound(RequestError):
     """The service does not have the requested model."""
 
 
+class CollectionNotFound(RequestError):
+    """No clip is in a collection of this name."""
+
+
 class TimedOut(RequestError):
     """The request exceeded its time limit."""
 
@@ -121,6 +125,7 @@ KINDS: dict[type[Exception], Kind] = {
     Unauthorized: Kind(401, "unauthorized", "Missing or wrong API key"),
     CrossOrigin: Kind(403, "cross-origin", "Cross-origin request"),
     ModelNotFound: Kind(404, "model-not-found", "Model not found"),
+    CollectionNotFound: Kind(404, "collection-not-found", "Collection not found"),
     index.ClipNotFound: Kind(404, "clip-not-found", "Clip not found"),
     index.AudioMissing: Kind(404, "audio-missing", "Audio file missing"),
     index.JobNotFound: Kind(404, "job-not-found", "Job not found"),

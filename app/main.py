@@ -22,7 +22,21 @@ from starlette.routing import Route
 
 from app import errors
 from app.agents.endpoint import McpEndpoint
-from app.api import clips, concepts, detect, embed, excerpts, jobs, openai, openapi, requests, search, stream, system
+from app.api import (
+    clips,
+    collections,
+    concepts,
+    detect,
+    embed,
+    excerpts,
+    jobs,
+    openai,
+    openapi,
+    requests,
+    search,
+    stream,
+    system,
+)
 from app.api.pages import add_pages
 from app.inference.engine import Engine, load_model
 from app.observability.metrics import Metrics
@@ -48,6 +62,7 @@ _DESCRIPTION = (
 _ROUTERS = (
     search.router,
     excerpts.router,
+    collections.router,
     clips.router,
     detect.router,
     stream.router,

@@ -35,7 +35,7 @@ from model.config import SAMPLE_RATE
 REPO = Path(__file__).resolve().parent.parent
 SOUNDS = REPO / "demo" / "sounds"
 _READY = re.compile(r"FineLAP is ready: (http://\S+)")
-_COMMAND = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())", "serve"]
+COMMAND = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]  # finelap
 
 
 # A server
@@ -62,7 +62,7 @@ class Server:
         environment |= {"PYTHONPATH": str(self.tree), "FINELAP_DATA_DIR": str(Path(self._folder.name) / "data")}
         environment |= {f"FINELAP_{name.upper()}": str(value) for name, value in self.settings.items()}
         checkpoint = self.settings.get("checkpoint", self.tree / "checkpoints" / "finelap-small")
-        command = [*_COMMAND, "--port", "0", "--checkpoint", str(checkpoint)]
+        command = [*COMMAND, "serve", "--port", "0", "--checkpoint", str(checkpoint)]
         if self.demo:
             command += ["--demo", str(SOUNDS)]
         self.process = subprocess.Popen(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         fit_fingerprint,
     )
     from index.duplicates import near_duplicates
+    from index.edits import COLLECTIONS, ClipEdit, Facet
     from index.files import in_use
     from index.jobs import (
         EVENT,
@@ -77,7 +78,10 @@ __all__ = [
     "BackupResult",
     "CheckpointMismatch",
     "Clip",
+    "COLLECTIONS",
+    "ClipEdit",
     "ClipFile",
+    "Facet",
     "ClipNotFound",
     "DatasetReport",
     "EVENT",
@@ -173,6 +177,7 @@ _MODULES = {
         "TooManyJobs",
         "UNFINISHED",
     ),
+    "index.edits": ("COLLECTIONS", "ClipEdit", "Facet"),
     "index.files": ("in_use",),
     "index.library": ("Library",),
     "index.milvus.client": ("parse_milvus_url",),

@@ -23,12 +23,14 @@ from typing import Any
 from index.records import Fact, Filter, InvalidFilter, InvalidMetadata, check_text, nfc, scalar_fact
 
 RECORD_FIELDS = {
+    "clip_id": "text",
     "filename": "text",
     "duration": "number",  # seconds
     "sample_rate": "number",  # Hz
     "channels": "number",
     "created": "text",  # RFC 3339 in UTC, so that text order is chronological
 }
+COLUMNS = {"clip_id": "id"}  # of a clip, where it has another name than the field
 BOUNDS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 _METADATA = "metadata."
@@ -108,6 +110,8 @@ def _instant(key: str, text: object) -> str:
 
 
 def _range(key: str, name: str, field: bool, wanted: Mapping[Any, Any]) -> Condition:
+    if field and name == "clip_id":
+        raise InvalidFilter("the filter on 'clip_id' takes ids, not a range")
     unknown = [bound for bound in wanted if bound not in BOUNDS]
     if unknown or not wanted:
         problem = f"not {unknown[0]!r}" if unknown else "at least one of them"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from index.concepts import ConceptStore
+from index.edits import ClipEdit, Facet
 from index.jobs import Jobs
 from index.quantization import FrameCodes
 from index.records import Clip, Filter, Hit, NewClip
@@ -40,6 +41,15 @@ class Library(Protocol):
 
     def delete(self, clip_id: str) -> None:
         """Deletes a clip and everything that belongs to it. Raises ClipNotFound."""
+
+    def edit(self, clip_ids: Sequence[str], edit: ClipEdit) -> dict[str, Clip]:
+        """Applies the same change to several clips and returns the changed ones by id, without those that don't exist.
+
+        Raises InvalidMetadata.
+        """
+
+    def facets(self, keys: Sequence[str], filter: Filter | None = None, limit: int = 100) -> dict[str, Facet]:
+        """Returns index.edits.count_facets of the clips that pass; a store may count only its newest clips."""
 
     def update_metadata(self, clip_id: str, changes: dict[str, Any]) -> Clip:
         """Applies a JSON merge patch to a clip's metadata and returns the changed clip.

@@ -22,6 +22,7 @@ from app.audio.containers import media_type
 from app.audio.peaks import reduce_peaks
 from app.errors import Invalid, PreconditionFailed, RangeNotSatisfiable
 from app.services.duplicates import find_duplicates
+from app.services.edits import edit_clip
 from app.services.ingest import Failure, add_file, each_file
 from app.services.references import add_reference
 from app.services.waveforms import PeaksCache
@@ -169,15 +170,22 @@ async def get(clip_id: str, state: Serving) -> Clip:
 
 @router.patch(
     "/{clip_id}",
-    summary="Change a clip's metadata",
+    summary="Change a clip's metadata or name",
     response_model=Clip,
     responses=openapi.example(examples.CLIP, openapi.problems(*openapi.ALWAYS, 404, 415, 507)),
     openapi_extra=openapi.body(json=ClipPatch, examples=examples.PATCH),
 )
 async def change(clip_id: str, request: Request, state: Serving) -> Clip:
-    """Applies a JSON merge patch (RFC 7396) to `metadata`: sets the given keys, and removes those that are null."""
+    """Applies a JSON merge patch (RFC 7396) to `metadata`: sets the given keys, and removes those that are null.
+
+    `remove` and `add` change lists, such as tags, whatever else is in them. `filename` renames the clip.
+    """
     patch = await requests.read_json(request, ClipPatch)
-    return responses.clip(await state.write(state.library.update_metadata, clip_id, patch.metadata))
+    if not patch.model_fields_set:
+        raise Invalid("The change has neither `metadata`, `add`, `remove` nor `filename`.")
+    name = None if patch.filename is None else requests.clean_filename(patch.filename)
+    change = index.ClipEdit(patch.metadata, patch.add, patch.remove, name)
+    return responses.clip(await edit_clip(state, clip_id, change))
 
 
 @router.delete("/{clip_id}", summary="Delete a clip", status_code=204, responses=openapi.problems(*openapi.ALWAYS, 404))

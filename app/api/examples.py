@@ -78,7 +78,16 @@ FOUND = {
     "query": "dog barking",
     "took_ms": 4.1,
     "matches": 3,
-    "hits": [{"clip": CLIP, "similarity": 0.5312, "score": 0.8271, "match": True, "moments": [MOMENT]}],
+    "hits": [
+        {
+            "clip": CLIP,
+            "similarity": 0.5312,
+            "score": 0.8271,
+            "match": True,
+            "reasons": [{"kind": "name", "words": ["dog"]}, {"kind": "sound", "words": []}],
+            "moments": [MOMENT],
+        }
+    ],
 }
 MOMENT_SEARCHES = {
     "one sound": {"query": "glass breaking", "k": 5},

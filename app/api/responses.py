@@ -83,6 +83,7 @@ def hit(hit: SearchHit) -> schemas.Hit:
         similarity=round(hit.similarity, 6),
         score=round(hit.score, 6),
         match=hit.match,
+        reasons=[schemas.Reason(kind=reason.kind, words=list(reason.words)) for reason in hit.reasons],
         moments=None if hit.moments is None else [moment(m) for m in hit.moments],
     )
 

@@ -82,6 +82,18 @@ TrackChoice = Annotated[
 ]
 
 
+Values = Annotated[
+    list[Annotated[str, StringConstraints(max_length=MAX_TEXT)] | int | float | bool],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    Field(max_length=1000),
+]
+Lists = Annotated[dict[str, Values], Field(max_length=100)]
+ClipId = Annotated[str, StringConstraints(max_length=100)]
+CollectionName = Annotated[
+    Text, Field(max_length=100, description="The name of a collection.", examples=["rain scene"])
+]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")  # a misspelled field is an error
 
@@ -169,10 +181,62 @@ class Duplicates(BaseModel):
     groups: list[list[Clip]]
 
 
-class ClipPatch(_Request):
-    """A JSON merge patch (RFC 7396) of a clip: null removes a metadata key."""
+class _Edit(_Request):
+    metadata: dict[str, Any] = Field({}, description="A JSON merge patch (RFC 7396): null removes a key.")
+    add: Lists = Field({}, description="Values to add to lists in the metadata, by key.", examples=[{"tags": ["dog"]}])
+    remove: Lists = Field({}, description="Values to remove from lists in the metadata, by key.")
 
-    metadata: dict[str, Any]
+
+class ClipPatch(_Edit):
+    """A change of a clip: at least one of its fields."""
+
+    filename: str | None = Field(None, min_length=1, max_length=1000, description="The new file name.")
+
+
+class ClipsEdit(_Edit):
+    """The same change of many clips: those in `clip_ids`, or those that pass `filter`."""
+
+    clip_ids: list[ClipId] | None = Field(None, min_length=1, max_length=1000)
+    filter: Filter | None = None
+
+
+class ClipsEdited(BaseModel):
+    """How many clips were changed, and which of `clip_ids` do not exist."""
+
+    edited: int
+    missing: list[str]
+
+
+class FacetValue(BaseModel):
+    """A value of a metadata key or field, and the number of clips that have it."""
+
+    value: str | int | float
+    clips: int
+
+
+class Facets(BaseModel):
+    """The most frequent values by key."""
+
+    facets: dict[str, list[FacetValue]]
+
+
+class Collection(BaseModel):
+    """A collection, and the number of clips in it."""
+
+    name: str
+    clips: int
+
+
+class Collections(BaseModel):
+    """All collections that have a clip, by name."""
+
+    collections: list[Collection]
+
+
+class CollectionPatch(_Request):
+    """A new name for a collection. If another one has it, both become one."""
+
+    name: CollectionName
 
 
 class EmbedTexts(_Request):
@@ -400,6 +464,7 @@ class MomentsRequest(_Request):
     )
     k: K = 10
     filter: Filter | None = None
+    min_score: Score | None = Field(None, description="Drop moments with a lower score.")
 
 
 class Moment(BaseModel):
@@ -410,16 +475,27 @@ class Moment(BaseModel):
     score: float
 
 
+class Reason(BaseModel):
+    """Why a clip is found. `words` are the query's words in its file name, tags or other metadata, as it has them.
+
+    sound: the whole clip sounds as described; moment: a part of it does, better than the whole.
+    """
+
+    kind: Literal["name", "tags", "metadata", "sound", "moment"]
+    words: list[str] = []
+
+
 class Hit(BaseModel):
     """A found clip. `similarity` is the clip's cosine similarity, `score` the calibrated probability that it matches.
 
-    `match` is whether the score reaches the checkpoint's cutoff, null if it has none.
+    `match` is whether the score reaches the checkpoint's cutoff, null if it has none. `reasons` has at least one.
     """
 
     clip: Clip
     similarity: float
     score: float
     match: bool | None
+    reasons: list[Reason]
     moments: list[Moment] | None = None
 
 

@@ -78,7 +78,9 @@ async def search_for_moments(request: Request, state: Serving) -> Moments:
     if (options.query is None) == (options.sequence is None):
         raise Invalid("Provide either a `query` or a `sequence`.")
     sounds = options.sequence or [options.query or ""]
-    moments, candidates = await search_moments(state, sounds, options.k, max_gap=options.max_gap, filter=options.filter)
+    moments, candidates = await search_moments(
+        state, sounds, options.k, max_gap=options.max_gap, filter=options.filter, min_score=options.min_score
+    )
     return Moments(
         query=options.sequence or sounds[0],
         took_ms=_ms_since(began),

@@ -5,7 +5,7 @@ loads httpx and NumPy, but no model.
 """
 
 from app.client.aio import AsyncClient
-from app.client.calls import Audio, Cut, DetectOptions, Example, SearchOptions
+from app.client.calls import Audio, Cut, DetectOptions, Edit, Example, SearchOptions
 from app.client.concept_calls import Examples
 from app.client.errors import (
     Busy,
@@ -46,6 +46,7 @@ from app.client.types import (
     Peaks,
     PhraseEvents,
     Quality,
+    Reason,
     SearchResult,
     TaughtExamples,
     to_json,
@@ -63,6 +64,7 @@ __all__ = [
     "Concept",
     "ConceptExample",
     "Cut",
+    "Edit",
     "DetectOptions",
     "Detection",
     "DetectionEnd",
@@ -88,6 +90,7 @@ __all__ = [
     "PhraseEvents",
     "Problem",
     "Quality",
+    "Reason",
     "Refused",
     "SearchOptions",
     "SearchResult",

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from app.client import calls, concept_calls, errors, live, stream, types
-from app.client.calls import Audio, Call, Cut, DetectOptions, Filter, SearchOptions, as_list
+from app.client.calls import Audio, Call, Cut, DetectOptions, Edit, Filter, SearchOptions, as_list
 from app.client.concept_calls import Examples
 from app.client.errors import ServerError
 from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
@@ -86,6 +86,34 @@ class AsyncClient:
     async def update(self, clip_id: str, metadata: Mapping[str, Any]) -> types.Clip:
         """As `Client.update`."""
         return await self._send(calls.update(clip_id, metadata))
+
+    async def rename(self, clip_id: str, filename: str) -> types.Clip:
+        """As `Client.rename`."""
+        return await self._send(calls.rename(clip_id, filename))
+
+    async def edit(
+        self, clip_ids: Sequence[str] | None = None, *, filter: Filter | None = None, **change: Unpack[Edit]
+    ) -> int:
+        """As `Client.edit`."""
+        return await self._send(calls.edit(clip_ids, filter, change))
+
+    async def facets(
+        self, keys: Sequence[str], filter: Filter | None = None, limit: int = 20
+    ) -> dict[str, dict[Any, int]]:
+        """As `Client.facets`."""
+        return await self._send(calls.facets(keys, filter, limit))
+
+    async def collections(self) -> dict[str, int]:
+        """As `Client.collections`."""
+        return await self._send(calls.collections())
+
+    async def rename_collection(self, name: str, new: str) -> int:
+        """As `Client.rename_collection`."""
+        return await self._send(calls.rename_collection(name, new))
+
+    async def delete_collection(self, name: str) -> None:
+        """As `Client.delete_collection`."""
+        await self._send(calls.delete_collection(name))
 
     async def delete(self, clip_id: str) -> None:
         """As `Client.delete`."""

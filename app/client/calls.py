@@ -64,7 +64,7 @@ class Call(Generic[T]):
     method: str
     path: str
     read: Callable[[httpx.Response], T]
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | list[str]] = field(default_factory=dict)
     json: Any = None
     form: Mapping[str, str | list[str]] | None = None
     files: Sequence[tuple[str, Audio]] = ()  # form field, audio
@@ -138,6 +138,61 @@ def clip(clip_id: str) -> Call[types.Clip]:
 def update(clip_id: str, metadata: Mapping[str, Any]) -> Call[types.Clip]:
     """PATCH /clips/{id}."""
     return Call("PATCH", _clip(clip_id), _json(types.Clip.from_json), json={"metadata": dict(metadata)})
+
+
+def rename(clip_id: str, filename: str) -> Call[types.Clip]:
+    """PATCH /clips/{id} with a file name."""
+    return Call("PATCH", _clip(clip_id), _json(types.Clip.from_json), json={"filename": filename})
+
+
+class Edit(TypedDict, total=False):
+    """A change of many clips: a JSON merge patch, and values to add to and to remove from lists in the metadata."""
+
+    metadata: Mapping[str, Any]
+    add: Mapping[str, Sequence[str | float]]
+    remove: Mapping[str, Sequence[str | float]]
+
+
+def edit(clip_ids: Sequence[str] | None, filter: Filter | None, change: Edit) -> Call[int]:
+    """POST /clips/edit. Raises ValueError unless exactly one of ids and filter is given."""
+    if (clip_ids is None) == (filter is None):
+        raise ValueError("an edit takes either the ids of clips or a filter")
+    which = {"filter": dict(filter or {})} if clip_ids is None else {"clip_ids": list(clip_ids)}
+    return Call("POST", "/clips/edit", lambda response: response.json()["edited"], json={**which, **change})
+
+
+def facets(keys: Sequence[str], filter: Filter | None, limit: int) -> Call[dict[str, dict[Any, int]]]:
+    """GET /clips/facets."""
+    params: dict[str, str | list[str]] = {"key": list(keys), "limit": str(limit)}
+    if filter is not None:
+        params["filter"] = json.dumps(filter, ensure_ascii=False)
+
+    def read(response: httpx.Response) -> dict[str, dict[Any, int]]:
+        found = response.json()["facets"]
+        return {key: {value["value"]: value["clips"] for value in values} for key, values in found.items()}
+
+    return Call("GET", "/clips/facets", read, params)
+
+
+def collections() -> Call[dict[str, int]]:
+    """GET /collections."""
+    return Call(
+        "GET", "/collections", lambda response: {one["name"]: one["clips"] for one in response.json()["collections"]}
+    )
+
+
+def rename_collection(name: str, new: str) -> Call[int]:
+    """PATCH /collections/{name}."""
+    return Call("PATCH", _collection(name), lambda response: response.json()["clips"], json={"name": new})
+
+
+def delete_collection(name: str) -> Call[None]:
+    """DELETE /collections/{name}."""
+    return Call("DELETE", _collection(name), lambda response: None)
+
+
+def _collection(name: str) -> str:
+    return f"/collections/{quote(name, safe='')}"
 
 
 def delete(clip_id: str) -> Call[None]:

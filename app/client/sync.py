@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from app.client import calls, concept_calls, errors, live, stream, types
-from app.client.calls import Audio, Call, Cut, DetectOptions, Filter, SearchOptions, as_list
+from app.client.calls import Audio, Call, Cut, DetectOptions, Edit, Filter, SearchOptions, as_list
 from app.client.concept_calls import Examples
 from app.client.errors import ServerError, Stopped
 from app.client.retry import DEFAULT_SERVER, Address, RetryPolicy
@@ -99,6 +99,35 @@ class Client:
     def update(self, clip_id: str, metadata: Mapping[str, Any]) -> types.Clip:
         """Merges `metadata` into the clip's; None removes a key. Returns the updated clip."""
         return self._send(calls.update(clip_id, metadata))
+
+    def rename(self, clip_id: str, filename: str) -> types.Clip:
+        """Gives a clip another file name and returns it."""
+        return self._send(calls.rename(clip_id, filename))
+
+    def edit(
+        self, clip_ids: Sequence[str] | None = None, *, filter: Filter | None = None, **change: Unpack[Edit]
+    ) -> int:
+        """Changes many clips, up to 1,000 by id or those that pass a filter, and returns their number.
+
+        `change`: see Edit.
+        """
+        return self._send(calls.edit(clip_ids, filter, change))
+
+    def facets(self, keys: Sequence[str], filter: Filter | None = None, limit: int = 20) -> dict[str, dict[Any, int]]:
+        """Returns the most frequent values of each key, with their numbers of clips."""
+        return self._send(calls.facets(keys, filter, limit))
+
+    def collections(self) -> dict[str, int]:
+        """Returns the collections with their numbers of clips."""
+        return self._send(calls.collections())
+
+    def rename_collection(self, name: str, new: str) -> int:
+        """Renames a collection, or joins it to another; returns its number of clips."""
+        return self._send(calls.rename_collection(name, new))
+
+    def delete_collection(self, name: str) -> None:
+        """Deletes a collection; its clips stay."""
+        self._send(calls.delete_collection(name))
 
     def delete(self, clip_id: str) -> None:
         """Deletes a clip and its audio."""

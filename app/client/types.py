@@ -158,10 +158,19 @@ class Moment(_Response):
 
 
 @dataclass(frozen=True)
+class Reason(_Response):
+    """Why a clip is found: "name", "tags" or "metadata" with the `words` of the query there, "sound" or "moment"."""
+
+    kind: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Hit(_Response):
     """A clip and how well it fits: `similarity` is the cosine, `score` its calibrated probability.
 
-    `match` says whether the score reaches the checkpoint's cutoff; None if the checkpoint has none.
+    `match` says whether the score reaches the checkpoint's cutoff; None if the checkpoint has none. `reasons` says why
+    the clip is found; a service of an earlier release gives none.
     """
 
     clip: Clip
@@ -169,11 +178,13 @@ class Hit(_Response):
     score: float
     match: bool | None
     moments: tuple[Moment, ...] | None
+    reasons: tuple[Reason, ...] = ()
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
         clip, moments = Clip.from_json(json["clip"]), _moments(json.get("moments"))
-        return cls(clip, json["similarity"], json["score"], json.get("match"), moments)
+        reasons = tuple(Reason(reason["kind"], tuple(reason["words"])) for reason in json.get("reasons", ()))
+        return cls(clip, json["similarity"], json["score"], json.get("match"), moments, reasons)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from app.errors import AddressTooLong, BodyTooLarge, Malformed, TimedOut, Unauth
 from app.inference.batcher import Closed
 from app.observability.metrics import Metrics
 from app.observability.tracing import RequestOutcome, Tracing
-from app.server.security import harden, websocket_key
+from app.server.security import harden, take_signature, websocket_key
 from app.server.shutdown import RequestCutoff
 
 log = logging.getLogger("app.access")
@@ -165,7 +165,8 @@ class AccessControl:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if self._keys and scope["path"] not in _PUBLIC and not scope["path"].startswith("/web/"):
+        guarded = self._keys and scope["path"] not in _PUBLIC and not scope["path"].startswith("/web/")
+        if guarded and not take_signature(scope, self._keys, time.time()):
             self._check_key(headers, websocket_key(scope.get("subprotocols", ())))
         if scope["type"] == "websocket":
             await self.app(scope, receive, send)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
+import hmac
 import ipaddress
+import re
 import secrets
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -12,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import CrossOrigin, Misdirected
+from app.errors import CrossOrigin, Misdirected, Unauthorized
 
 # for responses other than pages: nothing may run or load, except that audio may play
 _DATA_POLICY = (
@@ -30,6 +33,8 @@ _HEADERS = {
 _MCP = "/mcp"
 SUBPROTOCOL = "finelap"  # of WebSockets; a browser sends its API key in another one, because it cannot set headers
 _KEY_SUBPROTOCOL = "finelap.key."
+_SIGNABLE = re.compile(r"/clips/[^/]+/(?:audio|preview)")
+_MAX_VALID = 24 * 3600  # seconds that a signed link may be valid
 _SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 _PROBES = frozenset(("/health/live", "/health/ready", "/metrics"))
 
@@ -64,6 +69,28 @@ def harden(headers: MutableHeaders) -> None:
     """Adds the security headers that the response does not set itself."""
     for name, value in _HEADERS.items():
         headers.setdefault(name, value)
+
+
+def take_signature(scope: Scope, keys: Iterable[bytes], now: float) -> bool:
+    """Whether the URL of audio is signed with one of the keys, given as SHA-256 digests; for what sends no headers.
+
+    Such a URL ends with `expires=T&signature=S`. T: seconds since 1970, at most a day from now. S: the HMAC-SHA256, in
+    hexadecimal, of path and query up to T, with the SHA-256 of the API key as its key. Both parameters are removed
+    from the scope. Raises Unauthorized if the signature is wrong or has expired.
+    """
+    query, found, signature = bytes(scope.get("query_string", b"")).rpartition(b"&signature=")
+    rest, _, expires = query.rpartition(b"expires=")
+    safe = scope.get("method") in ("GET", "HEAD") and _SIGNABLE.fullmatch(scope["path"])
+    if not (found and safe and expires.isdigit()):
+        return False
+    signed = scope["path"].encode() + b"?" + query
+    expected = [hmac.new(key, signed, hashlib.sha256).hexdigest().encode() for key in keys]
+    if not sum(hmac.compare_digest(signature, one) for one in expected):
+        raise Unauthorized("The link's signature is invalid.")
+    if not now <= int(expires) <= now + _MAX_VALID:
+        raise Unauthorized("The link has expired.")
+    scope["query_string"] = rest.rstrip(b"&")
+    return True
 
 
 class OriginGuard:

@@ -54,11 +54,13 @@ async def search_moments(
     *,
     max_gap: float = 0.0,
     filter: Mapping[str, Any] | None = None,
+    min_score: float | None = None,
 ) -> tuple[list[ClipMoment], int]:
     """The k best moments, best first, and how many clips were scored.
 
     One sound: its moments, as in a search. Several: where they follow each other (`find_sequences`). For each sound,
-    the CANDIDATES clips with the most similar segments are scored for all of them.
+    the CANDIDATES clips with the most similar segments are scored for all of them. Moments below `min_score` are
+    dropped.
     """
     library = state.library
     require_frames(state.engine, "A search for moments")
@@ -71,11 +73,13 @@ async def search_moments(
     clips = list(candidates.values())
     best: list[ClipMoment] = []
     for start in range(0, len(clips), _CHUNK):
-        least = best[-1].score if len(best) == k else 0.0
+        least = best[-1].score if len(best) == k else (min_score or 0.0)
         chunk = clips[start : start + _CHUNK]
         best += await state.compute(_score_clips, library, chunk, phrases, max_gap, least)
         best.sort(key=lambda moment: (-moment.score, moment.clip.id, moment.start))
         del best[k:]
+    if min_score is not None:
+        best = [moment for moment in best if moment.score >= min_score]
     return best, len(clips)
 
 

@@ -16,15 +16,17 @@ from typing import Any, Literal
 import numpy as np
 
 from app.inference.engine import Engine
-from app.services.words import QueryWords, coverage
+from app.services.words import QueryWords, coverage, found_words
 from app.state import AppState
 from index import LONG_SECONDS, Clip, Filter, Hit
 from model.concepts.head import Direction, HeadScores
 
 Mode = Literal["semantic", "hybrid", "lexical"]
+ReasonKind = Literal["name", "tags", "metadata", "sound", "moment"]
 Nearest = Callable[[np.ndarray, int, Filter | None, float], list[tuple[str, float]]]
 
 FIRST_DEPTH = 100  # clips that a search takes from each list (clips, segments, words), at least
+WORD_KINDS: tuple[ReasonKind, ...] = ("name", "tags", "metadata")  # in the order of text_columns
 UNLIKE_WEIGHT = 0.5  # of unwanted examples in the vector that is searched with
 
 
@@ -121,13 +123,26 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why a clip is found. words: those of the query, as the clip has them, in its name, tags or other metadata."""
+
+    kind: ReasonKind
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Ranked:
-    """A clip in a ranking. similarity: its cosine to the query's vector, NaN where unknown; logit: of its score."""
+    """A clip in a ranking. similarity: its cosine to the query's vector, NaN where unknown; logit: of its score.
+
+    sound: the logit of its sound alone, without words. by_moment: whether its best segment decides that, not the whole.
+    """
 
     clip_id: str
     similarity: float
     logit: float
     coverage: float
+    sound: float
+    by_moment: bool
 
     @property
     def score(self) -> float:
@@ -157,6 +172,22 @@ class Ranking:
         if matching is None:
             return None
         return ranked.score >= matching.cutoff and (self._understood or ranked.coverage > 0)
+
+    def reasons(self, ranked: Ranked) -> list[Reason]:
+        """Why a clip is in the ranking: at least one reason, words before the sound.
+
+        The sound is one if it is enough for a match, if nothing says what is enough, or if there are no words.
+        """
+        found: list[Reason] = []
+        words = self._query.words
+        if words is not None and ranked.coverage > 0:
+            columns = zip(WORD_KINDS, found_words(words, self.clips[ranked.clip_id]), strict=True)
+            found = [Reason(kind, tuple(own)) for kind, own in columns if own]
+        matching = self._state.engine.matching
+        enough = matching is None or (self._understood and ranked.sound >= logit_of(matching.cutoff))
+        if not found or (enough and self._mode != "lexical"):
+            found.append(Reason("moment" if ranked.by_moment else "sound"))
+        return found
 
     @property
     def _understood(self) -> bool:
@@ -320,19 +351,26 @@ class Ranking:
         if not ids:
             return []
         known = [self._cosines.get(clip_id) for clip_id in ids]
+        engine = self._state.engine
         if query.is_simple:
-            table = np.stack(
-                [own if full is None else full[:, 0] for own, full in zip(cosines.values(), known, strict=True)]
-            )
-            logits = query.parts[0].logits(self._state.engine, table[:, [0]], table[:, [1]])
+            full = np.stack([own if f is None else f[:, 0] for own, f in zip(cosines.values(), known, strict=True)])
+            full = full[:, :, None]
         else:
             nothing = np.full((2, len(query.vectors)), -1.0)  # deleted meanwhile
-            logits = sound_logits(self._state.engine, query, np.stack([nothing if f is None else f for f in known]))
+            full = np.stack([nothing if f is None else f for f in known])
+        sound = sound_logits(engine, query, full)
+        first, columns_of_first = next(query.columns())
+        clips, segments = full[:, 0, columns_of_first], full[:, 1, columns_of_first]
+        whole = first.logits(engine, clips, np.full_like(clips, np.nan))
+        part = first.logits(engine, np.full_like(segments, np.nan), segments)
+        by_moment = ~(whole >= part) & ~np.isnan(part)
         covered = np.array([self._coverage.get(clip_id, 0.0) for clip_id in ids])
-        logits = logits + WEIGHTS.words * covered
+        columns = (sound + WEIGHTS.words * covered, covered, sound, by_moment)
         return [
-            Ranked(clip_id, float(own[0]), float(logit), float(share))
-            for clip_id, own, logit, share in zip(ids, cosines.values(), logits, covered, strict=True)
+            Ranked(clip_id, float(own[0]), logit, share, alone, moment)
+            for clip_id, own, (logit, share, alone, moment) in zip(
+                ids, cosines.values(), zip(*(column.tolist() for column in columns), strict=True), strict=True
+            )
         ]
 
 

@@ -15,7 +15,7 @@ from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.audio_source import AudioFile, open_file, require_frames
 from app.services.phrases import Phrase, Phrases, concept_name, resolve
-from app.services.ranking import FIRST_DEPTH, Mode, Part, Query, Ranked, Ranking, logit_of
+from app.services.ranking import FIRST_DEPTH, Mode, Part, Query, Ranked, Ranking, Reason, logit_of
 from app.services.words import QueryWords, has_all_words, read_words
 from app.state import AppState
 from index import Clip, ClipNotFound, Library
@@ -63,13 +63,14 @@ class SearchOptions:
 class SearchHit:
     """A found clip. similarity: its cosine to the query; score: the calibrated probability; moments: best first.
 
-    match: whether the score reaches the checkpoint's cutoff; None if it has none.
+    match: whether the score reaches the checkpoint's cutoff; None if it has none. reasons: why it is found.
     """
 
     clip: Clip
     similarity: float
     score: float
     match: bool | None
+    reasons: list[Reason]
     moments: list[Moment] | None
 
 
@@ -235,7 +236,7 @@ class _Search:
             wanted = _first(self._state.engine, self._query)
             moments = await self._state.compute(_find_moments, self._state.library, clips, wanted)
         return [
-            SearchHit(clip, item.similarity, item.score, self._ranking.is_match(item), own)
+            SearchHit(clip, item.similarity, item.score, self._ranking.is_match(item), self._ranking.reasons(item), own)
             for item, clip, own in zip(ranked, clips, moments, strict=True)
         ]
 

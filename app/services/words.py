@@ -106,6 +106,24 @@ def coverage(words: QueryWords, clip: Clip, columns: Sequence[float]) -> float:
     return float(sum(weight * found.get(stem, 0.0) for stem, weight in zip(words.stems, words.weights, strict=True)))
 
 
+def found_words(words: QueryWords, clip: Clip) -> tuple[list[str], list[str], list[str]]:
+    """The words of a clip's file name, tags and other metadata that are among the query's, as the clip has them.
+
+    In lower case, each once, in the order of the text; of other metadata only those that neither name nor tags have,
+    because a word counts once.
+    """
+    if not _may_cover(words, clip):
+        return [], [], []
+    found: list[dict[str, str]] = []
+    for text in text_columns(clip.filename, clip.metadata):
+        own = list(dict.fromkeys(_WORDS.findall(text.lower())))
+        stems = zip(own, stem_words(own), strict=True)
+        found.append({word: stem for word, stem in stems if stem in words.stems})
+    name, tags, others = found
+    counted = {*name.values(), *tags.values()}
+    return list(name), list(tags), [word for word, stem in others.items() if stem not in counted]
+
+
 def _may_cover(words: QueryWords, clip: Clip) -> bool:
     """Whether the beginning of any stem occurs in a clip's texts: a quick test that most clips fail.
 

@@ -193,20 +193,42 @@ export async function download(clip, stretch = null, pad = 0) {
 const excerptName = ({ filename }, { start, end }) =>
   `${filename.replace(/\.[^.]{1,5}$/, "")}_${start.toFixed(2)}s-${end.toFixed(2)}s.wav`;
 
+const VALID = 600; // seconds that a signed URL is valid
+
+/** The URL of a clip's audio with a signature, for what sends no headers; null where the browser cannot sign. */
+async function signedUrl(path) {
+  if (!globalThis.crypto?.subtle) return null; // only over HTTPS and on this machine
+  const bytes = (text) => new TextEncoder().encode(text);
+  const raw = await crypto.subtle.digest("SHA-256", bytes(key()));
+  const secret = await crypto.subtle.importKey("raw", raw, { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
+  const expiring = `${path}${path.includes("?") ? "&" : "?"}expires=${Math.floor(Date.now() / 1000) + VALID}`;
+  const signature = new Uint8Array(await crypto.subtle.sign("HMAC", secret, bytes(expiring)));
+  return at(`${expiring}&signature=${[...signature].map((byte) => byte.toString(16).padStart(2, "0")).join("")}`);
+}
+
 /**
  * Makes a node draggable to the desktop or an editor, as the clip's file or as the excerpt that `stretch` returns.
- * Chromium only. The browser fetches the file without the API key, so with a key nothing is dragged.
+ * Chromium only. The browser fetches the file without the API key, so with a key its URL is signed when the pointer
+ * goes down.
  * @param {HTMLElement} node
  * @param {any} clip
  * @param {() => {start: number, end: number} | null} [stretch]
  * @param {() => number} [pad]  seconds
  */
 export function draggable(node, clip, stretch = () => null, pad = () => 0) {
+  let signed = { path: "", url: null };
   node.draggable = true;
+  node.addEventListener("pointerdown", () => {
+    if (!key()) return;
+    const path = audioPath(clip.id, stretch(), pad());
+    signed = { path, url: null };
+    signedUrl(path).then((url) => (signed = signed.path === path ? { path, url } : signed), () => {});
+  });
   node.addEventListener("dragstart", (event) => {
-    if (key()) return event.preventDefault();
     const part = stretch();
-    const url = at(audioPath(clip.id, part, pad()));
+    const path = audioPath(clip.id, part, pad());
+    if (key() && !(signed.path === path && signed.url)) return event.preventDefault();
+    const url = key() ? signed.url : at(path);
     const name = (part ? excerptName(clip, part) : clip.filename).replaceAll(":", "-"); // ":" separates the parts
     event.dataTransfer.effectAllowed = "copy";
     event.dataTransfer.setData("DownloadURL", `${part ? "audio/wav" : "application/octet-stream"}:${name}:${url}`);

@@ -3,6 +3,7 @@
 
 import { get } from "./api.js";
 import { $, clock, el, icon } from "./dom.js";
+import { Facets } from "./facets.js";
 
 const SAMPLED = 300; // clips from which keys and values are suggested
 const MAX_VALUES = 200; // suggested per key
@@ -49,14 +50,35 @@ export function without(filter, key, value) {
   return { ...filter, [key]: left.length > 1 ? left : left[0] };
 }
 
-/** The form behind the "Filters" button; calls `change(filter)` with every new filter. */
+/**
+ * How a search narrows beside its filter. `mode`: what counts, as in search.js; `score`: the least one, 0 for any.
+ * @typedef {{mode: string, score: number}} Narrowing
+ */
+
+export const MODES = { hybrid: "everything", semantic: "sound", lexical: "words", moments: "moments" };
+
+/** The chips of what narrows a search beside its filter; `change` receives what differs after a removal. */
+export function narrowingChips({ mode, score }, change) {
+  const chips = [];
+  if (mode !== "hybrid") chips.push(chip(`by ${MODES[mode]} only`, () => change({ mode: "hybrid" })));
+  if (score) chips.push(chip(`score from ${score.toFixed(2)}`, () => change({ score: 0 })));
+  return chips;
+}
+
+/** The form behind the "Filters" button; calls `change` with every new filter, or `narrow` with what else is new. */
 export class FilterForm {
   #filter = {};
   #values = null; // key → Map(value → number of clips)
   #change;
+  #facets;
 
-  constructor(change) {
+  /** @param {(filter: Record<string, any>) => void} change  @param {(changes: Partial<Narrowing>) => void} narrow */
+  constructor(change, narrow) {
     this.#change = change;
+    this.#facets = new Facets($("facets"), ["collections", "tags", "category", "label", "duration", "channels"], change);
+    $("mode").addEventListener("change", (event) => narrow({ mode: event.target.value }));
+    $("least-score").addEventListener("input", () => this.#showScore(Number($("least-score").value)));
+    $("least-score").addEventListener("change", () => narrow({ score: Number($("least-score").value) }));
     $("filter-toggle").addEventListener("click", () => this.toggle());
     $("filter-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -72,14 +94,22 @@ export class FilterForm {
     });
   }
 
-  show(filter) {
+  /** @param {Record<string, any>} filter  @param {Narrowing} narrowing */
+  show(filter, narrowing) {
     this.#filter = filter;
+    if (!$("filter-form").hidden) this.#facets.show(filter);
+    for (const radio of $("mode").querySelectorAll("input")) radio.checked = radio.value === narrowing.mode;
+    $("least-score").value = narrowing.score;
+    this.#showScore(narrowing.score);
     const { gte, lte } = typeof filter.duration === "object" ? filter.duration : {};
     $("shortest").value = gte ?? "";
     $("longest").value = lte ?? "";
-    const number = Object.keys(filter).length;
-    $("filter-count").textContent = number || "";
-    $("filter-toggle").setAttribute("aria-label", number ? `Filters, ${number} set` : "Filters");
+    const number = Object.keys(filter).length + narrowingChips(narrowing).length;
+    $("filter-count").replaceChildren(...(number ? [String(number), el("span", { class: "unseen", text: " set" })] : []));
+  }
+
+  #showScore(score) {
+    $("least-score-value").textContent = score ? score.toFixed(2) : "any";
   }
 
   toggle(open = $("filter-form").hidden) {
@@ -88,6 +118,7 @@ export class FilterForm {
     if (!open) return;
     $("filter-key").focus();
     this.#loadSuggestions();
+    this.#facets.show(this.#filter);
   }
 
   async #loadSuggestions() {

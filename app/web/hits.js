@@ -4,13 +4,17 @@
 import { draggable, previewUrl, soundUrl } from "./api.js";
 import { announce, clock, el, icon, setCurrent } from "./dom.js";
 import { cachedPeaks, peaksOf } from "./peaks.js";
+import { isFavourite } from "./many.js";
 import { byPointer, selectable } from "./selecting.js";
+import { playback, switchPlayback } from "./playback.js";
+import { Selection } from "./selection.js";
 import { seekStep, Wave } from "./sound.js";
 
 /**
  * `match`: whether it is a match, or null if the service makes no claim; `example`: in which list of examples it is, or
- * undefined if the search takes none.
+ * undefined if the search takes none; `reasons`: why it is found, with the query's words in it.
  * @typedef {{clip: any, score?: number, similarity?: number, match?: boolean | null, example?: "more" | "less" | null,
+ *           reasons?: {kind: string, words: string[]}[],
  *           moments?: {start: number, end: number, score: number}[]}} Hit
  */
 
@@ -30,16 +34,18 @@ export class HitList {
   #divider = el("li", { class: "divider", text: "Less likely" });
 
   /**
-   * @param {HTMLOListElement} list
+   * @param {HTMLOListElement} list  @param {HTMLButtonElement} select  the button that shows check boxes
    * @param {{open: (hit: Hit) => void, similar: (hit: Hit) => void, download: (hit: Hit) => void,
    *          teach: (hit: Hit, stretch: {start: number, end: number} | null) => void,
    *          example: (hit: Hit, which: "more" | "less") => void, filter: (key: string, value: any) => void,
-   *          leave: () => void, used: () => void, letters: () => boolean}} on
+   *          leave: () => void, used: () => void, letters: () => boolean, many: import("./many.js").Many,
+   *          remove: (clips: any[]) => void}} on
    *   `leave`: focus moves up out of the list; `used`: a hit was played or opened.
    */
-  constructor(list, on) {
+  constructor(list, select, on) {
     this.#list = list;
     this.#on = on;
+    this.selection = new Selection(list, select, { rows: () => this.#rows, clipOf: ({ hit }) => hit.clip, actions: on.many.actions(on.remove) });
     list.addEventListener("keydown", (event) => this.#key(event));
     list.addEventListener("focusin", ({ target }) => setCurrent(this.#rows, this.#rowOf(target)));
   }
@@ -51,6 +57,7 @@ export class HitList {
   /** Shows hits, those that match first. If they extend the current ones, as when `k` grew, existing rows are kept. */
   show(hits) {
     const focused = this.#list.contains(document.activeElement);
+    const current = this.#rowOf(document.activeElement)?.hit.clip.id;
     const same = this.#rows.findIndex((row, i) => !hits[i] || id(row.hit) !== id(hits[i]));
     const keep = same === -1 && hits.length >= this.#rows.length ? this.#rows.length : 0;
     if (!keep) this.clear();
@@ -63,7 +70,10 @@ export class HitList {
     if (unlikely > 0) this.#rows[unlikely].item.before(this.#divider);
     else this.#divider.remove();
     if (this.#rows.length && !this.#rows.some(({ link }) => link.tabIndex === 0)) setCurrent(this.#rows, this.#rows[0]);
-    if (focused && !keep) (this.#rows[0]?.link ?? this.#list).focus();
+    this.selection.show();
+    if (!focused || keep) return;
+    const there = this.#rows.find(({ hit }) => hit.clip.id === current) ?? this.#rows[0];
+    (there?.link ?? this.#list).focus();
   }
 
   clear() {
@@ -73,6 +83,22 @@ export class HitList {
     for (const { wave } of this.#rows) wave.destroy();
     this.#rows = [];
     this.#list.replaceChildren();
+  }
+
+  /** Removes clips that are being deleted; focus moves to the neighbour of the first. */
+  take(ids) {
+    const index = this.#rows.findIndex(({ hit }) => ids.includes(hit.clip.id));
+    const gone = this.#rows.filter(({ hit }) => ids.includes(hit.clip.id));
+    this.#rows = this.#rows.filter((row) => !gone.includes(row));
+    for (const { wave, item } of gone) {
+      wave.destroy();
+      item.remove();
+    }
+    this.selection.show();
+    const next = this.#rows[index] ?? this.#rows.at(-1);
+    setCurrent(this.#rows, next);
+    if (next) next.link.focus();
+    else this.#on.leave();
   }
 
   pause() {
@@ -102,27 +128,33 @@ export class HitList {
   #row(hit) {
     const { clip, match, example, moments } = hit;
     const best = moments?.[0];
-    const name = el("span", { class: "name", text: clip.filename });
+    const wordsIn = (...kinds) => (hit.reasons ?? []).filter(({ kind }) => kinds.includes(kind)).flatMap(({ words }) => words);
+    const name = el("span", { class: "name" }, ...marked(clip.filename, wordsIn("name")));
     const link = el("a", { class: "title", href: `?open=${encodeURIComponent(clip.id)}`, tabindex: -1 }, name);
     const play = el("button", { type: "button", class: "round play", tabindex: -1 }, icon("play"));
     const time = el("span", { class: "time", text: clock(clip.duration) });
     const stage = el("div", { class: "stage" });
+    const star = action("star", `Favourite ${clip.filename}`, "Favourite (F)");
+    star.setAttribute("aria-pressed", String(isFavourite(clip)));
+    star.addEventListener("click", () => this.#on.many.favourite([clip]));
     const similar = action("similar", `Find sounds like ${clip.filename}`, "Find similar sounds (S)");
     const download = action("download", `Download ${clip.filename}`, "Download (D)");
     const teach = action("concept", `Teach from ${clip.filename}`, "Teach from this (T)");
     teach.classList.add("teaches");
     const examples = example === undefined ? [] : [this.#example(hit, "more"), this.#example(hit, "less")];
-    const tags = this.#tags(clip);
-    const texts = aboutOf(clip).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));
-    const facts = el("div", { class: "about" }, time, tags, ...texts);
+    const tags = this.#tags(clip, wordsIn("tags", "metadata"));
+    const about = aboutOf(clip);
+    const texts = (hit.reasons ? about.slice(-1) : about).map((text, i) => el("span", { class: tags && !i ? "text first" : "text", text }));
+    const facts = el("div", { class: "about" }, time, reasonsOf(hit), tags, ...texts);
     const item = el(
       "li",
       { class: match === false ? "hit unlikely" : "hit", dataset: { clip: clip.id } },
+      this.selection.box(clip),
       play,
       el("div", { class: "info" }, link, facts),
       stage,
       meter(hit),
-      el("div", { class: "tools" }, ...examples, similar, teach, download),
+      el("div", { class: "tools" }, ...examples, star, similar, teach, download),
     );
     const wave = new Wave(stage, {
       light: true,
@@ -142,7 +174,7 @@ export class HitList {
       },
       onState: (state, error) => this.#changed(row, state, error),
     });
-    const row = { hit, item, link, play, wave, touched: false, selected: null, controls: [play, ...examples, similar, teach, download, link] };
+    const row = { hit, item, link, play, wave, touched: false, selected: null, controls: [play, ...examples, star, similar, teach, download, link] };
     row.controls.push(...item.querySelectorAll(".tags button"));
     this.#changed(row, "paused");
     play.addEventListener("click", () => this.#toggle(row));
@@ -186,13 +218,13 @@ export class HitList {
     return button;
   }
 
-  #tags(clip) {
+  #tags(clip, words) {
     const all = TAGS.flatMap((key) => [clip.metadata[key]].flat().map((value) => ({ key, value })));
     const tags = all.filter(({ value }) => typeof value === "string" && value).slice(0, SHOWN_TAGS);
     if (!tags.length) return null;
     const chips = tags.map(({ key, value }) => {
       const about = { type: "button", class: "chip", tabindex: -1, title: `Only ${key}: ${value}` };
-      const chip = el("button", about, el("span", { text: value }));
+      const chip = el("button", about, el("span", {}, ...marked(value, words)));
       chip.addEventListener("click", () => this.#on.filter(key, value));
       return chip;
     });
@@ -201,15 +233,20 @@ export class HitList {
 
   /** Plays from the best moment, resumes, or pauses. */
   #toggle(row) {
-    if (row.wave.playing) return row.wave.pause();
-    this.#play(row, row.touched && row.wave.time < row.wave.duration - 0.05 ? null : (row.hit.moments?.[0]?.start ?? 0));
+    const { wave, hit } = row;
+    if (wave.playing) return wave.pause();
+    const best = hit.moments?.[0];
+    const ended = wave.time >= wave.duration - 0.05 || (playback.stops && best && wave.time > best.end - 0.05 && wave.time < best.end + 0.5);
+    if (row.touched && !ended) this.#play(row, null);
+    else this.#play(row, best?.start ?? 0, best);
   }
 
-  #play(row, from) {
+  /** Plays from a position, or on; with `moment` to its end, if that is set. */
+  #play(row, from, moment = null) {
     row.touched = true;
     this.#on.used();
     setCurrent(this.#rows, row);
-    row.wave.play(from ?? undefined);
+    row.wave.play(from ?? undefined, playback.stops && moment ? moment.end : undefined);
   }
 
   #changed(row, state, error) {
@@ -232,8 +269,11 @@ export class HitList {
 
   #key(event) {
     const row = this.#rowOf(event.target);
+    if (this.selection.key(event, row, this.#on.letters())) return;
     if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
     const letters = this.#on.letters();
+    const several = this.selection.size > 0;
+    const chosen = several ? this.selection.clips : [row.hit.clip];
     const seek = (sign) => {
       row.touched = true;
       row.wave.seek(row.wave.time + sign * seekStep(row.wave.duration) * (event.shiftKey ? 4 : 1));
@@ -245,13 +285,17 @@ export class HitList {
       End: () => this.focus(-1),
       ArrowLeft: () => seek(-1),
       ArrowRight: () => seek(1),
+      ...(several && { Delete: () => this.#on.remove(chosen) }),
       ...(event.target === row.link && { " ": () => this.#toggle(row) }),
       ...(letters && {
         "[": () => this.#moment(row, -1),
         "]": () => this.#moment(row, 1),
         s: () => this.#on.similar(row.hit),
-        d: () => this.#on.download(row.hit),
-        t: () => this.#on.teach(row.hit, row.selected),
+        d: () => (several ? this.#on.many.download(chosen) : this.#on.download(row.hit)),
+        t: () => (several ? this.#on.many.teach(chosen) : this.#on.teach(row.hit, row.selected)),
+        l: () => switchPlayback("loop"),
+        f: () => this.#on.many.favourite(chosen),
+        c: () => this.#on.many.collect(chosen),
         ...(row.hit.example !== undefined && {
           "+": () => this.#on.example(row.hit, "more"),
           "-": () => this.#on.example(row.hit, "less"),
@@ -271,19 +315,40 @@ export class HitList {
     const next = this.#rows[index];
     if (!next) return;
     this.focus(index);
-    if (row.wave.playing) this.#play(next, next.hit.moments?.[0]?.start ?? 0);
+    const best = next.hit.moments?.[0];
+    if (row.wave.playing || playback.follows) this.#play(next, best?.start ?? 0, best);
   }
 
   /** Plays the previous or next moment in time. */
   #moment(row, step) {
-    const starts = (row.hit.moments ?? []).map(({ start }) => start).sort((a, b) => a - b);
+    const moments = [...(row.hit.moments ?? [])].sort((a, b) => a.start - b.start);
     const here = row.wave.time;
-    const to = step > 0 ? starts.find((start) => start > here + 0.05) : starts.findLast((start) => start < here - 0.25);
-    if (to !== undefined) this.#play(row, to);
+    const to = step > 0 ? moments.find(({ start }) => start > here + 0.05) : moments.findLast(({ start }) => start < here - 0.25);
+    if (to) this.#play(row, to.start, to);
   }
 }
 
-const id = ({ clip, score, match, example, moments }) => `${clip.id} ${score} ${match} ${example} ${moments?.[0]?.start}`;
+const id = ({ clip, score, match, example, moments }) =>
+  [clip.id, clip.filename, JSON.stringify(clip.metadata), score, match, example, moments?.[0]?.start].join(" ");
+
+const KINDS = { name: "name", tags: "tag", metadata: "description", sound: "sound" };
+
+/** Why a hit is there: "by name and sound", "by a moment at 12.3 s"; null if it isn't the answer to a question. */
+function reasonsOf({ reasons, moments }) {
+  if (!reasons?.length) return null;
+  const at = moments?.length ? ` at ${clock(moments[0].start)}` : "";
+  const kinds = reasons.map(({ kind }) => (kind === "moment" ? `a moment${at}` : KINDS[kind]));
+  const last = kinds.pop();
+  const words = reasons.filter(({ words }) => words.length).map(({ kind, words }) => `${KINDS[kind]}: ${words.join(", ")}`);
+  return el("span", { class: "why", title: words.join("; ") || null, text: `by ${kinds.length ? `${kinds.join(", ")} and ` : ""}${last}` });
+}
+
+/** A text with the words in it marked. @returns {(Node | string)[]} */
+function marked(text, words) {
+  if (!words.length) return [text];
+  const any = [...words].sort((a, b) => b.length - a.length); // letters and digits only
+  return text.split(new RegExp(`(${any.join("|")})`, "giu")).map((part, i) => (i % 2 ? el("mark", { text: part }) : part));
+}
 
 /** The score as a number and as a bar, or null without one. */
 function meter({ score, similarity, match }) {

@@ -1,4 +1,4 @@
-// The dialog for editing a clip's metadata: tags as chips, other keys by the type of their value. Saves a merge patch with
+// The dialog for editing a clip: its file name, tags as chips, other keys by the type of their value. Saves a merge patch with
 // the changed keys only, so concurrent changes to other keys are kept.
 
 import { json } from "./api.js";
@@ -33,6 +33,7 @@ class Form {
   #fields = new Map(); // key → Field
   #removed = new Set();
   #tags;
+  #filename = el("input", { id: "edit-filename", required: true, maxlength: 255, autocomplete: "off", autocapitalize: "none", spellcheck: "false" });
   #list = el("div", { class: "edit-fields" });
   #message = el("p", { class: "wrong", role: "alert" });
   #save = el("button", { class: "primary", text: "Save" });
@@ -43,6 +44,7 @@ class Form {
     this.#clip = clip;
     this.#saved = saved;
     this.#tags = new TagField(clip.metadata.tags);
+    this.#filename.value = clip.filename;
     for (const [key, value] of Object.entries(clip.metadata)) {
       if (key !== "tags" || !this.#tags.node) this.#add(key, value);
     }
@@ -51,6 +53,7 @@ class Form {
       "form",
       { onsubmit: (event) => this.#submit(event) },
       el("div", { class: "dialog-head" }, el("h2", { id: "edit-title", text: `Edit ${clip.filename}` }), close),
+      el("div", {}, el("label", { for: "edit-filename", text: "File name" }), this.#filename),
       this.#tags.node,
       this.#list,
       this.#adder(),
@@ -121,10 +124,12 @@ class Form {
       this.#message.textContent = error.message;
       return;
     }
-    if (!Object.keys(metadata).length) return dialog.close();
+    const filename = this.#filename.value.trim();
+    const body = { ...(Object.keys(metadata).length && { metadata }), ...(filename !== this.#clip.filename && { filename }) };
+    if (!Object.keys(body).length) return dialog.close();
     this.#save.disabled = true;
     try {
-      this.#saved(await json(`/clips/${encodeURIComponent(this.#clip.id)}`, { method: "PATCH", body: { metadata } }));
+      this.#saved(await json(`/clips/${encodeURIComponent(this.#clip.id)}`, { method: "PATCH", body }));
       announce("Saved");
     } catch (error) {
       this.#message.textContent = error.message;

@@ -1,8 +1,11 @@
 // The paginated list of clips: play, open, edit and delete them by pointer or keyboard.
 
-import { draggable, get, json, previewUrl, soundUrl } from "./api.js";
-import { announce, clock, el, icon, setCurrent } from "./dom.js";
+import { download, draggable, get, json, previewUrl, soundUrl } from "./api.js";
+import { $, announce, clock, el, icon, setCurrent } from "./dom.js";
+import { collectionsOf, FAVOURITES, isFavourite } from "./many.js";
+import { playback, switchPlayback } from "./playback.js";
 import { Player } from "./player.js";
+import { Selection } from "./selection.js";
 
 const PAGE = 50;
 const MAX_FOUND = 1000; // when searching by words: the API's limit
@@ -19,15 +22,17 @@ export class ClipList {
   #pending = new AbortController();
 
   /**
-   * @param {HTMLElement} list
-   * @param {{open: (clip: any) => void, edit: (clip: any) => Promise<any | null>, remove: (clip: any) => void,
+   * @param {HTMLElement} list  @param {HTMLButtonElement} select  the button that shows check boxes
+   * @param {{open: (clip: any) => void, edit: (clip: any) => Promise<any | null>, remove: (clips: any[]) => void,
+   *          many: import("./many.js").Many,
    *          filter: (key: string, value: string) => void, teach: (clip: any) => void, letters: () => boolean, leave: () => void,
    *          isGoing: (id: string) => boolean}} on
    *   `leave`: focus moves up out of the list; `isGoing`: whether a clip is being deleted and must be hidden
    */
-  constructor(list, on) {
+  constructor(list, select, on) {
     this.#list = list;
     this.#on = on;
+    this.selection = new Selection(list, select, { rows: () => this.#rows, clipOf: ({ clip }) => clip, actions: on.many.actions(on.remove) });
     list.addEventListener("keydown", (event) => this.#key(event));
     list.addEventListener("focusin", ({ target }) => setCurrent(this.#rows, this.#rowOf(target)));
   }
@@ -62,6 +67,7 @@ export class ClipList {
     this.#rows = rows;
     this.#list.replaceChildren(...rows.map(({ item }) => item));
     this.#query = query;
+    this.selection.show();
     setCurrent(this.#rows, rows.find(({ clip }) => clip.id === focused) ?? rows[0]);
     if (focused) (rows.find(({ clip }) => clip.id === focused) ?? rows[0])?.link.focus();
   }
@@ -74,20 +80,25 @@ export class ClipList {
     const there = new Set(this.#rows.map(({ clip }) => clip.id));
     for (const clip of clips) if (!there.has(clip.id)) this.#rows.push(this.#row(clip));
     this.#list.append(...this.#rows.slice(before).map(({ item }) => item));
+    this.selection.show();
     this.#rows[before]?.link.focus();
     announce(`${this.#rows.length} shown`);
   }
 
-  /** Removes a clip from the list; focus moves to its neighbour. */
-  take(id) {
-    const index = this.#rows.findIndex(({ clip }) => clip.id === id);
+  /** Removes clips from the list; focus moves to the neighbour of the first. */
+  take(ids) {
+    const index = this.#rows.findIndex(({ clip }) => ids.includes(clip.id));
     if (index < 0) return;
-    const [row] = this.#rows.splice(index, 1);
-    const focused = row.item.contains(document.activeElement);
-    row.player.pause();
-    row.item.remove();
-    const next = this.#rows[index] ?? this.#rows[index - 1];
-    if (row.item.classList.contains("current")) setCurrent(this.#rows, next);
+    const gone = this.#rows.filter(({ clip }) => ids.includes(clip.id));
+    const focused = document.activeElement === document.body || $("selection").contains(document.activeElement) || this.#list.contains(document.activeElement);
+    this.#rows = this.#rows.filter((row) => !gone.includes(row));
+    for (const { player, item } of gone) {
+      player.pause();
+      item.remove();
+    }
+    const next = this.#rows[index] ?? this.#rows.at(-1);
+    if (!this.#rows.some(({ link }) => link.tabIndex === 0)) setCurrent(this.#rows, next);
+    this.selection.show();
     if (!focused) return;
     if (next) next.link.focus();
     else this.#on.leave();
@@ -148,18 +159,21 @@ export class ClipList {
     const action = (name, label, title, act) =>
       el("button", { type: "button", class: "ghost round", "aria-label": label, title, tabindex: -1, onclick: act }, icon(name));
     const edit = action("edit", `Edit ${clip.filename}`, "Edit (E)", () => this.#edit(row));
-    const remove = action("trash", `Delete ${clip.filename}`, "Delete (Del)", () => this.#on.remove(row.clip));
+    const remove = action("trash", `Delete ${clip.filename}`, "Delete (Del)", () => this.#on.remove([row.clip]));
+    const star = action("star", `Favourite ${clip.filename}`, "Favourite (F)", () => this.#on.many.favourite([row.clip]));
+    star.setAttribute("aria-pressed", String(isFavourite(clip)));
     const tags = chips(clip, this.#on.filter);
     const texts = TEXTS.map((key) => clip.metadata[key]).filter((value) => typeof value === "string" && value);
     const about = el("div", { class: "about" }, time, ...tags, ...texts.slice(0, 2).map((text) => el("span", { class: "text", text })));
     const item = el(
       "li",
       { class: "clip", dataset: { clip: clip.id } },
+      this.selection.box(clip),
       play,
       el("div", { class: "info" }, link, about),
       el("span", { class: "format", text: formatOf(clip) }),
       el("span", { class: "date", text: dateOf(clip), title: new Date(clip.created).toLocaleString() }),
-      el("div", { class: "tools" }, edit, remove),
+      el("div", { class: "tools" }, star, edit, remove),
     );
     const player = new Player({
       src: () => soundUrl(clip.id),
@@ -168,7 +182,7 @@ export class ClipList {
       onTime: (t) => item.style.setProperty("--played", t / clip.duration),
       onState: (state, error) => changed(row, state, error),
     });
-    const row = { clip, item, link, play, player, controls: [play, link, ...tags, edit, remove] };
+    const row = { clip, item, link, play, player, controls: [play, link, ...tags, star, edit, remove] };
     changed(row, "paused");
     draggable(link, clip);
     play.addEventListener("click", () => player.toggle());
@@ -190,6 +204,7 @@ export class ClipList {
       row.item.replaceWith(fresh.item);
       this.#rows[here] = fresh;
       setCurrent(this.#rows, fresh);
+      this.selection.show();
     }
     this.#rows[here]?.link.focus();
   }
@@ -201,15 +216,25 @@ export class ClipList {
 
   #key(event) {
     const row = this.#rowOf(event.target);
+    if (this.selection.key(event, row, this.#on.letters())) return;
     if (!row || event.ctrlKey || event.metaKey || event.altKey) return;
+    const several = this.selection.size > 0;
+    const chosen = several ? this.selection.clips : [row.clip];
     const keys = {
       ArrowDown: () => this.#move(row, 1),
       ArrowUp: () => this.#move(row, -1),
       Home: () => this.focus(0),
       End: () => this.focus(-1),
-      Delete: () => this.#on.remove(row.clip),
+      Delete: () => this.#on.remove(chosen),
       ...(event.target === row.link && { " ": () => row.player.toggle() }),
-      ...(this.#on.letters() && { e: () => this.#edit(row), t: () => this.#on.teach(row.clip) }),
+      ...(this.#on.letters() && {
+        e: () => this.#edit(row),
+        t: () => (several ? this.#on.many.teach(chosen) : this.#on.teach(row.clip)),
+        l: () => switchPlayback("loop"),
+        f: () => this.#on.many.favourite(chosen),
+        c: () => this.#on.many.collect(chosen),
+        d: () => (several ? this.#on.many.download(chosen) : download(row.clip)),
+      }),
     };
     const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!act) return;
@@ -224,7 +249,7 @@ export class ClipList {
     if (!this.#rows[index]) return;
     const playing = row.player.playing;
     this.focus(index);
-    if (playing) this.#rows[index].player.play(0);
+    if (playing || playback.follows) this.#rows[index].player.play(0);
   }
 }
 
@@ -239,11 +264,13 @@ function changed(row, state, error) {
   announce(`${row.clip.filename}: ${error.message}`);
 }
 
-function chips({ metadata }, filter) {
-  const all = TAGS.flatMap((key) => [metadata[key]].flat().map((value) => ({ key, value })));
+function chips(clip, filter) {
+  const { metadata } = clip;
+  const collections = collectionsOf(clip).filter((name) => name !== FAVOURITES).map((value) => ({ key: "collections", value }));
+  const all = [...collections, ...TAGS.flatMap((key) => [metadata[key]].flat().map((value) => ({ key, value })))];
   const tags = all.filter(({ value }) => typeof value === "string" && value);
   const shown = tags.slice(0, SHOWN_TAGS).map(({ key, value }) =>
-    el("button", { type: "button", class: "chip", tabindex: -1, title: `Only ${key}: ${value}`, onclick: () => filter(key, value) }, el("span", { text: value })),
+    el("button", { type: "button", class: `chip ${key}`, tabindex: -1, title: `Only ${key}: ${value}`, onclick: () => filter(key, value) }, el("span", { text: value })),
   );
   return shown;
 }

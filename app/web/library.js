@@ -1,14 +1,16 @@
 // The Library tab: uploads files, lists, edits and deletes clips, and shows the service's health.
 
-import { call } from "./api.js";
+import { call, json } from "./api.js";
 import { $, announce, bytes, clock, count, debounce, el, showMessage } from "./dom.js";
-import { filterChips, including } from "./filters.js";
+import { Duplicates } from "./duplicates.js";
+import { Facets } from "./facets.js";
+import { filterChips, including, without } from "./filters.js";
 import { Jobs } from "./jobs.js";
-import { Deletions } from "./library-deletions.js";
 import { editClip, splitTags } from "./library-edit.js";
 import { chosen, dropped } from "./library-files.js";
 import { ClipList } from "./library-list.js";
 import { Uploads } from "./library-uploads.js";
+import { ask, Many } from "./many.js";
 
 const PAUSE = 250; // ms after the last keystroke
 const HEALTH_INTERVAL = 30_000; // ms between health checks while the tab is shown
@@ -23,27 +25,33 @@ export function mount(panel, shell) {
   let looking = 0;
   let stale = 0;
 
-  const deletions = new Deletions({
-    back: async (clip) => {
+  const { deletions } = shell;
+  deletions.listen({
+    back: async ([clip]) => {
+      if (!here) return;
       await load();
-      if (here) list.focusClip(clip.id);
+      list.focusClip(clip.id);
     },
     gone: () => shell.refresh(),
     failed: async (clip, error) => {
-      await load();
+      if (here) await load();
       showProblem(`${clip.filename} was not deleted: ${error.message}`);
     },
   });
 
-  const list = new ClipList($("clips"), {
+  const many = new Many(shell, () => load());
+  const remove = (clips) => {
+    deletions.add(clips);
+    list.take(clips.map(({ id }) => id));
+    describe();
+  };
+
+  const list = new ClipList($("clips"), $("clips-select"), {
     open: (clip) => shell.openClip(clip),
     edit: editClip,
     teach: (clip) => shell.teach({ clip, name: clip.filename, duration: clip.duration }),
-    remove: (clip) => {
-      deletions.add(clip);
-      list.take(clip.id);
-      describe();
-    },
+    remove,
+    many,
     filter: (key, value) => change({ filter: including(query.filter, key, value) }),
     letters: shell.letters ?? (() => true),
     leave: () => $("words").focus(),
@@ -60,6 +68,7 @@ export function mount(panel, shell) {
   });
 
   const jobs = new Jobs(() => query.filter);
+  const duplicates = new Duplicates(shell, () => load());
 
   /** Reloads the list and the number of clips. */
   function refresh() {
@@ -130,8 +139,45 @@ export function mount(panel, shell) {
       $("words").focus();
     });
     $("clips-filter").replaceChildren(...chips);
+    showFacets();
     jobs.describe();
   }
+
+  const collections = new Facets($("collections"), ["collections"], (filter) => change({ filter }));
+  const browse = new Facets($("browse-facets"), ["tags", "category", "label", "duration", "channels"], (filter) => change({ filter }));
+
+  /** Counts again; the collection that the list shows can be renamed and deleted. */
+  function showFacets() {
+    const { filter } = query;
+    $("collection-tools").hidden = typeof filter.collections !== "string";
+    collections.show(filter);
+    if ($("browse").open) browse.show(filter);
+  }
+  $("browse").addEventListener("toggle", () => $("browse").open && browse.show(query.filter));
+  document.addEventListener("finelap:edited", () => here && showFacets());
+
+  const collectionPath = (name) => `/collections/${encodeURIComponent(name)}`;
+  $("collection-rename").addEventListener("click", () => {
+    const name = query.filter.collections;
+    const field = el("input", { id: "many-name", required: true, maxlength: 100, autocomplete: "off", value: name });
+    const body = [el("div", { class: "labelled" }, el("label", { for: "many-name", text: "Name" }), field)];
+    ask(`Rename “${name}”`, body, "Rename", async () => {
+      const to = field.value.trim();
+      if (to === name) return "";
+      await json(collectionPath(name), { method: "PATCH", body: { name: to } });
+      change({ filter: { ...query.filter, collections: to } }, { replace: true });
+      return `“${name}” is “${to}” now`;
+    }, field);
+    field.select();
+  });
+  $("collection-delete").addEventListener("click", () => {
+    const name = query.filter.collections;
+    ask(`Delete “${name}”?`, [el("p", { text: "The sounds stay in the library and in their other collections." })], "Delete the collection", async () => {
+      await call(collectionPath(name), { method: "DELETE" });
+      change({ filter: without(query.filter, "collections") }, { replace: true });
+      return `The collection “${name}” is deleted`;
+    });
+  });
 
   const typed = debounce(() => change({ words: $("words").value.trim() }, { replace: true }), PAUSE);
   $("words").addEventListener("input", () => typed());
@@ -183,15 +229,6 @@ export function mount(panel, shell) {
     } catch {
       showMessage($("add-message"), "Cannot read the folder.", true);
     }
-  });
-
-  // Keyboard shortcuts
-
-  document.addEventListener("keydown", (event) => {
-    if (!here || !deletions.any || event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey) return;
-    if (event.target.matches("input:not([type=checkbox]), textarea") || document.querySelector("dialog[open]")) return;
-    event.preventDefault();
-    deletions.undo();
   });
 
   // The service
@@ -250,6 +287,8 @@ export function mount(panel, shell) {
       clearTimeout(looking);
       typed.cancel();
       list.pause();
+      list.selection.hide();
+      duplicates.pause();
       jobs.hide();
     },
   };

@@ -5,9 +5,11 @@ import { call, get, Problem } from "./api.js";
 import { openClip } from "./clip.js";
 import { loadConcepts } from "./concept-names.js";
 import * as concepts from "./concepts.js";
+import { Deletions } from "./deletions.js";
 import * as detect from "./detect.js";
 import { $, announce } from "./dom.js";
 import * as library from "./library.js";
+import { mountPlayback } from "./playback.js";
 import * as search from "./search.js";
 import { teach } from "./teach.js";
 
@@ -27,6 +29,9 @@ let shown = null;
 export const shell = {
   /** The response of GET /info, or null before the first one. */
   info: null,
+
+  /** Sounds that are being deleted, and can still be kept. */
+  deletions: new Deletions(),
 
   /** The URL parameters. `tab` belongs to the shell, `open` is the open clip; the others belong to the current tab. */
   get params() {
@@ -189,6 +194,13 @@ const isTyping = (node) =>
   node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=range], [type=button], [type=file])");
 
 document.addEventListener("keydown", (event) => {
+  if (!shell.deletions.any || event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey) || event.shiftKey) return;
+  if (isTyping(event.target) || document.querySelector("dialog[open]")) return;
+  event.preventDefault();
+  shell.deletions.undo();
+});
+
+document.addEventListener("keydown", (event) => {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
   if (isTyping(event.target) || document.querySelector("dialog[open]") || !shell.letters()) return;
   if (event.key === "?") showHelp();
@@ -238,6 +250,7 @@ for (const [i, tab] of TABS.entries()) {
 // A file dropped outside a drop target must not replace the page.
 for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 
+mountPlayback();
 for (const tab of TABS) mounted[tab] = MODULES[tab].mount($(tab), shell);
 addEventListener("popstate", applyUrl);
 connect();

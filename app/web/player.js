@@ -1,11 +1,16 @@
 // Plays a sound with an <audio> that is loaded on first use, from any position to any other. Only one player plays at a
 // time.
 
+import { playback } from "./playback.js";
+
 let current = null; // the most recently started player
+
+document.addEventListener("finelap:playback", () => current?.adjust());
 
 export class Player {
   #start = null; // where to start once the file is loaded
-  #until = null; // where to stop
+  #until = null; // where to stop, or with `loop` to begin again
+  #from = 0; // where it begins again
   #loading = null;
   #frame = 0;
   #duration;
@@ -59,6 +64,8 @@ export class Player {
     if (from !== undefined && from !== null) this.seek(from);
     else if (this.time >= this.#duration - 0.02) this.seek(0);
     this.#until = to ?? null;
+    this.#from = to === undefined || to === null ? 0 : (from ?? 0);
+    this.adjust();
     try {
       await (this.#loading ??= this.#load());
       if (current === this) await this.audio.play();
@@ -68,6 +75,12 @@ export class Player {
       if (current === this) current = null;
       this.onState("failed", error);
     }
+  }
+
+  /** Applies the settings of playback. */
+  adjust() {
+    this.audio.volume = playback.volume;
+    this.audio.loop = playback.loop && this.#until === null;
   }
 
   pause() {
@@ -127,7 +140,10 @@ export class Player {
   #follow() {
     cancelAnimationFrame(this.#frame);
     const step = () => {
-      if (this.#until !== null && this.audio.currentTime >= this.#until) return this.pause();
+      if (this.#until !== null && this.audio.currentTime >= this.#until) {
+        if (!playback.loop) return this.pause();
+        this.audio.currentTime = this.#from;
+      }
       this.onTime(this.time);
       if (this.playing) this.#frame = requestAnimationFrame(step);
     };

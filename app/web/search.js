@@ -1,15 +1,17 @@
 // The Search tab: the query, stored in the URL, its request, and the result. The list of hits is in hits.js, filters in
 // filters.js, matches in matches.js, examples in examples.js, a clip's details in clip.js.
 
-import { call, download, get, json, Problem } from "./api.js";
+import { download, get, json, Problem } from "./api.js";
 import { mark } from "./clip.js";
 import { Completion } from "./completion.js";
 import { concepts, goesOn, isConcept, labelOf, named, noSuch, phraseOf, splitPhrases, unknownConcept } from "./concept-names.js";
-import { $, announce, debounce, el } from "./dom.js";
+import { $, announce, debounce, el, icon } from "./dom.js";
 import { clipIdOf, nameOf, toApi, toggled } from "./examples.js";
-import { chip, FilterForm, filterChips, including } from "./filters.js";
+import { chip, FilterForm, filterChips, including, MODES, narrowingChips } from "./filters.js";
 import { HitList } from "./hits.js";
+import { ask as askFor, Many, tell } from "./many.js";
 import { clearNotes, heading, matchingFirst, showNotes } from "./matches.js";
+import { forget, forgetRecent, recent, remember, save, saved, wordsOf } from "./searches.js";
 
 const PAUSE = 80; // ms after the last keystroke
 const STEP = 20; // hits per page
@@ -19,9 +21,9 @@ const IDEAS = ["dog barking", "rain on a roof", "glass breaking", "footsteps", "
 
 /**
  * The query. `like`: a clip's id, for similar sounds; `example`: a file's name, alone or with `q`; `more`, `less`:
- * results as examples, as in examples.js; `mode`: the API's three modes, or "moments".
+ * results as examples, as in examples.js; `mode`: the API's three modes, or "moments"; `score`: the least one.
  */
-const DEFAULT_QUERY = { q: "", like: "", example: "", mode: "hybrid", more: [], less: [], without: [], filter: {}, k: STEP };
+const DEFAULT_QUERY = { q: "", like: "", example: "", mode: "hybrid", more: [], less: [], without: [], filter: {}, score: 0, k: STEP };
 
 function fromParams(params) {
   let filter = {};
@@ -31,25 +33,33 @@ function fromParams(params) {
     // a truncated URL: use the rest of it
   }
   const text = (name) => params.get(name) ?? DEFAULT_QUERY[name];
+  const mode = text("mode");
+  const score = Number(params.get("score"));
   return {
-    ...{ q: text("q"), like: text("like"), example: text("example"), mode: text("mode") },
+    ...{ q: text("q"), like: text("like"), example: text("example"), mode: mode in MODES ? mode : DEFAULT_QUERY.mode },
     ...{ more: params.getAll("more"), less: params.getAll("less"), without: params.getAll("without") },
     filter: filter && typeof filter === "object" && !Array.isArray(filter) ? filter : {},
+    score: score > 0 && score < 1 ? score : 0,
     k: Math.min(Math.max(Number(params.get("k")) || STEP, STEP), MAX_HITS),
   };
 }
 
-function toParams({ q, like, example, mode, more, less, without, filter, k }) {
+function toParams({ q, like, example, mode, more, less, without, filter, score, k }) {
   return {
     ...{ q, like, example, more, less, without },
     mode: mode === DEFAULT_QUERY.mode ? null : mode,
     filter: Object.keys(filter).length ? JSON.stringify(filter) : null,
+    score: score || null,
     k: k === STEP ? null : k,
   };
 }
 
+/** Whether moments of the whole library are searched, and not sounds: also if several are to follow each other. */
+const wantsMoments = ({ q, like, example, mode }) => Boolean(q) && !like && !example && (mode === "moments" || q.includes(">"));
+
 /** Whether the search takes examples: searches by words or a file do, unless they only compare words. */
-const takesExamples = ({ q, like, example, mode }) => Boolean(q || example) && !like && ["hybrid", "semantic"].includes(mode);
+const takesExamples = (query) =>
+  Boolean(query.q || query.example) && !query.like && ["hybrid", "semantic"].includes(query.mode) && !wantsMoments(query);
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
 export function mount(panel, shell) {
@@ -61,7 +71,20 @@ export function mount(panel, shell) {
   const files = new Map(); // name → File, for searches by example since the page was loaded
   const names = new Map(); // clip id → file name
 
-  const hits = new HitList($("hits"), {
+  const many = new Many(shell, () => run(asked));
+  const remove = (clips) => {
+    shell.deletions.add(clips);
+    hits.take(clips.map(({ id }) => id));
+  };
+  shell.deletions.listen({
+    back: () => (panel.hidden ? (stale = true) : run(asked)),
+    gone: () => {},
+    failed: (clip, error) => panel.hidden || tell(`${clip.filename} was not deleted: ${error.message}`, true),
+  });
+
+  const hits = new HitList($("hits"), $("hits-select"), {
+    many,
+    remove,
     open: ({ clip, moments }) => shell.openClip(clip, moments ?? []),
     similar: ({ clip }) => findSimilar(clip),
     download: ({ clip }) => download(clip).catch(showError),
@@ -69,10 +92,13 @@ export function mount(panel, shell) {
     example: (hit, which) => change(toggled(asked, which, hit)),
     filter: (key, value) => change({ filter: including(asked.filter, key, value), like: "" }),
     leave: () => $("query").focus(),
-    used: () => (settled = true),
+    used: () => {
+      settled = true;
+      if (asked.q) remember(location.search);
+    },
     letters: shell.letters,
   });
-  const form = new FilterForm((filter) => change({ filter }));
+  const form = new FilterForm((filter) => change({ filter }), change);
 
   /** Runs a changed query, starting at the first hit. */
   function change(changes, { replace = false } = {}) {
@@ -105,7 +131,7 @@ export function mount(panel, shell) {
   }
 
   /** The sounds of the query, one after the other in a sequence. */
-  const soundsOf = ({ q, mode }) => (mode === "moments" ? splitPhrases(q, />/).map((sound) => sound.trim()).filter(Boolean) : [q]);
+  const soundsOf = (query) => (wantsMoments(query) ? splitPhrases(query.q, />/).map((sound) => sound.trim()).filter(Boolean) : [query.q]);
 
   const usesConcepts = () => [...soundsOf(asked), ...asked.without].some(isConcept);
 
@@ -142,6 +168,7 @@ export function mount(panel, shell) {
   /** @returns {Promise<import("./matches.js").Answer>} */
   async function ask(query, signal) {
     const { q, like, example, mode, more, less, without, filter, k } = query;
+    const least = query.score || null;
     const unknown = like ? undefined : await unknownConcept([...soundsOf(query), ...without]);
     if (unknown !== undefined) throw new Problem(404, { detail: noSuch(unknown) });
     const some = Object.keys(filter).length ? filter : null;
@@ -158,7 +185,7 @@ export function mount(panel, shell) {
       if (!file) throw new Problem(0, { detail: `Choose ${example} again: reloading the page discards files.` });
       const body = new FormData();
       const inJson = Object.entries({ filter: some, ...examples }).map(([name, value]) => [name, value && JSON.stringify(value)]);
-      const fields = { file, query: q || null, k, moments: await shell.hasFrames(), mode, ...Object.fromEntries(inJson) };
+      const fields = { file, query: q || null, k, moments: await shell.hasFrames(), mode, min_score: least, ...Object.fromEntries(inJson) };
       for (const [name, value] of Object.entries(fields)) if (value !== null) body.append(name, value);
       for (const text of without) body.append("without", text);
       return json("/search", { body, signal });
@@ -167,21 +194,22 @@ export function mount(panel, shell) {
       const { clips } = await get("/clips", { limit: k, filter: some && JSON.stringify(some) }, { signal });
       return { hits: clips.map((clip) => ({ clip })) };
     }
-    if (mode !== "moments") {
-      const body = { query: q, k, moments: await shell.hasFrames(), mode, without, filter: some, ...examples };
+    if (!wantsMoments(query)) {
+      const body = { query: q, k, moments: await shell.hasFrames(), mode, without, filter: some, min_score: least, ...examples };
       return json("/search", { body, signal });
     }
     const sounds = soundsOf(query);
     const what = sounds.length > 1 ? { sequence: sounds } : { query: sounds[0] ?? q };
-    const found = await json("/search/moments", { body: { ...what, k, filter: some }, signal });
-    return { hits: found.hits.map(({ clip, start, end, score, parts }) => ({ clip, score, moments: parts ?? [{ start, end, score }] })) };
+    const found = await json("/search/moments", { body: { ...what, k, filter: some, min_score: least }, signal });
+    const reasons = [{ kind: "moment", words: [] }];
+    return { hits: found.hits.map(({ clip, start, end, score, parts }) => ({ clip, score, reasons, moments: parts ?? [{ start, end, score }] })) };
   }
 
-  const isFiltered = () => Object.keys(asked.filter).length > 0 || asked.without.length > 0;
+  const isFiltered = () => Object.keys(asked.filter).length > 0 || asked.without.length > 0 || asked.score > 0;
 
   /** The hits in the order of the list, with the lists of examples that they are in. */
   function arranged(found) {
-    const ordered = matchingFirst(found);
+    const ordered = matchingFirst(found).filter(({ clip }) => !shell.deletions.has(clip.id));
     if (!takesExamples(asked)) return ordered;
     const [more, less] = [asked.more, asked.less].map((examples) => new Set(examples.map(clipIdOf)));
     return ordered.map((hit) => ({ ...hit, example: more.has(hit.clip.id) ? "more" : less.has(hit.clip.id) ? "less" : null }));
@@ -193,9 +221,9 @@ export function mount(panel, shell) {
     hits.show(found);
     for (const { clip } of found) names.set(clip.id, clip.filename);
     if (asked.like) nameQuery();
-    const { q, like, example, mode } = asked;
+    const { q, like, example } = asked;
     const searched = q || like || example;
-    const noun = mode === "moments" && q ? "moment" : "sound";
+    const noun = wantsMoments(asked) ? "moment" : "sound";
     const order = !searched ? "newest first" : like ? "most similar first" : "best first";
     $("search-message").classList.remove("wrong");
     const total = searched || isFiltered() ? null : (shell.info?.clips ?? null);
@@ -222,12 +250,12 @@ export function mount(panel, shell) {
     if (!empty) return $("no-hits").replaceChildren();
     const button = (text, act) => el("button", { type: "button", text, onclick: act });
     if (isFiltered()) {
-      const all = button("Clear filters", () => change({ filter: {}, without: [] }));
+      const all = button("Clear filters", () => change({ filter: {}, without: [], score: 0 }));
       return $("no-hits").replaceChildren(el("h2", { text: "No sounds match the filters" }), all);
     }
     if (searched) {
-      const hint = "No name, tag or metadata contains these words. A hybrid search matches the sound itself too.";
-      const act = button("Use hybrid search", () => change({ mode: "hybrid" }));
+      const hint = "No name, tag or metadata contains these words. A search by everything also listens to the sounds.";
+      const act = button("Search by everything", () => change({ mode: "hybrid" }));
       const lexical = asked.mode === "lexical" && shell.info?.clips;
       if (lexical) return $("no-hits").replaceChildren(el("h2", { text: "No results" }), el("p", { text: hint }), act);
     }
@@ -249,19 +277,57 @@ export function mount(panel, shell) {
   }
 
   function showControls() {
-    const { q, like, example, mode, without, filter } = asked;
+    const { q, like, example, mode, without, filter, score } = asked;
     const by = like ? "like" : example ? "example" : "words";
     panel.dataset.by = by;
+    $("save-search").hidden = !q;
+    panel.dataset.finds = wantsMoments(asked) ? "moments" : "sounds";
     if ($("query").value.trim() !== q) $("query").value = q;
     nameQuery();
-    for (const radio of $("mode").querySelectorAll("input")) radio.checked = radio.value === mode;
     $("without-chips").replaceChildren(
       ...without.map((text) => chip(named(text), () => change({ without: asked.without.filter((each) => each !== text) }))),
     );
     $("without").placeholder = without.length ? "" : "music, speech …";
-    form.show(filter);
+    form.show(filter, { mode, score });
     showChips();
   }
+
+  /** A chip that repeats a search; with `remove` it can be forgotten. */
+  function searchChip(name, search, title) {
+    const again = () => {
+      const next = fromParams(new URLSearchParams(search));
+      $("query").value = next.q;
+      change(next);
+    };
+    return el("button", { type: "button", class: "chip", title, onclick: again }, name);
+  }
+
+  /** Saved and recent searches, with buttons that forget them. */
+  function kept() {
+    const own = saved().map(({ name, search }) => {
+      const drop = el("button", { type: "button", "aria-label": `Forget ${name}`, onclick: () => (forget(name), showChips()) }, icon("close"));
+      const open = searchChip(name, search, "Saved search");
+      open.classList.add("bare");
+      return el("span", { class: "chip removable" }, icon("star"), open, drop);
+    });
+    const latest = recent().map((search) => searchChip(labelOf(wordsOf(search)), search, "Recent search"));
+    if (!own.length && !latest.length) return [];
+    const clear = el("button", { type: "button", class: "chip bare", text: "Clear recent", onclick: () => (forgetRecent(), showChips(), $("query").focus()) });
+    return [...own, ...(latest.length ? [el("span", { class: "hint", text: "Recent" }), ...latest, clear] : []), el("span", { class: "break" }), el("span", { class: "hint", text: "Try" })];
+  }
+
+  /** Asks for a name and saves the current search. */
+  function saveSearch() {
+    const { search } = location;
+    const field = el("input", { id: "many-search", required: true, maxlength: 100, autocomplete: "off", value: asked.q || asked.example });
+    const body = [el("div", { class: "labelled" }, el("label", { for: "many-search", text: "Name" }), field)];
+    askFor("Save this search", body, "Save", async () => {
+      save(field.value.trim(), search);
+      return "Saved in this browser; the empty search field shows it.";
+    }, field);
+    field.select();
+  }
+  $("save-search").addEventListener("click", saveSearch);
 
   /** The chips below the form: examples and filters, or suggestions before anything is asked. */
   function showChips() {
@@ -281,7 +347,8 @@ export function mount(panel, shell) {
     $("filter-chips").replaceChildren(
       ...(takesExamples(asked) ? [...examples("more"), ...examples("less")] : []),
       ...(like ? [] : filterChips(filter, (left) => change({ filter: left }))),
-      ...(ideas ? suggestions : []),
+      ...(like ? [] : narrowingChips(asked, change)),
+      ...(ideas ? [...kept(), ...suggestions] : []),
     );
   }
 
@@ -308,7 +375,11 @@ export function mount(panel, shell) {
   $("query").addEventListener("keydown", (event) => {
     const empty = !$("query").value;
     if (event.key === "ArrowDown" && hits.focus(0)) event.preventDefault();
-    else if (event.key === "Backspace" && empty && (asked.like || asked.example)) change({ like: "", example: "" });
+    else if (event.key === "Enter" && !event.defaultPrevented && !event.isComposing) {
+      typed.now(); // a form of two fields has no submission by Enter
+      settled = true;
+      if (asked.q) remember(location.search);
+    } else if (event.key === "Backspace" && empty && (asked.like || asked.example)) change({ like: "", example: "" });
     else if (event.key === "Escape" && !empty) {
       event.preventDefault();
       $("query").value = "";
@@ -316,12 +387,7 @@ export function mount(panel, shell) {
       typed.now();
     }
   });
-  $("search-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    typed.now();
-    settled = true;
-  });
-  $("mode").addEventListener("change", (event) => change({ mode: event.target.value }));
+  $("search-form").addEventListener("submit", (event) => event.preventDefault());
   $("without").addEventListener("keydown", (event) => {
     const text = $("without").value.trim();
     if (event.key === "Enter" || (event.key === "," && text && !goesOn(`${text},`))) {
@@ -346,6 +412,7 @@ export function mount(panel, shell) {
     });
   }
   document.addEventListener("finelap:concepts", () => asked && showChips());
+  document.addEventListener("finelap:edited", () => (stale ||= panel.hidden));
   let connected = false;
   document.addEventListener("finelap:info", () => {
     if (failed && !panel.hidden) run(asked); // the service was loading or unreachable
@@ -360,10 +427,13 @@ export function mount(panel, shell) {
   return {
     shown(params) {
       const next = fromParams(params);
-      if (asked && !stale && !usesConcepts() && JSON.stringify(next) === JSON.stringify(asked)) return;
+      if (asked && !stale && !usesConcepts() && JSON.stringify(next) === JSON.stringify(asked)) return hits.selection.show();
       settled = true;
       run(next);
     },
-    hidden: () => hits.pause(),
+    hidden() {
+      hits.pause();
+      hits.selection.hide();
+    },
   };
 }

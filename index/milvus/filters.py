@@ -29,6 +29,7 @@ MAX_POSITIONS = 16  # values of a list that ranges compare
 
 _PREFIX = 64  # bytes of a text that ranges compare
 _WEIGHTS = (2, 3, 1)  # of name, tags and other texts
+_ID = re.compile(r"[0-9a-f]{1,64}")
 _PHRASE = re.compile(r'"([^"]*)"')
 
 
@@ -76,6 +77,9 @@ def _one(condition: Condition) -> str:
         kind = RECORD_FIELDS[condition.key]
         if condition.bounds:
             return _within(name, kind, condition.bounds)
+        if condition.key == "clip_id":  # ids are stored as they are: others than our own are left out
+            ids = [f'"{value}"' for _, _, value in condition.facts if _ID.fullmatch(str(value))]
+            return f"id in [{', '.join(ids)}]" if ids else 'id == ""'
         return f"{name} in [{', '.join(_literal(kind, value) for _, _, value in condition.facts)}]"
     if condition.bounds:
         paths = [f'spans["{_span(condition.key, condition.kind)}_{i}"]' for i in range(MAX_POSITIONS)]

@@ -14,18 +14,17 @@ writes makes crashes harmless without locks between processes:
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from index.edits import ClipEdit, Facet, check_patch, count_facets
 from index.filters import Condition, parse_filter
 from index.milvus.client import (
     concepts_of,
@@ -45,9 +44,9 @@ from index.milvus.schema import (
     NewRows,
     audio_object,
     frames_object,
-    metadata_fields,
     read_clip,
     read_vector,
+    record_fields,
     segment_ids,
     to_rows,
 )
@@ -59,15 +58,13 @@ from index.records import (
     ClipNotFound,
     Filter,
     Hit,
-    InvalidMetadata,
     LibraryError,
     NewClip,
-    dump_metadata,
-    merge_patch,
 )
 from index.segments import LONG_SECONDS
 
 _ATTEMPTS = 8  # to add audio that other processes add at the same time
+_COUNTED = 10_000  # clips whose values facets count
 _MAX_EF = 32_768
 _MAX_LISTED = 2000  # clips that the expression of a segment search can list
 _SEGMENTS_PER_CLIP = 4  # in the first search round
@@ -187,15 +184,24 @@ class MilvusLibrary:
 
     def update_metadata(self, clip_id: str, changes: dict[str, Any]) -> Clip:
         """See Library. If two processes change a clip at the same time, the last write wins."""
-        if not isinstance(changes, dict):
-            raise InvalidMetadata(f"a metadata patch must be a JSON object, not {type(changes).__name__}")
+        return self._edit(clip_id, ClipEdit(check_patch(changes)))
+
+    def edit(self, clip_ids: Sequence[str], edit: ClipEdit) -> dict[str, Clip]:
+        """See Library. Clips are changed one by one: after an error, those before it are changed."""
+        changed: dict[str, Clip] = {}
+        for clip_id in dict.fromkeys(clip_ids):
+            with suppress(ClipNotFound):
+                changed[clip_id] = self._edit(clip_id, edit)
+        return changed
+
+    def _edit(self, clip_id: str, edit: ClipEdit) -> Clip:
         with library_errors(), self._locks.hold([clip_id]):
             row = self._rows.row(clip_id, ["*"])
             clip = read_clip(row)
             had_frames = self._objects.has(frames_object(clip))
-            changed = replace(clip, metadata=json.loads(dump_metadata(merge_patch(clip.metadata, changes))))
+            changed, _ = edit.apply(clip)
             row.pop("terms", None)  # Milvus computes it from the words
-            self._rows.write([{**row, **metadata_fields(changed)}])
+            self._rows.write([{**row, **record_fields(changed)}])
             if had_frames and not self._objects.has(frames_object(clip)):  # deleted in the meantime
                 self._rows.delete([clip_id])
                 raise ClipNotFound(clip_id)
@@ -287,6 +293,15 @@ class MilvusLibrary:
     def similar_words(self, word: str, distance: int) -> dict[str, int]:
         """See Library. Milvus has no list of words."""
         return {}
+
+    def facets(self, keys: Sequence[str], filter: Filter | None = None, limit: int = 100) -> dict[str, Facet]:
+        """See Library. Milvus doesn't count values, so the newest 10,000 clips that pass are read and counted."""
+        _check_count(limit, "limit")
+        clips, cursor = self.list(self.window // 2, None, filter)
+        while cursor is not None and len(clips) < _COUNTED:
+            more, cursor = self.list(self.window // 2, cursor, filter)
+            clips += more
+        return count_facets(clips, keys, limit)
 
     def clips(self, clip_ids: Sequence[str]) -> dict[str, Clip]:
         return self._rows.by_id(clip_ids)

@@ -49,17 +49,14 @@ def to_rows(new: NewClip, dim: int, arrived: int) -> NewRows:
         "sha256": clip.sha256,
         "arrived": arrived,
         "created": hexadecimal(clip.created),
-        "name": hexadecimal(clip.filename),
         "duration": clip.duration,
         "sample_rate": float(clip.sample_rate),
         "channels": float(clip.channels),
         "hop": encoded.frame_hop,
         "segments": len(segments),
         "vector": encoded.embedding.tolist(),
-        **metadata_fields(clip),
+        **record_fields(clip),
     }
-    if len(row["name"]) > 2 * _MAX_NAME:
-        raise InvalidMetadata(f"file names in Milvus are limited to {_MAX_NAME} bytes")
     parts = zip(segment_ids(clip.id, len(segments)), segments.tolist(), strict=True)
     segment_rows = [{"id": part, "clip": clip.id, "vector": vector} for part, vector in parts]
     return NewRows(clip, row, encoded.codes, segment_rows, new.audio)
@@ -70,14 +67,18 @@ def segment_ids(clip_id: str, count: int) -> list[str]:
     return [f"{clip_id}{number:08x}" for number in range(count)]
 
 
-def metadata_fields(clip: Clip) -> dict[str, Any]:
-    """Returns the fields of a row that depend on its metadata. Raises InvalidMetadata if it exceeds their limits."""
+def record_fields(clip: Clip) -> dict[str, Any]:
+    """Returns the fields of a row that an edit changes. Raises InvalidMetadata if they exceed Milvus' limits."""
+    name = hexadecimal(clip.filename)
+    if len(name) > 2 * _MAX_NAME:
+        raise InvalidMetadata(f"file names in Milvus are limited to {_MAX_NAME} bytes")
     facts, spans = filterable(clip.metadata)
     values = [clip.id, clip.filename, clip.sha256, clip.duration, clip.sample_rate, clip.channels, clip.created]
     record = json.dumps([*values, clip.metadata], ensure_ascii=False)
     if len(record.encode()) > MAX_BYTES:
         raise InvalidMetadata(f"a clip's record exceeds the {MAX_BYTES} bytes that Milvus allows")
-    return {"record": record, "facts": facts, "spans": spans, "words": indexed_text(clip.filename, clip.metadata)}
+    words = indexed_text(clip.filename, clip.metadata)
+    return {"name": name, "record": record, "facts": facts, "spans": spans, "words": words}
 
 
 def read_clip(row: dict[str, Any]) -> Clip:

@@ -21,13 +21,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from index.edits import ClipEdit, Facet, check_patch
 from index.files import fsync_folder, in_use, lock_file
 from index.filters import parse_filter
 from index.new_clip import EncodedClip, check_vector, encode_clip
@@ -45,8 +45,6 @@ from index.records import (
     NewClip,
     StorageFull,
     check_text,
-    dump_metadata,
-    merge_patch,
 )
 from index.segments import LONG_SECONDS, SegmentIndexes
 from index.sqlite import queries
@@ -288,15 +286,26 @@ class SqliteLibrary:
 
         Raises ClipNotFound, InvalidMetadata if `changes` is not a JSON object, StorageFull.
         """
-        if not isinstance(changes, dict):
-            raise InvalidMetadata(f"a metadata patch must be a JSON object, not {type(changes).__name__}")
+        changed = self.edit([clip_id], ClipEdit(check_patch(changes)))
+        if clip_id not in changed:
+            raise ClipNotFound(clip_id)
+        return changed[clip_id]
+
+    def edit(self, clip_ids: Sequence[str], edit: ClipEdit) -> dict[str, Clip]:
+        """Applies the same change to several clips, all or none of those that exist, and returns them by id.
+
+        Raises InvalidMetadata, StorageFull.
+        """
+        changed: dict[str, Clip] = {}
         with self._writing, self._store.write() as change:
             self._changes += 1
-            row, clip = _found(queries.by_id(change, clip_id), clip_id)
-            text = dump_metadata(merge_patch(clip.metadata, changes))
-            changed = replace(clip, metadata=json.loads(text))
-            queries.replace_metadata(change, row, changed, text)
-            return changed
+            for clip_id in dict.fromkeys(clip_ids):
+                found = queries.by_id(change, clip_id)
+                if found is not None:
+                    clip, metadata = edit.apply(found[1])
+                    queries.replace_record(change, found[0], clip, metadata)
+                    changed[clip_id] = clip
+        return changed
 
     # Reads
 
@@ -404,6 +413,13 @@ class SqliteLibrary:
                 if its_stem == term and DamerauLevenshtein.distance(word, other, score_cutoff=distance) <= distance:
                     found[other] = terms[term]
         return found
+
+    def facets(self, keys: Sequence[str], filter: Filter | None = None, limit: int = 100) -> dict[str, Facet]:
+        """Returns the most frequent values of metadata keys and record fields among the clips that pass."""
+        _check_count(limit, "limit")
+        conditions = parse_filter(filter)
+        with self._store.read() as view:
+            return {key: queries.facet(view, key, conditions, limit) for key in keys}
 
     def clips(self, clip_ids: Sequence[str]) -> dict[str, Clip]:
         """Returns the existing clips by id."""

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from index.filters import Condition
+from index.edits import DURATIONS, Facet
+from index.filters import COLUMNS, RECORD_FIELDS, Condition
 from index.new_clip import EncodedClip
 from index.quantization import FrameCodes
-from index.records import Clip, Fact, metadata_facts
+from index.records import Clip, Fact, metadata_facts, nfc
 from index.sqlite.store import Store
 from index.text import text_columns
 from index.vectors.index import PAGE_SIZE
@@ -80,9 +81,9 @@ def _insert_facts(connection: sqlite3.Connection, row: int, facts: Iterator[Fact
     )
 
 
-def replace_metadata(connection: sqlite3.Connection, row: int, clip: Clip, metadata: str) -> None:
-    """Replaces the metadata of the row's clip by that of `clip`, whose JSON is `metadata`."""
-    connection.execute("UPDATE clips SET metadata = ? WHERE row = ?", (metadata, row))
+def replace_record(connection: sqlite3.Connection, row: int, clip: Clip, metadata: str) -> None:
+    """Replaces file name and metadata of the row's clip by those of `clip`, whose metadata as JSON is `metadata`."""
+    connection.execute("UPDATE clips SET filename = ?, metadata = ? WHERE row = ?", (clip.filename, metadata, row))
     connection.execute("DELETE FROM facts WHERE row = ?", (row,))
     _insert_facts(connection, row, metadata_facts(clip.metadata))
     connection.execute("DELETE FROM words WHERE rowid = ?", (row,))
@@ -153,7 +154,7 @@ def _passing(conditions: list[Condition]) -> tuple[str, list[object]]:
 def _passing_one(condition: Condition) -> tuple[str, list[object]]:
     """Uses one subquery for each kind of value, because the index of facts is on (key, kind, value)."""
     if condition.bounds:
-        column = condition.key if condition.field else "value"
+        column = COLUMNS.get(condition.key, condition.key) if condition.field else "value"
         within = " AND ".join(f"{column} {operator} ?" for operator, _ in condition.bounds)
         bounds: list[object] = [value for _, value in condition.bounds]
         if condition.field:
@@ -165,7 +166,8 @@ def _passing_one(condition: Condition) -> tuple[str, list[object]]:
         ]
     if condition.field:
         marks = ", ".join("?" * len(condition.facts))
-        return f"SELECT row FROM clips WHERE {condition.key} IN ({marks})", [value for _, _, value in condition.facts]
+        column = COLUMNS.get(condition.key, condition.key)
+        return f"SELECT row FROM clips WHERE {column} IN ({marks})", [value for _, _, value in condition.facts]
     by_kind: dict[str, list[object]] = {}
     for _, kind, value in condition.facts:
         by_kind.setdefault(kind, []).append(value)
@@ -181,6 +183,27 @@ def rows_passing(connection: sqlite3.Connection, conditions: list[Condition]) ->
     """Returns the rows (M,) int64 of the clips that pass all conditions (at least one)."""
     query, parameters = _passing(conditions)
     return np.fromiter((row for (row,) in connection.execute(query, parameters)), dtype=np.int64)
+
+
+def facet(connection: sqlite3.Connection, key: str, conditions: list[Condition], limit: int) -> Facet:
+    """Returns the most frequent values of a metadata key or record field among clips that pass, with their numbers."""
+    field = key in RECORD_FIELDS
+    parameters: list[object] = [] if field else [nfc(key.removeprefix("metadata."))]
+    source = "clips WHERE TRUE" if field else "facts WHERE key = ? AND kind IN ('text', 'number')"
+    column = COLUMNS.get(key, key) if field else "value"
+    if key == "duration":
+        column = " ".join(f"WHEN duration >= {low} THEN {low}" for low in reversed(DURATIONS))
+        column = f"CASE {column} END"
+    if conditions:
+        query, values = _passing(conditions)
+        source += f" AND row IN ({query})"
+        parameters += values
+    found = connection.execute(
+        f"SELECT {column} AS one, count(*) AS clips FROM {source} GROUP BY one "
+        "ORDER BY clips DESC, CAST(one AS TEXT) LIMIT ?",
+        [*parameters, limit],
+    )
+    return [(value, int(count)) for value, count in found]
 
 
 def rows_matching(

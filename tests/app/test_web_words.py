@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-MODULES = ("api", "dom", "events", "filters", "paint", "recording", "spectrum")
+MODULES = ("api", "dom", "events", "facets", "filters", "paint", "recording", "spectrum")
 
 
 @pytest.fixture(scope="module")

@@ -575,3 +575,34 @@ async def test_without_keeps_what_the_wanted_sound_explains_better(
         by_clip = {"like": [{"clip_id": next(iter(app.state.service.library.list(9)[0])).id}], "without": ["tone 1600"]}
         found = set(names(await client.post("/search", json=by_clip)))
         assert "short.wav" not in found and ("alike.wav" in found) == calibrated, "frames are compared if calibrated"
+
+
+async def test_hits_say_why_they_are_found(
+    matching: MatchingConfig, client: httpx.AsyncClient, library: dict[str, str]
+) -> None:
+    async def reasons(**asked: Any) -> dict[str, list[tuple[str, list[str]]]]:
+        answer = await client.post("/search", json={"query": "tone 800", **asked})
+        return {
+            hit["clip"]["filename"]: [(reason["kind"], reason["words"]) for reason in hit["reasons"]]
+            for hit in answer.json()["hits"]
+        }
+
+    await client.patch(f"/clips/{library['1600']}", json={"metadata": {"note": "Tones, at 800 m"}})
+    found = await reasons()
+    assert found["800.wav"] == [("name", ["800"]), ("tags", ["tone"]), ("sound", [])]
+    assert found["both.wav"] == [("moment", [])]
+    assert found["200.wav"] == [("tags", ["tone"])], "its sound is not enough for a match"
+    assert found["1600.wav"] == [("tags", ["tone"]), ("metadata", ["800"])]
+    by_sound = (await reasons(mode="semantic")).values()
+    assert {kind for own in by_sound for kind, _ in own} == {"sound", "moment"}
+    assert (await reasons(mode="lexical"))["800.wav"] == [("name", ["800"]), ("tags", ["tone"])]
+    assert (await reasons(query=None, like=[{"clip_id": library["800"]}]))["both.wav"] == [("moment", [])]
+    assert (await reasons(unlike=[{"clip_id": library["6400"]}]))["both.wav"] == [("moment", [])]
+
+
+async def test_moments_below_a_score_are_dropped(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    asked = {"query": "tone 800", "k": 50}
+    every = (await client.post("/search/moments", json=asked)).json()["hits"]
+    least = every[1]["score"]
+    some = (await client.post("/search/moments", json=asked | {"min_score": least})).json()["hits"]
+    assert some == [hit for hit in every if hit["score"] >= least] and len(some) < len(every)

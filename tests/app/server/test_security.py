@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import io
 import json
 import logging
@@ -441,3 +443,47 @@ async def test_disconnect_while_sending_a_body(
     writer.write(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 200")
     writer.close()
+
+
+# Signed links
+
+
+def sign(key: str, path: str, seconds: float = 60) -> str:
+    """The path of a clip's audio with a signature that is valid for so long."""
+    secret = hashlib.sha256(key.encode()).digest()
+    signed = f"{path}{'&' if '?' in path else '?'}expires={int(time.time() + seconds)}"
+    return f"{signed}&signature={hmac.new(secret, signed.encode(), hashlib.sha256).hexdigest()}"
+
+
+async def test_audio_is_given_to_signed_links(
+    make_app: Make, open_client: Callable[..., Any], sounds: SimpleNamespace
+) -> None:
+    app = make_app(api_keys=("one", "two"))
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        key = {"Authorization": "Bearer one"}
+        wav = sounds.wav()
+        added = await client.post("/clips", files={"files": ("a.wav", wav)}, headers=key)
+        path = f"/clips/{added.json()['clips'][0]['id']}/audio"
+        for own in ("one", "two"):
+            whole = await client.get(sign(own, path))
+            assert whole.status_code == 200 and whole.content == wav
+            part = await client.get(sign(own, f"{path}?start=0.1&end=0.3"))
+            assert part.status_code == 200 and part.content[:4] == b"RIFF" and part.content != wav
+            assert (await client.get(sign(own, path.replace("/audio", "/preview")))).status_code == 200
+        good = sign("one", path)
+        refused = {
+            "another key": sign("three", path),
+            "a changed stretch": sign("one", f"{path}?start=0.1").replace("start=0.1", "start=0.2"),
+            "another clip": good.replace("/clips/", "/clips/x"),
+            "expired": sign("one", path, -60),
+            "valid for too long": sign("one", path, 90_000),
+            "no signature": good.partition("&signature")[0],
+            "half a signature": good[:-2],
+            "not audio": sign("one", path.removesuffix("/audio")),
+            "a list": sign("one", "/clips"),
+            "more after it": good + "&start=0.1",
+        }
+        for what, link in refused.items():
+            assert (await client.get(link)).status_code == 401, what
+        assert (await client.delete(good)).status_code == 401
+        assert (await client.head(good)).status_code == 200

@@ -124,6 +124,7 @@ def test_a_clips_life(
     assert shown(page) == ["low.wav"] and page.is_disabled("#sort")
     assert "words=brummton" in page.url
     page.click("#tab-search")
+    page.click("#filter-toggle")
     page.click("#mode label:has([value=lexical])")
     page.fill("#query", "brummton")
     page.wait_for_selector("#hits .name:text-is('low.wav')")

@@ -216,6 +216,7 @@ def test_examples_by_keys(start: Callable[..., tuple[Page, Service]]) -> None:
     search(page, "thunder")  # another question
     expect(chips).to_have_count(0)
     assert "unlike" not in service.body
+    page.click("#filter-toggle")
     page.check("input[value=lexical]", force=True)
     expect(page.locator("#hits .example")).to_have_count(0)
 

@@ -85,7 +85,8 @@ def test_a_model_of_whole_clips_has_neither_detection_nor_moments(
     assert asked.value.post_data_json["moments"] is False
     wait_until_ready(page)
     assert not page.is_visible("#tab-detect") and page.is_visible("#tab-library")
-    assert not page.is_visible("input[name=mode][value=moments]")
+    page.click("#filter-toggle")
+    assert page.is_visible("#mode") and not page.is_visible("input[name=mode][value=moments]")
     page.keyboard.press("2")
     assert page.is_visible("#search") and not page.is_visible("#detect")
     page.goto(f"{server.address}/?tab=detect")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
+import numpy as np
 import pytest
+import soundfile
 
 from benchmarks.common import SOUNDS, Server
 from tests.e2e.browser.conftest import Complaints
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -136,6 +141,7 @@ def test_the_address_says_what_is_asked(open_page: Callable[..., Page]) -> None:
     expect(page.locator("#query")).to_have_value("thunder")
     assert page.is_checked("input[value=semantic]")
     expect(page.locator("#without-chips")).to_have_text("rain")
+    expect(page.locator("#filter-chips")).to_have_text("by sound only")
 
     page.locator("#hits .chip", has_text="thunder").first.click()  # only this tag
     expect(page.locator("#filter-chips")).to_contain_text("label: thunder")
@@ -158,16 +164,69 @@ def test_the_address_says_what_is_asked(open_page: Callable[..., Page]) -> None:
     expect(page.locator("#filter-chips")).not_to_contain_text("duration")
     expect(hits(page).locator(".name")).to_have_text(tagged)
     page.go_back()
-    expect(page.locator("#filter-chips")).to_be_empty()
+    expect(page.locator("#filter-chips")).to_have_text("by sound only")
     expect(hits(page)).to_have_count(20)
     page.go_forward()
     page.go_forward()
     expect(hits(page).locator(".time")).to_have_text(short)
     for _ in range(2):
         page.locator("#filter-chips button").first.click()
-    expect(page.locator("#filter-chips")).to_be_empty()
+    expect(page.locator("#filter-chips")).to_have_text("by sound only")
     page.locator("#without-chips button").click()
     assert asked(page) == {"q": ["thunder"], "mode": ["semantic"]}
+    page.get_by_role("button", name="Remove by sound only").click()
+    expect(page.locator("#filter-chips")).to_be_empty()
+    assert asked(page) == {"q": ["thunder"]}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_one_search_says_why_each_sound_is_there(
+    open_page: Callable[..., Page],
+    server: Server,
+    check_accessibility: Callable[[Page], None],
+    shoot: Callable[..., None],
+    width: int,
+) -> None:
+    """By name, tag and sound, or by a moment; single kinds and a least score are behind Filters, by keys alone."""
+    from playwright.sync_api import expect
+
+    long = io.BytesIO()
+    bark, rate = soundfile.read(SOUNDS / BARK)
+    silence = np.zeros(8 * rate)
+    soundfile.write(long, np.concatenate([silence, bark, silence]), rate, format="FLAC")
+    added = server.post("/clips", files={"files": ("a quiet garden.flac", long.getvalue())}).json()["clips"][0]
+    page = open_page(width, "/?q=dog+barking")
+    first = wait_for_hits(page, re.compile("^dog-barking"))
+    expect(page.locator("#mode")).to_be_hidden()
+    try:
+        expect(first.locator(".why")).to_have_text("by name, tag and sound")
+        assert first.locator(".name mark").all_inner_texts() == ["dog", "barking"]
+        assert first.locator(".tags mark").all_inner_texts() == ["dog", "barking"]
+        garden = page.locator("#hits .hit", has_text="a quiet garden")
+        expect(garden.locator(".why")).to_have_text(re.compile(r"^by a moment at (7\.\d\d|8\.\d\d) s$"))
+        check_accessibility(page)
+        shoot(page, f"reasons-{width}")
+
+        page.locator("#filter-toggle").focus()
+        page.keyboard.press("Enter")
+        page.locator("#least-score").focus()
+        for _ in range(12):
+            page.keyboard.press("ArrowRight")
+        expect(page.locator("#least-score-value")).to_have_text("0.60")
+        expect(page.locator("#filter-chips")).to_have_text("score from 0.60")
+        expect(page.locator("#search")).not_to_have_class(re.compile("busy"))
+        assert asked(page)["score"] == ["0.6"]
+        scores = [float(text.split()[-1]) for text in hits(page).locator(".score").all_inner_texts()]
+        assert scores and min(scores) >= 0.6
+        page.locator("#mode input:checked").focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#filter-chips")).to_contain_text("by sound only")
+        expect(hits(page).first.locator(".why")).to_have_text(re.compile("^by (sound|a moment at .*)$"))
+        expect(page.locator("#filter-toggle")).to_have_accessible_name("Filters 2 set")
+        check_accessibility(page)
+        shoot(page, f"filters-{width}")
+    finally:
+        server.delete(f"/clips/{added['id']}")
 
 
 def test_words_that_are_not_wanted(page: Page) -> None:
@@ -195,11 +254,13 @@ def test_moments_and_one_sound_after_another(page: Page, server: Server) -> None
         answer = server.post("/search/moments", json={"k": 20, **question}).json()
         return [hit["clip"]["filename"] for hit in answer["hits"]]
 
+    page.click("#filter-toggle")
     page.fill("#query", "thunder")
-    page.check("input[value=moments]", force=True)  # before the words have been asked for
+    page.get_by_role("radio", name="Moments").check(force=True)  # before the words have been asked for
     expect(page.locator("#search-message")).to_contain_text("moments, best first")
     expect(hits(page).locator(".name")).to_have_text(found(query="thunder"))
-    page.fill("#query", "dog barking > dog barking")
+    page.get_by_role("button", name="Remove by moments only").click()
+    page.fill("#query", "dog barking > dog barking")  # says itself that moments are meant
     twice = found(sequence=["dog barking", "dog barking"])
     assert twice
     expect(hits(page).locator(".name")).to_have_text(twice)
@@ -315,6 +376,17 @@ def test_the_key_is_asked_for_once(
         hit.locator(".play").click()
         expect(hit).to_have_class(re.compile("playing"))
         expect(hit.locator(".problem")).to_have_count(0)
+
+        hit.locator("a.title").dispatch_event("pointerdown")  # the address is signed while the button is down
+        carried = page.evaluate_handle("new DataTransfer()")
+
+        def dragged() -> str:
+            hit.locator("a.title").dispatch_event("dragstart", {"dataTransfer": carried})
+            return str(carried.evaluate("data => data.getData('text/uri-list')"))
+
+        wait_until(dragged)
+        assert "signature=" in dragged()
+        assert httpx.get(dragged(), trust_env=False).content == (SOUNDS / BARK).read_bytes()
         page.reload()
         wait_for_hits(page, BARK)
         expect(dialog).to_be_hidden()

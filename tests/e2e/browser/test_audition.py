@@ -1,0 +1,154 @@
+"""Listening: volume, repeating, stopping at a moment's end, arrow keys that play; duplicates, heard and resolved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from benchmarks.common import SOUNDS, Server, encode, load
+from tests.e2e.browser.test_search import hits, wait_for_hits
+from tests.e2e.browser.waiting import wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+WIDTHS = pytest.mark.parametrize("width", [1280, 390])
+# remembers the players, which are not in the document
+_PLAYERS = """() => {
+  window.players = new Set();
+  const play = HTMLMediaElement.prototype.play;
+  HTMLMediaElement.prototype.play = function () {
+    window.players.add(this);
+    window.latest = this;
+    return play.call(this);
+  };
+}"""
+_JUMPED_BACK = """() => {
+  (window.times ??= []).push(latest.currentTime);
+  return times.at(-1) < times.at(-2) - 0.5;
+}"""
+RATE = 16_000
+
+
+@pytest.fixture
+def garden(server: Server) -> Iterator[dict[str, Any]]:
+    """A clip of 20 s with a bark after 8 s."""
+    sound = np.zeros(20 * RATE, np.float32)
+    bark = load(SOUNDS / "dog-barking-bd8430.ogg")
+    sound[8 * RATE :][: len(bark)] = bark
+    clip = server.post("/clips", files={"files": ("zz garden.wav", encode(sound))}).json()["clips"][0]
+    yield clip
+    server.delete(f"/clips/{clip['id']}")
+
+
+@WIDTHS
+def test_a_moment_ends_and_repeats(
+    open_page: Callable[..., Page],
+    garden: dict[str, Any],
+    check_accessibility: Callable[[Page], None],
+    shoot: Callable[..., None],
+    width: int,
+) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page(width, "/?q=zz+garden")
+    page.evaluate(_PLAYERS)
+    row = wait_for_hits(page, "zz garden.wav")
+    page.get_by_role("button", name="Playback").focus()
+    page.keyboard.press("Enter")
+    panel = page.locator("#playback")
+    expect(page.locator("#volume")).to_be_focused()
+    for _ in range(10):
+        page.keyboard.press("ArrowLeft")
+    expect(page.locator("#volume-value")).to_have_text("50 %")
+    panel.get_by_label("Stop at the end of the moment").check()
+    check_accessibility(page)
+    shoot(page, f"playback-{width}")
+    page.keyboard.press("Escape")
+    expect(panel).to_be_hidden()
+
+    row.locator("a.title").focus()
+    page.keyboard.press("Space")
+    expect(row).to_have_class(re.compile("playing"))
+    assert page.evaluate("latest.volume") == 0.5
+    start = page.evaluate("latest.currentTime")
+    expect(row).not_to_have_class(re.compile("playing"))  # by itself
+    end = page.evaluate("latest.currentTime")
+    assert 4 < start < end < 19
+    page.keyboard.press("l")
+    page.keyboard.press("Space")  # the moment again
+    expect(row).to_have_class(re.compile("playing"))
+    wait_until(page, f"({_JUMPED_BACK})()")
+    expect(row).to_have_class(re.compile("playing"))
+    assert abs(page.evaluate("Math.min(...times)") - start) < 1
+    page.keyboard.press("l")
+    expect(row).not_to_have_class(re.compile("playing"))
+
+
+@WIDTHS
+def test_arrow_keys_play(open_page: Callable[..., Page], width: int) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page(width, "/?q=dog+barking")
+    page.evaluate(_PLAYERS)
+    wait_for_hits(page, re.compile("^dog-barking"))
+    page.get_by_role("button", name="Playback").click()
+    page.get_by_label("Play while moving with the arrow keys").check()
+    page.get_by_label("Repeat").check()
+    page.reload()  # settings are kept
+    page.evaluate(_PLAYERS)
+    wait_for_hits(page, re.compile("^dog-barking"))
+    hits(page).first.locator("a.title").focus()
+    page.keyboard.press("ArrowDown")
+    expect(hits(page).nth(1)).to_have_class(re.compile("playing"))
+    page.keyboard.press("ArrowDown")
+    expect(hits(page).nth(2)).to_have_class(re.compile("playing"))
+    expect(hits(page).nth(1)).not_to_have_class(re.compile("playing"))
+    assert page.evaluate("latest.loop")
+
+
+@WIDTHS
+def test_duplicates_are_heard_and_resolved(
+    open_page: Callable[..., Page],
+    server: Server,
+    check_accessibility: Callable[[Page], None],
+    shoot: Callable[..., None],
+    width: int,
+) -> None:
+    """The better copy is proposed; it takes over the tags and collections of what goes."""
+    from playwright.sync_api import expect
+
+    sound = load(SOUNDS / "thunder-4ac79b.ogg")
+    louder = {
+        "zz take.flac": (encode(sound, "FLAC"), "{}"),
+        "zz take.wav": (encode(0.5 * sound), '{"tags": ["storm"]}'),
+    }
+    clips = {
+        name: server.post("/clips", files={"files": (name, audio)}, data={"metadata": own}).json()["clips"][0]
+        for name, (audio, own) in louder.items()
+    }
+    try:
+        page = open_page(width, "/?tab=library")
+        page.get_by_role("button", name="Find duplicates").click()
+        group = page.locator("#duplicate-groups > li", has_text="zz take")
+        expect(group.locator(".name")).to_have_count(3)  # and the demo sound itself
+        check_accessibility(page)
+        group.scroll_into_view_if_needed()
+        shoot(page, f"duplicates-{width}")
+        group.get_by_role("radio", name=re.compile("^zz take.flac")).focus()
+        page.keyboard.press("Space")
+        group.locator(".duplicate", has_text="thunder").get_by_role("button").click()
+        expect(group.get_by_role("button", name="Pause thunder-4ac79b.ogg")).to_be_visible()
+        group.get_by_role("button", name="Delete the others").press("Enter")
+        expect(group).to_have_count(0)
+        expect(page.locator("#notices")).to_contain_text("Deleting 2 sounds")
+        assert server.get(f"/clips/{clips['zz take.flac']['id']}").json()["metadata"]["tags"][-1] == "storm"
+        page.get_by_role("button", name="Undo deleting 2 sounds").click()
+        expect(page.locator("#clips .name", has_text="zz take.wav")).to_be_visible()
+    finally:
+        for clip in clips.values():
+            server.delete(f"/clips/{clip['id']}")
