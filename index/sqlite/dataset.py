@@ -306,8 +306,11 @@ def _read_groups(shard: Path, dim: int) -> Iterator[list[dict[str, Any]]]:
     from pyarrow import parquet
 
     file = parquet.ParquetFile(shard)
+    schema = _schema("", dim, "audio" in file.schema_arrow.names).remove_metadata()
     for number in range(file.num_row_groups):
-        table = file.read_row_group(number).combine_chunks()
+        table = _as_exported(file.read_row_group(number), schema)
+        if not len(table):
+            continue
         plain = table.drop_columns(["embedding", "frames", "frame_scales"]).to_pylist()
         vectors = table.column("embedding").chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         frames, scales = table.column("frames").chunk(0), table.column("frame_scales").chunk(0)
@@ -318,6 +321,29 @@ def _read_groups(shard: Path, dim: int) -> Iterator[list[dict[str, Any]]]:
             row["embedding"] = vector
             row["codes"] = FrameCodes.of(codes[before:stop], factors[before:stop])
         yield plain
+
+
+def _as_exported(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema in its types, in one chunk each. Raises ValueError, KeyError."""
+    import pyarrow as pa
+
+    for name in schema.names:
+        if name not in table.column_names:
+            raise ValueError(f"the column {name!r} is missing")
+    try:
+        table = table.select(schema.names).cast(schema).combine_chunks()
+    except (NotImplementedError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise ValueError(f"a column has the wrong type: {error}") from error
+    for name in schema.names:
+        if name != "audio" and any(map(_has_nulls, table.column(name).chunks)):
+            raise ValueError(f"the column {name!r} has nulls")
+    return table
+
+
+def _has_nulls(array: pa.Array) -> bool:
+    import pyarrow as pa
+
+    return array.null_count > 0 or (pa.types.is_nested(array.type) and _has_nulls(array.flatten()))
 
 
 def _encoded(row: dict[str, Any], dim: int) -> EncodedClip:
