@@ -1,5 +1,5 @@
 # make run    starts the service with the bundled checkpoint and demo sounds on http://127.0.0.1:8080
-# make test   runs all tests, two files at a time (ARGS="-n 0" for one)
+# make test   runs the tests, two files at a time, but those marked slow (SLOW=1 for all; ARGS=tests/app for a part)
 # make check  runs ruff and mypy
 # make checkpoint  rebuilds the bundled checkpoint: downloads its training sounds, then trains for hours
 # make docs   builds the documentation site in site/ and checks its links
@@ -10,10 +10,12 @@
 # PYTHON     the interpreter (3.11 or newer) that creates .venv
 # PIP_FLAGS  extra arguments for pip install, such as an index with CPU builds of PyTorch
 # ARGS       extra arguments for finelap serve or pytest
+# SLOW       1: make test runs the slow tests, too, as .ci/run does
 
 PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
+SLOW ?=
 # its callers must not starve beside other tests
 ALONE := tests/e2e/test_shutdown.py
 VENV := .venv
@@ -27,8 +29,8 @@ run: $(VENV)/.run $(VENV)/.page
 	@exec $(BIN)/finelap serve --demo demo/sounds $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.page $(VENV)/.axe
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(ARGS),$(ARGS),--ignore $(ALONE))
-	@$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(SLOW)$(ARGS),,-m "not slow") $(if $(ARGS),$(ARGS),--ignore $(ALONE))
+	@$(if $(ARGS),,$(if $(SLOW),$(BIN)/python -m pytest $(ALONE)))
 
 check: $(VENV)/.test
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Fills a library with clips of random vectors, for benchmarks that need one of a given size."""
+"""Libraries of a given size and a checkpoint that costs almost nothing, for benchmarks of everything but the model."""
 
 from __future__ import annotations
 
@@ -33,3 +33,31 @@ def _clip(number: int, vectors: np.ndarray) -> NewClip:
     sha256 = hashlib.sha256(audio).hexdigest()
     metadata = {"number": number}
     return NewClip(f"{number}.wav", sha256, 2.5, SAMPLE_RATE, 1, metadata, vectors[0], vectors[1:], 0.16, audio)
+
+
+def save_tiny_checkpoint(folder: Path) -> Path:
+    """Saves a FineLAP of random weights, 24 dimensions and one layer: windows of 2.56 s cost a millisecond."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from model.config import AdapterConfig, EncoderConfig, FineLAPConfig, MelConfig, TextConfig, WindowConfig
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "sound"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    bert = {"model_type": "bert", "vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 1}
+    bert |= {"num_attention_heads": 4, "intermediate_size": 32, "max_position_embeddings": 16}
+    config = FineLAPConfig(
+        name="tiny",
+        dim=24,
+        mel=MelConfig(num_mel_bins=32),
+        windows=WindowConfig(mel_frames=256, frames=16, frame_hop=0.16, overlap_frames=4, buckets=(4, 8)),
+        audio_encoder=EncoderConfig("eat", {"dim": 32, "depth": 1, "heads": 4, "mlp_ratio": 1.0, "patch": 16}),
+        adapter=AdapterConfig("decoupled", {"layers": 1, "heads": 4, "hidden": 32}),
+        text=TextConfig(pooling="mean", max_tokens=8, projector="mlp", params={"hidden": 32}, hf_config=bert),
+    )
+    torch.manual_seed(0)
+    FineLAP(config, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)).save_pretrained(folder)
+    return folder

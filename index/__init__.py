@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     )
     from index.segments import LONG_SECONDS, cut_segments
     from index.sqlite.backup import BackupResult, back_up, restore
-    from index.sqlite.dataset import DatasetReport, export_library, import_library
+    from index.sqlite.dataset import DatasetReport, export_library, finish_parts, import_library, write_part
     from index.sqlite.library import SqliteLibrary
     from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
     from index.sqlite.reindex import SideDatabase, remove_side, side_path
@@ -133,6 +133,7 @@ __all__ = [
     "encode_frames",
     "exclusive_lock",
     "export_library",
+    "finish_parts",
     "import_library",
     "fit_fingerprint",
     "in_use",
@@ -144,6 +145,7 @@ __all__ = [
     "stem_words",
     "text_columns",
     "words_of",
+    "write_part",
 ]
 
 _MODULES = {
@@ -185,7 +187,7 @@ _MODULES = {
     "index.quantization": ("FrameCodes", "encode_frames"),
     "index.segments": ("LONG_SECONDS", "cut_segments"),
     "index.sqlite.backup": ("BackupResult", "back_up", "restore"),
-    "index.sqlite.dataset": ("DatasetReport", "export_library", "import_library"),
+    "index.sqlite.dataset": ("DatasetReport", "export_library", "finish_parts", "import_library", "write_part"),
     "index.sqlite.library": ("SqliteLibrary",),
     "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),
     "index.sqlite.reindex": ("SideDatabase", "remove_side", "side_path"),

@@ -52,6 +52,11 @@ def split_words(text: str) -> str:
     return _split(text).translate(_FOLDED)[:_MAX_CHARACTERS]
 
 
+def has_folded_letters(text: str) -> bool:
+    """Whether `split_words` folds letters of the text, which earlier releases did not."""
+    return not text.isascii() and not _FOLDED.keys().isdisjoint(map(ord, unicodedata.normalize("NFKC", text)))
+
+
 def _split(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.replace("\0", " "))  # SQLite ends strings at NUL
     return _UNSPACED.sub(r" \1 ", _WORD_BOUNDARIES.sub(" ", text))[:_MAX_CHARACTERS]
@@ -72,7 +77,7 @@ def fts_query(query: str) -> str | None:
     """Returns an FTS5 query for clips with any of the words, None if there are no words.
 
     A word that `split_words` splits becomes a phrase. Stop words count only if there are no other words. A word with
-    folded letters is also looked up as it is, because earlier releases indexed it so.
+    folded letters is also looked up as it is, because earlier releases indexed it so, and Milvus keeps their words.
     """
     terms = [term for term in query.split() if _WORD.search(term)][:_MAX_TERMS]
     content = [term for term in terms if term.lower() not in STOP_WORDS]

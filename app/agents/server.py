@@ -17,7 +17,7 @@ from mcp.server.mcpserver.exceptions import ResourceError, ToolError
 from mcp_types import AudioContent, CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
-from app.agents.service import Service, ServiceError, clip_of
+from app.agents.service import Service, ServiceError, clean, clip_of
 
 MAX_AUDIO = 4_000_000  # bytes of an excerpt in a tool's result; base64 makes a third more of them
 MAX_SECONDS = 600  # of it
@@ -130,7 +130,7 @@ def _add_concepts(server: MCPServer, connect: Connect) -> None:
         keys = ("positives", "negatives", "quality", "threshold")
         return {
             "concepts": [
-                {"untrusted": {key: str(one.get(key) or "")[:200] for key in ("name", "text")}}
+                {"untrusted": {key: clean(str(one.get(key) or ""))[:200] for key in ("name", "text")}}
                 | {key: one[key] for key in keys if key in one}
                 for one in concepts
             ]

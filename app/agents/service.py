@@ -13,8 +13,12 @@ import httpx
 MAX_VALUE = 500  # characters of a metadata value
 MAX_FIELDS = 40  # of a clip's metadata
 MAX_ITEMS = 20  # of a list in it
-# characters that are not displayed, in which instructions can be hidden: format characters, tags, private use
-_HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
+# characters that are not displayed, in which instructions can be hidden: format characters, tags, private use, what is
+# not assigned, and of other categories those that Unicode calls default ignorable: variation selectors, fillers
+_HIDDEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+_IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
 _SPACES = re.compile(r"\s+")
 
 
@@ -101,7 +105,7 @@ def _form(values: dict[str, Any]) -> list[tuple[str, tuple[None, str]]]:
 def _reason(response: httpx.Response) -> str:
     try:
         problem = response.json()
-        return f"{problem['title']}: {problem['detail']}"
+        return clean(f"{problem['title']}: {problem['detail']}")  # which may name a file
     except (ValueError, KeyError, TypeError):
         return f"The service returned status {response.status_code}."
 
@@ -122,9 +126,10 @@ def clip_of(clip: dict[str, Any]) -> dict[str, Any]:
 
 def clean(text: str) -> str:
     """Text from a file on one line, without characters that are not displayed, of at most MAX_VALUE characters."""
+    text = _IGNORABLE.sub("", text)
     shown = "".join(c if unicodedata.category(c) not in _HIDDEN else " " if c.isspace() else "" for c in text)
     short = _SPACES.sub(" ", shown).strip()
-    return short if len(short) <= MAX_VALUE else short[:MAX_VALUE] + " …"
+    return short if len(short) <= MAX_VALUE else short[:MAX_VALUE].rstrip() + " …"
 
 
 def clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:

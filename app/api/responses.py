@@ -72,6 +72,8 @@ def search_result(found: Found, took_ms: float) -> schemas.SearchResult:
         took_ms=took_ms,
         matches=found.matches,
         did_you_mean=found.did_you_mean,
+        track=None if found.track is None else track(found.track),
+        notes=notes(found.notes),
         hits=[hit(item) for item in found.hits],
     )
 

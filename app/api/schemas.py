@@ -503,13 +503,16 @@ class SearchResult(BaseModel):
     """Hits, best first. `query` is the text of the search, or the names of the sounds.
 
     `matches` is the number of matching clips in the library, at most 1,000; null if the checkpoint has no cutoff.
-    `did_you_mean` is the text that was searched if `query` has misspelled words, else null.
+    `did_you_mean` is the text that was searched if `query` has misspelled words, else null. `track` is the audio track
+    of the uploaded file that was searched with, if it has several, and `notes` are what reading it noticed.
     """
 
     query: str
     took_ms: float
     matches: int | None
     did_you_mean: str | None = None
+    track: Track | None = None
+    notes: list[Note] = []
     hits: list[Hit]
 
 

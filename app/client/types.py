@@ -192,7 +192,8 @@ class SearchResult(_Response):
     """Hits, best first; iterable. `query` is the text, or the name of the file or clip searched with.
 
     `matches` counts the clips of the whole library that match, up to 1,000; None if the checkpoint has no cutoff.
-    `did_you_mean` is the corrected query that the service searched with instead, if it corrected one.
+    `did_you_mean` is the corrected query that the service searched with instead, if it corrected one. `track` and
+    `notes` are of the file searched with, as in a detection.
     """
 
     query: str
@@ -200,11 +201,21 @@ class SearchResult(_Response):
     matches: int | None
     did_you_mean: str | None
     hits: tuple[Hit, ...]
+    track: Track | None = None
+    notes: tuple[Note, ...] = ()
 
     @classmethod
     def from_json(cls, json: Json) -> Self:
-        hits = _all(Hit, json["hits"])
-        return cls(json["query"], json["took_ms"], json.get("matches"), json.get("did_you_mean"), hits)
+        hits, track = _all(Hit, json["hits"]), json.get("track")
+        return cls(
+            json["query"],
+            json["took_ms"],
+            json.get("matches"),
+            json.get("did_you_mean"),
+            hits,
+            None if track is None else Track.from_json(track),
+            _all(Note, json.get("notes", [])),
+        )
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from app.audio.tracks import Note, Track
 from app.errors import Invalid
 from app.inference.batcher import Urgency
 from app.inference.engine import Engine
@@ -79,13 +80,16 @@ class Found:
     """The result of a search. title: the text, or the names of the sounds. hits: best first, in lexical mode by BM25.
 
     matches: clips of the library that pass the filter and match, MAX_MATCHES at most; None if the checkpoint has no
-    cutoff. did_you_mean: the text that was searched, if misspelled words were corrected.
+    cutoff. did_you_mean: the text that was searched, if misspelled words were corrected. track, notes: of the file that
+    was searched with.
     """
 
     title: str
     hits: list[SearchHit]
     matches: int | None
     did_you_mean: str | None
+    track: Track | None = None
+    notes: Sequence[Note] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ async def search(
     if not all(example.is_whole for example in (*options.like, *options.unlike)):
         require_frames(state.engine, "A part of a clip as an example")
     words, parts, names = None, [], []
+    track, notes = None, list[Note]()
     if text is not None:
         part, words = await _read_text(state, text, options.mode)
         parts.append(part)
@@ -131,6 +136,7 @@ async def search(
             async for _ in stream:
                 pass
         parts.append(Part(stream.embedding, sound=True))
+        track, notes = stream.track, stream.notes
         names.append(file.filename)
     if options.like:
         vector, clips = await _embed_examples(state, options.like)
@@ -141,7 +147,8 @@ async def search(
     query = Query(tuple(parts), unlike, words, whole)
     hits, matches = await _Search(state, query, options).run()
     title = text if text is not None else ", ".join(dict.fromkeys(names))
-    return Found(title, hits, matches, words.text if words is not None and words.corrected else None)
+    did_you_mean = words.text if words is not None and words.corrected else None
+    return Found(title, hits, matches, did_you_mean, track, notes)
 
 
 async def _read_text(state: AppState, text: str, mode: Mode) -> tuple[Part, QueryWords | None]:

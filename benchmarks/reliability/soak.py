@@ -3,10 +3,12 @@
     python -m benchmarks.reliability.soak [--minutes 60] [--callers 6] [--json FILE]
 
 Callers add, change, delete, search, detect and download. Some disconnect while sending or reading, some send a few
-bytes at a time, some send files that are broken, too large or too long. Meanwhile `finelap backup` and `finelap
-reindex` run repeatedly. A model of the library is maintained: acknowledged changes must be present, interrupted ones
-may be. At the end the library, a restored backup and the model are compared clip by clip. Memory and descriptors of the
-service and its child processes are sampled every few seconds; their slope is that of a line through the second half.
+bytes at a time, some send files that are broken, too large or too long. Others teach and use concepts, run jobs over
+the library, stream live sound, and keep a folder in place with `finelap watch --reference`. Meanwhile `finelap backup`
+and `finelap reindex` run repeatedly. A model of the library is maintained: acknowledged changes must be present,
+interrupted ones may be. At the end the library, a restored backup and the model are compared clip by clip: records,
+audio, concepts, jobs, and what searches find. Memory and descriptors of the service and its child processes are sampled
+every few seconds; their slope is that of a line through the second half.
 """
 
 from __future__ import annotations
@@ -33,14 +35,18 @@ from typing import Any
 import httpx
 import numpy as np
 
+from app.client import Client
 from benchmarks import common, processes
 from benchmarks.common import Server, Tape, encode
+from benchmarks.reliability import actors
+from benchmarks.reliability.actors import Actor, Keeper, Listener, Scanner, Teacher
 from model.config import SAMPLE_RATE
 
 SETTINGS = {"max_upload_mb": 8, "max_duration_s": 60, "max_queue_windows": 24, "request_timeout_s": 600}
 _CLIPS = 25  # per caller; above it, a caller deletes more than it adds
 _FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 _MOST = 1000  # hits of one search
+_AUDIO_SAMPLE = 300  # clips of the restored backup whose audio is compared
 _TIMEOUT = 900.0  # seconds; a request that takes longer is reported
 
 
@@ -361,23 +367,22 @@ def listed(server: Server) -> dict[str, dict[str, Any]]:
             return there
 
 
-def compare(server: Server, callers: list[Caller], report: Report, work: Path, data: Path) -> None:
-    """Compares the library over HTTP and a restored backup with what the callers expect."""
+def compare(server: Server, callers: list[Caller], doing: list[Actor], report: Report, work: Path, data: Path) -> None:
+    """Compares the library over HTTP and a restored backup with what the callers and actors expect."""
     there = listed(server)
     known = {clip_id: (name, sha, about) for c in callers for name, (clip_id, sha, about) in c.known.items()}
     unsure = {sha256 for caller in callers for sha256 in caller.unsure.values()}
-    report.clips, report.more = len(known), len(there) - len(known)
+    others = {i: clip for i, clip in there.items() if i not in known and "path" not in clip["metadata"]}
+    report.clips, report.more = len(known), len(others)
     for clip_id, (name, sha256, about) in known.items():
         clip = there.get(clip_id)
         if clip is None or (clip["filename"], clip["sha256"], clip["metadata"]) != (name, sha256, about):
             report.wrong.append(f"lost or changed: {name} {clip}")
         elif hashlib.sha256(server.get(f"/clips/{clip_id}/audio").content).hexdigest() != sha256:
             report.wrong.append(f"audio changed: {name}")
-    report.wrong += [
-        f"never added: {clip['filename']}"
-        for i, clip in there.items()
-        if i not in known and clip["sha256"] not in unsure
-    ]
+    report.wrong += [f"never added: {clip['filename']}" for clip in others.values() if clip["sha256"] not in unsure]
+    with Client(server.address) as client:
+        report.wrong += [problem for actor in doing for problem in actor.check(client)]
     found = {hit["clip"]["id"] for hit in server.get("/search", q="a sound", k=_MOST).json()["hits"]}
     if found - set(there) or len(found) != min(_MOST, len(there)):
         report.wrong.append(f"search found {len(found)} of {len(there)} clips; not in the list: {found - set(there)}")
@@ -388,10 +393,14 @@ def compare(server: Server, callers: list[Caller], report: Report, work: Path, d
         if done.returncode:
             report.wrong.append(f"finelap {command[0]}: {done.stderr[-300:]}")
             return
-    with Server({**SETTINGS, "data_dir": work / "restored"}) as other:
-        restored = listed(other)
-    if restored != there:
-        report.wrong.append("the restored backup differs from the library")
+    with Server({**SETTINGS, "data_dir": work / "restored"}) as other, Client(other.address) as restored:
+        if listed(other) != there:
+            report.wrong.append("the restored backup differs from the library")
+        with Client(server.address) as client:
+            differs = [problem for actor in doing for problem in actor.check(restored)]
+            differs += actors.audio_differs(restored, _AUDIO_SAMPLE, random.Random(0))
+            differs += actors.vectors_differ(client, restored)
+        report.wrong += [f"restored backup: {problem}" for problem in differs]
 
 
 def soak(seconds: float, callers: int, pause: float = 30.0, least: int = 0) -> Report:
@@ -401,8 +410,11 @@ def soak(seconds: float, callers: int, pause: float = 30.0, least: int = 0) -> R
     data = work / "data"
     try:
         checkpoint = other_checkpoint(work / "checkpoint")
-        with Server({**SETTINGS, "data_dir": data}) as server:
+        place = work / actors.PLACE
+        place.mkdir()
+        with Server({**SETTINGS, "data_dir": data, "reference_roots": place}) as server:
             threads = [Caller(n, server.address, report, stop) for n in range(callers)]
+            doing = start_actors(server.address, place, report, stop)
             background = [
                 threading.Thread(target=maintain, args=(data, work, checkpoint, report, stop, pause)),
                 threading.Thread(target=watch, args=(server.process.pid, report, stop)),
@@ -411,31 +423,25 @@ def soak(seconds: float, callers: int, pause: float = 30.0, least: int = 0) -> R
                 caller.start()
             for caller in threads:
                 caller.warm.wait(_TIMEOUT)
-            for thread in background:
+            for thread in (*doing, *background):
                 thread.start()
             began = time.monotonic()
-
-            def running() -> bool:
-                return time.monotonic() - began < seconds or report.statuses.total() < least
-
-            while running() and server.process.poll() is None:
+            while time.monotonic() - began < seconds or report.statuses.total() < least:
+                if server.process.poll() is not None:
+                    break
                 time.sleep(0.5)
-                ready = server.get("/health/ready")
-                report.statuses["ready", ready.status_code] += 1
-                if ready.status_code != 200:
-                    problem = f"not ready after {time.monotonic() - began:.0f} s: {ready.text[:300]}"
-                    report.unready.append(problem)
-                    again = server.get("/health/ready")  # a busy machine may be late once
-                    if again.status_code != 200:
-                        report.wrong.append(problem)
+                ask_readiness(server, report, time.monotonic() - began)
             stop.set()
-            for thread in (*threads, *background):
+            for thread in (*threads, *doing, *background):
                 thread.join(2 * _TIMEOUT)
                 if thread.is_alive():
                     report.wrong.append(f"{thread.name} did not finish")
             report.seconds = time.monotonic() - began
             settle(server)
-            compare(server, threads, report, work, data)
+            for actor in doing:
+                if isinstance(actor, Keeper):
+                    actor.settle()
+            compare(server, threads, doing, report, work, data)
             log = server.log.read_text(errors="replace")
             if "Traceback" in log:
                 report.wrong.append(f"the log contains an error: {log[log.index('Traceback') :][-1500:]}")
@@ -445,6 +451,28 @@ def soak(seconds: float, callers: int, pause: float = 30.0, least: int = 0) -> R
         f"{what} {status}" for (what, status), n in report.statuses.items() if status >= 500 and n and what != "ready"
     ]
     return report
+
+
+def ask_readiness(server: Server, report: Report, at: float) -> None:
+    """Notes when the service is not ready, `at` seconds after the start."""
+    ready = server.get("/health/ready")
+    report.statuses["ready", ready.status_code] += 1
+    if ready.status_code != 200:
+        problem = f"not ready after {at:.0f} s: {ready.text[:300]}"
+        report.unready.append(problem)
+        again = server.get("/health/ready")  # a busy machine may be late once
+        if again.status_code != 200:
+            report.wrong.append(problem)
+
+
+def start_actors(address: str, place: Path, report: Report, stop: threading.Event) -> list[Actor]:
+    """Everything that callers of the plain API don't do, each once; not yet started."""
+
+    def count(what: str, status: int) -> None:
+        report.statuses[what, status] += 1
+
+    shared = (address, report.wrong.append, count, stop)
+    return [Teacher(*shared), Scanner(*shared), Listener(*shared), Keeper(place, *shared)]
 
 
 def settle(server: Server) -> None:

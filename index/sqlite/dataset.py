@@ -15,18 +15,19 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from index.files import fsync_file, fsync_folder, write_file
-from index.new_clip import EncodedClip, check_vector
+from index.new_clip import EncodedClip, check_vector, encode_clip
 from index.quantization import FrameCodes
-from index.records import Clip, LibraryError, check_text, dump_metadata
+from index.records import Clip, LibraryError, NewClip, check_text, dump_metadata
 from index.segments import cut_segments
 from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
@@ -86,11 +87,7 @@ def export_library(folder: Path, dest: Path, progress: Progress, audio: bool = F
         with storage_errors(dest):
             (dest / _DATA).mkdir(parents=True, exist_ok=True)
             with_audio = _write_shards(library, view, dest / _DATA, made, (total, audio, progress))
-            card = _CARD_TEXT.format(clips=total, checkpoint=made[0], dim=made[1])
-            write_file(dest / _CARD, card.encode())
-            manifest = {"format": _FORMAT, "checkpoint": made[0], "dim": made[1], "clips": total}
-            write_file(dest / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
-            fsync_folder(dest)
+            _write_manifest(dest, made, total)
     return DatasetReport(total, with_audio, made[0])
 
 
@@ -118,7 +115,65 @@ def import_library(source: Path, folder: Path, progress: Progress) -> DatasetRep
     return report
 
 
-# Export
+# Export, of a library or of clips that were embedded elsewhere
+
+
+def write_part(folder: Path, name: str, clips: Sequence[NewClip], checkpoint: str, dim: int) -> Path:
+    """Writes clips, without audio, as one file of the export in `folder`. The file appears in one step.
+
+    `name` is unique within the export. Writing a part again replaces it, so whoever makes parts on many machines may
+    repeat them. Raises ValueError for clips that `encode_clip` refuses, or without any.
+    """
+    if not clips:
+        raise ValueError("a part needs clips")
+    path = folder / _DATA / f"train-{name}.parquet"
+    writing = path.with_suffix(f".{os.getpid()}.writing")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_rows(writing, [_row_of(encode_clip(clip, dim, datetime.now(UTC)), dim) for clip in clips], checkpoint, dim)
+    os.replace(writing, path)
+    return path
+
+
+def finish_parts(folder: Path, checkpoint: str, dim: int) -> DatasetReport:
+    """Completes an export of parts, which `import_library` then takes. Raises LibraryError for a foreign part."""
+    from pyarrow import parquet
+
+    total = 0
+    for path in sorted((folder / _DATA).glob("train-*.parquet")):
+        file = parquet.ParquetFile(path)
+        about = json.loads((file.schema_arrow.metadata or {}).get(b"finelap", b"{}"))
+        if (about.get("checkpoint"), about.get("dim")) != (checkpoint, dim):
+            raise LibraryError(f"{path} is of another checkpoint: remove it")
+        total += file.metadata.num_rows
+    _write_manifest(folder, (checkpoint, dim), total)
+    return DatasetReport(total, 0, checkpoint)
+
+
+def _row_of(encoded: EncodedClip, dim: int) -> dict[str, Any]:
+    codes, scales = FrameCodes.from_bytes(encoded.codes, dim).codes_and_scales()
+    clip = encoded.clip
+    row = {name: getattr(clip, name) for name in ("id", "filename", "sha256", "created", "duration", "channels")}
+    row |= {"sample_rate": clip.sample_rate, "metadata": encoded.metadata, "embedding": encoded.embedding}
+    return row | {"frame_hop": encoded.frame_hop, "frames": codes, "frame_scales": scales}
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]], checkpoint: str, dim: int) -> None:
+    from pyarrow import parquet
+
+    schema = _schema(checkpoint, dim, False)
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group, _ in _groups(iter(rows)):
+            writer.write_table(_table(group, schema, dim))
+    fsync_file(path)
+
+
+def _write_manifest(dest: Path, made: tuple[str, int], total: int) -> None:
+    """Writes the card and the manifest, after the files that they are about."""
+    card = _CARD_TEXT.format(clips=total, checkpoint=made[0], dim=made[1])
+    write_file(dest / _CARD, card.encode())
+    manifest = {"format": _FORMAT, "checkpoint": made[0], "dim": made[1], "clips": total}
+    write_file(dest / _MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    fsync_folder(dest)
 
 
 def _write_shards(
@@ -306,8 +361,11 @@ def _read_groups(shard: Path, dim: int) -> Iterator[list[dict[str, Any]]]:
     from pyarrow import parquet
 
     file = parquet.ParquetFile(shard)
+    schema = _schema("", dim, "audio" in file.schema_arrow.names).remove_metadata()
     for number in range(file.num_row_groups):
-        table = file.read_row_group(number).combine_chunks()
+        table = _as_exported(file.read_row_group(number), schema)
+        if not len(table):
+            continue
         plain = table.drop_columns(["embedding", "frames", "frame_scales"]).to_pylist()
         vectors = table.column("embedding").chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         frames, scales = table.column("frames").chunk(0), table.column("frame_scales").chunk(0)
@@ -318,6 +376,29 @@ def _read_groups(shard: Path, dim: int) -> Iterator[list[dict[str, Any]]]:
             row["embedding"] = vector
             row["codes"] = FrameCodes.of(codes[before:stop], factors[before:stop])
         yield plain
+
+
+def _as_exported(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema in its types, in one chunk each. Raises ValueError, KeyError."""
+    import pyarrow as pa
+
+    for name in schema.names:
+        if name not in table.column_names:
+            raise ValueError(f"the column {name!r} is missing")
+    try:
+        table = table.select(schema.names).cast(schema).combine_chunks()
+    except (NotImplementedError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise ValueError(f"a column has the wrong type: {error}") from error
+    for name in schema.names:
+        if name != "audio" and any(map(_has_nulls, table.column(name).chunks)):
+            raise ValueError(f"the column {name!r} has nulls")
+    return table
+
+
+def _has_nulls(array: pa.Array) -> bool:
+    import pyarrow as pa
+
+    return array.null_count > 0 or (pa.types.is_nested(array.type) and _has_nulls(array.flatten()))
 
 
 def _encoded(row: dict[str, Any], dim: int) -> EncodedClip:

@@ -19,7 +19,7 @@ from pathlib import Path
 from index.quantization import FrameCodes
 from index.records import LibraryDamaged, LibraryError, LibraryUnavailable, StorageFull
 from index.segments import cut_segments
-from index.text import TOKENIZER, text_columns
+from index.text import TOKENIZER, has_folded_letters, text_columns
 
 # In a library's folder:
 DATABASE_FILE = "catalog.sqlite3"
@@ -154,6 +154,13 @@ MIGRATIONS: tuple[str, ...] = (
     END;
     """,
     """
+    UPDATE words SET                           -- index.text folds letters since: "Straße" is "strasse"
+        name = (SELECT words_of(filename, metadata, 0) FROM clips WHERE row = words.rowid),
+        tags = (SELECT words_of(filename, metadata, 1) FROM clips WHERE row = words.rowid),
+        others = (SELECT words_of(filename, metadata, 2) FROM clips WHERE row = words.rowid)
+        WHERE rowid IN (SELECT row FROM clips WHERE has_folded(filename || metadata));
+    """,
+    """
     ALTER TABLE concepts ADD COLUMN threshold REAL;  -- chosen by its users; NULL: as it is fitted
     """,
 )
@@ -234,6 +241,7 @@ class Store:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         connection.create_function("words_of", 3, _words_of, deterministic=True)  # for migrations
+        connection.create_function("has_folded", 1, has_folded_letters, deterministic=True)
         connection.create_function("segments_of", 3, _segments_of, deterministic=True)
         return connection
 

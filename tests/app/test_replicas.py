@@ -40,6 +40,7 @@ async def replicas(
         yield clients[0], clients[1]
 
 
+@pytest.mark.slow
 async def test_both_replicas_see_the_changes_of_either(
     replicas: tuple[httpx.AsyncClient, httpx.AsyncClient], sounds: SimpleNamespace
 ) -> None:
@@ -74,6 +75,7 @@ async def test_both_replicas_see_the_changes_of_either(
     assert (await two.get("/info")).json()["clips"] == 1
 
 
+@pytest.mark.slow
 async def test_a_milvus_failure_is_reported_and_recovered_from(
     start_milvus: Callable[[], Any],
     make_settings: Callable[..., Settings],
@@ -120,6 +122,7 @@ def test_an_invalid_index_url_is_rejected_before_startup(make_settings: Callable
     assert make_settings(index_url="faiss:").index_url == "faiss://"
 
 
+@pytest.mark.slow
 async def test_a_bucket_that_fails_is_reported_and_recovered_from(
     milvus_url: Callable[[], str],
     make_settings: Callable[..., Settings],

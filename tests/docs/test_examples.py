@@ -25,7 +25,14 @@ BLOCKS = {page.relative_to(REPO).as_posix(): read_blocks(page, REPO) for page in
 TO_RUN = {page: [b for b in blocks if b.language in RUN and b.reason is None] for page, blocks in BLOCKS.items()}
 
 
-@pytest.mark.parametrize("page", [page for page, blocks in TO_RUN.items() if blocks])
+# what a newcomer reads first, and every endpoint; the other pages take minutes
+QUICK = ("README.md", "docs/guide/getting-started.md", "docs/reference/http-api.md")
+CASES = [
+    pytest.param(page, marks=() if page in QUICK else pytest.mark.slow) for page, blocks in TO_RUN.items() if blocks
+]
+
+
+@pytest.mark.parametrize("page", CASES)
 def test_examples_run(page: str, reader: Reader) -> None:
     for block in TO_RUN[page]:
         reader.read(block)

@@ -22,6 +22,8 @@ import yaml
 
 from benchmarks.common import SOUNDS, Server
 
+pytestmark = pytest.mark.slow
+
 KEY = "watcher"
 DOCKER = Path(__file__).resolve().parent.parent.parent / "docker"
 MOVING = (  # counters that the load below must move

@@ -386,6 +386,8 @@ def test_sigterm_while_python_ends(over: bool, code: int) -> None:
     program = f"""
 import ctypes, os, signal, sys
 from app.server.shutdown import ShutdownController
+
+pytestmark = pytest.mark.slow
 stop = ShutdownController(60.0)
 os.kill(os.getpid(), signal.SIGTERM)
 stop.requested.wait()

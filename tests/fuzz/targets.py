@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import base64
 import contextlib
+import csv
 import functools
 import io
 import json
@@ -21,16 +22,23 @@ import socket
 import sqlite3
 import tempfile
 import types
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 from pydantic import ValidationError
 from starlette.datastructures import Headers, UploadFile
 
-from app.api import conditional, openai, requests
-from app.audio import containers, tags, ucs
+from app import errors
+from app.agents import server as agents
+from app.agents import service
+from app.api import conditional, detect, openai, requests, schemas
+from app.audio import containers, pcm, tags, ucs
 from app.audio import wav_chunks as chunks
+from app.audio.errors import MediaError
 from app.audio.tag_schema import MAX_TOTAL, checked
 from app.audio.wav_chunks import read_ixml
 from app.client import ServerError
@@ -38,6 +46,7 @@ from app.client import types as responses
 from app.client.stream import INVALID_RESPONSE, DetectionMessages
 from app.decoding import pool
 from app.errors import RequestError
+from app.export import labels
 from app.server import security
 from app.settings import Settings
 from index import filters
@@ -46,7 +55,7 @@ from index.milvus import filters as milvus_filters
 from index.milvus.client import parse_milvus_url
 from index.quantization import FrameCodes
 from index.records import InvalidCursor, InvalidFilter, LibraryError, dump_metadata, metadata_facts
-from index.sqlite import backup, queries, store
+from index.sqlite import backup, dataset, queries, store
 from index.sqlite import library as sqlite_library
 from index.text import fts_query, text_columns
 from index.vectors import snapshot
@@ -380,3 +389,163 @@ def answers(data: bytes) -> None:
     ):  # fmt: skip
         with contextlib.suppress(*INVALID_RESPONSE):
             read(members)
+
+
+# Labels, datasets, live streams and agents
+
+
+@target
+def label_files(data: bytes) -> None:
+    """What a reader accepts is finite, in order, on one line, and read back from what is written of it."""
+    try:
+        text = labels.read_file(io.BytesIO(data))
+    except ValueError:
+        return
+    for name, read in labels.READERS.items():
+        try:
+            rows = read(text)
+        except (ValueError, csv.Error):
+            continue
+        for row in rows:
+            assert 0 <= row.start <= row.end < math.inf and row.label == " ".join(row.label.split())
+            row.label.encode("utf-8")
+        if rows and name == "csv":
+            again = labels.read_csv(labels.write_csv(rows))
+            assert [(row.label, row.filename) for row in again] == [(row.label, row.filename) for row in rows]
+
+
+@target
+def label_rows(data: bytes) -> None:
+    """Rows of any texts, written for each tool and read again."""
+    texts = [" ".join(part.split()) for part in data.decode("utf-8", "replace").replace("\0", "").split("\n")[:9]]
+    rows = [labels.LabelRow(float(n), n + 0.5, text) for n, text in enumerate(texts)]
+    for name, write in labels.WRITERS.items():
+        again = labels.READERS[name](write(rows))
+        assert [(row.start, row.end) for row in again] == [(row.start, row.end) for row in rows], name
+
+
+@target
+def parquet_files(data: bytes) -> None:
+    """A file that is no export, or a damaged one: what an import reads of it before it writes."""
+    path = folder() / "train.parquet"
+    path.write_bytes(data)
+    with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+        for rows in dataset._read_groups(path, 2):
+            assert all(len(row["embedding"]) == 2 and len(row["codes"]) >= 0 for row in rows)
+
+
+@target
+def parquet_rows(data: bytes) -> None:
+    """A Parquet file of any columns, and any manifest: {"manifest": …, "rows": […]}."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        given = json.loads(data)
+        manifest, rows = given["manifest"], given["rows"]
+        table = io.BytesIO()
+        parquet.write_table(pa.Table.from_pylist(rows), table)
+    except Exception:
+        return  # nothing that Parquet can hold
+    _import(manifest, table.getvalue())
+
+
+def _import(manifest: Any, data: bytes) -> None:
+    source, made = folder() / "dataset", folder() / "imported"
+    shutil.rmtree(made, ignore_errors=True)
+    (source / "data").mkdir(parents=True, exist_ok=True)
+    (source / "finelap.json").write_text(json.dumps(manifest), encoding="utf-8", errors="surrogatepass")
+    (source / "data" / "train-00000.parquet").write_bytes(data)
+    try:
+        report = dataset.import_library(source, made, lambda *_: None)
+    except LibraryError as error:
+        assert str(error) and not (made / store.DATABASE_FILE).exists()
+        return
+    with sqlite_library.SqliteLibrary.open(made, dim=manifest["dim"], checkpoint=report.checkpoint) as opened:
+        for clip in opened.list(9)[0]:
+            frames, hop = opened.frames(clip.id)
+            assert math.isfinite(hop) and math.isfinite(clip.duration) and frames.shape[1] == manifest["dim"]
+            json.dumps(clip.metadata, allow_nan=False)
+
+
+@target
+def stream_messages(data: bytes) -> None:
+    """A WebSocket's first message on a line, then its audio in pieces."""
+    first, _, audio = data.partition(b"\n")
+    try:
+        value = requests.parse_json(first, "the first message")
+        start = requests.validate(schemas.LiveStart, value)
+        detect.detection_request(start)
+    except RequestError as error:
+        json.dumps(errors.describe(error))
+        return
+    if start.encoding not in ("pcm_s16le", "pcm_f32le"):
+        return
+    decoder = pcm.PcmDecoder(start.encoding, start.sample_rate, start.channels)
+    try:
+        pieces = [decoder.push(audio[at : at + 96]) for at in range(0, len(audio), 96)] + [decoder.finish()]
+    except (ValueError, MediaError) as error:
+        assert str(error)
+        return
+    assert all(piece.ndim == 1 and np.isfinite(piece).all() for piece in pieces)
+
+
+_CLIP = {"id": "a", "duration": 1.0, "sample_rate": 8000, "channels": 1, "filename": "a.wav", "metadata": {}}
+_PATHS = re.compile(rb"/(search|search/moments|concepts|detect|clips/[^/?#]+(/audio)?)")
+
+
+@functools.cache
+def agent() -> Any:
+    """The tools of an agent over a service that answers everything, and checks what it is asked."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.partition(b"?")[0]
+        assert _PATHS.fullmatch(path), path
+        assert request.method in ("GET", "HEAD", "POST", "PATCH") and (request.method != "PATCH" or b"clips" in path)
+        if path.endswith(b"/audio"):
+            return httpx.Response(200, content=b"audio", headers={"content-type": "audio/ogg"})
+        found = {"hits": [], "concepts": [], "phrases": [], **_CLIP}
+        return httpx.Response(200, json=found)
+
+    http = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://service")
+    return agents.make_server(lambda _: service.Service(http), "1", write=True)
+
+
+@target
+def agent_calls(data: bytes) -> None:
+    """{"tool": …, "arguments": {…}} of a model: only known paths are asked for, and errors are the tool's."""
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    try:
+        given = json.loads(data)
+        tool, arguments = given["tool"], given["arguments"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return
+    if not isinstance(tool, str) or not isinstance(arguments, dict):
+        return  # the protocol's own types
+    try:
+        asyncio.run(agent().call_tool(tool, arguments))
+    except ToolError as error:
+        cause = error.__cause__
+        assert cause is None or isinstance(cause, ToolError | ValueError | service.ServiceError), repr(cause)
+
+
+@target
+def agent_texts(data: bytes) -> None:
+    """Names and metadata of files, as a model gets to read them."""
+    with contextlib.suppress(ValueError, RecursionError):
+        about = json.loads(data)
+        if isinstance(about, dict):
+            shown = service.clip_of(_CLIP | {"metadata": about, "filename": text_of(data)})["untrusted"]
+            values = [
+                text for value in shown["metadata"].values() for text in (value if type(value) is list else [value])
+            ]
+            for text in (*shown["metadata"], *(value for value in values if isinstance(value, str)), shown["filename"]):
+                check_shown(text)
+    check_shown(service.clean(text_of(data)))
+
+
+def check_shown(text: str) -> None:
+    assert len(text) <= service.MAX_VALUE + 2 and text == " ".join(text.split())
+    assert not any(unicodedata.category(character)[0] == "C" for character in text), ascii(text)
+    assert not any("\ufe00" <= c <= "\ufe0f" or "\U000e0000" <= c <= "\U000e0fff" or c in "\u3164\u115f" for c in text)

@@ -33,7 +33,7 @@ def _targets() -> dict[str, Any]:
 TARGETS = _targets()
 TAKES_JSON = (
     "json_bodies", "metadata_to_keep", "filters_of_clips", "snapshot_manifests", "backup_manifests", "detection_lines",
-    "answers", "cursors",
+    "answers", "cursors", "parquet_rows", "agent_calls", "agent_texts",
 )  # fmt: skip
 JSON = st.recursive(
     st.none()

@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training import losses
 
+pytestmark = pytest.mark.slow
+
 RANKS, ROWS, FRAMES, PHRASES = 2, 10, 6, 4
 KINDS = ("clip", "clip chunked", "clip grouped", "infonce", "infonce chunked", "frame", "frame valid")
 PUBLISHED = ("published", "published chunked", "published slow")

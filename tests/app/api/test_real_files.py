@@ -77,6 +77,10 @@ async def test_the_track_everywhere_else(client: httpx.AsyncClient, sounds: Simp
     await client.post("/clips", files={"files": ("high.wav", sounds.wav(1600))})
     search = await client.post("/search", files={"file": ("film.mkv", data)}, data={"track": "1"})
     assert search.json()["hits"][0]["similarity"] > 0.9
+    assert search.json()["track"] == {"index": 1, "language": "fra", "title": None} and search.json()["notes"] == []
+    alone = await client.post("/search", files={"file": ("high.wav", sounds.wav(1600))})
+    text = await client.get("/search", params={"q": "tone 400"})
+    assert alone.json()["track"] is text.json()["track"] is None and text.json()["notes"] == []
 
 
 async def test_a_clip_remembers_its_track(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:

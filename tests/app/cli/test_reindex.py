@@ -259,6 +259,7 @@ sys.exit(main(["reindex", "--checkpoint", "new", "--data-dir", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 async def test_reindex_survives_kills_at_random_moments(
     make_settings: Callable[..., Settings],
     open_client: Callable[..., httpx.AsyncClient],
@@ -370,6 +371,7 @@ async def test_concepts_survive_backup_restore_and_reindex(
             assert audio.content == sounds.wav(3200, 1.5)
 
 
+@pytest.mark.slow
 async def test_finelap_small_with_changed_weights(
     make_settings: Callable[..., Settings],
     open_client: Callable[..., httpx.AsyncClient],

@@ -123,6 +123,7 @@ def summary_of(arguments: list[str], capsys: pytest.CaptureFixture[str], code: i
 # Interruptions
 
 
+@pytest.mark.slow
 def test_a_killed_ingest_resumes(
     serve: Callable[[], Any],
     hold: Path,
@@ -143,6 +144,7 @@ def test_a_killed_ingest_resumes(
     assert names_in(server) == sorted(path.name for path in many.iterdir())
 
 
+@pytest.mark.slow
 def test_ingest_waits_for_a_restarted_server(
     serve: Callable[[], Any], hold: Path, many: Path, repo_dir: Path, processes: list[subprocess.Popen[str]]
 ) -> None:

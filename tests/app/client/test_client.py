@@ -272,7 +272,7 @@ def test_search_results_say_what_matches(low: api.Clip) -> None:
     with playing(lambda n, _: (200, {}, json.dumps({**whole, "hits": given}).encode())) as server:
         found = Both(server).search("dog barkng", moments=True)
     assert (found.matches, found.did_you_mean, [h.match for h in found]) == (1, "dog barking", [True, False])
-    assert to_json(found) == {**whole, "hits": given}
+    assert to_json(found) == {**whole, "hits": given, "track": None, "notes": []}
 
 
 def test_a_service_without_a_cutoff_claims_nothing(low: api.Clip) -> None:

@@ -380,6 +380,7 @@ async def test_callers_wait_in_order(sounds: SimpleNamespace) -> None:
     await pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 async def test_many_callers_cancellations_and_crashes(sounds: SimpleNamespace, long_flac: bytes, seed: int) -> None:
     rng = random.Random(seed)

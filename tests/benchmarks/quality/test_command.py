@@ -19,6 +19,8 @@ from training.data.audio_cache import AudioStore
 from training.data.manifests import read_labelled
 from training.evaluation.validation import event_report, frame_report, make_mixtures, tracks
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["dog", "clock", "sheep", "typing", "flute", "splash", "gong", "hammer", "cow", "balloon", "thunder", "slurp"]
 SIZES = Sizes(
     mixtures=3,

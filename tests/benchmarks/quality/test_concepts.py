@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 from benchmarks.quality.concepts import main
 from model.config import SAMPLE_RATE
+
+pytestmark = pytest.mark.slow
 
 
 def test_it_reports_every_method(small_checkpoint: Path, tmp_path: Path) -> None:

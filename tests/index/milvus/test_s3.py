@@ -93,6 +93,7 @@ def test_a_download_that_breaks_leaves_nothing(server: S3, bucket: Callable[...,
     assert objects.local(NAME).read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["503", "drop"])
 def test_lasting_faults_are_errors_in_bounded_time(server: S3, bucket: Callable[..., Objects], fault: str) -> None:
     objects = bucket()

@@ -201,6 +201,7 @@ class Watcher(threading.Thread):
         return self.states[:3] == ["flat", "codes", "flat"] and len(self.codes) > self.states.count("codes")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 + 3 * SECONDS)
 def test_every_answer_is_the_librarys_at_one_moment(tmp_path: Path, new_clip: Callable[..., NewClip]) -> None:
     news = {seed: new_clip(seed, {"seed": seed, "kind": "moving"}) for seed in range(CLIPS)}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from index import SqliteLibrary
 from tests.support.clips import nearest_hits
@@ -42,6 +43,7 @@ def _run_and_kill(folder: Path, start: int, changes: int, delay: float, *more: s
     return [json.loads(line) for line in output.split(b"\n")[:-1]]
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments(tmp_path: Path) -> None:
     choose = random.Random(7)
     versions: dict[int, int] = {}  # of every clip that must be there
@@ -98,6 +100,7 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
             versions = {seed: clip.metadata["version"] for seed, clip in there.items()}
 
 
+@pytest.mark.slow
 def test_concepts_survive_kills(tmp_path: Path) -> None:
     choose = random.Random(3)
     there: set[int] = set()  # examples that must be there

@@ -8,6 +8,7 @@ import json
 import sqlite3
 import sys
 import tarfile
+import unicodedata
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -15,10 +16,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from index.records import CheckpointMismatch
-from index.sqlite import backup
+from index.records import CheckpointMismatch, NewClip
+from index.sqlite import backup, queries
 from index.sqlite.library import SqliteLibrary
-from index.sqlite.store import MIGRATIONS
+from index.sqlite.store import DATABASE_FILE, MIGRATIONS, Store
+from index.text import has_folded_letters, split_words
 from tests.support.clips import nearest_hits
 
 LIBRARIES = Path(__file__).with_name("libraries")
@@ -154,3 +156,42 @@ def test_a_migration_that_is_broken_off(old: Path) -> None:
     ids = {int(n): clip_id for n, clip_id in json.loads((old / "ids.json").read_text()).items()}
     with SqliteLibrary.open(old, dim=make.DIM, checkpoint=make.CHECKPOINT) as library:
         check(library, ids)
+
+
+FOLDING = 5  # the format from which a library has folded words is one later
+
+
+def test_words_of_existing_clips_are_folded(tmp_path: Path) -> None:
+    """Names and metadata that a release before folding indexed with their own letters."""
+    names = {"Straße im Regen.wav": "strasse", "Е\u0308лка.wav": "елка", "Łódź_01.wav": "lodz", "Rain.wav": "rain"}
+    folder = tmp_path / "data"
+    with SqliteLibrary.open(folder, dim=make.DIM, checkpoint="one") as library:
+        for number, name in enumerate(names):
+            embedding, frames = make.vectors(number)
+            data = make.audio(number)
+            sha256 = hashlib.sha256(data).hexdigest()
+            about = {"tags": ["Smørrebrød"] if number == 3 else []}
+            library.add(NewClip(name, sha256, 1.0, 16_000, 1, about, embedding, frames, 0.16, data))
+    store = Store(folder / DATABASE_FILE)
+    with store.write() as change:
+        for row, name, about in change.execute("SELECT row, filename, metadata FROM clips").fetchall():
+            texts = (unicodedata.normalize("NFKC", name), " ".join(json.loads(about)["tags"]), "kept")
+            change.execute("UPDATE words SET name = ?, tags = ?, others = ? WHERE rowid = ?", (*texts, row))
+        change.execute(f"PRAGMA user_version = {FOLDING}")
+    with store.read() as view:
+        assert not queries.count_terms(view, ["strasse"])
+    store.close()
+    query = np.ones(make.DIM, np.float32)
+    with SqliteLibrary.open(folder, dim=make.DIM, checkpoint="one") as library:
+        found = {word: library.search_words(word, query, 9) for word in (*names.values(), "smorrebrod")}
+    assert {hits[0].clip.filename: word for word, hits in list(found.items())[:4]} == names
+    assert all(len(hits) == 1 for hits in found.values()) and found["smorrebrod"][0].clip.filename == "Rain.wav"
+    assert version(folder) == len(MIGRATIONS)
+
+
+@pytest.mark.parametrize(
+    "text", ["Straße", "Е\u0308лка", "ŁÓDŹ", "SMØRREBRØD", "Rain", "Tür", "犬", "ﬁre", "ŒUVRE", ""]
+)
+def test_clips_with_folded_letters_are_known(text: str) -> None:
+    folds = split_words(text) != unicodedata.normalize("NFKC", text) and "犬" not in text
+    assert has_folded_letters(text) == folds

@@ -1,0 +1,30 @@
+"""An ingest in shards that are killed and resumed gives the records of one run."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from benchmarks.service.shards import Run, differences, measure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["sqlite", "milvus"])
+def test_shards_killed_and_resumed_have_the_records_of_one_run(store: str) -> None:
+    if store == "milvus" and importlib.util.find_spec("milvus_lite") is None:
+        pytest.skip("milvus_lite is not installed")
+    run = measure(120, 3, [store])["runs"][store]
+    assert (run["missing"], run["more"], run["different"]) == (0, 0, 0)
+    assert run["vectors compared"] == 120 and run["largest difference of a value"] < 1e-5
+    assert all(20 <= there < 120 for there in run["clips in the library at each kill"])
+    processed = [added + there for added, there, _ in run["after the kill: added, already there, failed"]]
+    assert sum(processed) == 120 and min(processed) > 20
+
+
+def test_differences_are_reported() -> None:
+    record = ("a.wav", 0.3, 16_000, 1, "{}")
+    one = Run(records={"a": record, "b": record})
+    other = Run(records={"b": ("a.wav", 0.4, 16_000, 1, "{}"), "c": record})
+    found = differences(other, one)
+    assert (found["missing"], found["more"], found["different"]) == (1, 1, 1)
