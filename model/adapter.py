@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from model.config import AdapterConfig, ConfigError
 
+GATE = 0.3  # of a concept head's free component
+
 
 class Adapter(nn.Module):
     """Base class of the adapters. Outputs are not normalised."""
@@ -121,9 +123,9 @@ class ConceptHead(nn.Module):
     parts use the first `width` features.
     """
 
-    def __init__(self, width: int, dim: int, concepts: int, hidden: int, gate: float, direct: int = 0) -> None:
+    def __init__(self, width: int, dim: int, concepts: int, hidden: int, direct: int = 0) -> None:
         super().__init__()
-        self.width, self.gate = width, gate
+        self.width = width
         self.direct = nn.Linear(direct, dim) if direct else None
         self.logits = nn.Linear(width, concepts)
         nn.init.constant_(self.logits.bias, -5.0)  # most concepts are absent from most sounds
@@ -133,7 +135,7 @@ class ConceptHead(nn.Module):
         """(…, P) features and (K, D) anchors → embeddings (…, D) and class logits (…, K), float32."""
         logits = self.class_logits(features)
         free = self.free(features[..., : self.width]).float()
-        named = F.normalize(logits.sigmoid() @ anchors.float(), dim=-1) + self.gate * free
+        named = F.normalize(logits.sigmoid() @ anchors.float(), dim=-1) + GATE * free
         if self.direct is not None:
             named = F.normalize(named, dim=-1) + self.direct(features).float()
         return named, logits
@@ -157,13 +159,12 @@ class ConceptAdapter(Adapter):
         concepts: int,
         pooled: int | None = None,
         hidden: int = 512,
-        gate: float = 0.3,
         direct: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("anchors", torch.zeros(concepts, dim))
-        self.clip = ConceptHead(width, dim, concepts, hidden, gate, (pooled or width) if direct else 0)
-        self.frames = ConceptHead(width, dim, concepts, hidden, gate, width if direct else 0)
+        self.clip = ConceptHead(width, dim, concepts, hidden, (pooled or width) if direct else 0)
+        self.frames = ConceptHead(width, dim, concepts, hidden, width if direct else 0)
 
     def forward_clip(self, pooled: Tensor) -> Tensor:
         return self.clip(pooled, self.anchors)[0]

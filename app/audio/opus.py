@@ -27,6 +27,7 @@ def packet_samples(packet: bytes) -> int:
     """The length of a packet in samples at 48 kHz. Raises ValueError for what is no packet."""
     if packet and len(packet) <= _MAX_PACKET:
         config, code = packet[0] >> 3, packet[0] & 3
+        length: float
         if config < 12:
             length = _SILK_MS[config % 4]
         else:

@@ -6,6 +6,8 @@ arithmetic per second, and train faster per crop (docs/development/log.md).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -70,8 +72,7 @@ class ConvEncoder(AudioEncoder):
     """Log-mel → one feature vector per frame hop, and their attention-pooled summary.
 
     `stages` lists (channels, time stride, frequency stride) of one residual block each. The product of all time
-    strides, including the stem's, is the number of mel frames per embedding frame. With `statistics`, mean and maximum
-    of the frames that are not digital silence follow the attention's summary, so that pooled features are (B, 3C).
+    strides, including the stem's, is the number of mel frames per embedding frame.
     """
 
     def __init__(
@@ -83,7 +84,6 @@ class ConvEncoder(AudioEncoder):
         stages: tuple[tuple[int, int, int], ...] = ((64, 2, 2), (128, 2, 2), (256, 2, 2), (512, 1, 2)),
         width: int = 768,
         heads: int = 16,
-        statistics: bool = False,
     ) -> None:
         super().__init__()
         hop, bins = STEM_STRIDE, mel.num_mel_bins // STEM_STRIDE
@@ -101,21 +101,29 @@ class ConvEncoder(AudioEncoder):
         self.trunk = nn.Sequential(*blocks)
         self.neck = nn.Sequential(nn.Linear(channels * bins, width), nn.LayerNorm(width), nn.GELU())
         self.pool = AttentionPool(width, heads)
-        self.statistics = statistics
+
+    def forward(self, mel: Tensor) -> EncoderOutput:
+        """(B, mel_frames, bins) normalised log-mel → pooled (B, C) and frames (B, mel_frames / hop, C)."""
+        x = mel[:, None].contiguous(memory_format=torch.channels_last)
+        x = self.trunk(x)  # (B, C, T, F)
+        frames = self.neck(x.permute(0, 2, 1, 3).flatten(2))
+        return EncoderOutput(self.pool(frames), frames)
+
+
+class StatisticsConvEncoder(ConvEncoder):
+    """A ConvEncoder whose pooled features (B, 3C) end in mean and maximum of the frames that aren't digital silence."""
+
+    def __init__(self, windows: WindowConfig, mel: MelConfig, **params: Any) -> None:
+        super().__init__(windows, mel, **params)
         # normalised log-mel of digital silence, and a little more for low precisions
         self.silence = (mel.pad_value - mel.mean) / (2 * mel.std) + 0.02
 
     @property
     def pooled_width(self) -> int:
-        return 3 * self.width if self.statistics else self.width
+        return 3 * self.width
 
     def forward(self, mel: Tensor) -> EncoderOutput:
-        """(B, mel_frames, bins) normalised log-mel → pooled (B, P) and frames (B, mel_frames / hop, C)."""
-        x = mel[:, None].contiguous(memory_format=torch.channels_last)
-        x = self.trunk(x)  # (B, C, T, F)
-        frames = self.neck(x.permute(0, 2, 1, 3).flatten(2))
-        pooled = self.pool(frames)
-        if self.statistics:
-            sounding = (mel > self.silence).view(len(mel), frames.shape[1], -1).any(-1)
-            pooled = torch.cat([pooled, statistics_over(frames, sounding)], dim=-1)
-        return EncoderOutput(pooled, frames)
+        """(B, mel_frames, bins) normalised log-mel → pooled (B, 3C) and frames (B, mel_frames / hop, C)."""
+        pooled, frames = super().forward(mel)
+        sounding = (mel > self.silence).view(len(mel), frames.shape[1], -1).any(-1)
+        return EncoderOutput(torch.cat([pooled, statistics_over(frames, sounding)], dim=-1), frames)

@@ -18,6 +18,7 @@ ENCODERS = {
     "eat": "model.encoders.eat:EAT",
     "htsat": "model.encoders.htsat:HTSAT",
     "cnn": "model.encoders.cnn:ConvEncoder",
+    "cnn_statistics": "model.encoders.cnn:StatisticsConvEncoder",
 }
 
 

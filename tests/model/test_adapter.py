@@ -21,9 +21,11 @@ def test_decoupled_is_the_published_layout() -> None:
 
 def test_a_certain_concept_is_embedded_at_its_anchor() -> None:
     torch.manual_seed(0)
-    adapter = ConceptAdapter(8, 6, concepts=4, hidden=8, gate=0.0)
+    adapter = ConceptAdapter(8, 6, concepts=4, hidden=8)
     adapter.anchors.copy_(F.normalize(torch.randn(4, 6), dim=-1))
     with torch.no_grad():
+        for parameter in adapter.clip.free.parameters():
+            parameter.zero_()
         adapter.clip.logits.weight.zero_()
         adapter.clip.logits.bias.copy_(torch.tensor([-30.0, -30.0, 9.0, -30.0]))
     embedding = adapter.forward_clip(torch.randn(2, 8))
@@ -31,7 +33,7 @@ def test_a_certain_concept_is_embedded_at_its_anchor() -> None:
 
 
 def test_the_free_component_is_gated_and_silence_is_finite() -> None:
-    adapter = ConceptAdapter(8, 6, concepts=4, hidden=8, gate=0.3)
+    adapter = ConceptAdapter(8, 6, concepts=4, hidden=8)
     adapter.anchors.copy_(F.normalize(torch.randn(4, 6), dim=-1))
     features = torch.randn(5, 8)
     named = F.normalize(adapter.frames.logits(features).sigmoid() @ adapter.anchors, dim=-1)

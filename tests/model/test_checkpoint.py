@@ -182,7 +182,7 @@ def test_other_encoders_and_adapters_round_trip(
         audio_encoder=EncoderConfig(
             "cnn", {"stem": 4, "stages": [[8, 2, 2], [8, 2, 2], [8, 2, 2]], "width": 32, "heads": 4}
         ),
-        adapter=AdapterConfig("concept", {"concepts": 7, "hidden": 16, "gate": 0.2}),
+        adapter=AdapterConfig("concept", {"concepts": 7, "hidden": 16}),
         text=TextConfig("mean", 8, "residual", {"gate": 0.1}, text.hf_config),
     )
     model = make_tiny(config)

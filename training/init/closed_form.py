@@ -56,11 +56,10 @@ class EncodedSounds:
 
 
 def with_statistics(model: FineLAP) -> FineLAP:
-    """A copy of the model whose pooled features include mean and maximum of a window's frames; see ConvEncoder."""
+    """A copy of the model whose pooled features include mean and maximum of a window's frames."""
     encoder = model.config.audio_encoder
-    return _extended(
-        model, replace(model.config, audio_encoder=replace(encoder, params={**encoder.params, "statistics": True}))
-    )
+    assert encoder.kind == "cnn", encoder.kind
+    return _extended(model, replace(model.config, audio_encoder=replace(encoder, kind="cnn_statistics")))
 
 
 def encode_sounds(model: FineLAP, store: AudioStore) -> EncodedSounds:

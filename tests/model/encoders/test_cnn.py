@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import ConfigError, EncoderConfig, MelConfig, WindowConfig
-from model.encoders.cnn import AttentionPool, ConvEncoder
+from model.encoders.cnn import AttentionPool, ConvEncoder, StatisticsConvEncoder
 from model.encoders.registry import build_encoder
 
 MEL = MelConfig(num_mel_bins=16)
@@ -14,9 +14,9 @@ WINDOWS = WindowConfig(mel_frames=256, frames=16)
 STAGES = ((8, 4, 2), (16, 2, 2))
 
 
-def encoder(*, statistics: bool = False) -> ConvEncoder:
+def encoder(kind: type[ConvEncoder] = ConvEncoder) -> ConvEncoder:
     torch.manual_seed(0)
-    return ConvEncoder(WINDOWS, MEL, stem=4, stages=STAGES, width=32, heads=4, statistics=statistics).eval()
+    return kind(WINDOWS, MEL, stem=4, stages=STAGES, width=32, heads=4).eval()
 
 
 @pytest.mark.parametrize("frames", [4, 16])
@@ -53,7 +53,7 @@ def test_attention_pool_is_a_weighted_mean() -> None:
 
 
 def test_statistics_are_those_of_the_frames_that_sound() -> None:
-    model, mel = encoder(statistics=True), torch.randn(2, 192, 16)
+    model, mel = encoder(StatisticsConvEncoder), torch.randn(2, 192, 16)
     silence = (MEL.pad_value - MEL.mean) / (2 * MEL.std)
     mel[0, 100:] = silence  # frames of 16 mel frames: the first seven sound
     mel[1] = silence
