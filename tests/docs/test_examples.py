@@ -67,14 +67,14 @@ def _http_api(reader: Reader) -> None:
     page = (REPO / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
     for call in every - called - {"GET /v1/models/{model}"}:
         assert call.replace("{clip_id}", "{id}") in page
-    assert len(reader.names["texts"].data) == 2 and len(reader.names["sounds"].data[0].embedding) == 448
+    assert len(reader.names["texts"].data) == 2 and len(reader.names["sounds"].data[0].embedding) == 512
 
 
 def _client(reader: Reader) -> None:
     assert Path("copy.wav").read_bytes() == Path("dog.wav").read_bytes()
     names: dict[str, Any] = reader.names
     assert names["png"].startswith(b"\x89PNG") and names["outline"].shape == (200, 2)
-    assert names["texts"].shape == (2, 448) and names["sounds"].audio[0].frames.shape[1] == 448
+    assert names["texts"].shape == (2, 512) and names["sounds"].audio[0].frames.shape[1] == 512
 
 
 _AFTERWARDS = {"docs/reference/http-api.md": _http_api, "docs/reference/client.md": _client}
