@@ -267,7 +267,7 @@ def concept(taught: Taught) -> schemas.Concept:
         removed=taught.removed,
         quality=quality,
         threshold=round(taught.threshold, 4),
-        fitted_threshold=round(taught.fitted_threshold, 4),
+        threshold_set=taught.concept.threshold is not None,
         notes=notes,
         created=taught.concept.created,
         updated=taught.concept.updated,

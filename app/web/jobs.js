@@ -59,7 +59,7 @@ export class Jobs {
     const phrases = read();
     const filter = this.#filter();
     const threshold = Number($("scan-threshold").value);
-    const body = { kind: "detect", phrases, ...(threshold !== DEFAULTS.threshold && { threshold }) }; // concepts have their own
+    const body = { kind: "detect", phrases, ...(threshold !== DEFAULTS.threshold && { threshold }) }; // concepts may have their own
     if (Object.keys(filter).length) body.filter = filter;
     $("scan-start").disabled = true;
     try {
