@@ -250,7 +250,9 @@ def concept(taught: Taught) -> schemas.Concept:
     elif head.reason:
         notes.append(head.reason)
     if taught.removed:
-        notes.append(f"{taught.removed} examples were removed with their clips")
+        gone = "1 example was removed with its clip"
+        several = f"{taught.removed} examples were removed with their clips"
+        notes.append(gone if taught.removed == 1 else several)
     quality = None
     if head is not None and head.quality is not None:
         quality = schemas.Quality(
