@@ -147,7 +147,8 @@ def _add_clip_tools(server: MCPServer, connect: Connect) -> None:
         ],
         ctx: Context,
         threshold: Annotated[
-            float | None, Field(ge=0, le=1, description="Score that starts an event: 0.5, or a concept's own.")
+            float | None,
+            Field(ge=0, le=1, description="Score that starts an event: by default 0.5, or what was set for a concept."),
         ] = None,
     ) -> dict[str, Any]:
         """Find out when given sounds occur in one clip: onset, offset and score of each event.

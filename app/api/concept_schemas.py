@@ -119,9 +119,10 @@ class Quality(BaseModel):
 
 
 class Concept(BaseModel):
-    """A concept. `threshold` is the score from which a sound counts, and events of it begin.
+    """A concept. `threshold` is the score from which a clip counts.
 
-    It is `fitted_threshold` unless it was set; that is 0.5 without a quality.
+    It is as it was set (`threshold_set`), or as it is fitted if there is a quality, otherwise 0.5. Events begin at one
+    that was set, otherwise at 0.5.
     `removed` counts examples whose clip was deleted. `notes` say what limits it, such as why it has no quality.
     """
 
@@ -133,7 +134,7 @@ class Concept(BaseModel):
     removed: int
     quality: Quality | None
     threshold: float
-    fitted_threshold: float
+    threshold_set: bool
     notes: list[str]
     created: str
     updated: str

@@ -250,7 +250,9 @@ def concept(taught: Taught) -> schemas.Concept:
     elif head.reason:
         notes.append(head.reason)
     if taught.removed:
-        notes.append(f"{taught.removed} examples were removed with their clips")
+        gone = "1 example was removed with its clip"
+        several = f"{taught.removed} examples were removed with their clips"
+        notes.append(gone if taught.removed == 1 else several)
     quality = None
     if head is not None and head.quality is not None:
         quality = schemas.Quality(
@@ -267,7 +269,7 @@ def concept(taught: Taught) -> schemas.Concept:
         removed=taught.removed,
         quality=quality,
         threshold=round(taught.threshold, 4),
-        fitted_threshold=round(taught.fitted_threshold, 4),
+        threshold_set=taught.concept.threshold is not None,
         notes=notes,
         created=taught.concept.created,
         updated=taught.concept.updated,

@@ -39,7 +39,7 @@ CONCEPT = {
     "removed": 0,
     "quality": {"average_precision": 0.91, "auroc": 0.99, "folds": 6},
     "threshold": 0.5,
-    "fitted_threshold": 0.5,
+    "threshold_set": False,
     "notes": [],
     "created": "2026-03-01T08:30:00.000000Z",
     "updated": "2026-03-01T08:41:00.000000Z",

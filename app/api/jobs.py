@@ -50,7 +50,7 @@ class JobRequest(BaseModel):
         None,
         min_length=1,
         description="The score that an event reaches: a number, or a list with one per phrase. "
-        "Default: 0.5, and for a concept its own.",
+        "Default: 0.5, or what was set for a concept.",
     )
     low_threshold: Scores | None = Field(
         None,

@@ -574,7 +574,7 @@ class DetectForm(_Request):
     threshold: list[Score] = Field(
         [],
         description="The score that an event reaches: one value for all phrases, or one per phrase. "
-        "Default: 0.5, and for a concept its own.",
+        "Default: 0.5, or what was set for a concept.",
         examples=[[0.5]],
     )
     low_threshold: list[Score] = Field(
@@ -624,7 +624,7 @@ class LiveStart(_Request):
     sample_rate: int = Field(ge=1_000, le=768_000)  # Hz
     encoding: Literal["pcm_s16le", "pcm_f32le", "opus", "flac"]
     channels: int = Field(1, ge=1, le=32)  # interleaved; opus and flac say it themselves
-    threshold: Scores | None = Field(None, min_length=1)  # None: 0.5, and a concept's own
+    threshold: Scores | None = Field(None, min_length=1)  # None: 0.5, or what was set for a concept
     low_threshold: Scores = []
     method: Literal["threshold"] = "threshold"  # boxes need the whole recording
     median_filter: float = Field(0.48, ge=0, le=MAX_MEDIAN_FILTER)

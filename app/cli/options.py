@@ -227,7 +227,11 @@ def _events(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-p", "--phrase", action="append", dest="phrases", default=[], metavar="TEXT", help="sound to detect")
     scores: dict[str, Any] = {"type": fraction, "action": "append", "metavar": "X"}
-    add("--threshold", **scores, help="score that starts an event (0.5, or a concept's own); once, or once per phrase")
+    add(
+        "--threshold",
+        **scores,
+        help="score that starts an event (0.5, or as set for a concept); once, or once per phrase",
+    )
     add(
         "--low-threshold",
         **scores,

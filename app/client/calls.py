@@ -48,7 +48,7 @@ class SearchOptions(TypedDict, total=False):
 class DetectOptions(TypedDict, total=False):
     """How frame scores become events. Missing keys use the service's defaults; durations in seconds."""
 
-    threshold: float | Sequence[float]  # one, or one per phrase; 0.5, or a concept's own
+    threshold: float | Sequence[float]  # one, or one per phrase; 0.5, or what was set for a concept
     low_threshold: float | Sequence[float] | None  # an event lasts until its score falls below; one, or one per phrase
     median_filter: float
     min_duration: float

@@ -527,7 +527,7 @@ class Concept(_Response):
     removed: int
     quality: Quality | None
     threshold: float
-    fitted_threshold: float
+    threshold_set: bool
     notes: tuple[str, ...]
     created: str
     updated: str

@@ -79,11 +79,9 @@ class Taught:
 
     @property
     def threshold(self) -> float:
-        """The score from which a sound counts: as users chose it, or as it is fitted."""
-        return self.fitted_threshold if self.concept.threshold is None else self.concept.threshold
-
-    @property
-    def fitted_threshold(self) -> float:
+        """The score from which a clip counts: as users set it, or as it is fitted."""
+        if self.concept.threshold is not None:
+            return self.concept.threshold
         return 0.5 if self.head is None else self.head.threshold
 
     def require_head(self) -> Head:

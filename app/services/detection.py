@@ -36,7 +36,7 @@ Message = dict[str, Any]  # a line of the NDJSON stream, in plain JSON types
 class DetectionRequest:
     """Phrases to detect, each with the settings that turn its scores into events.
 
-    own_thresholds: nobody has chosen a threshold, so that concepts have their own.
+    own_thresholds: the request has no threshold, so that concepts have those that their users have set.
     """
 
     phrases: list[str]
@@ -48,7 +48,7 @@ class DetectionRequest:
             raise ValueError(f"{len(self.phrases)} phrases and {len(self.settings)} settings")
 
     def resolved(self, phrases: Phrases) -> DetectionRequest:
-        """The request with the thresholds of its concepts. Raises Invalid if a lower threshold is above one."""
+        """The request with the thresholds that were set for its concepts. Raises Invalid if a lower one is above."""
         if not self.own_thresholds:
             return self
         try:

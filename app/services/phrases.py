@@ -32,8 +32,8 @@ def concept_name(phrase: str) -> str | None:
 class Phrase:
     """A phrase: the embedding (D,) of a text, of unit length, or a concept.
 
-    directions: of a concept that has any; others score as texts do. threshold: the score from which a concept counts;
-    None for a text.
+    directions: of a concept that has any; others score as texts do. threshold: the score at which events of a
+    concept begin, if its users have set one. (The fitted one is of whole clips, and no better for events than 0.5.)
     """
 
     text: str
@@ -106,7 +106,7 @@ async def resolve(state: AppState, phrases: Sequence[str], *, urgency: Urgency =
     async def of_concept(phrase: str) -> Phrase:
         found = await taught(state, names[phrase], urgency=urgency)
         head = found.require_head()
-        return Phrase(phrase, head.vector, head.directions, found.threshold)
+        return Phrase(phrase, head.vector, head.directions, found.concept.threshold)
 
     vectors, *concepts = await asyncio.gather(
         state.engine.embed_texts(texts, urgency=urgency), *(of_concept(phrase) for phrase in names)

@@ -72,9 +72,12 @@ export async function loadConcepts() {
   return all;
 }
 
-/** The first of the phrases that names a concept that there isn't, after looking once more; undefined if there is none. */
+/**
+ * The first of the phrases that names a concept that there isn't, after looking once more; undefined if there is none.
+ * @param {() => string[]} phrases  as they are read with the concepts that are known
+ */
 export async function unknownConcept(phrases) {
-  const missing = () => phrases.find((phrase) => isConcept(phrase) && !conceptOf(phrase));
+  const missing = () => phrases().find((phrase) => isConcept(phrase) && !conceptOf(phrase));
   if (missing() !== undefined) await loadConcepts().catch(() => {});
   return missing();
 }

@@ -55,7 +55,7 @@ export class Scores {
   update(concept) {
     this.#concept = concept;
     if (!this.#moved) $("concept-threshold").value = concept.threshold;
-    $("concept-threshold-reset").hidden = concept.threshold === concept.fitted_threshold;
+    $("concept-threshold-reset").hidden = !concept.threshold_set;
     this.#draw();
   }
 

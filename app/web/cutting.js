@@ -55,11 +55,11 @@ export class Cutting {
     return settings;
   }
 
-  /** The threshold of a phrase: its own, that of its concept unless a common one was chosen, or the common one. */
+  /** The threshold of a phrase: its own, one set for its concept unless a common one was chosen, or the common one. */
   _threshold(phrase) {
     const common = Number(this.threshold.value);
-    const taught = common === DEFAULTS.threshold && phrase ? conceptOf(phrase)?.threshold : undefined;
-    return this.thresholds.get(phrase) ?? taught ?? common;
+    const concept = common === DEFAULTS.threshold && phrase ? conceptOf(phrase) : undefined;
+    return this.thresholds.get(phrase) ?? (concept?.threshold_set ? concept.threshold : common);
   }
 
   /** Describes the settings for the footer of an exported image. @param {string[]} phrases */

@@ -111,7 +111,7 @@ export function mount(panel, shell) {
     phrases.take();
     if (!source) return refuse("Choose a recording first.", $("recording"));
     if (!phrases.all.length) return refuse("Enter or choose a sound to detect first.", $("phrase"));
-    const unknown = await unknownConcept(phrases.all);
+    const unknown = await unknownConcept(() => phrases.all);
     if (unknown !== undefined) return refuse(noSuch(unknown), $("phrase"));
     running?.abort();
     const run = (running = new AbortController());

@@ -49,16 +49,17 @@ export class Jobs {
   }
 
   async #start() {
-    const phrases = splitPhrases($("scan-phrases").value, /,/).map((text) => text.trim()).filter(Boolean);
-    if (!phrases.length) {
+    const read = () => splitPhrases($("scan-phrases").value, /,/).map((text) => text.trim()).filter(Boolean);
+    if (!read().length) {
       showMessage($("scan-message"), "Describe the sounds first, separated by commas.", true);
       return $("scan-phrases").focus();
     }
-    const unknown = await unknownConcept(phrases);
+    const unknown = await unknownConcept(read);
     if (unknown !== undefined) return showMessage($("scan-message"), noSuch(unknown), true);
+    const phrases = read();
     const filter = this.#filter();
     const threshold = Number($("scan-threshold").value);
-    const body = { kind: "detect", phrases, ...(threshold !== DEFAULTS.threshold && { threshold }) }; // concepts have their own
+    const body = { kind: "detect", phrases, ...(threshold !== DEFAULTS.threshold && { threshold }) }; // concepts may have their own
     if (Object.keys(filter).length) body.filter = filter;
     $("scan-start").disabled = true;
     try {

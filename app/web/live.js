@@ -29,7 +29,7 @@ export class Live {
   async start() {
     const phrases = this._phrases();
     if (!phrases.length) return this._refuse("Enter or choose a sound to detect first.", $("phrase"));
-    const unknown = await unknownConcept(phrases);
+    const unknown = await unknownConcept(() => phrases);
     if (unknown !== undefined) return this._refuse(noSuch(unknown), $("phrase"));
     const session = (this._session = { rows: new Map(), events: 0, closed: [] });
     this._show(true);

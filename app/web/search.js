@@ -169,7 +169,7 @@ export function mount(panel, shell) {
   async function ask(query, signal) {
     const { q, like, example, mode, more, less, without, filter, k } = query;
     const least = query.score || null;
-    const unknown = like ? undefined : await unknownConcept([...soundsOf(query), ...without]);
+    const unknown = like ? undefined : await unknownConcept(() => [...soundsOf(query), ...without]);
     if (unknown !== undefined) throw new Problem(404, { detail: noSuch(unknown) });
     const some = Object.keys(filter).length ? filter : null;
     if (like) {

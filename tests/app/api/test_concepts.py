@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -281,3 +282,35 @@ async def test_events_begin_at_the_threshold_of_the_concept(client: httpx.AsyncC
     assert fitted.json()["threshold"] == 0.5 and await detected() == [1, 1]
     for wrong in (0, 1, -0.1, 1.5, "x", [0.5]):
         assert (await client.patch("/concepts/beep", json={"threshold": wrong})).status_code == 422, wrong
+
+
+async def test_a_concept_in_a_sequence(
+    client: httpx.AsyncClient, library: dict[str, str], sounds: SimpleNamespace
+) -> None:
+    silence = np.zeros(2 * sounds.RATE, np.float32)
+    both = np.concatenate([sounds.tone(800, 2), silence, sounds.tone(200, 2), silence])
+    added = await client.post("/clips", files=[("files", ("800, then 200.wav", sounds.encode(both)))])
+    await teach(client, "beep", {"clip_id": library["800-0"]}, {"clip_id": library["800-1"]}, text="tone 800")
+    for sequence, found in ((["concept:beep", "tone 200"], True), (["tone 200", "concept:beep"], False)):
+        answer = await client.post("/search/moments", json={"sequence": sequence, "max_gap": 5, "k": 5})
+        hits = [hit for hit in answer.json()["hits"] if hit["score"] > 0.5]
+        assert [hit["clip"]["id"] for hit in hits] == [added.json()["clips"][0]["id"]] * found, sequence
+
+
+async def test_several_people_teach_one_concept_at_once(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    """The head that remains is that of all examples, whichever fit was stored last."""
+    examples = [{"clip_id": library[f"{hz}-{n}"], "label": hz == 800} for hz in (800, 200) for n in range(3)]
+    await teach(client, "together", text="tone 800")
+    await teach(client, "alone", *examples, text="tone 800")
+    answers = await asyncio.gather(
+        *(client.post("/concepts/together/examples", json={"examples": [one]}) for one in examples),
+        *(client.get("/search", params={"q": "concept:together"}) for _ in examples),
+    )
+    assert {answer.status_code for answer in answers} == {200, 201}
+    scores = []
+    for name in ("together", "alone"):
+        concept = (await client.get(f"/concepts/{name}")).json()
+        assert (concept["positives"], concept["negatives"]) == (3, 3)
+        hits = (await client.post("/search", json={"query": f"concept:{name}", "k": 13})).json()["hits"]
+        scores.append({hit["clip"]["id"]: hit["score"] for hit in hits})
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)

@@ -546,3 +546,26 @@ async def test_silence_and_nothing(shared: Serving) -> None:
             len(samples) / RATE, abs=1e-4
         )
         assert not any(m["type"] == "event" for m in messages)
+
+
+async def test_a_concept_in_a_live_stream(serve: Callable[..., Any], sounds: SimpleNamespace) -> None:
+    """Its events begin at the threshold that was set for it, unless the stream has one."""
+    serving = await serve()
+    samples = np.concatenate([np.zeros(RATE, np.float32), sounds.tone(400, 2), np.zeros(3 * RATE, np.float32)])
+    concept = START | {"phrases": ["concept:beep", "tone 400"]}
+
+    async def found(**options: Any) -> list[int]:
+        end = (await play(serving, samples, concept | options))[-1]
+        assert end["type"] == "end", end
+        return [one["count"] for one in end["phrases"]]
+
+    async with httpx.AsyncClient(base_url=serving.url) as client:
+        made = await client.post("/concepts", json={"name": "beep", "text": "tone 400"})
+        assert made.status_code == 201
+        before = await found()
+        assert before[0] == before[1] > 0
+        assert (await client.patch("/concepts/beep", json={"threshold": 0.9999})).status_code == 200
+        assert await found() == [0, before[1]]
+        assert await found(threshold=0.5) == before
+    (refused,) = await play(serving, samples, START | {"phrases": ["concept:nothing"]})
+    assert refused["type"] == "error" and refused["problem"]["status"] == 404

@@ -675,6 +675,9 @@ def test_concepts_are_taught_and_used(
     run("teach", "mid beep", "--text", "a beep", "--positive", f"{ids['mid.FLAC']}@0-0.8")
     (concept,) = json.loads(run("list", "--json"))
     assert (concept["positives"], concept["negatives"], concept["text"]) == (2, 1, "a beep")
+    assert "0.35" in run("teach", "mid beep", "--threshold", "0.35")
+    (concept,) = json.loads(run("list", "--json"))
+    assert (concept["threshold"], concept["threshold_set"], concept["positives"]) == (0.35, True, 2)
     main(["search", "concept:mid beep", "--json"])
     assert json.loads(capsys.readouterr().out)["hits"][0]["clip"]["filename"] == "mid.FLAC"
     assert ids["low.wav"] not in run("suggest", "mid beep") and json.loads(run("suggest", "mid beep", "--json"))
