@@ -27,12 +27,9 @@ def packet_samples(packet: bytes) -> int:
     """The length of a packet in samples at 48 kHz. Raises ValueError for what is no packet."""
     if packet and len(packet) <= _MAX_PACKET:
         config, code = packet[0] >> 3, packet[0] & 3
-        if config < 12:
-            length = _SILK[config % 4]
-        else:
-            length = _HYBRID[config % 2] if config < 16 else _CELT[config % 4]
+        lengths = _SILK if config < 12 else _HYBRID if config < 16 else _CELT
         frames = (packet[1] & 63 if len(packet) > 1 else 0) if code == 3 else min(code, 1) + 1
-        samples = frames * length
+        samples = frames * lengths[config % len(lengths)]
         if 0 < samples <= _MAX_SAMPLES:
             return samples
     raise ValueError(f"A message of {len(packet)} bytes is neither an Opus packet nor part of an Ogg or WebM stream.")
