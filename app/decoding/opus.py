@@ -11,7 +11,7 @@ import struct
 _RATE = 48_000  # Hz, of positions in Ogg
 _MAX_PACKET = 61_295  # bytes: 48 frames of 1,275 and their lengths
 _MAX_SAMPLES = 5_760  # 120 ms
-_SILK_MS, _HYBRID_MS, _CELT_MS = (10, 20, 40, 60), (10, 20), (2.5, 5, 10, 20)
+_SILK, _HYBRID, _CELT = (480, 960, 1920, 2880), (480, 960), (120, 240, 480, 960)  # samples of a frame
 _CONTAINERS = (b"OggS", b"\x1a\x45\xdf\xa3")  # the first bytes of Ogg and of WebM
 _SERIAL = 1
 _FIRST = 2  # the flag of the first page
@@ -27,13 +27,9 @@ def packet_samples(packet: bytes) -> int:
     """The length of a packet in samples at 48 kHz. Raises ValueError for what is no packet."""
     if packet and len(packet) <= _MAX_PACKET:
         config, code = packet[0] >> 3, packet[0] & 3
-        length: float
-        if config < 12:
-            length = _SILK_MS[config % 4]
-        else:
-            length = _HYBRID_MS[config % 2] if config < 16 else _CELT_MS[config % 4]
+        lengths = _SILK if config < 12 else _HYBRID if config < 16 else _CELT
         frames = (packet[1] & 63 if len(packet) > 1 else 0) if code == 3 else min(code, 1) + 1
-        samples = int(frames * length * _RATE // 1000)
+        samples = frames * lengths[config % len(lengths)]
         if 0 < samples <= _MAX_SAMPLES:
             return samples
     raise ValueError(f"A message of {len(packet)} bytes is neither an Opus packet nor part of an Ogg or WebM stream.")

@@ -262,6 +262,11 @@ class Engine:
         """Whether the model computes or has something to compute. May be read from any thread."""
         return self.text_lane.busy or self.audio_lane.busy
 
+    @property
+    def audio_waits(self) -> bool:
+        """Whether windows wait for the model."""
+        return self.audio_lane.depth > 0
+
     def backlog_seconds(self) -> float:
         """Seconds of sound that wait for the model; a window that is padded counts as padded."""
         return self.audio_lane.waiting_cost * self.windows.frames * self.windows.frame_hop

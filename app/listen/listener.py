@@ -100,7 +100,8 @@ class Listener:
                 for uplink in self._uplinks:
                     await uplink
                 return
-            self._ended = self._ended or time.time()
+            if self._first:  # before the first sound nothing is missing
+                self._ended = self._ended or time.time()
             log.warning("%s; opening %s again in %.1f s", reason, self._source.name, delay.next)
             self._metrics.reconnects.labels(self._source.name, "source").inc()
             await delay.wait()

@@ -1,7 +1,8 @@
 """Sound event detection in live sound: samples in as they arrive, messages out as soon as there is something to tell.
 
 `LiveDetection` is one stream. Its windows share the engine's batches with all other callers, one or two at a time, so a
-stream that falls behind gets fewer and longer windows rather than a longer queue. Memory does not grow with its length.
+stream that falls behind gets fewer and longer windows rather than a longer queue, and while others wait for the model,
+windows are shorter. Memory does not grow with a stream's length.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class LiveDetection:
     async def messages(self) -> AsyncGenerator[Message, None]:
         """The messages after the first. Raises what the model raises."""
         while True:
-            quick = None if self._ended else self._quick.take()
+            quick = None if self._ended else self._quick.take(cheap=self._state.engine.audio_waits)
             if self._ended and not self._flushed:
                 self._flushed = True
                 self._settling.extend(self._settled.finish())

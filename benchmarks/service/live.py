@@ -91,12 +91,10 @@ async def detect(server: Server, samples: np.ndarray) -> Events:
         answer = (await client.post("/detect", files={"file": ("a.wav", file)}, data=form)).raise_for_status().json()
     hop, found = answer["frame_hop"], []
     for phrase in answer["phrases"]:
-        smooth = median_smooth(np.array(phrase["frame_scores"], np.float32), DetectionSettings().median_filter, hop)
-        certain = hop * np.flatnonzero(smooth >= THRESHOLD - 1e-6)
+        scores = np.array(phrase["frame_scores"], np.float32)
         for event in phrase["events"]:
             onset, offset = event["onset"], event["offset"]
-            risen = certain[(certain >= onset - 1e-3) & (certain < offset)].min(initial=offset)
-            found.append((phrase["phrase"], onset, offset, float(risen)))
+            found.append((phrase["phrase"], onset, offset, min(offset, reached(scores, onset, hop))))
     return found
 
 
@@ -206,26 +204,32 @@ def delays(events: int) -> None:
     model, samples = FineLAP.from_pretrained("checkpoints/finelap-small"), scene(0, events)
     texts, cutter, numbers = model.encode_text(list(PHRASES)), LiveCutter(model.config.windows), itertools.count()
     tracks = {phrase: LiveTrack(DetectionSettings(), model.frame_hop, numbers) for phrase in PHRASES}
-    opened: dict[int, float] = {}
-    open_delays, close_delays = [], []
+    told, heard_scores = Told(), {phrase: np.empty(0, np.float32) for phrase in PHRASES}
+    numbers_told: set[int] = set()
     for at in range(0, len(samples), int(CHUNK * RATE)):
         cutter.push(samples[at : at + int(CHUNK * RATE)])
         heard = min(len(samples), at + int(CHUNK * RATE)) / RATE
         while (cut := cutter.take()) is not None:
             ((_, frames),) = model.encode_windows([cut[1]])
             scores = np.asarray(model.frame_score(np.asarray(frames)[cut[0].keep], np.asarray(texts)), np.float32)
-            for track, own in zip(tracks.values(), scores, strict=True):
+            for (phrase, track), own in zip(tracks.items(), scores, strict=True):
+                heard_scores[phrase] = np.concatenate([heard_scores[phrase], own])
                 for news in track.push_quick(own):
-                    if news.state is State.OPEN and news.number not in opened:
-                        opened[news.number] = heard
-                        open_delays.append(heard - news.event.onset)
+                    if news.state is State.OPEN and news.number not in numbers_told:
+                        numbers_told.add(news.number)
+                        told.opened.append(heard - news.event.onset)
+                        told.risen.append(heard - reached(heard_scores[phrase], news.event.onset, model.frame_hop))
                     elif news.state is State.CLOSED and not news.revised:
-                        close_delays.append(heard - news.event.offset)
-    row: dict[str, float | None] = {"events": len(close_delays)}
-    for name, values in (("open", open_delays), ("close", close_delays)):
-        row |= {f"{name}_p50": quantile(values, 50), f"{name}_p95": quantile(values, 95)}
-        row[f"{name}_within_1.5"] = round(float(np.mean(np.array(values) <= 1.5)), 3)
+                        told.closed.append(heard - news.event.offset)
+    row = {"events": len(told.closed), **quantiles([told])}
     print(json.dumps({"in_sound": row}), flush=True)
+
+
+def reached(scores: np.ndarray, onset: float, hop: float) -> float:
+    """Where scores (t,) reach the threshold first after an onset, in seconds."""
+    smooth = median_smooth(scores, DetectionSettings().median_filter, hop)
+    certain = hop * np.flatnonzero(smooth >= THRESHOLD)
+    return float(certain[certain >= onset - 1e-3].min(initial=hop * len(scores)))
 
 
 async def memory(server: Server, minutes: float) -> None:

@@ -41,7 +41,8 @@ def test_the_microphone(
 ) -> None:
     from playwright.sync_api import expect
 
-    page = open_page(path="/?tab=detect")
+    page = open_page(1280, "/?tab=detect", device_scale_factor=1.5)
+    page.set_viewport_size({"width": 1180, "height": 660})
     page.click("#live-start")
     expect(page.locator("#detect-message")).to_have_text("Enter or choose a sound to detect first.")
     add(page, "dog barking", "breaking glass")
@@ -52,7 +53,8 @@ def test_the_microphone(
     expect(page.locator("#live-events td", has_text="dog barking").first).to_be_visible()
     expect(page.locator("#live-events tr:not([data-open])").first).to_contain_text("s")
     check_accessibility(page)
-    shoot(page, "live")
+    page.locator("#live-start").evaluate("button => button.scrollIntoView({ block: 'center' })")
+    shoot(page, "page-live")
     page.click("#live-start")
     expect(page.locator("#live-label")).to_have_text("Listen")
     expect(page.locator("#detect-message")).to_contain_text("Listened for")

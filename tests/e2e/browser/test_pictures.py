@@ -2,7 +2,8 @@
 
     FINELAP_SCREENSHOTS=docs/images python -m pytest tests/e2e/browser/test_pictures.py
 
-Without the variable nothing is kept; that the page comes to what the pictures show is tested all the same.
+The picture of the microphone is made by test_live.py in the same way, whose browser has one. Without the variable
+nothing is kept; that the page comes to what the pictures show is tested all the same.
 """
 
 from __future__ import annotations
@@ -102,6 +103,21 @@ def test_library(look: Callable[[str], Page], added: None, shoot: Callable[..., 
     page.evaluate("document.activeElement.blur()")
     page.mouse.move(0, 0)
     shoot(page, "page-library")
+
+
+def test_scan(look: Callable[[str], Page], server: Server, shoot: Callable[..., None]) -> None:
+    page = look("/?tab=library")
+    for phrases in ("rain, thunder", "dog barking, breaking glass, birds singing"):
+        page.fill("#scan-phrases", phrases)
+        page.keyboard.press("Enter")
+        page.locator("#jobs > li[data-state=done]", has_text=phrases).wait_for()
+    page.evaluate("document.activeElement.blur()")
+    page.locator("#scan-phrases").evaluate("field => field.scrollIntoView({ block: 'center' })")
+    page.mouse.move(0, 0)
+    shoot(page, "page-scan")
+    for job in server.get("/jobs").json()["jobs"]:
+        assert job["events"] > 0
+        server.delete(f"/jobs/{job['id']}")
 
 
 def test_concepts(look: Callable[[str], Page], server: Server, shoot: Callable[..., None]) -> None:

@@ -134,8 +134,9 @@ def test_the_edges_of_a_run(pieces: list[list[int]], share: int) -> None:
     assert run.edges(least) == (7 + high[0], 8 + high[-1])
 
 
+@pytest.mark.parametrize("cheap", [False, True])
 @pytest.mark.parametrize("windows", [WINDOWS, WindowConfig(), WindowConfig(frame_hop=0.04, frames=250)])
-def test_windows_slide_with_the_sound(windows: WindowConfig) -> None:
+def test_windows_slide_with_the_sound(windows: WindowConfig, cheap: bool) -> None:
     rng = np.random.default_rng(0)
     samples = rng.standard_normal(40 * SAMPLE_RATE).astype(np.float32)
     cutter, kept, at = LiveCutter(windows), [], 0
@@ -143,7 +144,7 @@ def test_windows_slide_with_the_sound(windows: WindowConfig) -> None:
         size = int(rng.choice([160, 1_600, 8_000, 50_000]))
         cutter.push(samples[at : at + size])
         at += size
-        while (cut := cutter.take()) is not None:
+        while (cut := cutter.take(cheap)) is not None:
             window, content = cut
             assert len(content) == window.stop - window.start <= windows.frames * windows.frame_hop * SAMPLE_RATE + 1
             np.testing.assert_allclose(content, samples[window.start : window.stop] - content_mean(samples, window))
@@ -163,3 +164,16 @@ def content_mean(samples: np.ndarray, window: object) -> np.float32:
 def test_boxes_need_the_whole_recording() -> None:
     with pytest.raises(ValueError, match="whole recording"):
         LiveTrack(DetectionSettings(method="sebb"), HOP, itertools.count())
+
+
+def test_cheap_windows_are_half_as_long_where_they_reach_far_enough() -> None:
+    def lengths(seconds: float, cheap: bool) -> list[int]:
+        cutter, found = LiveCutter(WINDOWS), []
+        for _ in range(40):
+            cutter.push(np.zeros(int(seconds * SAMPLE_RATE), np.float32))
+            while (cut := cutter.take(cheap)) is not None:
+                found.append(round(len(cut[1]) / SAMPLE_RATE / HOP))
+        return found[20:]
+
+    assert set(lengths(0.32, False)) == {32} and set(lengths(0.32, True)) == {16}
+    assert set(lengths(2.56, True)) == {32} and set(lengths(5.12, True)) == {64}

@@ -1,4 +1,4 @@
-"""`finelap listen` on an RTSP server as cameras have one: GStreamer's, in a process of its own."""
+"""`finelap listen` on real servers: GStreamer's of RTSP, as cameras have one, and ffmpeg's of HTTP, as radios do."""
 
 from __future__ import annotations
 
@@ -62,13 +62,42 @@ class Camera:
         self.process.communicate()
 
 
+class Radio:
+    """ffmpeg as an HTTP server of MP3 for one client."""
+
+    def __init__(self, _: str, file: Path, codec: str, port: int) -> None:
+        program = shutil.which("ffmpeg")
+        assert program is not None
+        command = [program, "-v", "error", "-re", "-i", str(file), "-f", codec, "-progress", "pipe:1", "-listen", "1"]
+        self.process = subprocess.Popen(
+            [*command, f"http://127.0.0.1:{port}/sound"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+
+    def began(self) -> float:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            name, _, value = line.strip().partition("=")
+            if name == "out_time_us" and value.isdigit():
+                return time.time() - int(value) / 1e6
+        raise AssertionError("ffmpeg has ended")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.parametrize("codec", ["opus", "pcmu"])
-async def test_a_camera_that_fails_and_comes_back(service: Service, python: str, tmp_path: Path, codec: str) -> None:
+@pytest.mark.parametrize(("scheme", "codec"), [("rtsp", "opus"), ("rtsp", "pcmu"), ("http", "mp3")])
+async def test_a_source_that_fails_and_comes_back(
+    service: Service, request: pytest.FixtureRequest, tmp_path: Path, scheme: str, codec: str
+) -> None:
+    if scheme == "http" and shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    python = request.getfixturevalue("python") if scheme == "rtsp" else ""
     at = np.arange(int(PERIOD * RATE)) / RATE
     tone = 0.4 * np.sin(2 * np.pi * 400 * at) * ((at >= ONSET) & (at < OFFSET))
     soundfile.write(tmp_path / "tones.wav", np.tile(tone, 20).astype(np.float32), RATE)
@@ -79,22 +108,23 @@ async def test_a_camera_that_fails_and_comes_back(service: Service, python: str,
         return [(at, one) for at, one in lines if one["type"] == "event" and one["open"] is open and at > after]
 
     port = free_port()
-    camera = Camera(python, tmp_path / "tones.wav", codec, port)
-    source = Source.parse(f"rtsp://user:secret@127.0.0.1:{port}/sound")
+    serve = Camera if scheme == "rtsp" else Radio
+    server = serve(python, tmp_path / "tones.wav", codec, port)
+    source = Source.parse(f"{scheme}://user:secret@127.0.0.1:{port}/sound")
     try:
         async with listening(source, options) as task:
             for stretch in range(2):
-                began = await asyncio.to_thread(camera.began)
+                began = await asyncio.to_thread(server.began)
                 await until(lambda began=began: len(told(False, began)) >= 2)
                 assert not task.done()
                 for open, edge in ((True, ONSET), (False, OFFSET)):
                     for arrived, line in told(open, began)[:2]:
                         assert (arrived - began - edge) % PERIOD <= 3.0, line  # seconds after the edge
-                        assert line["phrase"] == "tone 400" and line["source"] == f"rtsp://127.0.0.1:{port}/sound"
+                        assert line["phrase"] == "tone 400" and line["source"] == f"{scheme}://127.0.0.1:{port}/sound"
                 if not stretch:
-                    camera.kill()
-                    camera = Camera(python, tmp_path / "tones.wav", codec, port)
+                    server.kill()
+                    server = serve(python, tmp_path / "tones.wav", codec, port)
     finally:
-        camera.kill()
-    (gap,) = [line for _, line in lines if line["type"] == "gap"]
-    assert gap["side"] == "source" and 0 < gap["end"] - gap["start"] < 30
+        server.kill()
+    (gap,) = [line for _, line in lines if line["type"] == "gap"]  # none before the first sound
+    assert gap["side"] == "source" and gap["start"] > 0 and 0 < gap["end"] - gap["start"] < 30
