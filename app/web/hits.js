@@ -329,7 +329,7 @@ export class HitList {
 }
 
 const id = ({ clip, score, match, example, moments }) =>
-  [clip.id, clip.filename, JSON.stringify(clip.metadata), score, match, example, moments?.[0]?.start].join(" ");
+  JSON.stringify([clip.id, clip.filename, clip.metadata, score, match, example === undefined, example, moments?.[0]?.start]);
 
 const KINDS = { name: "name", tags: "tag", metadata: "description", sound: "sound" };
 

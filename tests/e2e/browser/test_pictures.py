@@ -61,6 +61,17 @@ def test_search(look: Callable[[str], Page], shoot: Callable[..., None]) -> None
     shoot(page, "page-search")
 
 
+def test_many(look: Callable[[str], Page], shoot: Callable[..., None]) -> None:
+    page = look("/?q=water")
+    page.wait_for_selector("#hits .name:has-text('water')")
+    page.wait_for_load_state("networkidle")
+    for key in ("ArrowDown", "x", "Shift+ArrowDown", "Shift+ArrowDown"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#selection:has-text('3 selected')")
+    page.mouse.move(0, 0)
+    shoot(page, "page-many")
+
+
 def test_detect(look: Callable[[str], Page], shoot: Callable[..., None]) -> None:
     night = np.random.default_rng(1).normal(0, 0.001, 40 * SAMPLE_RATE).astype(np.float32)
     for name, at in NIGHT:
