@@ -7,6 +7,8 @@ instead of per frame has 1.5 times the error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _LEVELS = 127
@@ -39,6 +41,26 @@ class FrameCodes:
         if codes.ndim != 2 or codes.dtype != np.int8 or scales.shape != codes.shape[:1] or not len(codes):
             raise ValueError(f"codes {codes.shape} {codes.dtype} and scales {scales.shape} are not frames")
         return cls.from_bytes(scales.astype("<f4").tobytes() + np.ascontiguousarray(codes).tobytes(), codes.shape[1])
+
+    @staticmethod
+    def decode_many(blobs: Sequence[bytes], dim: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decodes outputs of `to_bytes` at once: the number of frames of each (N,), and all vectors (T, D) float32.
+
+        Raises ValueError as `from_bytes` does.
+        """
+        counts, rest = np.divmod(np.fromiter(map(len, blobs), np.int64, len(blobs)), 4 + dim)
+        if rest.any() or not counts.all():
+            raise ValueError(f"there are frames that don't have {dim} dimensions")
+        vectors = np.empty((counts.sum(), dim), dtype=np.float32)
+        starts = np.cumsum(counts) - counts
+        for count in np.unique(counts).tolist():
+            which = np.flatnonzero(counts == count)
+            joined = np.frombuffer(b"".join([blobs[i] for i in which.tolist()]), np.uint8).reshape(len(which), -1)
+            scales = joined[:, : 4 * count].copy().view("<f4")
+            codes = joined[:, 4 * count :].view(np.int8).reshape(len(which), count, dim)
+            places = (starts[which, None] + np.arange(count)).ravel()
+            vectors[places] = (codes * scales[:, :, None]).reshape(-1, dim)
+        return counts, vectors
 
     def codes_and_scales(self) -> tuple[np.ndarray, np.ndarray]:
         """The codes (T, D) int8 and scales (T,) float32: frame t is codes[t] × scales[t]."""

@@ -9,6 +9,7 @@ file when it was referenced; a file that changed since, or is outside of `roots`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -126,10 +127,17 @@ class AudioFiles:
 
     def names(self) -> Iterator[str]:
         """Yields the hash of every file."""
-        for folder in self.root.iterdir():
-            if len(folder.name) == 2 and folder.is_dir():
-                with os.scandir(folder) as entries:
-                    yield from (e.name for e in entries if _NAME.fullmatch(e.name) and e.name[:2] == folder.name)
+        for prefix in self.prefixes():
+            yield from self.names_of(prefix)
+
+    def prefixes(self) -> list[str]:
+        """What the hashes of the files begin with: the names of their folders."""
+        return [folder.name for folder in self.root.iterdir() if len(folder.name) == 2 and folder.is_dir()]
+
+    def names_of(self, prefix: str) -> Iterator[str]:
+        """Yields the hash of every file whose hash begins with the prefix, of two digits."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / prefix) as entries:
+            yield from (e.name for e in entries if _NAME.fullmatch(e.name) and e.name[:2] == prefix)
 
     def clear_incoming(self) -> int:
         """Removes the leftovers of interrupted `stage` calls and returns their number."""

@@ -147,7 +147,7 @@ class _Backup:
             if fault != "ok":
                 raise LibraryError(f"the library's database is damaged: {fault}")
             stamp = queries.stamp(copy)
-            names = [sha256 for sha256, _, _ in queries.all_sha256(copy)]
+            names = list(queries.all_sha256(copy))
         with path.open("rb") as file:
             os.fsync(file.fileno())
         return stamp[0] if stamp else None, names
@@ -294,7 +294,7 @@ def _restore(source: Path, snapshot: Snapshot, folder: Path, progress: Progress)
         if _sha256_of(restoring, progress) != snapshot.catalog_sha256:
             raise LibraryError(f"{DATABASE_FILE} of snapshot {snapshot.name} is damaged")
     with closing(sqlite3.connect(f"{restoring.absolute().as_uri()}?immutable=1", uri=True)) as database:
-        names = [sha256 for sha256, _, _ in queries.all_sha256(database)]
+        names = list(queries.all_sha256(database))
     audio, backups = AudioFiles(folder / AUDIO_FOLDER), source / AUDIO_FOLDER
     audio.clear_incoming()
     audio.remove_unless(set(names).__contains__)  # left by the interrupted restore of another snapshot

@@ -317,10 +317,9 @@ def all_segments(
     clip's duration in seconds (N,)."""
     found = connection.execute("SELECT row, codes, duration FROM segments JOIN clips USING (row) ORDER BY row")
     while chunk := found.fetchmany(batch):
-        parts = [FrameCodes.from_bytes(codes, dim).decode() for _, codes, _ in chunk]
-        counts = [len(part) for part in parts]
-        rows, seconds = [row for row, _, _ in chunk], [duration for _, _, duration in chunk]
-        yield np.repeat(rows, counts), np.concatenate(parts), np.repeat(seconds, counts)
+        rows, codes, seconds = zip(*chunk, strict=True)
+        counts, vectors = FrameCodes.decode_many(codes, dim)
+        yield np.repeat(np.array(rows, np.int64), counts), vectors, np.repeat(np.array(seconds), counts)
 
 
 def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:
@@ -370,9 +369,22 @@ def row_keys(connection: sqlite3.Connection) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([empty, *rows]), np.concatenate([empty.astype(np.uint64), *keys])
 
 
-def all_sha256(connection: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """Yields (sha256, id, filename) of every clip."""
-    yield from connection.execute("SELECT sha256, id, filename FROM clips")
+def all_sha256(connection: sqlite3.Connection) -> Iterator[str]:
+    """Yields the hash of every clip."""
+    for (sha256,) in connection.execute("SELECT sha256 FROM clips"):
+        yield sha256
+
+
+def sha256_of(connection: sqlite3.Connection, prefix: str) -> set[str]:
+    """The hashes of the clips that begin with the prefix, lower-case hexadecimal digits; read from their index."""
+    found = connection.execute("SELECT sha256 FROM clips WHERE sha256 >= ? AND sha256 < ?", (prefix, prefix + "g"))
+    return {sha256 for (sha256,) in found}
+
+
+def named_by_sha256(connection: sqlite3.Connection, sha256: str) -> tuple[str, str]:
+    """The id and the file name of a clip."""
+    found = connection.execute("SELECT id, filename FROM clips WHERE sha256 = ?", (sha256,)).fetchone()
+    return found[0], found[1]
 
 
 class SqliteVectors:

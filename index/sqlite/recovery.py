@@ -20,24 +20,27 @@ def recover(database: Store, audio: AudioFiles) -> list[str]:
     leftovers = audio.clear_incoming()
     if leftovers:
         report.append(f"removed {_files(leftovers)} of interrupted uploads")
+    orphans: set[str] = set()
+    missing: list[str] = []
     with database.read() as view:
-        named = {sha256: (clip_id, filename) for sha256, clip_id, filename in queries.all_sha256(view)}
-        vectors = queries.count_vectors(view)
-    there = set(audio.names())
-    orphans = there - set(named)
+        clips, vectors = queries.count(view), queries.count_vectors(view)
+        for prefix in sorted({f"{byte:02x}" for byte in range(256)} | set(audio.prefixes())):  # 256 small sets
+            named, there = queries.sha256_of(view, prefix), set(audio.names_of(prefix))
+            orphans |= there - named
+            missing += sorted(named - there)
+        reported = [queries.named_by_sha256(view, sha256) for sha256 in missing[:_MAX_REPORTED]]
     if len(orphans) > _MAX_LEFTOVERS:
         report.append(f"kept {len(orphans)} audio files without a record: was the database replaced by an older one?")
     elif orphans:
         for sha256 in orphans:
             audio.remove(sha256)
         report.append(f"removed {_files(len(orphans))} without a record")
-    missing = [clip for sha256, clip in named.items() if sha256 not in there]
-    for clip_id, filename in missing[:_MAX_REPORTED]:
+    for clip_id, filename in reported:
         report.append(f"the audio of clip {clip_id} ({filename}) is missing; add the file again to restore it")
     if len(missing) > _MAX_REPORTED:
         report.append(f"the audio of {len(missing) - _MAX_REPORTED} more clips is missing")
-    if vectors != len(named):
-        report.append(f"{len(named) - vectors} clips have no vector, so searches do not find them")
+    if vectors != clips:
+        report.append(f"{clips - vectors} clips have no vector, so searches do not find them")
     return report
 
 

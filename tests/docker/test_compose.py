@@ -124,7 +124,7 @@ def test_images_can_be_pulled_instead_of_built(repo_dir: Path, every: dict[str, 
 def test_gpu_and_scale(every: dict[str, Any]) -> None:
     (device,) = every["finelap-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    assert every["finelap-gpu"]["build"]["target"] == "cuda" and every["finelap"]["build"]["target"] == "cpu"
+    assert every["finelap-gpu"]["build"]["args"] == {"FLAVOUR": "cuda"} and "args" not in every["finelap"]["build"]
     replica = every["replica"]
     assert replica["deploy"]["replicas"] == 2 and "shared:/data" in replica["volumes"] and "ports" not in replica
     assert Settings(index_url=replica["environment"]["FINELAP_INDEX_URL"], _env_file=None)  # type: ignore[call-arg]

@@ -46,15 +46,27 @@ def test_dockerfile_passes_the_linter(repo_dir: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_targets_run_as_an_unprivileged_user(dockerfile: str, target: str) -> None:
-    lines = [line for line in stage(dockerfile, target).splitlines() if line and not line.startswith(("#", " "))]
+def test_the_image_runs_as_an_unprivileged_user(dockerfile: str) -> None:
+    lines = [line for line in stage(dockerfile, "finelap").splitlines() if line and not line.startswith(("#", " "))]
     assert lines[-1] == "USER 10001:10001"
     order = [lines.index(next(line for line in lines if part in line)) for part in ("venv", "checkpoints", "from=code")]
     assert order == sorted(order)  # what changes often comes last
     around = stage(dockerfile, "runtime")
     for words in ("HEALTHCHECK", "STOPSIGNAL SIGTERM", 'ENTRYPOINT ["finelap"]', "FINELAP_HOST=0.0.0.0", "/scratch"):
         assert words in around
+
+
+def test_flavours_differ_in_libraries_and_the_gpus_settings_only(dockerfile: str) -> None:
+    assert re.findall(r"^ARG FLAVOUR(.*)$", dockerfile, re.MULTILINE) == ["=cpu", ""]
+    assert re.findall(r"^FROM (\S*\$\{FLAVOUR\}) AS (\S+)$", dockerfile, re.MULTILINE) == [
+        ("libraries-${FLAVOUR}", "libraries-chosen"),
+        ("runtime-${FLAVOUR}", "finelap"),
+    ]
+    for flavour in ("cpu", "cuda"):
+        assert stage(dockerfile, f"libraries-{flavour}").count("pip --python") >= 1
+    assert stage(dockerfile, "runtime-cpu").strip() == "" and "NVIDIA_VISIBLE_DEVICES" in stage(
+        dockerfile, "runtime-cuda"
+    )
 
 
 def test_copied_files_exist_and_are_not_ignored(repo_dir: Path, dockerfile: str) -> None:

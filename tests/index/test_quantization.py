@@ -52,3 +52,15 @@ def test_adding_in_parts_gives_the_same_codes() -> None:
     for wrong in (np.zeros((2, 31)), np.zeros(32), np.full((1, 32), np.nan)):
         with pytest.raises(ValueError):
             pieces.add(wrong)
+
+
+def test_many_are_decoded_as_one_by_one() -> None:
+    rng = np.random.default_rng(3)
+    parts = [encode_frames(_unit(rng.standard_normal((count, 6)))) for count in (1, 3, 1, 2, 3, 1)]
+    counts, vectors = FrameCodes.decode_many([part.to_bytes() for part in parts], 6)
+    assert counts.tolist() == [1, 3, 1, 2, 3, 1]
+    np.testing.assert_array_equal(vectors, np.concatenate([part.decode() for part in parts]))
+    assert [len(part) for part in FrameCodes.decode_many([], 6)] == [0, 0]
+    for broken in (b"", b"123"):
+        with pytest.raises(ValueError, match="6 dimensions"):
+            FrameCodes.decode_many([parts[0].to_bytes(), broken], 6)
