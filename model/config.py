@@ -117,6 +117,7 @@ class EvidenceConfig:
     label_rank: int = 64  # dimensions of the labels
     label_temperature: float = 0.05  # of the softmax over a text's cosines to the labels
     label_weight: float = 1.0  # of texts
+    label_context: float = 0.25  # as `context`, of the labels
     audio_weight: float = 0.01  # of clips
     frame_weight: float = 2.0  # of frames, in units of `audio_weight`
     context: float = 0.0  # share of a frame's evidence that is its window's
@@ -124,8 +125,10 @@ class EvidenceConfig:
     def __post_init__(self) -> None:
         if min(self.rank, self.label_rank) < 1 or self.labels < 0:
             raise ConfigError("evidence: want rank ≥ 1, label_rank ≥ 1 and labels ≥ 0")
-        if not (min(self.temperature, self.label_temperature) > 0 and 0 <= self.context <= 1):
-            raise ConfigError("evidence: want temperatures > 0 and 0 ≤ context ≤ 1")
+        if not min(self.temperature, self.label_temperature) > 0:
+            raise ConfigError("evidence: want temperatures > 0")
+        if not all(0 <= context <= 1 for context in (self.context, self.label_context)):
+            raise ConfigError("evidence: want 0 ≤ context ≤ 1 and 0 ≤ label_context ≤ 1")
 
     @property
     def dims(self) -> int:

@@ -85,14 +85,16 @@ class Evidence(nn.Module):
     def extend_frames(self, core: Tensor, logits: Tensor, frames: Tensor, window: tuple[Tensor, Tensor]) -> Tensor:
         """(B, T, C), (B, T, K) and features (B, T, F) → (B, T, C + dims) of unit length.
 
-        `window` has the class logits (B, K) and features (B, P) of the whole window; a share `context` of a frame's
-        evidence is that of its window. Frames weigh evidence `frame_weight` times as much as clips do.
+        `window` has the class logits (B, K) and features (B, P) of the whole window; shares `context` and
+        `label_context` of a frame's evidence are those of its window. Frames weigh evidence `frame_weight` times as
+        much as clips do.
         """
-        parts = [self._of_classes(logits)]
-        if self.config.labels:
-            parts.append(self.config.audio_weight * self.frame_labels(frames).float())
-        evidence = torch.lerp(torch.cat(parts, dim=-1), self._of_window(*window)[:, None], self.config.context)
-        return self._sound(core, self.config.frame_weight * evidence)
+        config, whole = self.config, self._of_window(*window)[:, None]
+        parts = [torch.lerp(self._of_classes(logits), whole[..., : config.rank], config.context)]
+        if config.labels:
+            own = config.audio_weight * self.frame_labels(frames).float()
+            parts.append(torch.lerp(own, whole[..., config.rank :], config.label_context))
+        return self._sound(core, config.frame_weight * torch.cat(parts, dim=-1))
 
     def extend_text(self, core: Tensor, anchors: Tensor) -> Tensor:
         """Core embeddings (B, C) of unit length and class anchors (K, C) → (B, C + dims) of unit length."""

@@ -183,7 +183,8 @@ class ClosedFormConfig:
     label_share: float = 0.0  # the same of the label evidence; 0: none
     label_penalty: float = 3000.0  # of its ridge regression
     frame_weight: float = 2.0  # of frames' evidence, in units of clips'
-    context: float = 0.5  # share of a frame's evidence that is its window's
+    context: float = 0.5  # share of a frame's class evidence that is its window's
+    label_context: float = 0.25  # the same of the label evidence
 
 
 @dataclass(frozen=True)

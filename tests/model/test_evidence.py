@@ -87,7 +87,14 @@ def test_labels_add_evidence_of_their_own() -> None:
     labels, rank = 7, 3
     config = replace(
         EvidenceConfig(rank=CLASSES, temperature=0.1, text_weight=30.0, audio_weight=0.01, frame_weight=2.0),
-        **{"context": 0.25, "labels": labels, "label_rank": rank, "label_temperature": 0.2, "label_weight": 40.0},
+        **{
+            "context": 0.5,
+            "label_context": 0.25,
+            "labels": labels,
+            "label_rank": rank,
+            "label_temperature": 0.2,
+            "label_weight": 40.0,
+        },
     )
     evidence, anchors = fitted(config)
     fill(evidence)

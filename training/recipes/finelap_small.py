@@ -230,7 +230,9 @@ class RecipeRun:
             model = with_direct_head(model, sounds, weight=config.direct_weight, penalty=config.penalty)
         if not config.evidence_share:
             return model
-        evidence = EvidenceConfig(frame_weight=config.frame_weight, context=config.context)
+        evidence = EvidenceConfig(
+            frame_weight=config.frame_weight, context=config.context, label_context=config.label_context
+        )
         extended = with_evidence(model, sounds, evidence, share=config.evidence_share)
         if not config.label_share:
             return extended
