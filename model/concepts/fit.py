@@ -22,7 +22,7 @@ import numpy as np
 
 from model.concepts.head import Direction, Head, HeadScores, Quality, Scores
 
-VERSION = 2  # of the fit: heads of another version are fitted again
+VERSION = 3  # of the fit: heads of another version are fitted again
 
 _MIN_RECORDINGS = 3  # with positive examples, for a quality
 _TYPICAL = 2.2  # logit of a typical positive example: a score of 0.9
@@ -112,7 +112,7 @@ class HeadSettings:
     folds: int = 5
     prototypes: int = 6
     nearness: float = 1.2
-    text_share: float = 1.0
+    text_share: float = 2.0
 
 
 SETTINGS = HeadSettings()

@@ -567,5 +567,7 @@ async def test_a_concept_in_a_live_stream(serve: Callable[..., Any], sounds: Sim
         assert (await client.patch("/concepts/beep", json={"threshold": 0.9999})).status_code == 200
         assert await found() == [0, before[1]]
         assert await found(threshold=0.5) == before
-    (refused,) = await play(serving, samples, START | {"phrases": ["concept:nothing"]})
+    async with serving.open() as socket:
+        await socket.send(json.dumps(START | {"phrases": ["concept:nothing"]}))
+        (refused,) = await read_all(socket)
     assert refused["type"] == "error" and refused["problem"]["status"] == 404
