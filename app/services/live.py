@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 
 import numpy as np
 
-from app.audio.pcm import STREAM
+from app.audio.live import STREAM
 from app.errors import FramesUnsupported
 from app.services.audio_source import require_frames
 from app.services.detection import DetectionRequest, Message

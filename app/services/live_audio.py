@@ -15,8 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from app.audio.pcm import STREAM, PcmDecoder
-from app.decoding.opus import OggOpusWriter, is_container
+from app.audio.live import STREAM, OggOpusWriter, PcmDecoder, is_container
 from app.errors import Invalid
 from app.state import AppState
 

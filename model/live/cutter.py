@@ -53,7 +53,7 @@ class LiveCutter:
     def take(self, cheap: bool = False) -> tuple[Window, np.ndarray] | None:
         """The next window with its `centred` samples, or None if too little sound has arrived since the last one.
 
-        cheap: a shorter window, at half the cost, if it reaches far enough.
+        cheap: a shorter window, which costs a third less, if it reaches far enough.
         """
         available = int(self._count / SAMPLE_RATE / self._hop + _EPS)
         new = min(available - self._ahead - self._done, self._whole - self._ahead - self._back)

@@ -61,6 +61,7 @@ def _http_api(reader: Reader) -> None:
         "GET /clips/{clip_id}/similar",
         "GET /clips/duplicates",
         "POST /clips/reference",
+        "PATCH /collections/{name}",
         "GET /v1/models/{model}",
     }
     assert every - called <= prose

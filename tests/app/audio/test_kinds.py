@@ -19,7 +19,7 @@ import pytest
 
 from app.audio.decode import DecodedAudio, TruncatedAudio, decode, open_live
 from app.audio.errors import EmptyAudio, TrackMissing
-from app.audio.pcm import PcmDecoder
+from app.audio.live import PcmDecoder
 from tests.support import hostile
 
 RATE, SECONDS, BEEP = 48_000, 4.0, 3.0

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from app.audio.decode import decode
-from app.decoding.opus import OggOpusWriter, is_container, packet_samples
+from app.audio.live import OggOpusWriter, is_container, packet_samples
 from tests.support.audio import opus_packets
 
 
