@@ -482,7 +482,7 @@ class Reason(BaseModel):
     """
 
     kind: Literal["name", "tags", "metadata", "sound", "moment"]
-    words: list[str] = []
+    words: list[str]
 
 
 class Hit(BaseModel):
