@@ -186,7 +186,8 @@ def test_a_slider_cuts_again_without_the_service(
     lower = shown(page)
     assert lower != before
     page.keyboard.press("End")
-    expect(page.locator("#no-events")).to_contain_text("No score reaches the threshold")
+    expect(page.locator("#threshold-value")).to_have_text("0.98")
+    highest = shown(page)
     page.fill("#threshold", "0.2")
     page.click("#cutting-toggle")
     page.fill("#joined", "3")
@@ -197,12 +198,25 @@ def test_a_slider_cuts_again_without_the_service(
     assert not requests
 
     assert lower == found(answered(server, scene, threshold=0.2))
-    assert joined == found(answered(server, scene, threshold=0.2, max_gap=3)) < lower
+    assert highest == found(answered(server, scene, threshold=0.98)) <= lower
+    assert joined == found(answered(server, scene, threshold=0.2, max_gap=3)) <= lower
     settings = {"threshold": [0.4, 0.2, 0.2], "max_gap": 3, "min_duration": 1.5}
     assert own == found(answered(server, scene, **settings)) < joined
     page.click("#cutting-reset")
     assert shown(page) == before
     assert "t" not in parse_qs(urlsplit(page.url).query)
+
+
+def test_no_score_at_the_threshold_is_said_with_the_highest(page: Page, scene: Path, complaints: Complaints) -> None:
+    from playwright.sync_api import expect
+
+    page.click("#tab-detect")
+    listen(page, scene, "violin")
+    page.focus("#threshold")
+    page.keyboard.press("End")
+    expect(page.locator("#no-events")).to_contain_text(
+        re.compile(r"No score reaches the threshold\. The highest is 0\.\d\d")
+    )
 
 
 def test_events_are_seen_while_it_is_heard(page: Page, tmp_path: Path, complaints: Complaints) -> None:
