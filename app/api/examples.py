@@ -78,6 +78,9 @@ FOUND = {
     "query": "dog barking",
     "took_ms": 4.1,
     "matches": 3,
+    "did_you_mean": None,
+    "track": None,
+    "notes": [],
     "hits": [
         {
             "clip": CLIP,

@@ -512,7 +512,7 @@ class SearchResult(BaseModel):
     matches: int | None
     did_you_mean: str | None = None
     track: Track | None = None
-    notes: list[Note] = []
+    notes: list[Note]
     hits: list[Hit]
 
 

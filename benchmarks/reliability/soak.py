@@ -335,9 +335,10 @@ def maintain(data: Path, work: Path, checkpoint: Path, report: Report, stop: thr
     while True:
         for name, command in commands.items():
             done = subprocess.run([*_FINELAP, *command], env=environment, capture_output=True, text=True, timeout=1800)
-            changed = (
-                command[0] == "backup" and "missing in the library" in done.stderr
-            )  # in place, before the next scan
+            # files in place that have changed since the last scan
+            changed = command[0] == "backup" and any(
+                f"{what} in the library" in done.stderr for what in ("missing", "damaged")
+            )
             if done.returncode and not changed:  # clips deleted while they are embedded are no error
                 report.wrong.append(f"finelap {command[0]}: {done.returncode} {done.stderr[-300:]}")
             setattr(report, name, getattr(report, name) + 1)

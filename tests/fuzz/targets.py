@@ -36,7 +36,7 @@ from app import errors
 from app.agents import server as agents
 from app.agents import service
 from app.api import conditional, detect, openai, requests, schemas
-from app.audio import containers, pcm, tags, ucs
+from app.audio import containers, live, tags, ucs
 from app.audio import wav_chunks as chunks
 from app.audio.errors import MediaError
 from app.audio.tag_schema import MAX_TOTAL, checked
@@ -481,7 +481,7 @@ def stream_messages(data: bytes) -> None:
         return
     if start.encoding not in ("pcm_s16le", "pcm_f32le"):
         return
-    decoder = pcm.PcmDecoder(start.encoding, start.sample_rate, start.channels)
+    decoder = live.PcmDecoder(start.encoding, start.sample_rate, start.channels)
     try:
         pieces = [decoder.push(audio[at : at + 96]) for at in range(0, len(audio), 96)] + [decoder.finish()]
     except (ValueError, MediaError) as error:

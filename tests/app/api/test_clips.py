@@ -162,7 +162,7 @@ async def test_patch_merges_metadata(client: httpx.AsyncClient, sounds: SimpleNa
     assert (await client.get(f"/clips/{clip['id']}")).json() == changed.json()
 
 
-@pytest.mark.parametrize("body", [{}, {"metadata": 1}, {"filename": "b.wav"}, [1], "x"])
+@pytest.mark.parametrize("body", [{}, {"metadata": 1}, {"filename": ""}, {"filename": 1}, [1], "x"])
 async def test_invalid_patches_are_rejected(client: httpx.AsyncClient, sounds: SimpleNamespace, body: Any) -> None:
     (clip,) = await add(client, ("a.wav", sounds.wav()))
     assert (await client.patch(f"/clips/{clip['id']}", json=body)).status_code == 422

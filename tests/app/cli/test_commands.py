@@ -445,7 +445,9 @@ def test_search_says_what_matches(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ]
     assert main(["search", "dog barkng", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"query": "dog barkng", "took_ms": 1.0, **answer} and err == ""
+    hits = [{**hit, "reasons": []} for hit in HITS]
+    whole = {"query": "dog barkng", "took_ms": 1.0, **answer, "hits": hits, "track": None, "notes": []}
+    assert json.loads(out) == whole and err == ""
 
 
 def test_search_says_that_nothing_matches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

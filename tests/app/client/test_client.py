@@ -265,7 +265,8 @@ def test_a_search_sends_every_option(low: api.Clip) -> None:
 
 
 def test_search_results_say_what_matches(low: api.Clip) -> None:
-    hit = {"clip": to_json(low), "similarity": 0.4, "score": 0.7}
+    reasons = [{"kind": "name", "words": ["low"]}, {"kind": "sound", "words": []}]
+    hit = {"clip": to_json(low), "similarity": 0.4, "score": 0.7, "reasons": reasons}
     whole = {"query": "dog barkng", "took_ms": 1.5, "matches": 1, "did_you_mean": "dog barking"}
     moment = {"start": 0.0, "end": 1.0, "score": 0.5}
     given = [{**hit, "match": True, "moments": [moment]}, {**hit, "match": False, "moments": None}]
