@@ -158,8 +158,8 @@ async def _read_text(state: AppState, text: str, mode: Mode) -> tuple[Part, Quer
             raise Invalid("The mode 'lexical' searches for words, and a concept has none.")
         (concept,) = (await resolve(state, [text], urgency=Urgency.SEARCH)).each
         return Part(concept.vector, directions=concept.directions), None
-    words, (vector,) = await asyncio.gather(
-        read_words(state, text), state.engine.embed_texts([text], urgency=Urgency.SEARCH)
+    (vector,), words = await asyncio.gather(
+        state.engine.embed_texts([text], urgency=Urgency.SEARCH), read_words(state, text)
     )
     if words.corrected:
         (vector,) = await state.engine.embed_texts([words.text], urgency=Urgency.SEARCH)
