@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         fit_fingerprint,
     )
     from index.duplicates import near_duplicates
-    from index.edits import COLLECTIONS, ClipEdit, Facet
+    from index.edits import ClipEdit, Facet
     from index.files import in_use
     from index.jobs import (
         EVENT,
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from index.sqlite.library import SqliteLibrary
     from index.sqlite.reader import ClipFile, LibraryReader, exclusive_lock
     from index.sqlite.reindex import SideDatabase, remove_side, side_path
-    from index.text import STOP_WORDS, stem_words, text_columns, words_of
+    from index.text import COLLECTIONS, STOP_WORDS, stem_words, text_columns, words_of
 
 __all__ = [
     "AudioMissing",
@@ -179,7 +179,7 @@ _MODULES = {
         "TooManyJobs",
         "UNFINISHED",
     ),
-    "index.edits": ("COLLECTIONS", "ClipEdit", "Facet"),
+    "index.edits": ("ClipEdit", "Facet"),
     "index.files": ("in_use",),
     "index.library": ("Library",),
     "index.milvus.client": ("parse_milvus_url",),
@@ -191,7 +191,7 @@ _MODULES = {
     "index.sqlite.library": ("SqliteLibrary",),
     "index.sqlite.reader": ("ClipFile", "LibraryReader", "exclusive_lock"),
     "index.sqlite.reindex": ("SideDatabase", "remove_side", "side_path"),
-    "index.text": ("STOP_WORDS", "stem_words", "text_columns", "words_of"),
+    "index.text": ("COLLECTIONS", "STOP_WORDS", "stem_words", "text_columns", "words_of"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

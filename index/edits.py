@@ -11,8 +11,6 @@ from typing import Any
 from index.filters import COLUMNS, RECORD_FIELDS
 from index.records import Clip, InvalidMetadata, check_text, dump_metadata, merge_patch, metadata_facts, nfc
 
-COLLECTIONS = "collections"  # the metadata key with the names of a clip's collections
-
 DURATIONS = (0, 2, 10, 60, 600)  # seconds: the lower ends of the ranges that facets count
 Facet = list[tuple[str | int | float, int]]  # values with their numbers of clips, most frequent first
 

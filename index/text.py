@@ -18,7 +18,8 @@ from typing import Any
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 TAG_KEYS = frozenset(("tags", "tag", "category", "subcategory", "keywords", "title", "label", "labels"))
 
-UNINDEXED_KEYS = frozenset(["collections"])  # says where somebody has put a sound, not what it is
+COLLECTIONS = "collections"  # the metadata key with the names of a clip's collections
+_NOT_OTHERS = TAG_KEYS | {COLLECTIONS}  # a collection says where somebody has put a sound, not what it is
 
 _MAX_TERMS = 32  # of a query
 _MAX_CHARACTERS = 100_000  # of a clip's text in one column
@@ -68,8 +69,7 @@ def text_columns(filename: str, metadata: dict[str, Any]) -> tuple[str, str, str
     Names of collections are not among them.
     """
     tags = [text for key, value in metadata.items() if key.lower() in TAG_KEYS for text in _texts(value)]
-    unheard = (*TAG_KEYS, *UNINDEXED_KEYS)
-    others = [text for key, value in metadata.items() if key.lower() not in unheard for text in _texts(value)]
+    others = [text for key, value in metadata.items() if key.lower() not in _NOT_OTHERS for text in _texts(value)]
     return split_words(filename), split_words("\n".join(tags)), split_words("\n".join(others))
 
 

@@ -31,6 +31,11 @@ class MelConfig:
     pad_value: float = 0.0  # raw log-mel of padding, before normalisation: 0 in the published model
     snip_edges: bool = True  # Kaldi: only frames wholly inside the signal; False pads the last frames with zeros
 
+    @property
+    def normalised_padding(self) -> float:
+        """The normalised log-mel of padding."""
+        return (self.pad_value - self.mean) / (2 * self.std)
+
 
 @dataclass(frozen=True)
 class WindowConfig:

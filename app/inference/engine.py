@@ -216,9 +216,7 @@ class Engine:
         temperature and bias (model.config.MatchingConfig), and a query that is a sound has one for both; without them,
         the model's pair for a clip and a text stands in. A concept has its own `scores`.
         """
-        if scores is not None:
-            return np.asarray(np.fmax(scores.clip.logits(clip), scores.segment.logits(segment)))
-        both = zip((clip, segment), self._pairs(sound), strict=True)
+        both = zip((clip, segment), self._pairs(sound, scores), strict=True)
         logits = [np.asarray(cosines, np.float64) / temp + bias for cosines, (temp, bias) in both]
         return np.asarray(np.fmax(*logits))
 
@@ -226,14 +224,13 @@ class Engine:
         self, logit: float, *, sound: bool = False, scores: HeadScores | None = None
     ) -> tuple[float, float]:
         """The cosines of a clip and of its best segment from which on `match_logits` reaches this logit."""
-        (whole_temp, whole_bias), (part_temp, part_bias) = self._pairs(sound)
-        if scores is not None:
-            whole_temp, whole_bias = scores.clip.temp, scores.clip.bias
-            part_temp, part_bias = scores.segment.temp, scores.segment.bias
+        (whole_temp, whole_bias), (part_temp, part_bias) = self._pairs(sound, scores)
         return (logit - whole_bias) * whole_temp, (logit - part_bias) * part_temp
 
-    def _pairs(self, sound: bool) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Temperature and bias of a clip's cosine and of a segment's."""
+    def _pairs(self, sound: bool, scores: HeadScores | None) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Temperature and bias of a clip's cosine and of a segment's; those of a concept are its own."""
+        if scores is not None:
+            return (scores.clip.temp, scores.clip.bias), (scores.segment.temp, scores.segment.bias)
         if self.matching is None:
             return self._pair, self._pair
         return (self.matching.sound, self.matching.sound) if sound else (self._pair, self.matching.segment)

@@ -18,7 +18,7 @@ from app.inference.batcher import Urgency
 from app.inference.engine import Engine
 from app.services.concepts import taught
 from app.state import AppState
-from model.concepts.head import Direction, best_logits
+from model.concepts.head import Direction, best_logits, vectors_of
 
 PREFIX = "concept:"
 
@@ -44,7 +44,7 @@ class Phrase:
     @property
     def vectors(self) -> np.ndarray:
         """What sounds are compared with (K, D), K at least 1."""
-        return np.stack([one.vector for one in self.directions]) if self.directions else self.vector[None]
+        return vectors_of(self.vector, self.directions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from app.inference.engine import Engine
 from app.services.words import QueryWords, coverage, found_words
 from app.state import AppState
 from index import LONG_SECONDS, Clip, Filter, Hit
-from model.concepts.head import Direction, HeadScores
+from model.concepts.head import Direction, HeadScores, vectors_of
 
 Mode = Literal["semantic", "hybrid", "lexical"]
 ReasonKind = Literal["name", "tags", "metadata", "sound", "moment"]
@@ -60,7 +60,7 @@ class Part:
     @property
     def vectors(self) -> np.ndarray:
         """What clips are compared with (K, D), K at least 1."""
-        return np.stack([one.vector for one in self.directions]) if self.directions else self.vector[None]
+        return vectors_of(self.vector, self.directions)
 
     @property
     def scores(self) -> HeadScores | None:

@@ -11,7 +11,6 @@ import hashlib
 import os
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ from benchmarks import common
 from benchmarks.common import Tape, encode
 from model.config import SAMPLE_RATE
 
-_FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 _MOST = 8  # concepts, and files in the folder
 PLACE = "place"  # the folder's name
 
@@ -222,7 +220,7 @@ class Keeper(Actor):
 
     def scan(self) -> None:
         """Runs the command once."""
-        command = [*_FINELAP, "watch", str(self.folder), "--reference", "--once", "--grace", "0", "--json"]
+        command = [*common.COMMAND, "watch", str(self.folder), "--reference", "--once", "--grace", "0", "--json"]
         state = ["--server", self.address, "--state", str(self.folder.parent / "watch.sqlite3")]
         environment = os.environ | {"PYTHONPATH": str(common.REPO)}
         done = subprocess.run([*command, *state], env=environment, capture_output=True, text=True, timeout=600)

@@ -44,7 +44,6 @@ from model.config import SAMPLE_RATE
 
 SETTINGS = {"max_upload_mb": 8, "max_duration_s": 60, "max_queue_windows": 24, "request_timeout_s": 600}
 _CLIPS = 25  # per caller; above it, a caller deletes more than it adds
-_FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 _MOST = 1000  # hits of one search
 _AUDIO_SAMPLE = 300  # clips of the restored backup whose audio is compared
 _TIMEOUT = 900.0  # seconds; a request that takes longer is reported
@@ -334,7 +333,9 @@ def maintain(data: Path, work: Path, checkpoint: Path, report: Report, stop: thr
     stop.wait(pause)
     while True:
         for name, command in commands.items():
-            done = subprocess.run([*_FINELAP, *command], env=environment, capture_output=True, text=True, timeout=1800)
+            done = subprocess.run(
+                [*common.COMMAND, *command], env=environment, capture_output=True, text=True, timeout=1800
+            )
             # files in place that have changed since the last scan
             changed = command[0] == "backup" and any(
                 f"{what} in the library" in done.stderr for what in ("missing", "damaged")
@@ -393,7 +394,7 @@ def compare(server: Server, callers: list[Caller], doing: list[Actor], report: R
     environment = os.environ | {"PYTHONPATH": str(common.REPO), "FINELAP_DATA_DIR": str(data)}
     again = environment | {"FINELAP_DATA_DIR": str(work / "restored")}
     for command, env in ((["backup", str(work / "copies")], environment), (["restore", str(work / "copies")], again)):
-        done = subprocess.run([*_FINELAP, *command], env=env, capture_output=True, text=True, timeout=1800)
+        done = subprocess.run([*common.COMMAND, *command], env=env, capture_output=True, text=True, timeout=1800)
         if done.returncode:
             report.wrong.append(f"finelap {command[0]}: {done.stderr[-300:]}")
             return

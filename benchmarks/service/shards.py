@@ -35,7 +35,6 @@ from index import Library, MilvusLibrary, SqliteLibrary
 from model import FineLAP
 from model.config import SAMPLE_RATE
 
-_FINELAP = [sys.executable, "-c", "import sys; from app.cli.main import main; sys.exit(main())"]
 _SECONDS = 0.3  # of each file
 _SAMPLE = 200  # clips whose vectors are compared
 _FOLDERS = 100
@@ -68,7 +67,7 @@ class Ingest:
     """A `finelap ingest` process."""
 
     def __init__(self, folder: Path, address: str, work: Path, *more: str) -> None:
-        self._command = [*_FINELAP, "ingest", str(folder), "--server", address, "--json", *more]
+        self._command = [*common.COMMAND, "ingest", str(folder), "--server", address, "--json", *more]
         self._environment = os.environ | {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(work)}
         self._start()
 

@@ -71,6 +71,11 @@ class Head:
     reason: str = ""
 
 
+def vectors_of(vector: np.ndarray, directions: Sequence[Direction]) -> np.ndarray:
+    """What sounds are compared with (K, D): the directions, or without any `vector` (D,)."""
+    return np.stack([one.vector for one in directions]) if directions else vector[None]
+
+
 def best_logits(
     directions: Sequence[Direction], vectors: np.ndarray, kind: Literal["clip", "segment", "frame"]
 ) -> np.ndarray:

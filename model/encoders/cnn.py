@@ -116,7 +116,7 @@ class StatisticsConvEncoder(ConvEncoder):
     def __init__(self, windows: WindowConfig, mel: MelConfig, **params: Any) -> None:
         super().__init__(windows, mel, **params)
         # normalised log-mel of digital silence, and a little more for low precisions
-        self.silence = (mel.pad_value - mel.mean) / (2 * mel.std) + 0.02
+        self.silence = mel.normalised_padding + 0.02
 
     @property
     def pooled_width(self) -> int:

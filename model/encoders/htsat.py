@@ -74,7 +74,7 @@ class HTSAT(AudioEncoder):
         sizes = HTSATParams(**params)
         self.repeats = windows.frames // sizes.own_frames(windows, mel)
         self.window_mel, self.mel_per_frame = windows.mel_frames, windows.mel_frames // windows.frames
-        self.padding = (mel.pad_value - mel.mean) / (2 * mel.std)  # normalised log-mel of padding
+        self.padding = mel.normalised_padding
         self.width = sizes.dim * 2 ** (len(sizes.depths) - 1)
 
         from transformers.models.clap.configuration_clap import ClapAudioConfig  # slow to import
