@@ -2,7 +2,7 @@
 
 import { get, json, previewUrl, soundUrl } from "./api.js";
 import { $, announce, clock, count, el, icon, showMessage } from "./dom.js";
-import { collectionsOf } from "./many.js";
+import { collectionsOf, tagsOf } from "./many.js";
 import { Player } from "./player.js";
 
 const quality = ({ sample_rate, channels, duration }) => [sample_rate * Math.min(channels, 2), duration];
@@ -109,7 +109,7 @@ export class Duplicates {
     for (const group of groups) {
       const others = group.clips.filter((clip) => clip !== group.kept);
       const gather = (of) => [...new Set(others.flatMap(of))];
-      const tags = gather(({ metadata }) => [metadata.tags ?? []].flat().filter((tag) => typeof tag === "string"));
+      const tags = gather(tagsOf);
       const collections = gather(collectionsOf);
       const add = { ...(tags.length && { tags }), ...(collections.length && { collections }) };
       try {

@@ -3,6 +3,7 @@
 import { call, json } from "./api.js";
 import { concepts, loadConcepts } from "./concept-names.js";
 import { $, announce, count, el, icon } from "./dom.js";
+import { save } from "./exports.js";
 import { splitTags } from "./library-edit.js";
 
 export const FAVOURITES = "Favourites"; // the collection of sounds with a star
@@ -10,7 +11,7 @@ const SHOWN = 6000; // ms that a notice stays
 
 export const collectionsOf = ({ metadata }) => [metadata.collections ?? []].flat().filter((name) => typeof name === "string");
 export const isFavourite = (clip) => collectionsOf(clip).includes(FAVOURITES);
-const tagsOf = ({ metadata }) => [metadata.tags ?? []].flat().filter((tag) => typeof tag === "string");
+export const tagsOf = ({ metadata }) => [metadata.tags ?? []].flat().filter((tag) => typeof tag === "string");
 const named = (clips) => (clips.length === 1 ? clips[0].filename : count(clips.length, "sound"));
 const idsOf = (clips) => clips.map(({ id }) => id);
 
@@ -69,9 +70,7 @@ export class Many {
     tell(`Preparing ${named(clips)} …`);
     try {
       const response = await call("/clips/download", { body: { items: clips.map(({ id }) => ({ clip_id: id })) } });
-      const url = URL.createObjectURL(await response.blob());
-      el("a", { href: url, download: "sounds.zip" }).click();
-      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+      save("sounds.zip", await response.blob());
     } catch (error) {
       tell(error.message, true);
     }
@@ -167,11 +166,11 @@ export class Many {
 export function ask(title, body, verb, act, first) {
   const dialog = el("dialog", { class: "many", "aria-labelledby": "many-title" });
   const message = el("p", { class: "wrong", role: "alert" });
-  const save = el("button", { class: "primary", text: verb });
+  const submitting = el("button", { class: "primary", text: verb });
   const close = el("button", { type: "button", class: "ghost round", "aria-label": "Close", onclick: () => dialog.close() }, icon("close"));
   const submit = async (event) => {
     event.preventDefault();
-    save.disabled = true;
+    submitting.disabled = true;
     message.textContent = "";
     try {
       const done = await act();
@@ -180,10 +179,10 @@ export function ask(title, body, verb, act, first) {
     } catch (error) {
       message.textContent = error.errors?.[0]?.message ?? error.message;
     }
-    save.disabled = false;
+    submitting.disabled = false;
   };
   const head = el("div", { class: "dialog-head" }, el("h2", { id: "many-title", text: title }), close);
-  const actions = el("div", { class: "actions" }, el("button", { type: "button", text: "Cancel", onclick: () => dialog.close() }), save);
+  const actions = el("div", { class: "actions" }, el("button", { type: "button", text: "Cancel", onclick: () => dialog.close() }), submitting);
   dialog.append(el("form", { onsubmit: submit }, head, ...body.filter(Boolean), message, actions));
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
