@@ -144,7 +144,7 @@ def _ingest(folder: Path, work: Path, address: str, shards: int, run: Run) -> No
         for number, part in enumerate(parts if shards > 1 else []):
             at = files * (number + 1) // (2 * shards)  # all while every shard has much of its work before it
             while (there := client.info().clips) < at:
-                time.sleep(0.2)
+                time.sleep(0.02)
             part.restart()
             run.killed.append(there)
     run.summaries = [part.summary() for part in parts]

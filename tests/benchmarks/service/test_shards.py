@@ -14,12 +14,13 @@ from benchmarks.service.shards import Run, differences, measure
 def test_shards_killed_and_resumed_have_the_records_of_one_run(store: str) -> None:
     if store == "milvus" and importlib.util.find_spec("milvus_lite") is None:
         pytest.skip("milvus_lite is not installed")
-    run = measure(120, 3, [store])["runs"][store]
+    run = measure(180, 3, [store])["runs"][store]
     assert (run["missing"], run["more"], run["different"]) == (0, 0, 0)
-    assert run["vectors compared"] == 120 and run["largest difference of a value"] < 1e-5
-    assert all(20 <= there < 120 for there in run["clips in the library at each kill"])
+    assert run["vectors compared"] == 180 and run["largest difference of a value"] < 1e-5
+    killed = run["clips in the library at each kill"]
+    assert 30 <= killed[0] < 180 and killed == sorted(killed)  # a fast machine may be done before the last kill
     processed = [added + there for added, there, _ in run["after the kill: added, already there, failed"]]
-    assert sum(processed) == 120 and min(processed) > 20
+    assert sum(processed) == 180 and min(processed) > 30
 
 
 def test_differences_are_reported() -> None:
