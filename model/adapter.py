@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import AdapterConfig, ConfigError
+from model.config import AdapterConfig, ConfigError, TemporalConfig
 
 GATE = 0.3  # of a concept head's free component
+DILATIONS = (1, 2, 4)  # of the convolutions before the temporal attention
+ATTENTION_WIDTH = 32
 
 
 class Adapter(nn.Module):
@@ -171,6 +173,54 @@ class ConceptAdapter(Adapter):
 
     def forward_frames(self, frames: Tensor) -> Tensor:
         return self.frames(frames, self.anchors)[0]
+
+
+class TemporalAttention(nn.Module):
+    """Frames of a window attend to their neighbours, and tell in a dimension of its own how much is going on.
+
+    What a frame takes from the others are their embeddings, which stay in the joint space, so that nothing is learned
+    about single labels: which neighbours belong to the same sound, and whether there is any over the background. Texts
+    have a constant in the dimension of the activity. docs/development/log.md has what it gives.
+    """
+
+    def __init__(self, config: TemporalConfig, features: int) -> None:
+        """`features` is the width C of the encoder's frames."""
+        super().__init__()
+        self.config, width = config, config.width
+        self.norm = nn.LayerNorm(features)
+        self.enter = nn.Linear(features, width)
+        self.convs = nn.ModuleList(nn.Conv1d(width, width, 3, padding=d, dilation=d) for d in DILATIONS)
+        self.query, self.key = nn.Linear(width, ATTENTION_WIDTH), nn.Linear(width, ATTENTION_WIDTH)
+        self.distance = nn.Parameter(-0.5 * torch.arange(-config.reach, config.reach + 1).abs().float())
+        self.activity = nn.Linear(width, 1)
+        nn.init.zeros_(self.activity.weight)
+        nn.init.zeros_(self.activity.bias)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, frames: Tensor, embeddings: Tensor) -> Tensor:
+        """The encoder's frames (B, T, C) and embeddings (B, T, D) of unit length → (B, T, D + 1) of unit length."""
+        hidden = F.gelu(self.enter(self.dropout(self.norm(frames.float())))).transpose(1, 2)
+        for conv in self.convs:
+            hidden = hidden + F.gelu(conv(self.dropout(hidden)))
+        hidden = hidden.transpose(1, 2)
+        affinity = self.query(hidden) @ self.key(hidden).transpose(1, 2) / ATTENTION_WIDTH**0.5
+        mixed = (affinity + self._near(frames.shape[1])).softmax(-1) @ embeddings
+        return F.normalize(torch.cat([mixed, self.activity(hidden)], dim=-1), dim=-1)
+
+    def extend_clip(self, clips: Tensor) -> Tensor:
+        """Clips (B, D) of unit length → (B, D + 1) of unit length: a whole window has no activity of its own."""
+        return F.pad(clips, (0, 1))
+
+    def extend_text(self, texts: Tensor, core: int) -> Tensor:
+        """Texts (B, D) of unit length, the first `core` dimensions their core → (B, D + 1) of unit length."""
+        constant = self.config.activity_weight * texts[:, :core].norm(dim=-1, keepdim=True)
+        return F.normalize(torch.cat([texts, constant], dim=-1), dim=-1)
+
+    def _near(self, steps: int) -> Tensor:
+        """What is added to the affinity of two frames by their distance, (T, T): those out of reach have no share."""
+        reach, at = self.config.reach, torch.arange(steps, device=self.distance.device)
+        apart = at[None] - at[:, None]
+        return torch.where(apart.abs() <= reach, self.distance[(apart + reach).clamp(0, 2 * reach)], -torch.inf)
 
 
 ADAPTERS: dict[str, type[Adapter]] = {

@@ -142,6 +142,19 @@ class EvidenceConfig:
 
 
 @dataclass(frozen=True)
+class TemporalConfig:
+    """The part that lets frames look at their neighbours; see model.adapter.TemporalAttention. Needs evidence."""
+
+    width: int = 96  # of its hidden layers
+    reach: int = 8  # frames before and after that a frame attends to
+    activity_weight: float = 5.0  # of texts, in units of their core
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.reach < 1 or not self.activity_weight > 0:
+            raise ConfigError("temporal: want width ≥ 1, reach ≥ 1 and activity_weight > 0")
+
+
+@dataclass(frozen=True)
 class MatchingConfig:
     """How the similarities of a search become scores, and from which score a clip matches the query.
 
@@ -173,13 +186,15 @@ class FineLAPConfig:
     adapter: AdapterConfig = AdapterConfig()
     text: TextConfig = TextConfig()
     evidence: EvidenceConfig | None = None
+    temporal: TemporalConfig | None = None
     matching: MatchingConfig | None = None  # None: no claim about what matches
     format_version: int = FORMAT_VERSION
 
     @property
     def core_dim(self) -> int:
-        """The width of what adapter and text tower give: `dim` without the dimensions of the evidence."""
-        return self.dim if self.evidence is None else self.dim - self.evidence.dims
+        """The width of what adapter and text tower give: `dim` without the dimensions of evidence and activity."""
+        evidence = 0 if self.evidence is None else self.evidence.dims
+        return self.dim - evidence - (self.temporal is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON types, in field order, without optional parts that are absent.
@@ -206,6 +221,7 @@ class FineLAPConfig:
             "adapter": AdapterConfig,
             "text": TextConfig,
             "evidence": EvidenceConfig,
+            "temporal": TemporalConfig,
             "matching": MatchingConfig,
         }
         values = dict(data)

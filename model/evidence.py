@@ -92,7 +92,7 @@ class Evidence(nn.Module):
         config, whole = self.config, self._of_window(*window)[:, None]
         parts = [torch.lerp(self._of_classes(logits), whole[..., : config.rank], config.context)]
         if config.labels:
-            own = config.audio_weight * self.frame_labels(frames).float()
+            own = config.audio_weight * self.frame_labels(frames.float())
             parts.append(torch.lerp(own, whole[..., config.rank :], config.label_context))
         return self._sound(core, config.frame_weight * torch.cat(parts, dim=-1))
 
@@ -118,7 +118,7 @@ class Evidence(nn.Module):
     def _of_window(self, logits: Tensor, pooled: Tensor) -> Tensor:
         parts = [self._of_classes(logits)]
         if self.config.labels:
-            parts.append(self.config.audio_weight * self.window_labels(pooled).float())
+            parts.append(self.config.audio_weight * self.window_labels(pooled.float()))
         return torch.cat(parts, dim=-1)
 
     def _sound(self, core: Tensor, evidence: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.adapter import ConceptAdapter, build_adapter
+from model.adapter import ConceptAdapter, TemporalAttention, build_adapter
 from model.audio import LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import MEL_WINDOW, SAMPLE_RATE, ConfigError, FineLAPConfig
 from model.encoders.registry import build_encoder
@@ -69,6 +69,7 @@ class FineLAP(nn.Module):
         self.adapter = build_adapter(config.adapter, encoder.width, config.core_dim, encoder.pooled_width)
         self.text = TextTower(config.text, config.core_dim)
         self.evidence = self._build_evidence()
+        self.temporal = self._build_temporal()
         self.temp_global = nn.Parameter(torch.tensor(0.1))
         self.b_global = nn.Parameter(torch.tensor(-10.0))
         self.temp_local = nn.Parameter(torch.tensor(0.1))
@@ -206,7 +207,8 @@ class FineLAP(nn.Module):
         if self.evidence is None:
             return F.normalize(self.adapter.forward_clip(pooled).float(), dim=-1)
         core, logits = self._concepts.clip(pooled, self._concepts.anchors)
-        return self.evidence.extend_clip(F.normalize(core, dim=-1), logits, pooled)
+        joint = self.evidence.extend_clip(F.normalize(core, dim=-1), logits, pooled)
+        return joint if self.temporal is None else self.temporal.extend_clip(joint)
 
     def embed_frames(self, frames: Tensor, pooled: Tensor) -> Tensor:
         """The encoder's features of frames (B, T, C) and pooled (B, P) → (B, T, D) float32, unit length."""
@@ -214,7 +216,8 @@ class FineLAP(nn.Module):
             return F.normalize(self.adapter.forward_frames(frames).float(), dim=-1)
         core, logits = self._concepts.frames(frames, self._concepts.anchors)
         window = self._concepts.clip.class_logits(pooled), pooled
-        return self.evidence.extend_frames(F.normalize(core, dim=-1), logits, frames, window)
+        joint = self.evidence.extend_frames(F.normalize(core, dim=-1), logits, frames, window)
+        return joint if self.temporal is None else self.temporal(frames, joint)
 
     def forward_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, N) token ids and mask, 1 at real tokens → (B, D) float32, unit length."""
@@ -222,7 +225,10 @@ class FineLAP(nn.Module):
 
     def extend_text(self, core: Tensor) -> Tensor:
         """The text tower's embeddings (B, core_dim), unit length → embeddings in the joint space (B, D)."""
-        return core if self.evidence is None else self.evidence.extend_text(core, self._concepts.anchors)
+        if self.evidence is None:
+            return core
+        joint = self.evidence.extend_text(core, self._concepts.anchors)
+        return joint if self.temporal is None else self.temporal.extend_text(joint, self.config.core_dim)
 
     @property
     def _concepts(self) -> ConceptAdapter:
@@ -236,6 +242,13 @@ class FineLAP(nn.Module):
             raise ConfigError(f"evidence needs the adapter 'concept'; this one is {self.config.adapter.kind!r}")
         features = self.audio_encoder.pooled_width, self.audio_encoder.width
         return Evidence(self.config.evidence, len(self.adapter.anchors), self.config.core_dim, features)
+
+    def _build_temporal(self) -> TemporalAttention | None:
+        if self.config.temporal is None:
+            return None
+        if self.evidence is None:
+            raise ConfigError("temporal attention needs evidence")
+        return TemporalAttention(self.config.temporal, self.audio_encoder.width)
 
     # Inference
 

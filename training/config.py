@@ -185,6 +185,23 @@ class ClosedFormConfig:
     frame_weight: float = 2.0  # of frames' evidence, in units of clips'
     context: float = 0.5  # share of a frame's class evidence that is its window's
     label_context: float = 0.25  # the same of the label evidence
+    rank: int = 63  # dimensions of the class evidence
+
+
+@dataclass(frozen=True)
+class TemporalStageConfig:
+    """The last stage: temporal attention over the frames of the frozen encoder (training.tasks.temporal)."""
+
+    steps: int = 0  # 0: the checkpoint has no temporal attention
+    scenes: int = 8192  # encoded once
+    sparse: float = 0.35  # share of scenes with few events over a steady background
+    short: float = 0.15  # share of scenes that are one sound, shorter than a window
+    batch: int = 24
+    phrases: int = 23  # positives and negatives of a scene
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    save_every: int = 100
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,6 +233,7 @@ class Recipe:
     align: AlignConfig = AlignConfig()
     second: AlignConfig = AlignConfig(steps=0)  # continues the first; the checkpoint averages both results
     closed_form: ClosedFormConfig = ClosedFormConfig()
+    temporal: TemporalStageConfig = TemporalStageConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.adapter import ConceptAdapter
-from model.config import AdapterConfig, EvidenceConfig, FineLAPConfig
+from model.config import AdapterConfig, EvidenceConfig, FineLAPConfig, TemporalConfig
 from model.evidence import EvidenceBasis, fit_basis
 from model.finelap import FineLAP
 from model.windows import centred, window_samples
@@ -194,6 +194,21 @@ def with_label_evidence(
             layer.weight.copy_(project @ map_)
             layer.bias.copy_(project @ (bias - basis.mean))
     return final
+
+
+def with_temporal_attention(model: FineLAP, config: TemporalConfig | None = None) -> FineLAP:
+    """A copy of the model with temporal attention that is still to be trained; see model.adapter.
+
+    Temperatures shrink as cosines do, which get one more dimension of the texts: scores of clips stay the same.
+    """
+    extended = _extended(model, replace(model.config, dim=model.dim + 1, temporal=config or TemporalConfig()))
+    text = model.encode_text(["a sound"])
+    with torch.no_grad():
+        assert extended.temporal is not None
+        share = extended.temporal.extend_text(text, model.config.core_dim)[0, 0] / text[0, 0]
+        for temp in (extended.temp_global, extended.temp_local):
+            temp.mul_(share)
+    return extended
 
 
 def _spread(model: FineLAP, sounds: EncodedSounds, texts: Tensor) -> Tensor:

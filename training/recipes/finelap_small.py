@@ -24,7 +24,7 @@ from model.config import (
 )
 from model.finelap import FineLAP
 from model.text import ResidualProjector
-from training.config import AlignConfig, DistillConfig, Recipe
+from training.config import AlignConfig, DistillConfig, Recipe, TemporalStageConfig
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
@@ -44,11 +44,13 @@ from training.init.closed_form import (
     with_evidence,
     with_label_evidence,
     with_statistics,
+    with_temporal_attention,
 )
 from training.tasks.distillation import DistillationTask, Pool, PoolBatches, TeacherHeads, build_pool
 from training.tasks.dual_stream import SceneAlignmentTask, SceneBatches
 from training.tasks.task import BatchSource, Task
 from training.tasks.teachers import package_folder, yamnet_classes
+from training.tasks.temporal import TemporalBatches, TemporalScenes, TemporalTask, encode_scenes
 from training.trainer import Evaluation, LoopConfig, Trainer, new_accelerator
 
 MEL = MelConfig(num_mel_bins=64, low_freq=50.0, mean=-7.0, std=2.5, pad_value=SILENCE, snip_edges=False)
@@ -78,14 +80,14 @@ def mean_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 LOG_EVERY = 20  # steps
 # The seed of each stage's first step; fixed, so that the recipe repeats its published losses.
-FIRST_SEED = {"distillation": 0, "alignment": 10_000_000}
+FIRST_SEED: dict[type, int] = {DistillConfig: 0, AlignConfig: 10_000_000, TemporalStageConfig: 20_000_000}
+StageConfig = DistillConfig | AlignConfig | TemporalStageConfig
 
 
 def run_stage(
-    task: Task, batches: BatchSource, config: DistillConfig | AlignConfig, folder: Path, evaluation: Evaluation | None
+    task: Task, batches: BatchSource, config: StageConfig, folder: Path, evaluation: Evaluation | None
 ) -> None:
     """Trains one stage on the CPU, from the state in `folder` if there is one. The cosine decay starts at step 0."""
-    stage = "distillation" if isinstance(config, DistillConfig) else "alignment"
     loop = LoopConfig(
         steps=config.steps,
         batch=config.batch,
@@ -95,7 +97,7 @@ def run_stage(
         log_every=LOG_EVERY,
         save_every=config.save_every,
         checkpoints=False,
-        first_seed=FIRST_SEED[stage],
+        first_seed=FIRST_SEED[type(config)],
         settings=asdict(config),
         free=("save_every",),
     )
@@ -180,7 +182,7 @@ class RecipeRun:
         self.distil(model, heads)
         print(json.dumps({"distilled": text_to_clip(model, self.validation_store)}, indent=1))
         self.align(model, heads)
-        print(json.dumps(self.finish(self.extend(model)), indent=1))
+        print(json.dumps(self.finish(self.attend(self.extend(model))), indent=1))
 
     def distil(self, model: FineLAP, heads: TeacherHeads) -> None:
         """The distillation stage, in place; of the teacher heads alone if the model continues a checkpoint."""
@@ -231,12 +233,31 @@ class RecipeRun:
         if not config.evidence_share:
             return model
         evidence = EvidenceConfig(
-            frame_weight=config.frame_weight, context=config.context, label_context=config.label_context
+            rank=config.rank,
+            frame_weight=config.frame_weight,
+            context=config.context,
+            label_context=config.label_context,
         )
         extended = with_evidence(model, sounds, evidence, share=config.evidence_share)
         if not config.label_share:
             return extended
         return with_label_evidence(model, extended, sounds, share=config.label_share, penalty=config.label_penalty)
+
+    def attend(self, model: FineLAP) -> FineLAP:
+        """The model with temporal attention, trained on scenes of the training sounds."""
+        config = self.recipe.temporal
+        if not config.steps:
+            return model
+        windows = model.config.windows
+        seconds = windows.frames * windows.frame_hop
+        scenes = TemporalScenes(self.train_store, source_weights(self.train_store.items), config, seconds)
+        encode_scenes(model, scenes, self.folder / "temporal-scenes")
+        model = with_temporal_attention(model)
+        labels = [item.captions[0] if item.captions else "" for item in self.train_store.items]
+        bank = PhraseBank.read(self.folder / "phrase_bank.jsonl")
+        batches = TemporalBatches(self.folder / "temporal-scenes", labels, bank, config, model.frame_hop)
+        run_stage(TemporalTask(model, config), batches, config, self.folder / "temporal", None)
+        return model
 
     def finish(self, model: FineLAP) -> dict:
         """Calibrates on some validation mixtures, measures on others, writes the checkpoint; returns the report."""

@@ -82,7 +82,7 @@ class DualStreamTask(Task):
         `seed` draws the augmentation; None switches it off.
         """
         model, device = self.model, self.model.device
-        pooled, frames = model.audio_encoder(self.mel(batch, seed))
+        pooled, frames = self.encoded(batch, seed)
         terms: dict[str, Tensor] = {}
         if self.loss.clip_weight:
             clips, captions = model.embed_clips(pooled), self.embed_texts(batch.captions)
@@ -98,6 +98,11 @@ class DualStreamTask(Task):
                     tracks, phrases, batch.labels.to(device), model.temp_local, model.b_local, valid
                 )
         return weighted(terms | self.further_terms(pooled, frames, batch), self.weights)
+
+    def encoded(self, batch: Any, seed: int | None) -> tuple[Tensor, Tensor]:
+        """The encoder's pooled features (B, W) and frames (B, T, C) of a batch, augmented if there is a seed."""
+        pooled, frames = self.model.audio_encoder(self.mel(batch, seed))
+        return pooled, frames
 
     def mel(self, batch: Any, seed: int | None) -> Tensor:
         """The encoder's input (B, M, bins) for a batch, augmented if there is a seed."""
