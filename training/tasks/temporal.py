@@ -214,3 +214,7 @@ class TemporalTask(DualStreamTask):
     def set_train_mode(self) -> None:
         self.eval()
         self.attention.train()
+
+    @torch.no_grad()
+    def clamp_parameters(self) -> None:
+        self.model.temp_local.clamp_(min=self.smallest_temp)
