@@ -30,8 +30,8 @@ __all__ = [
 
 Method = Literal["threshold", "sebb"]
 
-LOW_SHARE = 0.5  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
-EDGE_SHARE = 0.5  # by default an event begins and ends where its score is this share of its highest
+LOW_SHARE = 0.4  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
+EDGE_SHARE = 0.65  # by default an event begins and ends where its score is this share of its highest
 
 _EPS = 1e-6  # seconds; absorbs rounding of frame × hop when it is compared with a caller's seconds
 _MOMENT_MEDIAN = 0.48  # seconds
