@@ -145,6 +145,11 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
     return [event for event in events if _long_enough(event, settings)]
 
 
+def edge_level(peak: float) -> float:
+    """The score with which an event whose highest score is `peak` begins and ends, as a float32."""
+    return float(np.float32(EDGE_SHARE) * np.float32(peak))
+
+
 class Run:
     """A run of frames above the lower threshold, followed while it goes on: from `first` to `stop`, exclusive.
 
@@ -169,14 +174,14 @@ class Run:
             kept += [(self.stop + int(at), float(scores[at])) for at in np.flatnonzero(mask)]
         self.peak = max(self.peak, highest)
         self.stop += len(scores)
-        least = EDGE_SHARE * self.peak  # the peak only grows, so lower frames are never an edge
+        least = edge_level(self.peak)  # the peak only grows, so lower frames are never an edge
         self._rises = [rise for rise in self._rises if rise[1] >= least]
         self._falls = [fall for fall in self._falls if fall[1] >= least]
 
     def edges(self, least: float) -> tuple[int, int] | None:
         """The part [first, stop) from the first to the last frame with at least `least`, or None if there is none.
 
-        `least` must be at least EDGE_SHARE of the peak.
+        `least` must be at least `edge_level` of the peak.
         """
         first = next((at for at, score in self._rises if score >= least), None)
         last = next((at for at, score in reversed(self._falls) if score >= least), None)
@@ -299,7 +304,7 @@ class EventStream:
             return self._searched
         if self._settings.low_threshold is not None:
             return self._run.first
-        edges = self._run.edges(EDGE_SHARE * max(self._run.peak, float(np.float32(self._settings.threshold))))
+        edges = self._run.edges(edge_level(max(self._run.peak, self._settings.threshold)))
         return self._searched if edges is None else edges[0]
 
     def _certain(self, run: Run) -> bool:
@@ -308,7 +313,7 @@ class EventStream:
 
     def _edges(self, run: Run) -> tuple[int, int]:
         """The frames [first, stop) of the event that the run is if it has ended."""
-        edges = None if self._settings.low_threshold is not None else run.edges(EDGE_SHARE * run.peak)
+        edges = None if self._settings.low_threshold is not None else run.edges(edge_level(run.peak))
         return (run.first, run.stop) if edges is None else edges
 
     def _apart(self, stop: int, first: int) -> bool:
@@ -323,7 +328,7 @@ class EventStream:
 
 def _edges(run: np.ndarray) -> tuple[int, int]:
     """The part [begin, end) of a run's scores (n,) from the first to the last that is EDGE_SHARE of the highest."""
-    high = np.flatnonzero(run >= np.float32(EDGE_SHARE) * run.max())
+    high = np.flatnonzero(run >= np.float32(edge_level(float(run.max()))))
     return int(high[0]), int(high[-1]) + 1
 
 

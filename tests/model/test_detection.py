@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import median_filter
 
 from model.detection import (
+    EDGE_SHARE,
+    LOW_SHARE,
     DetectionSettings,
     Event,
     EventStream,
@@ -56,7 +58,7 @@ def slow_events(
     scores = [s for t, s in enumerate(scores) if t == 0 or t * hop < duration - 1e-6]
     smooth = [float(np.float32(s)) for s in slow_median(scores, median_frames(how.median_filter, hop))]
     threshold = float(np.float32(how.threshold))
-    low = float(np.float32(0.5 * how.threshold if how.low_threshold is None else how.low_threshold))
+    low = float(np.float32(LOW_SHARE * how.threshold if how.low_threshold is None else how.low_threshold))
     events: list[list[int]] = []
     for t, score in enumerate(smooth):
         if score >= low:
@@ -66,10 +68,10 @@ def slow_events(
                 events.append([t, t + 1])
     events = [e for e in events if any(score >= threshold for score in smooth[e[0] : e[1]])]
     for event in events if how.low_threshold is None else []:
-        half = max(smooth[event[0] : event[1]]) / 2
-        while smooth[event[0]] < half:
+        edge = float(np.float32(EDGE_SHARE) * np.float32(max(smooth[event[0] : event[1]])))
+        while smooth[event[0]] < edge:
             event[0] += 1
-        while smooth[event[1] - 1] < half:
+        while smooth[event[1] - 1] < edge:
             event[1] -= 1
     merged = True
     while merged:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import SAMPLE_RATE, WindowConfig
-from model.detection import EDGE_SHARE, DetectionSettings, Run, find_events
+from model.detection import DetectionSettings, Run, edge_level, find_events
 from model.live.cutter import LiveCutter
 from model.live.track import TOLERANCE, LiveEvent, LiveTrack, State
 
@@ -128,7 +128,7 @@ def test_the_edges_of_a_run(pieces: list[list[int]], share: int) -> None:
     run, whole = Run(7), np.concatenate(pieces).astype(np.float32)
     for piece in pieces:
         run.extend(np.array(piece, np.float32))
-    least = max(EDGE_SHARE, share / 10) * float(whole.max())
+    least = max(edge_level(float(whole.max())), share / 10 * float(whole.max()))
     high = np.flatnonzero(whole >= least)
     assert (run.peak, run.stop) == (whole.max(), 7 + len(whole))
     assert run.edges(least) == (7 + high[0], 8 + high[-1])
