@@ -106,7 +106,7 @@ def test_descriptors_that_run_out(small_checkpoint: Path) -> None:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 20, hard))
         host, port = server.address.removeprefix("http://").split(":")
-        for _ in range(60):
+        for _ in range(120):
             sockets.enter_context(socket.create_connection((host, int(port)), timeout=20))
         with pytest.raises(httpx.HTTPError):
             httpx.get(server.address + "/health/live", timeout=2, trust_env=False)

@@ -35,6 +35,8 @@ from benchmarks.index.vector_data import insert
 from index.sqlite.store import Store
 from model.config import SAMPLE_RATE
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 25.0  # seconds from the signal to the end of the process
 _READY = re.compile(r"FineLAP is ready: (\S+)")
 
@@ -387,7 +389,6 @@ def test_sigterm_while_python_ends(over: bool, code: int) -> None:
 import ctypes, os, signal, sys
 from app.server.shutdown import ShutdownController
 
-pytestmark = pytest.mark.slow
 stop = ShutdownController(60.0)
 os.kill(os.getpid(), signal.SIGTERM)
 stop.requested.wait()
