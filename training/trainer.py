@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 from model.config import ConfigError
 from model.finelap import FineLAP
-from training.checkpointing import TrainError, recover, replace_file, replace_folder
+from training.checkpointing import MetricsLog, TrainError, recover, replace_file, replace_folder
 from training.config import FREE_TO_CHANGE, TrainConfig
 from training.evaluation.validation import Validation, better
-from training.metrics_log import MetricsLog
 from training.optim import AveragedWeights, cosine_with_warmup
 from training.tasks.dual_stream import DualStreamTask
 from training.tasks.task import BatchSource, Task
