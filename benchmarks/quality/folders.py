@@ -4,8 +4,8 @@
 
 A retrieval folder is laid out as MTEB's datasets are on the hub (MAEB's audio tasks among them): `corpus`, `queries`
 and `qrels`, each as Parquet files in a folder of that name (or of a name that ends in it, such as `en-corpus`) or as
-`corpus.jsonl`, `queries.jsonl` and `qrels/*.tsv`. Rows have `id` (or `_id`) and `text` or `audio`; either side may be the
-one with audio. A row of `qrels` has `query-id`, `corpus-id` and `score`, and counts if its score is positive.
+`corpus.jsonl`, `queries.jsonl` and `qrels/*.tsv`. Rows have `id` (or `_id`) and `text` or `audio`; either side may be
+the one with audio. A row of `qrels` has `query-id`, `corpus-id` and `score`, and counts if its score is positive.
 
 A grounding folder has `*.jsonl` files, whose rows have `audio` (a path in the folder), `phrase` (or `query`, `caption`)
 and `segments` (or `timestamps`, `relevant_windows`): lists of [onset, offset] in seconds, empty if the phrase does not
