@@ -147,18 +147,27 @@ async def test_pe_audio_detects_with_the_models_own_scores(
 
 
 async def test_a_library_of_one_refuses_the_other_until_it_is_embedded_again(
-    serve: Callable[..., Any], clap: tuple[Path, Any], pe_audio: tuple[Path, Any], tmp_path: Path
+    serve: Callable[..., Any],
+    clap: tuple[Path, Any],
+    pe_audio: tuple[Path, Any],
+    small_checkpoint: Path,
+    tmp_path: Path,
 ) -> None:
+    """From CLAP to PE-AV, to FineLAP, and back to CLAP."""
     async with serve(clap[0]) as client:
         await upload(client, low=sound(1.0), high=sound(2.5, 3))
-    for checkpoint, options in ((pe_audio[0], {}), (clap[0], {"sliding_frames": True})):
+    with pytest.raises(CheckpointMismatch):
+        async with serve(clap[0], sliding_frames=True):
+            pass
+    for checkpoint in (pe_audio[0], small_checkpoint, clap[0]):
         with pytest.raises(CheckpointMismatch):
-            async with serve(checkpoint, **options):
+            async with serve(checkpoint):
                 pass
-    settings = Settings(_env_file=None, checkpoint=str(pe_audio[0]), data_dir=tmp_path / "data", device="cpu")
-    assert await asyncio.to_thread(reindex, settings, False) == 0
-    async with serve(pe_audio[0]) as client:
-        hits = (await client.post("/search", json={"query": "a dog", "moments": True, "mode": "semantic"})).json()[
-            "hits"
-        ]
-        assert {hit["clip"]["filename"] for hit in hits} == {"low.wav", "high.wav"} and all(h["moments"] for h in hits)
+        settings = Settings(_env_file=None, checkpoint=str(checkpoint), data_dir=tmp_path / "data", device="cpu")
+        assert await asyncio.to_thread(reindex, settings, False) == 0
+        async with serve(checkpoint) as client:
+            moments = checkpoint != clap[0]
+            query = {"query": "a dog", "mode": "semantic"} | ({"moments": True} if moments else {})
+            hits = (await client.post("/search", json=query)).json()["hits"]
+            assert {hit["clip"]["filename"] for hit in hits} == {"low.wav", "high.wav"}
+            assert all(bool(hit["moments"]) == moments for hit in hits)
