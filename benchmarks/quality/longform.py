@@ -63,7 +63,7 @@ def longform(sounds: Sounds, number: int, minutes: float) -> Longform:
     samples = background_samples(under, sounds, round(minutes * 60 * SAMPLE_RATE), rng)
     events: dict[str, list[Segment]] = {label: [] for label, _ in chosen}
     for voice in range(VOICES):
-        _play(samples, chosen[voice::VOICES], events, rng)
+        play(samples, chosen[voice::VOICES], events, rng)
     samples *= 10 ** (PEAK_DB / 20) / max(peak(samples), 1e-4)
     present = [under.label, *events]
     others = [str(label) for label in rng.permutation(sounds.phrases) if not alike(str(label), present)]
@@ -71,7 +71,7 @@ def longform(sounds: Sounds, number: int, minutes: float) -> Longform:
     return Longform(recording, sounding_at_once(events))
 
 
-def _play(
+def play(
     samples: np.ndarray,
     chosen: Sequence[tuple[str, np.ndarray]],
     events: dict[str, list[Segment]],

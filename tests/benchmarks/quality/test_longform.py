@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.quality.longform import VOICES, Answered, Longform, counts_of, longform_figures, sounding_at_once
+from benchmarks.quality.longform import (
+    VOICES,
+    Answered,
+    Longform,
+    counts_of,
+    longform_figures,
+    play,
+    sounding_at_once,
+)
 from benchmarks.quality.recordings import Detected, Recording
+from model.config import SAMPLE_RATE
 
 EVENTS = {"dog": [(0.0, 4.0), (10.0, 12.0)], "bell": [(1.0, 3.0)], "rain": [(2.0, 6.0), (12.0, 13.0)]}
 RECORDING = Recording(np.empty(0, np.float32), "wind", EVENTS, ("owl",))
@@ -47,3 +56,17 @@ def test_figures_of_each_method() -> None:
     assert values["recall with 3 at once, threshold"] == pytest.approx(200 / 3)
     assert (row["events"], row["sounds at once, most"], row["seconds of /detect"]) == (5, 3, 2.0)
     assert row["sounds at once, mean"] == pytest.approx(13 / 30, abs=1e-3)
+
+
+def test_a_voice_plays_its_sounds_one_after_another() -> None:
+    tone = np.sin(np.arange(SAMPLE_RATE) * 0.3).astype(np.float32)
+    samples, events = np.zeros(120 * SAMPLE_RATE, np.float32), {"a": [], "b": []}
+    play(samples, [("a", tone), ("b", tone)], events, np.random.default_rng(0))
+    every = sorted(events["a"] + events["b"])
+    assert len(every) > 40 and events["a"] and events["b"]
+    assert all(first[1] <= second[0] for first, second in zip(every, every[1:], strict=False))
+    assert set(sounding_at_once(events)["a"]) == {1}
+    heard = sum(offset - onset for onset, offset in every) / 120
+    assert heard == pytest.approx(0.5, abs=0.05), "pauses are as long as the sounds on average"
+    for onset, offset in every:
+        assert np.abs(samples[round(onset * SAMPLE_RATE) : round(offset * SAMPLE_RATE)]).max() > 0
