@@ -195,7 +195,7 @@ class Ablation:
         manifest, bank = self.folder / "singles.jsonl", self.folder / "bank.jsonl"
         if manifest.is_file() and bank.is_file():
             return
-        store = AudioStore(self.folder / "singles.i16", self.items(validation=False), progress=True)
+        store = AudioStore(self.folder / "sounds.i16", self.items(validation=False), progress=True)
         lines, labels = [], []
         for i, item in enumerate(store.items):
             segments = [
