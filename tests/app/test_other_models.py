@@ -21,12 +21,7 @@ from app.inference.engine import Engine, load_model
 from app.main import create_app
 from app.settings import Settings
 from index import CheckpointMismatch, SqliteLibrary
-from tests.support.external import RATE, tokenise
-
-
-def sound(seconds: float, hz: float) -> np.ndarray:
-    time = np.arange(int(seconds * RATE)) / RATE
-    return (0.3 * np.sin(2 * np.pi * hz * time) + 0.02).astype(np.float32)
+from tests.support.external import RATE, clap_clips, clap_texts, sound, tokenise
 
 
 def wav(samples: np.ndarray) -> bytes:
@@ -65,23 +60,11 @@ async def upload(client: httpx.AsyncClient, **samples: np.ndarray) -> list[str]:
     return [clip["id"] for clip in answer.json()["clips"]]
 
 
-def text_features(folder: Path, theirs: Any, texts: list[str]) -> torch.Tensor:
-    with torch.no_grad():
-        return theirs.get_text_features(**tokenise(folder, texts)).pooler_output
-
-
 async def test_clap_searches_whole_clips_and_refuses_frames(serve: Callable[..., Any], clap: tuple[Path, Any]) -> None:
-    from transformers import ClapFeatureExtractor
-
     folder, theirs = clap
-    extractor = ClapFeatureExtractor.from_pretrained(folder)
-    low, high = sound(1.2, 200), sound(2.0, 3000)
-    with torch.no_grad():
-        clips = [
-            theirs.get_audio_features(**extractor(s, sampling_rate=RATE, return_tensors="pt")).pooler_output[0].numpy()
-            for s in (low, high)
-        ]
-    text = text_features(folder, theirs, ["a dog barking"])[0].numpy()
+    low, high = sound(1.2), sound(2.0, 3)
+    clips = clap_clips(folder, theirs, [low, high]).numpy()
+    text = clap_texts(folder, theirs, ["a dog barking"])[0].numpy()
     async with serve(folder) as client:
         info = (await client.get("/info")).json()["model"]
         assert (info["family"], info["sample_rate"], info["frames"], info["frame_hop"]) == ("clap", RATE, None, None)
@@ -114,7 +97,7 @@ async def test_clap_searches_whole_clips_and_refuses_frames(serve: Callable[...,
 
 async def test_sliding_frames_are_windows_around_each_second(serve: Callable[..., Any], clap: tuple[Path, Any]) -> None:
     folder, _ = clap
-    recording = np.concatenate([sound(3.0, 200), sound(3.0, 4000)])
+    recording = np.concatenate([sound(3.0), sound(3.0, 4)])
     async with serve(folder, sliding_frames=True) as client:
         info = (await client.get("/info")).json()["model"]
         assert (info["frames"], info["frame_hop"]) == ("sliding", 1.0)
@@ -134,7 +117,7 @@ async def test_pe_audio_detects_with_the_models_own_scores(
     from transformers import PeAudioFeatureExtractor
 
     folder, theirs = pe_audio
-    phrases, samples = ["dog barking", "loud rain"], np.concatenate([sound(0.5, 300), sound(0.61, 2500)])
+    phrases, samples = ["dog barking", "loud rain"], np.concatenate([sound(0.5), sound(0.61, 2)])
     values = PeAudioFeatureExtractor.from_pretrained(folder)(samples, sampling_rate=RATE, return_tensors="pt")
     ids = tokenise(folder, phrases)
     with torch.no_grad():
@@ -164,18 +147,27 @@ async def test_pe_audio_detects_with_the_models_own_scores(
 
 
 async def test_a_library_of_one_refuses_the_other_until_it_is_embedded_again(
-    serve: Callable[..., Any], clap: tuple[Path, Any], pe_audio: tuple[Path, Any], tmp_path: Path
+    serve: Callable[..., Any],
+    clap: tuple[Path, Any],
+    pe_audio: tuple[Path, Any],
+    small_checkpoint: Path,
+    tmp_path: Path,
 ) -> None:
+    """From CLAP to PE-AV, to FineLAP, and back to CLAP."""
     async with serve(clap[0]) as client:
-        await upload(client, low=sound(1.0, 200), high=sound(2.5, 3000))
-    for checkpoint, options in ((pe_audio[0], {}), (clap[0], {"sliding_frames": True})):
+        await upload(client, low=sound(1.0), high=sound(2.5, 3))
+    with pytest.raises(CheckpointMismatch):
+        async with serve(clap[0], sliding_frames=True):
+            pass
+    for checkpoint in (pe_audio[0], small_checkpoint, clap[0]):
         with pytest.raises(CheckpointMismatch):
-            async with serve(checkpoint, **options):
+            async with serve(checkpoint):
                 pass
-    settings = Settings(_env_file=None, checkpoint=str(pe_audio[0]), data_dir=tmp_path / "data", device="cpu")
-    assert await asyncio.to_thread(reindex, settings, False) == 0
-    async with serve(pe_audio[0]) as client:
-        hits = (await client.post("/search", json={"query": "a dog", "moments": True, "mode": "semantic"})).json()[
-            "hits"
-        ]
-        assert {hit["clip"]["filename"] for hit in hits} == {"low.wav", "high.wav"} and all(h["moments"] for h in hits)
+        settings = Settings(_env_file=None, checkpoint=str(checkpoint), data_dir=tmp_path / "data", device="cpu")
+        assert await asyncio.to_thread(reindex, settings, False) == 0
+        async with serve(checkpoint) as client:
+            moments = checkpoint != clap[0]
+            query = {"query": "a dog", "mode": "semantic"} | ({"moments": True} if moments else {})
+            hits = (await client.post("/search", json=query)).json()["hits"]
+            assert {hit["clip"]["filename"] for hit in hits} == {"low.wav", "high.wav"}
+            assert all(bool(hit["moments"]) == moments for hit in hits)

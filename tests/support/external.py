@@ -5,9 +5,11 @@ A plugin of pytest: tests/conftest.py loads it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 RATE = 48_000  # Hz, of both families
@@ -99,3 +101,29 @@ def tokenise(folder: Path, texts: list[str]) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+
+
+def sound(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise (n,) float32 at RATE, modulated, another for each seed."""
+    time = np.arange(int(seconds * RATE)) / RATE
+    noise = np.random.default_rng(seed).standard_normal(len(time))
+    return (0.1 * noise * np.sin(2 * np.pi * (seed + 1) * time) + 0.05).astype(np.float32)
+
+
+def clap_clips(folder: Path, theirs: Any, windows: Sequence[np.ndarray]) -> Any:
+    """Transformers' own embeddings (B, D) of windows (n,), each extracted alone."""
+    import torch
+    from transformers import ClapFeatureExtractor
+
+    extractor = ClapFeatureExtractor.from_pretrained(folder)
+    made = [extractor(window, sampling_rate=RATE, return_tensors="pt") for window in windows]
+    with torch.no_grad():
+        return torch.cat([theirs.get_audio_features(**one).pooler_output for one in made])
+
+
+def clap_texts(folder: Path, theirs: Any, texts: list[str]) -> Any:
+    """Transformers' own embeddings (B, D) of texts."""
+    import torch
+
+    with torch.no_grad():
+        return theirs.get_text_features(**tokenise(folder, texts)).pooler_output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 HELP = "train and measure the paper's ablation rows"
@@ -13,6 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=Path("training/configs/ablation.yaml"), metavar="FILE")
     parser.add_argument("--rows", metavar="A,B", help="rows to run, by name (all)")
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps per row, overriding the file")
+    parser.add_argument(
+        "--seeds", type=_seeds, metavar="A,B", help="seeds to train every row with, overriding the file"
+    )
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers") from error
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(2, "no such file", str(args.config))
     from training.recipes.ablation import Ablation, read_ablation
 
-    ablation = Ablation(read_ablation(args.config), Path.cwd(), args.steps)
+    config = read_ablation(args.config)
+    ablation = Ablation(replace(config, seeds=args.seeds or config.seeds), Path.cwd(), args.steps)
     rows = [r.strip() for r in args.rows.split(",") if r.strip()] if args.rows else list(ablation.changes)
     print(ablation.run(rows))

@@ -32,10 +32,11 @@ def both_ways(similarity: np.ndarray, captions: np.ndarray) -> dict[str, float]:
     """Retrieval text→audio and audio→text; `captions` (texts, clips) is true where a text is a caption of the clip.
 
     `similarity` is (texts, clips). A clip can have several texts and a text several clips. In audio→text, a clip is
-    found at the first of its texts.
+    found at the first of its texts; a clip without a text is only a candidate, in text→audio.
     """
     found = {f"text→audio {k}": v for k, v in retrieval(similarity, captions).items()}
-    return found | {f"audio→text {k}": v for k, v in retrieval(similarity.T, captions.T).items()}
+    asked = captions.any(0)
+    return found | {f"audio→text {k}": v for k, v in retrieval(similarity.T[asked], captions.T[asked]).items()}
 
 
 def classification(scores: np.ndarray, classes: np.ndarray) -> dict[str, float]:

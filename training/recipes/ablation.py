@@ -1,7 +1,7 @@
 """Trains and measures the ablations of arXiv 2604.01155 at a configurable size.
 
-All rows share one training configuration except for the setting that their name states, and are measured alike.
-Finished rows are kept, and interrupted rows are resumed.
+All rows share one training configuration except for the setting that their name states, and are measured alike, once
+for each seed. Finished runs are kept, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from training.data.activity import active_stretches
 from training.data.audio_cache import AudioStore
 from training.data.manifests import Item, read_labelled
 from training.data.phrase_bank import PhraseBank
-from training.evaluation.validation import event_report, frame_report, make_mixtures, text_to_clip, tracks
+from training.evaluation.validation import (
+    event_report,
+    frame_report,
+    make_mixtures,
+    psds_of_mixtures,
+    text_to_clip,
+    tracks,
+)
 
 # The changes of each row to the shared configuration.
 ROWS: dict[str, dict[str, Any]] = {
@@ -50,6 +57,8 @@ COLUMNS = {
     "frame AP": ("frames", "frame AP"),
     "AUROC": ("frames", "AUROC within a phrase"),
     "event F1": ("events", "F1 at the best threshold"),
+    "PSDS1": ("psds", "PSDS1, no spread"),
+    "PSDS2": ("psds", "PSDS2, no spread"),
 }
 CHANCE = {
     "R@1": ("retrieval", "chance R@1"),
@@ -58,6 +67,7 @@ CHANCE = {
     "frame AP": ("frames", "frame AP, chance"),
     "event F1": ("events", "F1, chance"),
 }
+Results = dict[str, list[dict[str, Any]]]  # row → what was measured, one for each seed
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class AblationConfig:
     excluded_groups: tuple[str, ...] = ()
     rows: dict[str, Any] = field(default_factory=dict)  # further changes to a row, or additional rows
     evaluation: EvaluationConfig = EvaluationConfig()
+    seeds: tuple[int, ...] = (0,)
     kind: str = "ablate"
 
 
@@ -108,38 +119,49 @@ class Ablation:
         self.changes = {name: merged(ROWS.get(name, {}), config.rows.get(name, {})) for name in (ROWS | config.rows)}
 
     def run(self, rows: Sequence[str], report: Callable[[str], None] = print) -> str:
-        """Trains and measures `rows`, writes table.md and table.json after each, and returns the table."""
+        """Trains and measures `rows`, writes table.md and table.json after each run, and returns the table.
+
+        All rows are trained with one seed before the next, so that an interrupted ablation compares as many rows as it
+        can.
+        """
         unknown = [row for row in rows if row not in self.changes]
         if unknown:
             raise ConfigError(f"unknown rows {', '.join(unknown)}; known: {', '.join(self.changes)}")
-        results: dict[str, dict[str, Any]] = {}
-        for number, row in enumerate(rows, start=1):
-            report(f"row {number} of {len(rows)}: {row}")
-            results[row] = self.result(row)
-            (self.folder / "table.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-            (self.folder / "table.md").write_text(table(results), encoding="utf-8")
+        results: Results = {}
+        for seed in self.config.seeds:
+            for number, row in enumerate(rows, start=1):
+                report(f"row {number} of {len(rows)}, seed {seed}: {row}")
+                results.setdefault(row, []).append(self.result(row, seed))
+                (self.folder / "table.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+                (self.folder / "table.md").write_text(table(results), encoding="utf-8")
         return table(results)
 
-    def result(self, row: str) -> dict[str, Any]:
-        """A row's figures, from its file if it is finished. Raises TrainError for a file of another configuration."""
-        config = self.row_config(row)
+    def result(self, row: str, seed: int) -> dict[str, Any]:
+        """A run's figures, from its file if it is finished. Raises TrainError for a file of another configuration."""
+        config = self.row_config(row, seed)
         plain = json.loads(json.dumps(dataclasses.asdict(config)))
         file = self.root / config.work_dir / "result.json"
-        if file.is_file():
-            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if known["config"] == plain:
-                return known
-            raise TrainError(f"{file}: made with another configuration; choose another work_dir or delete the folder")
+        kept = self._kept(file, plain)
+        if kept is not None:
+            return kept
         self.prepare(config)
         from training.trainer import train
 
         model = FineLAP.from_pretrained(train(config, self.root, resume=True))
-        found = {"row": row, "steps": config.steps, "parameters": _sizes(model)} | self.measure(model)
+        found = {"row": row, "seed": seed, "steps": config.steps, "parameters": _sizes(model)} | self.measure(model)
         found["config"] = plain
         file.write_text(json.dumps(found, indent=1), encoding="utf-8")
         return found
 
-    def row_config(self, row: str) -> TrainConfig:
+    def _kept(self, file: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+        if not file.is_file():
+            return None
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if known["config"] != config:
+            raise TrainError(f"{file}: made with another configuration; choose another work_dir or delete the folder")
+        return known
+
+    def row_config(self, row: str, seed: int = 0) -> TrainConfig:
         """The training configuration of a row."""
         manifest = f"{self.config.work_dir}/singles.jsonl"
         # No augmentation: at this size it would take longer than the training itself.
@@ -148,8 +170,9 @@ class Ablation:
         data = merged({"sets": "all", "bank": f"{self.config.work_dir}/bank.jsonl"}, self.config.train.get("data", {}))
         base = self.config.train | {
             "data": data,
-            "work_dir": f"{self.config.work_dir}/{row}",
+            "work_dir": f"{self.config.work_dir}/{row}/seed-{seed}",
             "name": f"ablation-{row}",
+            "seed": seed,
         }
         plain = merged(base, self.changes[row])
         if self.steps is not None:
@@ -172,7 +195,7 @@ class Ablation:
         manifest, bank = self.folder / "singles.jsonl", self.folder / "bank.jsonl"
         if manifest.is_file() and bank.is_file():
             return
-        store = AudioStore(self.folder / "singles.i16", self.items(validation=False), progress=True)
+        store = AudioStore(self.folder / "sounds.i16", self.items(validation=False), progress=True)
         lines, labels = [], []
         for i, item in enumerate(store.items):
             segments = [
@@ -193,11 +216,13 @@ class Ablation:
     def measure(self, model: FineLAP) -> dict[str, Any]:
         """Retrieval of the validation sounds and detection on their mixtures; percent."""
         store = AudioStore(self.folder / "validation.i16", self.items(validation=True), progress=False)
-        found = tracks(model, make_mixtures(store, self.config.evaluation))
+        mixtures = make_mixtures(store, self.config.evaluation)
+        found = tracks(model, mixtures)
         return {
             "retrieval": text_to_clip(model, store),
             "frames": frame_report(found),
             "events": event_report(model, found),
+            "psds": psds_of_mixtures(model, mixtures),
         }
 
 
@@ -218,23 +243,30 @@ def make_bank(labels: list[str], config: TrainConfig, root: Path) -> PhraseBank:
     return PhraseBank.assign(labels, yamnet_classes(), embed)
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table of the rows and chance; percent, and the audio side's parameters in millions."""
+def table(results: Results) -> str:
+    """A Markdown table of the rows and chance; percent, and the audio side's parameters in millions.
+
+    With several seeds: the mean over them ± their standard deviation.
+    """
     lines = [
-        "| row | steps | audio params, M | " + " | ".join(COLUMNS) + " |",
-        "|---|---:|---:|" + "---:|" * len(COLUMNS),
+        "| row | steps | seeds | audio params, M | " + " | ".join(COLUMNS) + " |",
+        "|---|---:|---:|---:|" + "---:|" * len(COLUMNS),
     ]
-
-    def cells(found: dict[str, Any], where: dict[str, tuple[str, str]]) -> str:
-        return " | ".join(f"{found[where[c][0]][where[c][1]]:.1f}" if c in where else "50.0" for c in COLUMNS)
-
-    for row, found in results.items():
-        lines.append(
-            f"| {row} | {found['steps']} | {found['parameters']['audio'] / 1e6:.2f} | {cells(found, COLUMNS)} |"
-        )
-    if results:
-        lines.append(f"| chance | | | {cells(next(iter(results.values())), CHANCE)} |")
+    for row, runs in results.items():
+        cells = [_cell([run[group][figure] for run in runs]) for group, figure in COLUMNS.values()]
+        size = runs[0]["parameters"]["audio"] / 1e6
+        lines.append(f"| {row} | {runs[0]['steps']} | {len(runs)} | {size:.2f} | {' | '.join(cells)} |")
+    every = [run for runs in results.values() for run in runs]
+    if every:
+        chance = {c: f"{np.mean([run[group][f] for run in every]):.1f}" for c, (group, f) in CHANCE.items()}
+        cells = [chance.get(c, "50.0" if c == "AUROC" else "") for c in COLUMNS]
+        lines.append(f"| chance | | | | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    mean = f"{np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.1f}"
 
 
 def _sizes(model: FineLAP) -> dict[str, int]:

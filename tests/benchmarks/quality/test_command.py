@@ -26,6 +26,8 @@ SIZES = Sizes(
     mixtures=3,
     recordings=1,
     minutes=0.5,
+    half_hours=1,
+    half_hour=0.5,
     libraries=1,
     phrases=4,
     nonsense=2,
@@ -69,6 +71,11 @@ def test_every_section_reports(folder: Path, small_checkpoint: Path, tmp_path: P
     assert {"label, clip: mAP@10", "sound_of, clip or best segment: R@10"} <= figures["retrieval"]
     assert {"frame AP", "event F1 at the default settings"} <= figures["frames"]
     assert {"recall at the default settings", "false events per minute at the default settings"} <= figures["long"]
+    assert {"F1, sebb", "recall with 4 at once, threshold", "false events per minute, the defaults"} <= figures[
+        "longform"
+    ]
+    (half,) = report["notes"]["longform"]["grid"][0]
+    assert half["events"] and half["minutes"] == 0.5 and half["peak memory over idle, MB"] > 0
     assert {"AUROC, by sound", "balanced accuracy, by sound at the best cutoff"} <= figures["presence"]
     assert {"recording in the first ten, /search", "ratio of the two shares"} <= figures["search"]
     assert {"A then B: operators", "A while B: frames", "two A: plain", "A without B: guessing"} <= figures["temporal"]

@@ -15,7 +15,6 @@ import torch
 from training.data.manifests import Item, Phrase
 from training.evaluation.benchmark import BenchmarkError, EvaluationSettings, evaluate, manifest_datasets
 from training.evaluation.readers import Dataset
-from training.evaluation.sed_metrics import MetricsMissing, toolbox
 
 WORDS = ["dog", "rain", "bell", "car"]
 HOP = 0.25
@@ -62,14 +61,6 @@ def item(folder: Path, name: str, words: list[str], captions: tuple[str, ...] = 
 @pytest.fixture
 def model() -> Any:
     return WordModel()
-
-
-@pytest.fixture
-def metrics() -> None:
-    try:
-        toolbox()
-    except MetricsMissing as error:
-        pytest.skip(str(error))
 
 
 def test_retrieval_with_any_number_of_captions(tmp_path: Path, model: Any) -> None:

@@ -17,20 +17,11 @@ from training.data.manifests import Item, ManifestError, Phrase, read_manifest
 from training.evaluation.benchmark import EvaluationSettings, Report, evaluate, manifest_datasets
 from training.evaluation.protocol import FULL, PUBLISHED, Protocol
 from training.evaluation.readers import Dataset, DatasetError, find_datasets, read_dataset
-from training.evaluation.sed_metrics import MetricsMissing, toolbox
 from training.evaluation.tables import Row, write_tables
 
 RATE = 16_000
 HOP = 0.25
 BOTH = (PUBLISHED, FULL)
-
-
-@pytest.fixture
-def metrics() -> None:
-    try:
-        toolbox()
-    except MetricsMissing as error:
-        pytest.skip(str(error))
 
 
 class ToneModel:

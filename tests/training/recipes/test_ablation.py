@@ -14,7 +14,7 @@ from app.cli.main import main
 from model.config import ConfigError
 from model.finelap import FineLAP
 from training.data.phrase_bank import PhraseBank
-from training.recipes.ablation import ROWS, Ablation, merged, read_ablation, table
+from training.recipes.ablation import CHANCE, COLUMNS, ROWS, Ablation, merged, read_ablation, table
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_steps_and_unknown_rows(bundled: Ablation) -> None:
     assert merged({"adapter": {"params": {"a": 1}}}, {"adapter": {"kind": "x"}}) == {"adapter": {"kind": "x"}}
 
 
-def test_rows_are_trained_measured_and_stored(bundled: Ablation, tmp_path: Path) -> None:
-    """Two rows of two steps on a few tones, with a text tower of one layer."""
+def test_rows_are_trained_measured_and_stored(bundled: Ablation, tmp_path: Path, metrics: None) -> None:
+    """Two rows of two steps with two seeds on a few tones, with a text tower of one layer."""
     sounds, lines = tmp_path / "sounds", []
     sounds.mkdir()
     for i in range(12):
@@ -104,6 +104,7 @@ def test_rows_are_trained_measured_and_stored(bundled: Ablation, tmp_path: Path)
         train=train,
         rows={},
         evaluation=evaluation,
+        seeds=(0, 1),
         work_dir=str(tmp_path / "work"),
     )
     ablation = Ablation(config, tmp_path, bank_of=lambda labels, *_: PhraseBank([[label] for label in labels]))
@@ -111,12 +112,35 @@ def test_rows_are_trained_measured_and_stored(bundled: Ablation, tmp_path: Path)
     assert [line.split(" | ")[0] for line in text_of_table.splitlines()[2:]] == ["| full", "| infonce", "| chance"]
     assert (ablation.folder / "table.md").read_text() == text_of_table
     kept = json.loads((ablation.folder / "table.json").read_text())
-    assert kept["full"]["retrieval"]["label R@10"] >= 0 and kept["full"]["steps"] == 2
+    first, second = kept["full"]
+    assert (first["seed"], second["seed"], first["steps"]) == (0, 1, 2) and first["retrieval"]["label R@10"] >= 0
+    assert first["frames"] != second["frames"], "seeds differ"
+    assert 0 <= first["psds"]["PSDS2, no spread"] <= 100
     assert table(kept) == text_of_table
-    stamp = (ablation.folder / "full" / "log.csv").stat().st_mtime_ns
+    log = ablation.folder / "full" / "seed-0" / "log.csv"
+    stamp = log.stat().st_mtime_ns
     assert ablation.run(["full", "infonce"]) == text_of_table
-    assert (ablation.folder / "full" / "log.csv").stat().st_mtime_ns == stamp
-    assert FineLAP.from_pretrained(ablation.folder / "infonce" / "last").name == "ablation-infonce"
+    assert log.stat().st_mtime_ns == stamp
+    assert FineLAP.from_pretrained(ablation.folder / "infonce" / "seed-1" / "last").name == "ablation-infonce"
+
+
+def test_the_table_has_means_and_deviations_over_seeds() -> None:
+    def run(value: float) -> dict[str, object]:
+        groups: dict[str, dict[str, float]] = {}
+        for group, figure in (*COLUMNS.values(), *CHANCE.values()):
+            groups.setdefault(group, {})[figure] = value
+        return {"steps": 9, "parameters": {"audio": 2_500_000}} | groups
+
+    one, two = table({"full": [run(10.0)]}), table({"full": [run(10.0), run(14.0)]})
+    assert "| full | 9 | 1 | 2.50 | 10.0 |" in one and "±" not in one
+    assert "| full | 9 | 2 | 2.50 | 12.0 ± 2.8 |" in two
+    assert two.splitlines()[-1] == "| chance | | | | 12.0 | 12.0 | 12.0 | 12.0 | 50.0 | 12.0 |  |  |"
+
+
+def test_seeds_are_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["ablate", "--seeds", "0,one"])
+    assert "not a list of whole numbers" in capsys.readouterr().err
 
 
 def _tower(folder: Path) -> Path:
