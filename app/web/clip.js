@@ -2,6 +2,7 @@
 // holds the id of the open clip.
 
 import { download, draggable, get, previewUrl, soundUrl } from "./api.js";
+import { phrasesIn } from "./concept-names.js";
 import { $, announce, clock, el, icon } from "./dom.js";
 import { including } from "./filters.js";
 import { selectable } from "./selecting.js";
@@ -242,7 +243,7 @@ function actions(dialog, shell, clip, message) {
 
 /** The sounds of the current search, to detect them in a clip that it found. */
 function phrasesOf(shell) {
-  const sounds = (shell.params.get("q") ?? "").split(">").map((sound) => sound.trim()).filter(Boolean);
+  const sounds = phrasesIn(shell.params.get("q") ?? "", />/);
   return sounds.length ? sounds : null;
 }
 
