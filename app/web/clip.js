@@ -5,6 +5,7 @@ import { download, draggable, get, previewUrl, soundUrl } from "./api.js";
 import { phrasesIn } from "./concept-names.js";
 import { $, announce, clock, el, icon } from "./dom.js";
 import { including } from "./filters.js";
+import { levelOf } from "./levels.js";
 import { selectable } from "./selecting.js";
 import { spectrogramFits, Wave, wavesurfer } from "./sound.js";
 
@@ -128,6 +129,7 @@ function build(dialog, shell, clip, moments) {
   const wave = new Wave(stage, {
     src: () => soundUrl(clip.id),
     fallback: () => previewUrl(clip.id),
+    level: () => levelOf(clip.id),
     duration: clip.duration,
     regions: moments,
     start: () => open?.moments[0]?.start ?? 0,

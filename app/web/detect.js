@@ -199,6 +199,7 @@ export function mount(panel, shell) {
     player = new Player({
       src: () => resultSource.src(),
       fallback: resultSource.fallback,
+      level: resultSource.level,
       duration: resultSource.duration ?? 86_400,
       onTime: moved,
       onState: (state, error) => {
