@@ -112,7 +112,7 @@ def measure_loudness(reader: SampleReader, frames: int) -> Loudness:
     stretches = _stretches(frames, reader.rate)
     blocks = (block for start, stop in stretches for block in reader.read(start, stop))
     scale = 2.0**-31 if reader.kind == "int" else 1.0
-    samples = (np.nan_to_num(block.astype(np.float64) * scale) for block in blocks)
+    samples: Iterator[np.ndarray] = (np.nan_to_num(block.astype(np.float64) * scale) for block in blocks)
     least = ceil(_GATING_BLOCK * reader.rate)
     if frames < least:
         whole = np.concatenate([np.empty((0, reader.channels)), *samples])

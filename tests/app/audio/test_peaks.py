@@ -156,7 +156,8 @@ def test_loudness_is_that_of_ffmpeg(tmp_path: Path, suffix: str, rate: int, how:
     soundfile.write(path, np.clip(random.normal(0, 1, (20 * rate, 2)) * envelope, -1, 1), rate, **how)
     program = ["ffmpeg", "-hide_banner", "-nostats", "-i", str(path), "-af", "ebur128=peak=sample", "-f", "null", "-"]
     said = subprocess.run(program, check=True, capture_output=True, text=True).stderr.rpartition("Summary:")[2]
-    integrated, peak = (float(re.search(name, said)[1]) for name in (r"I:\s+(\S+) LUFS", r"Peak:\s+(\S+) dBFS"))
+    [integrated], [peak] = (re.findall(name, said) for name in (r"I:\s+(\S+) LUFS", r"Peak:\s+(\S+) dBFS"))
     with path.open("rb") as file:
         found = measure_loudness(open_reader(file), 20 * rate)
-    assert found.integrated == pytest.approx(integrated, abs=0.1) and found.peak == pytest.approx(peak, abs=0.1)
+    assert found.integrated == pytest.approx(float(integrated), abs=0.1)
+    assert found.peak == pytest.approx(float(peak), abs=0.1)
