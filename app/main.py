@@ -47,7 +47,7 @@ from app.server.security import OriginGuard, is_local
 from app.server.shutdown import GracefulShutdown
 from app.services.concepts import warm_up
 from app.services.jobs import JobRunner
-from app.services.waveforms import PeaksCache
+from app.services.waveforms import LoudnessCache, PeaksCache
 from app.services.words import sound_stems
 from app.settings import FAISS, Settings
 from app.state import AppState, Load, ReadinessMonitor
@@ -176,7 +176,7 @@ def _assemble(settings: Settings, start: Callable[[AppState], Awaitable[None]], 
     )
     app.state.service = state
     app.state.readiness = ReadinessMonitor(state)
-    app.state.peaks = PeaksCache()
+    app.state.peaks, app.state.loudness = PeaksCache(), LoudnessCache()
     app.state.failure = None
     for router in _ROUTERS:
         app.include_router(router)

@@ -82,8 +82,10 @@ def _add_searches(server: MCPServer, connect: Connect) -> None:
     ) -> dict[str, Any]:
         """Find whole sounds by a description of what is heard, best first.
 
-        `matches` is the number of clips of the library that fit; hits with `match: false` probably do not. `moments`
-        are the stretches that fit best. `did_you_mean` is set if a misspelled query was corrected.
+        `matches` is the number of clips of the library that fit; hits with `match: false` probably do not. `reasons`
+        tell what a hit was found by: "sound" (the whole clip), "moment" (a part of it), or words of the query in its
+        "name", "tags" or "metadata", which its makers wrote and its sound need not keep. `moments` are the stretches
+        that fit best. `did_you_mean` is set if a misspelled query was corrected.
         """
         body = {"query": query, "k": k, "filter": filter, "without": without, "moments": True}
         found = await _call(connect(ctx).post("/search", json=body))
@@ -91,7 +93,9 @@ def _add_searches(server: MCPServer, connect: Connect) -> None:
             "matches": found.get("matches"),
             "did_you_mean": found.get("did_you_mean"),
             "hits": [
-                clip_of(hit["clip"]) | {"score": hit["score"], "match": hit.get("match"), "moments": hit["moments"]}
+                clip_of(hit["clip"])
+                | {"score": hit["score"], "match": hit.get("match"), "moments": hit["moments"]}
+                | {"reasons": [reason["kind"] for reason in hit.get("reasons", [])]}  # their words come from files
                 for hit in found["hits"]
             ],
         }

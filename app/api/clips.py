@@ -1,4 +1,4 @@
-"""The clips of the library: add, list, change, delete, near-duplicates, audio files and waveform peaks."""
+"""The clips of the library: add, list, change, delete, near-duplicates, audio files, waveform peaks and loudness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.api import examples, openapi, requests, responses
 from app.api.conditional import Version, evaluate
 from app.api.excerpts import AudioQuery, respond_with_excerpt
 from app.api.requests import Serving
-from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Peaks, PeaksQuery, TrackChoice
+from app.api.schemas import AddedClips, Clip, ClipPage, ClipPatch, Duplicates, Loudness, Peaks, PeaksQuery, TrackChoice
 from app.audio.containers import media_type
 from app.audio.peaks import reduce_peaks
 from app.errors import Invalid, PreconditionFailed, RangeNotSatisfiable
@@ -25,7 +25,7 @@ from app.services.duplicates import find_duplicates
 from app.services.edits import edit_clip
 from app.services.ingest import Failure, add_file, each_file
 from app.services.references import add_reference
-from app.services.waveforms import PeaksCache
+from app.services.waveforms import LoudnessCache, PeaksCache
 from app.settings import FAISS
 
 router = APIRouter(prefix="/clips", tags=["library"])
@@ -262,6 +262,22 @@ async def peaks(clip_id: str, request: Request, state: Serving, query: Annotated
     return Peaks(
         id=clip.id, duration=clip.duration, n=query.n, peaks=np.round(columns.T.astype(np.float64), 4).tolist()
     )
+
+
+@router.get(
+    "/{clip_id}/loudness",
+    summary="Get a clip's loudness",
+    responses=openapi.example(examples.LOUDNESS, openapi.problems(*openapi.ALWAYS, 404, 415)),
+)
+async def loudness(clip_id: str, request: Request, state: Serving) -> Loudness:
+    """Measures the integrated loudness (EBU R128, ITU-R BS.1770) and the largest sample, at the file's own rate.
+
+    A clip shorter than 400 ms is measured as if it were repeated, one over ten minutes in 60 stretches of 10 seconds.
+    The first request for a clip decodes it; the result is then kept in memory.
+    """
+    cache: LoudnessCache = request.app.state.loudness
+    clip, measured = await cache.get(state, clip_id)
+    return Loudness(id=clip.id, integrated=measured.integrated, peak=measured.peak)
 
 
 class _AudioFile(NamedTuple):

@@ -29,6 +29,7 @@ PEAKS = {
     "n": 4,
     "peaks": [[-0.02, 0.02], [-0.71, 0.69], [-0.55, 0.6], [-0.01, 0.01]],
 }
+LOUDNESS = {"id": CLIP["id"], "integrated": -19.4, "peak": -2.9}
 
 CONCEPT = {
     "id": "5f0d6c1e9a7b4c2d8e3f1a0b9c8d7e6f",

@@ -175,6 +175,18 @@ class Peaks(BaseModel):
     peaks: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
 
 
+class Loudness(BaseModel):
+    """How loud a clip is.
+
+    `integrated` is in LUFS, null for silence. `peak` is the largest sample in dBFS, null for silence and for clips over
+    ten minutes, of which not all is read.
+    """
+
+    id: str
+    integrated: float | None
+    peak: float | None
+
+
 class Duplicates(BaseModel):
     """Near-duplicates: each group holds clips of the same recording, oldest first."""
 

@@ -7,9 +7,10 @@ in-process; `app.decoding.pool` isolates it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,7 @@ import soxr
 
 from app.audio.errors import InvalidSamples
 from app.audio.excerpt_files import FlacFile, OggFile, WavFile
+from app.audio.peaks import measure_loudness
 from app.audio.sample_reader import SampleReader, open_reader
 
 PEAK = 10 ** (-1 / 20)  # of a normalised excerpt: -1 dBFS
@@ -31,8 +33,9 @@ _FLAC_CHANNELS = 8
 class ExcerptOptions:
     """What to cut, and how to write it.
 
-    start, stop: frames of the file, start < stop ≤ total, its number of frames. format: wav, flac or ogg. fade: seconds
-    of fade at each edge that cuts into the sound. normalize: scale the peak to -1 dBFS. preview: 16-bit WAV of one or
+    start, stop: frames of the file, start < stop ≤ total, its number of frames. format: wav, flac or ogg, or loudness
+    for a JSON object with app.audio.peaks.Loudness of the whole file. fade: seconds of fade at each edge that cuts into
+    the sound. normalize: scale the peak to -1 dBFS. preview: 16-bit WAV of one or
     two channels at a rate that every browser plays. range: the bytes of the written file that are wanted, as in a Range
     header: (first, None), (first, last) or (None, length of the tail); only for WAV.
     """
@@ -66,6 +69,9 @@ class ExcerptFile:
 def open_excerpt(file: BinaryIO, options: ExcerptOptions) -> ExcerptFile:
     """Opens a seekable audio file and prepares the excerpt. Raises a MediaError, as iterating its pieces does."""
     reader = open_reader(file)
+    if options.format == "loudness":
+        measured = (json.dumps(asdict(measure_loudness(reader, options.total))).encode() for _ in range(1))
+        return ExcerptFile(None, None, None, measured)
     source = _PreviewSource(reader, options) if options.preview else _Source(reader, options)
     if options.format == "wav":
         return _write_wav(source, options)

@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     options.detect(command("detect", _detect, "detect sound events in a recording, locally unless --server is given"))
     options.scan(command("scan", _scan, "detect sound events in the whole library of a service"))
     options.concepts(command("concepts", _concepts, "teach sounds with examples, and use them as concept:NAME"))
+    options.collections(command("collections", _collections, "list and change collections of clips"))
     options.listen(command("listen", _listen, "send live sound to a service and print its events"))
     options.embed(command("embed", _embed, "write embeddings of audio files to an .npz file, locally"))
     options.watch(command("watch", _watch, "keep the library equal to folders"))
@@ -253,6 +254,14 @@ def _concepts(args: argparse.Namespace) -> int:
     from app.cli.concepts import run
 
     return run(args)
+
+
+def _collections(args: argparse.Namespace) -> int:
+    if args.action in ("add", "remove") and bool(args.clips) == (args.filter is not None):
+        raise UsageError("give either ids of clips or --filter")
+    from app.cli.remote import run_collections
+
+    return run_collections(args)
 
 
 def _listen(args: argparse.Namespace) -> int:

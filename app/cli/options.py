@@ -125,6 +125,33 @@ def concepts(parser: argparse.ArgumentParser) -> None:
     action("delete", "delete a concept; clips stay")
 
 
+def collections(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        if name != "list":
+            sub.add_argument("name", metavar="NAME", help="the collection")
+        _server(sub)
+        return sub
+
+    for sub in (
+        action("list", "list all collections"),
+        action("show", "list the clips of a collection"),
+    ):
+        sub.add_argument("--json", action="store_true", help="print JSON")
+    for sub in (
+        action("add", "put clips into a collection, which is made if there is none"),
+        action("remove", "take clips out of a collection"),
+    ):
+        sub.add_argument("clips", nargs="*", metavar="ID", help="ids of clips")
+        sub.add_argument("--filter", type=json_object, metavar="JSON", help="all clips with this metadata")
+    action("rename", "rename a collection, or join it to another").add_argument("new", metavar="NEW", help="new name")
+    action("delete", "delete a collection; clips stay")
+    export = action("export", "write the files of a collection as a ZIP archive")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP", help="file to write")
+
+
 def listen(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     about = "microphone, alsa:DEVICE, - for raw samples, a file, or an http or rtsp address"

@@ -1,10 +1,11 @@
-"""The commands that talk to a running service: ingest, search, and detect with --server.
+"""The commands that talk to a running service: ingest, search, collections, and detect with --server.
 
 `Writer` prints a detection in the requested format, whether a service or this process produced it.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import json
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from app.cli.shards import Shard, choose, read_manifest
 from app.cli.upload import Checksums, IngestOptions, LeftOut, as_text, cache_file, find_sources, ingest, left_out_text
-from app.client import Client, DetectOptions, SearchOptions, SearchResult, to_json
+from app.client import Client, Clip, DetectOptions, SearchOptions, SearchResult, to_json
 from app.client.types import DetectionEnd, DetectionEvent, DetectionMessage, DetectionProgress, DetectionStart
 from app.export.formats import FORMATS
 
@@ -125,6 +126,78 @@ def run_search(
     if found.did_you_mean is not None:
         print(f"Showing results for “{found.did_you_mean}” instead of “{query}”.", file=sys.stderr)
     print(_table(found))
+
+
+def run_collections(args: argparse.Namespace) -> int:
+    """Lists and changes collections; returns the exit code."""
+    with connect(args.server) as client:
+        return _COLLECTIONS[args.action](client, args)
+
+
+def _list_collections(client: Client, args: argparse.Namespace) -> int:
+    found = client.collections()
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        print("\n".join([f"{'clips':>7}  name", *(f"{clips:7}  {name}" for name, clips in found.items())]))
+    return 0
+
+
+def _show_collection(client: Client, args: argparse.Namespace) -> int:
+    clips = _clips_of(client, args.name)
+    if args.json:
+        print(json.dumps([to_json(clip) for clip in clips], ensure_ascii=False, indent=2))
+    else:
+        print("\n".join(f"{clip.id}  {clip.duration:7.2f} s  {clip.filename}" for clip in clips))
+    return 0
+
+
+def _edit_collection(client: Client, args: argparse.Namespace) -> int:
+    """Adds clips to the collection, which exists from then on, or removes them."""
+    wanted = {"clip_ids": args.clips} if args.filter is None else {"filter": args.filter}
+    change: dict[str, Any] = {args.action: {"collections": [args.name]}}
+    edited = client.edit(**wanted, **change)
+    missing = 0 if args.filter is not None else len(set(args.clips)) - edited
+    print(f"{edited} clips {'added to' if args.action == 'add' else 'removed from'} {args.name}")
+    if missing:
+        print(f"{missing} of the ids are not in the library", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _rename_collection(client: Client, args: argparse.Namespace) -> int:
+    print(f"{client.rename_collection(args.name, args.new)} clips are in {args.new}")
+    return 0
+
+
+def _delete_collection(client: Client, args: argparse.Namespace) -> int:
+    client.delete_collection(args.name)
+    return 0
+
+
+def _export_collection(client: Client, args: argparse.Namespace) -> int:
+    clips = _clips_of(client, args.name)
+    client.save_archive([clip.id for clip in clips], args.output)
+    print(f"{len(clips)} clips written to {args.output}")
+    return 0
+
+
+def _clips_of(client: Client, collection: str) -> list[Clip]:
+    """The clips of a collection. Raises FileNotFoundError if it has none."""
+    clips = list(client.clips({"collections": collection}))
+    if not clips:
+        raise FileNotFoundError(errno.ENOENT, "there is no collection with this name", collection)
+    return clips
+
+
+_COLLECTIONS = {
+    "list": _list_collections,
+    "show": _show_collection,
+    "add": _edit_collection,
+    "remove": _edit_collection,
+    "rename": _rename_collection,
+    "delete": _delete_collection,
+    "export": _export_collection,
+}
 
 
 def run_detect(

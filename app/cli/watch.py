@@ -337,11 +337,18 @@ class Watcher:
 
         def tell() -> None:
             if moved:
-                self._client.update(clip_id, {"path": file.relative})
+                self._move(clip_id, [other.path for other in others], file)
             if self._options.reference:
                 self._client.add_reference(file.path)
 
         return tell
+
+    def _move(self, clip_id: str, before: list[Path], file: _Found) -> None:
+        """Gives a clip another path, and the file's name unless it was renamed in the library."""
+        clip = self._client.update(clip_id, {"path": file.relative})
+        name = as_text(file.path.name)
+        if clip.filename != name and clip.filename in [as_text(path.name) for path in before]:
+            self._client.rename(clip_id, name)
 
     def _linked(self, file: _Found, sha256: str, done: Future[None], report: Report) -> None:
         try:
@@ -426,7 +433,7 @@ class Watcher:
         clip_id, path = self._clips.get(gone.sha256, ("", ""))
         if not clip_id or path != _relative(gone):
             return
-        self._client.update(clip_id, {"path": heir.relative})
+        self._move(clip_id, [gone.path], heir)
         if self._options.reference:
             self._client.add_reference(heir.path)
         self._clips[gone.sha256] = clip_id, heir.relative

@@ -134,6 +134,17 @@ class AsyncClient:
                 async for chunk in chunks:
                     file.write(chunk)
 
+    async def save_archive(self, clip_ids: Sequence[str], path: str | os.PathLike[str]) -> None:
+        """As `Client.save_archive`."""
+        with stream.atomic_file(path) as file:
+            async with self._stream(calls.archive(clip_ids)) as chunks:
+                async for chunk in chunks:
+                    file.write(chunk)
+
+    async def loudness(self, clip_id: str) -> types.Loudness:
+        """As `Client.loudness`."""
+        return await self._send(calls.loudness(clip_id))
+
     async def peaks(self, clip_id: str, n: int | None = None) -> types.Peaks:
         """As `Client.peaks`."""
         return await self._send(calls.peaks(clip_id, n))

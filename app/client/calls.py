@@ -211,6 +211,17 @@ def excerpt(clip_id: str, cut: Cut) -> Call[bytes]:
     return Call("GET", _clip(clip_id, "/audio"), lambda response: response.content, {"format": "wav", **params})
 
 
+def archive(clip_ids: Sequence[str]) -> Call[bytes]:
+    """POST /clips/download."""
+    items = [{"clip_id": clip_id} for clip_id in clip_ids]
+    return Call("POST", "/clips/download", lambda response: response.content, json={"items": items})
+
+
+def loudness(clip_id: str) -> Call[types.Loudness]:
+    """GET /clips/{id}/loudness."""
+    return Call("GET", _clip(clip_id, "/loudness"), _json(types.Loudness.from_json))
+
+
 def peaks(clip_id: str, n: int | None) -> Call[types.Peaks]:
     """GET /clips/{id}/peaks."""
     return Call("GET", _clip(clip_id, "/peaks"), _json(types.Peaks.from_json), {} if n is None else {"n": str(n)})

@@ -147,6 +147,19 @@ class Client:
             for chunk in chunks:
                 file.write(chunk)
 
+    def save_archive(self, clip_ids: Sequence[str], path: str | os.PathLike[str]) -> None:
+        """Streams up to 1,000 clips' files to `path` as a ZIP archive with a table, sounds.csv.
+
+        A failed download leaves no partial file.
+        """
+        with stream.atomic_file(path) as file, self._stream(calls.archive(clip_ids)) as chunks:
+            for chunk in chunks:
+                file.write(chunk)
+
+    def loudness(self, clip_id: str) -> types.Loudness:
+        """Returns how loud a clip is (EBU R128)."""
+        return self._send(calls.loudness(clip_id))
+
     def peaks(self, clip_id: str, n: int | None = None) -> types.Peaks:
         """Returns the clip's waveform: lowest and highest sample of each of `n` equal stretches."""
         return self._send(calls.peaks(clip_id, n))

@@ -111,6 +111,18 @@ class Peaks(_Response):
         return cls(json["duration"], np.array(json["peaks"], np.float32).reshape(-1, 2))
 
 
+@dataclass(frozen=True)
+class Loudness(_Response):
+    """How loud a clip is: LUFS and the largest sample in dBFS; None as GET /clips/{id}/loudness describes."""
+
+    integrated: float | None
+    peak: float | None
+
+    @classmethod
+    def from_json(cls, json: Json) -> Self:
+        return cls(json["integrated"], json["peak"])
+
+
 @dataclass(frozen=True, eq=False)
 class AudioEmbedding(_Response):
     """A recording's `embedding` (D,) and, if requested, its `frames` (T, D), one every `frame_hop` seconds."""

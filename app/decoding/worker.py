@@ -133,7 +133,7 @@ def _load_lazy_modules() -> None:
             pass
         opened.close()
     read_tags(file)
-    for form in ("wav", "flac", "ogg"):
+    for form in ("wav", "flac", "ogg", "loudness"):
         for preview in {False, form == "wav"}:
             options = ExcerptOptions(SAMPLE_RATE // 4, SAMPLE_RATE // 2, SAMPLE_RATE, form, 0.01, True, preview)
             for _ in open_excerpt(file, options).pieces:

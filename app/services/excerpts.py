@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import re
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO, Literal
 from app import errors
 from app.audio import ucs
 from app.audio.errors import MediaError
+from app.audio.peaks import Loudness
 from app.decoding.pool import ExcerptStream
 from app.errors import Invalid
 from app.export.formats import to_cell
@@ -140,6 +142,14 @@ async def open_preview(state: AppState, clip_id: str, wanted: Range | None = Non
     options = {"start": 0, "stop": total, "total": total, "preview": True, "range": wanted}
     async with _written(state, clip, path, options) as stream:
         yield Excerpt(_safe(Path(clip.filename).stem, "wav"), 0.0, clip.duration, stream)
+
+
+async def clip_loudness(state: AppState, clip_id: str) -> Loudness:
+    """Measures a clip at its own rate with all channels. Raises ClipNotFound, AudioMissing, MediaError."""
+    clip, path = await state.read(_find, state.library, clip_id)
+    _, total, _ = frames_of(clip, Cut())
+    async with _written(state, clip, path, {"start": 0, "stop": total, "total": total, "format": "loudness"}) as stream:
+        return Loudness(**json.loads(b"".join([piece async for piece in stream])))
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ Nearest = Callable[[np.ndarray, int, Filter | None, float], list[tuple[str, floa
 
 FIRST_DEPTH = 100  # clips that a search takes from each list (clips, segments, words), at least
 WORD_KINDS: tuple[ReasonKind, ...] = ("name", "tags", "metadata")  # in the order of text_columns
+_ROUNDING = 1e-4  # of logits, where cosines of single precision are compared
 UNLIKE_WEIGHT = 0.5  # of unwanted examples in the vector that is searched with
 
 
@@ -134,7 +135,8 @@ class Reason:
 class Ranked:
     """A clip in a ranking. similarity: its cosine to the query's vector, NaN where unknown; logit: of its score.
 
-    sound: the logit of its sound alone, without words. by_moment: whether its best segment decides that, not the whole.
+    sound: the logit of its sound alone, without words. cosines: (2, Q), of the clip and of its best segment to each
+    vector of the query.
     """
 
     clip_id: str
@@ -142,7 +144,7 @@ class Ranked:
     logit: float
     coverage: float
     sound: float
-    by_moment: bool
+    cosines: np.ndarray = field(compare=False, repr=False)
 
     @property
     def score(self) -> float:
@@ -171,7 +173,7 @@ class Ranking:
         matching = self._state.engine.matching
         if matching is None:
             return None
-        return ranked.score >= matching.cutoff and (self._understood or ranked.coverage > 0)
+        return ranked.logit >= logit_of(matching.cutoff) and (self._understood or ranked.coverage > 0)
 
     def reasons(self, ranked: Ranked) -> list[Reason]:
         """Why a clip is in the ranking: at least one reason, words before the sound.
@@ -186,8 +188,16 @@ class Ranking:
         matching = self._state.engine.matching
         enough = matching is None or (self._understood and ranked.sound >= logit_of(matching.cutoff))
         if not found or (enough and self._mode != "lexical"):
-            found.append(Reason("moment" if ranked.by_moment else "sound"))
+            found.append(Reason("moment" if self._is_by_moment(ranked) else "sound"))
         return found
+
+    def _is_by_moment(self, ranked: Ranked) -> bool:
+        """Whether the best segment of a clip decides how well its sound fits, not the whole."""
+        part, columns = next(self._query.columns())
+        clip, segment = ranked.cosines[:, None, columns]
+        whole = part.logits(self._state.engine, clip, np.full_like(clip, np.nan))
+        moment = part.logits(self._state.engine, np.full_like(segment, np.nan), segment)
+        return bool(~np.isnan(moment) & ~(whole >= moment))
 
     @property
     def _understood(self) -> bool:
@@ -230,8 +240,9 @@ class Ranking:
         """
         library, found = self._state.library, set[str]()
         if self._understood:
-            lists = zip((library.nearest, library.nearest_segments), self._last, self._least_cosines(), strict=True)
-            alike = [self._at_least(search, limit, least) for search, last, least in lists if last >= least]
+            searches = (library.nearest, library.nearest_segments)
+            lists = enumerate(zip(searches, self._last, self._least_cosines(), strict=True))
+            alike = [self._at_least(n, search, limit, least) for n, (search, last, least) in lists if last >= least]
             found = found.union(*await asyncio.gather(*alike))
         if len(found) < limit:
             words = await self._by_words(limit)
@@ -250,10 +261,13 @@ class Ranking:
         with self._state.metrics.vector_search():
             return await self._state.read(search, vector, depth, self._filter)
 
-    async def _at_least(self, search: Nearest, limit: int, cosine: float) -> set[str]:
+    async def _at_least(self, column: int, search: Nearest, limit: int, cosine: float) -> set[str]:
+        """Those of the first `limit` clips of a list, of clips (column 0) or segments (1), whose sound matches."""
         with self._state.metrics.vector_search():
             found = await self._state.read(search, self._query.searched[0], limit, self._filter, cosine)
-        return {clip_id for clip_id, _ in found}
+        cosines = np.full((len(found), 2), np.nan)
+        cosines[:, column] = [own for _, own in found]
+        return {clip_id for (clip_id, _), enough in zip(found, self._enough(cosines), strict=True) if enough}
 
     async def _by_words(self, depth: int) -> list[Hit]:
         words = self._query.words
@@ -315,34 +329,44 @@ class Ranking:
 
     def _matching_by_words(self, hits: Sequence[Hit]) -> set[str]:
         """The clips among these that match with what their words add. Words and segments are read where they decide."""
-        least = self._least_cosines()
-        found = {hit.clip.id for hit in hits if self._understood and hit.similarity >= least[0]}
+        found = set[str]()
+        if self._understood:
+            alike = self._enough(np.array([(hit.similarity, np.nan) for hit in hits]))
+            found = {hit.clip.id for hit, enough in zip(hits, alike, strict=True) if enough}
         left = {hit.clip.id: hit for hit in hits if hit.clip.id not in found}
         self._cover(hit.clip for hit in left.values())
 
-        def reaches(clip_id: str, *cosines: float) -> bool:
-            covered = self._coverage[clip_id]
-            with_words = self._least_cosines(WEIGHTS.words * covered)
-            enough = any(own >= wanted for own, wanted in zip(cosines, with_words, strict=False))
-            return enough and (self._understood or covered > 0)
+        def reaching(cosines: dict[str, Sequence[float]]) -> set[str]:
+            covered = np.array([self._coverage[clip_id] for clip_id in cosines])
+            enough = self._enough(np.array(list(cosines.values())).reshape(-1, 2), covered)
+            enough &= self._understood | (covered > 0)
+            return {clip_id for clip_id, one in zip(cosines, enough, strict=True) if one}
 
-        found |= {clip_id for clip_id, hit in left.items() if reaches(clip_id, hit.similarity)}
+        found |= reaching({clip_id: (hit.similarity, np.nan) for clip_id, hit in left.items()})
         long = [i for i, hit in left.items() if i not in found and hit.clip.duration > LONG_SECONDS]
         if long:
             read = self._state.library.similarities(long, self._query.parts[0].vector[None])
-            found |= {clip_id for clip_id, own in read.items() if reaches(clip_id, *own[:, 0].tolist())}
+            found |= reaching({clip_id: own[:, 0].tolist() for clip_id, own in read.items()})
         return found
 
     # Scores
 
-    def _least_cosines(self, words: float = 0.0) -> tuple[float, float]:
-        """The cosines of a clip and of a segment from which on they make a match of a simple query, given what words
-        add to the logit."""
+    def _least_cosines(self) -> tuple[float, float]:
+        """Cosines of a clip and of a segment below which they make no match of a simple query, with some room for
+        rounding."""
         engine = self._state.engine
         assert engine.matching is not None
         part = self._query.parts[0]
-        logit = logit_of(engine.matching.cutoff) - words
+        logit = logit_of(engine.matching.cutoff) - _ROUNDING
         return engine.least_cosines(logit, sound=part.sound, scores=part.scores)
+
+    def _enough(self, cosines: np.ndarray, covered: np.ndarray | float = 0.0) -> np.ndarray:
+        """Whether cosines (A, 2) to a simple query, of clips and segments, NaN where unknown, and the coverages of its
+        words make matches (A,), decided as `is_match` does."""
+        engine = self._state.engine
+        assert engine.matching is not None
+        logits = self._query.parts[0].logits(engine, cosines[:, :1], cosines[:, 1:]) + WEIGHTS.words * covered
+        return np.asarray(logits >= logit_of(engine.matching.cutoff))
 
     def _score(self, cosines: Mapping[str, np.ndarray]) -> list[Ranked]:
         """The clips with their scores, in the order given; clips that were deleted since are scored too."""
@@ -359,17 +383,12 @@ class Ranking:
             nothing = np.full((2, len(query.vectors)), -1.0)  # deleted meanwhile
             full = np.stack([nothing if f is None else f for f in known])
         sound = sound_logits(engine, query, full)
-        first, columns_of_first = next(query.columns())
-        clips, segments = full[:, 0, columns_of_first], full[:, 1, columns_of_first]
-        whole = first.logits(engine, clips, np.full_like(clips, np.nan))
-        part = first.logits(engine, np.full_like(segments, np.nan), segments)
-        by_moment = ~(whole >= part) & ~np.isnan(part)
         covered = np.array([self._coverage.get(clip_id, 0.0) for clip_id in ids])
-        columns = (sound + WEIGHTS.words * covered, covered, sound, by_moment)
+        columns = (sound + WEIGHTS.words * covered, covered, sound)
         return [
-            Ranked(clip_id, float(own[0]), logit, share, alone, moment)
-            for clip_id, own, (logit, share, alone, moment) in zip(
-                ids, cosines.values(), zip(*(column.tolist() for column in columns), strict=True), strict=True
+            Ranked(clip_id, float(own[0]), logit, share, alone, all_cosines)
+            for clip_id, own, all_cosines, (logit, share, alone) in zip(
+                ids, cosines.values(), full, zip(*(column.tolist() for column in columns), strict=True), strict=True
             )
         ]
 

@@ -1,4 +1,4 @@
-"""Waveform peaks of stored clips, decoded on demand and cached in memory.
+"""Waveform peaks and loudness of stored clips, decoded on demand and cached in memory.
 
 Peaks are the lowest and highest sample of every 10 ms, or of less in a short clip, see app.audio.peaks.
 """
@@ -11,8 +11,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from app.audio.peaks import STEP, WaveformPeaks, fitting_step
+from app.audio.peaks import STEP, Loudness, WaveformPeaks, fitting_step
 from app.services.audio_source import decode_clip
+from app.services.excerpts import clip_loudness
 from app.state import AppState
 from index import Clip
 
@@ -61,3 +62,23 @@ class PeaksCache:
         while self._bytes > self._max_bytes and len(self._entries) > 1:
             _, evicted = self._entries.popitem(last=False)
             self._bytes -= evicted.nbytes
+
+
+class LoudnessCache:
+    """Loudness by audio file; the first request for a file measures it."""
+
+    def __init__(self, most: int = 100_000) -> None:
+        self._most = most
+        self._entries: dict[str, Loudness] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def get(self, state: AppState, clip_id: str) -> tuple[Clip, Loudness]:
+        """A clip and its loudness. Raises ClipNotFound, AudioMissing, MediaError."""
+        clip = await state.read(state.library.get, clip_id)
+        async with self._locks.setdefault(clip.sha256, asyncio.Lock()):
+            found = self._entries.get(clip.sha256)
+            if found is None:
+                found = self._entries[clip.sha256] = await clip_loudness(state, clip_id)
+                if len(self._entries) > self._most:
+                    del self._entries[next(iter(self._entries))]
+        return clip, found

@@ -2,8 +2,10 @@
 // holds the id of the open clip.
 
 import { download, draggable, get, previewUrl, soundUrl } from "./api.js";
+import { phrasesIn } from "./concept-names.js";
 import { $, announce, clock, el, icon } from "./dom.js";
 import { including } from "./filters.js";
+import { levelOf } from "./levels.js";
 import { selectable } from "./selecting.js";
 import { spectrogramFits, Wave, wavesurfer } from "./sound.js";
 
@@ -127,6 +129,7 @@ function build(dialog, shell, clip, moments) {
   const wave = new Wave(stage, {
     src: () => soundUrl(clip.id),
     fallback: () => previewUrl(clip.id),
+    level: () => levelOf(clip.id),
     duration: clip.duration,
     regions: moments,
     start: () => open?.moments[0]?.start ?? 0,
@@ -242,7 +245,7 @@ function actions(dialog, shell, clip, message) {
 
 /** The sounds of the current search, to detect them in a clip that it found. */
 function phrasesOf(shell) {
-  const sounds = (shell.params.get("q") ?? "").split(">").map((sound) => sound.trim()).filter(Boolean);
+  const sounds = phrasesIn(shell.params.get("q") ?? "", />/);
   return sounds.length ? sounds : null;
 }
 

@@ -4,6 +4,7 @@ import { audioPath, call, get, playableUrl, previewUrl } from "./api.js";
 import { $, announce, clock, count, el, icon } from "./dom.js";
 import { save } from "./exports.js";
 import { Excerpt } from "./excerpt.js";
+import { levelOf } from "./levels.js";
 import { Player } from "./player.js";
 import { decode, DRAWN_RATE, partOfClip } from "./sounding.js";
 
@@ -126,6 +127,7 @@ export class Examples {
     const player = new Player({
       src: () => playableUrl(whole),
       fallback: clip && !part ? () => previewUrl(clip) : undefined,
+      level: clip ? () => levelOf(clip) : undefined,
       duration: ENDLESS,
       onState: (...state) => this.#changed(row, ...state),
     });
@@ -176,6 +178,7 @@ export class Examples {
     if (!this.#rows.includes(row)) return;
     row.excerpt = new Excerpt({
       part,
+      level: clip ? () => levelOf(clip) : undefined,
       duration,
       stretch: { start: start ?? 0, end: end ?? duration },
       label: `Waveform of ${filename}`,

@@ -39,6 +39,9 @@ export function splitPhrases(text, separator = /[,;\n]/) {
   }
 }
 
+/** The same without blanks around them, and without empty ones. */
+export const phrasesIn = (text, separator) => splitPhrases(text, separator).map((phrase) => phrase.trim()).filter(Boolean);
+
 /** The length of a concept at the beginning of a text, with the blanks before it; 0 if another phrase is there. */
 function lengthOf(concept, text, separator) {
   const typed = text.trimStart();

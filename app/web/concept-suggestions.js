@@ -4,6 +4,7 @@
 import { call, get, json } from "./api.js";
 import { $, announce, clock, el, icon, setCurrent } from "./dom.js";
 import { Excerpt } from "./excerpt.js";
+import { levelOf } from "./levels.js";
 import { partOfClip } from "./sounding.js";
 
 const SHOWN = 5;
@@ -99,6 +100,7 @@ export class Suggestions {
     const link = el("a", { class: "title", href: `?open=${encodeURIComponent(clip.id)}`, tabindex: -1 }, el("span", { class: "name", text: clip.filename }));
     const excerpt = new Excerpt({
       part: partOfClip(clip.id),
+      level: () => levelOf(clip.id),
       duration: clip.duration,
       stretch: { start, end },
       label: `Waveform and spectrogram of ${clip.filename}, ${when}`,

@@ -199,6 +199,7 @@ export function mount(panel, shell) {
     player = new Player({
       src: () => resultSource.src(),
       fallback: resultSource.fallback,
+      level: resultSource.level,
       duration: resultSource.duration ?? 86_400,
       onTime: moved,
       onState: (state, error) => {
@@ -360,7 +361,7 @@ export function mount(panel, shell) {
   function moved(t) {
     strips.setTime(t, player?.playing);
     const whole = recording?.duration ?? 0;
-    const text = `${formatTime(t, true)} / ${formatTime(whole)}`;
+    const text = `${formatTime(t, 3)} / ${formatTime(whole)}`;
     if ($("found-time").textContent !== text) $("found-time").textContent = text;
     const slider = strips.scroll;
     const spoken = `${clock(t)} of ${clock(whole)}`;

@@ -2,6 +2,7 @@
 
 import { get, json, previewUrl, soundUrl } from "./api.js";
 import { $, announce, clock, count, el, icon, showMessage } from "./dom.js";
+import { levelOf } from "./levels.js";
 import { collectionsOf, tagsOf } from "./many.js";
 import { Player } from "./player.js";
 
@@ -89,6 +90,7 @@ export class Duplicates {
     const player = new Player({
       src: () => soundUrl(clip.id),
       fallback: () => previewUrl(clip.id),
+      level: () => levelOf(clip.id),
       duration: clip.duration,
       onState: (state, error) => {
         play.replaceChildren(icon(state === "playing" ? "pause" : "play"));

@@ -80,13 +80,13 @@ export class EventList {
       const row = body.rows[i];
       const [play, name, end, length, sure] = row.cells;
       const button = play.firstChild;
-      const begin = formatTime(onset, true);
+      const begin = formatTime(onset, 3);
       set(button.lastChild, begin);
       const label = `Play ${this.phrases[phrase]} at ${begin}`;
       if (button.getAttribute("aria-label") !== label) button.setAttribute("aria-label", label);
       button.tabIndex = i === stop ? 0 : -1;
       set(name, this.phrases[phrase]);
-      set(end, formatTime(offset, true));
+      set(end, formatTime(offset, 3));
       set(length, `${fixed(offset - onset, 2)} s`);
       set(sure, fixed(score, 2));
       sure.style.setProperty("--score", score.toFixed(3));

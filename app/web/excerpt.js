@@ -37,6 +37,7 @@ export class Excerpt {
   /**
    * @param {object} options
    * @param {(start: number, end: number, signal: AbortSignal) => Promise<Blob>} options.part  the sound as WAV
+   * @param {() => Promise<number>} [options.level]  the gain with which loudness is matched
    * @param {number} options.duration  of the whole sound, in seconds
    * @param {Stretch} options.stretch
    * @param {string} options.label  for screen readers
@@ -143,6 +144,7 @@ export class Excerpt {
       this.#url = URL.createObjectURL(sound);
       this.#player = new Player({
         src: () => Promise.resolve(this.#url),
+        level: this.#options.level,
         duration: to - from,
         onTime: (t) => {
           this.#time = from + t;

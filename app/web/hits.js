@@ -3,6 +3,7 @@
 
 import { draggable, previewUrl, soundUrl } from "./api.js";
 import { announce, clock, el, icon, setCurrent } from "./dom.js";
+import { levelOf } from "./levels.js";
 import { cachedPeaks, peaksOf } from "./peaks.js";
 import { isFavourite } from "./many.js";
 import { byPointer, selectable } from "./selecting.js";
@@ -160,6 +161,7 @@ export class HitList {
       light: true,
       src: () => soundUrl(clip.id),
       fallback: () => previewUrl(clip.id),
+      level: () => levelOf(clip.id),
       duration: clip.duration,
       peaks: cachedPeaks(clip.id),
       regions: moments ?? [],

@@ -2,7 +2,7 @@
 
 import { call, get, json } from "./api.js";
 import { Completion } from "./completion.js";
-import { named, noSuch, splitPhrases, unknownConcept } from "./concept-names.js";
+import { named, noSuch, phrasesIn, unknownConcept } from "./concept-names.js";
 import { $, announce, clock, count, el, icon, showMessage } from "./dom.js";
 import { DEFAULTS } from "./events.js";
 
@@ -49,7 +49,7 @@ export class Jobs {
   }
 
   async #start() {
-    const read = () => splitPhrases($("scan-phrases").value, /,/).map((text) => text.trim()).filter(Boolean);
+    const read = () => phrasesIn($("scan-phrases").value, /,/);
     if (!read().length) {
       showMessage($("scan-message"), "Describe the sounds first, separated by commas.", true);
       return $("scan-phrases").focus();

@@ -2,6 +2,7 @@
 
 import { download, draggable, get, json, previewUrl, soundUrl } from "./api.js";
 import { $, announce, clock, el, icon, setCurrent } from "./dom.js";
+import { levelOf } from "./levels.js";
 import { collectionsOf, FAVOURITES, isFavourite } from "./many.js";
 import { playback, switchPlayback } from "./playback.js";
 import { Player } from "./player.js";
@@ -167,17 +168,18 @@ export class ClipList {
     const about = el("div", { class: "about" }, time, ...tags, ...texts.slice(0, 2).map((text) => el("span", { class: "text", text })));
     const item = el(
       "li",
-      { class: "clip", dataset: { clip: clip.id } },
-      this.selection.box(clip),
-      play,
-      el("div", { class: "info" }, link, about),
-      el("span", { class: "format", text: formatOf(clip) }),
-      el("span", { class: "date", text: dateOf(clip), title: new Date(clip.created).toLocaleString() }),
-      el("div", { class: "tools" }, star, edit, remove),
+      { class: "clip", role: "row", dataset: { clip: clip.id } },
+      el("div", { role: "cell" }, this.selection.box(clip), play),
+      el("div", { class: "info", role: "cell" }, link, about),
+      el("span", { class: "length", role: "cell", text: clock(clip.duration) }),
+      el("span", { class: "format", role: "cell", text: formatOf(clip) }),
+      el("span", { class: "date", role: "cell", text: dateOf(clip), title: new Date(clip.created).toLocaleString() }),
+      el("div", { class: "tools", role: "cell" }, star, edit, remove),
     );
     const player = new Player({
       src: () => soundUrl(clip.id),
       fallback: () => previewUrl(clip.id),
+      level: () => levelOf(clip.id),
       duration: clip.duration,
       onTime: (t) => item.style.setProperty("--played", t / clip.duration),
       onState: (state, error) => changed(row, state, error),

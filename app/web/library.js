@@ -16,6 +16,7 @@ const PAUSE = 250; // ms after the last keystroke
 const HEALTH_INTERVAL = 30_000; // ms between health checks while the tab is shown
 const RELOAD_INTERVAL = 5000; // ms between reloads of the list during uploads
 const SORTS = ["-created", "created", "filename", "-filename", "-duration", "duration"];
+const reversed = (sort) => (sort.startsWith("-") ? sort.slice(1) : `-${sort}`);
 
 /** @param {HTMLElement} panel  @param {import("./main.js").Shell} shell */
 export function mount(panel, shell) {
@@ -24,6 +25,7 @@ export function mount(panel, shell) {
   let loaded = false;
   let looking = 0;
   let stale = 0;
+  const headers = document.querySelectorAll("#clips-head button");
 
   const { deletions } = shell;
   deletions.listen({
@@ -108,7 +110,9 @@ export function mount(panel, shell) {
     const all = shell.info?.clips;
     $("clips-more").hidden = !more;
     const known = !narrowed && all !== undefined && more;
-    $("clips-about").textContent = known ? `${n.toLocaleString("en")} of ${count(all, "sound")}` : `${count(n, "sound")}${more ? " or more" : ""}`;
+    const counted = known ? `${n.toLocaleString("en")} of ${count(all, "sound")}` : `${count(n, "sound")}${more ? " or more" : ""}`;
+    $("clips-about").textContent = words && n > 1 ? `${counted}, best match first` : counted;
+    $("clips-table").hidden = n === 0;
     const wrong = Boolean($("clips-message").textContent);
     $("no-clips").hidden = n > 0 || wrong || deletions.any;
     $("no-clips").replaceChildren(
@@ -131,9 +135,12 @@ export function mount(panel, shell) {
   function show() {
     const { words, sort, filter } = query;
     if ($("words").value.trim() !== words) $("words").value = words;
-    $("sort").value = words ? "best" : sort;
-    $("sort").disabled = Boolean(words);
-    $("sort-best").hidden = !words;
+    for (const button of headers) {
+      const sorts = !words && [sort, reversed(sort)].includes(button.dataset.sort);
+      const order = sort.startsWith("-") ? "descending" : "ascending";
+      button.parentElement.setAttribute("aria-sort", sorts ? order : "none");
+      button.disabled = Boolean(words); // the best match comes first
+    }
     const chips = filterChips(filter, (left) => {
       change({ filter: left });
       $("words").focus();
@@ -188,7 +195,10 @@ export function mount(panel, shell) {
     event.preventDefault();
     typed.now();
   });
-  $("sort").addEventListener("change", () => change({ sort: $("sort").value }));
+  for (const button of headers) {
+    const { sort } = button.dataset;
+    button.addEventListener("click", () => change({ sort: query.sort === sort ? reversed(sort) : sort }));
+  }
   $("clips-more").addEventListener("click", async () => {
     $("clips-more").disabled = true;
     try {

@@ -1,7 +1,8 @@
 // What can be done with one sound or with many at once: favourites, collections, tags, a download, teaching, a scan.
 
 import { call, json } from "./api.js";
-import { concepts, loadConcepts } from "./concept-names.js";
+import { Completion } from "./completion.js";
+import { concepts, loadConcepts, noSuch, phrasesIn, unknownConcept } from "./concept-names.js";
 import { $, announce, count, el, icon } from "./dom.js";
 import { save } from "./exports.js";
 import { splitTags } from "./library-edit.js";
@@ -148,12 +149,16 @@ export class Many {
   }
 
   /** A scan of these sounds; the Library tab shows its progress. */
-  detect(clips) {
+  async detect(clips) {
+    await loadConcepts().catch(() => {});
     const phrases = el("input", { id: "many-phrases", required: true, maxlength: 1000, autocomplete: "off", autocapitalize: "none", placeholder: "dog barking, rain" });
-    phrases.value = (this.#shell.params.get("q") ?? "").replaceAll(">", ",");
+    phrases.value = phrasesIn(this.#shell.params.get("q") ?? "", />/).join(", ");
     const body = [el("div", { class: "labelled" }, el("label", { for: "many-phrases", text: "Sounds to detect" }), phrases)];
+    new Completion(phrases, { separator: /,/, byName: true });
     ask(`Detect sounds in ${named(clips)}`, body, "Detect", async () => {
-      const wanted = phrases.value.split(",").map((text) => text.trim()).filter(Boolean);
+      const wanted = phrasesIn(phrases.value, /,/);
+      const unknown = await unknownConcept(() => wanted);
+      if (unknown !== undefined) throw new Error(noSuch(unknown));
       await json("/jobs", { body: { kind: "detect", phrases: wanted, filter: { clip_id: idsOf(clips) } } });
       this.#shell.show("library");
       $("scan").scrollIntoView({ block: "start" });

@@ -30,6 +30,8 @@ const DARK = {
   spectrum: ["#12171f", "#1d3148", "#3d6488", "#8db6d3", "#f2f8fd"],
 };
 
+const FREQUENCIES = [250, 1000, 4000]; // Hz that are marked
+
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 const palettes = new Map();
 
@@ -64,18 +66,19 @@ export function ticks({ from, to }, pixels) {
   const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800].find((s) => s >= least) ?? 3600;
   const marks = [];
   for (let n = Math.ceil(from / step - 1e-9); n * step <= to + 1e-9; n++) {
-    marks.push({ at: n * step, text: formatTime(n * step, step < 1) });
+    marks.push({ at: n * step, text: formatTime(n * step, step < 1 ? 1 : 0) });
   }
   return marks;
 }
 
-/** Formats seconds as "0:05" or "1:02:03", with tenths "0:05.2". */
-export function formatTime(seconds, tenths = false) {
-  const units = Math.round(seconds * 10);
-  const whole = tenths ? Math.floor(units / 10) : Math.round(seconds);
+/** Formats seconds as "0:05" or "1:02:03", with three digits "0:05.200". */
+export function formatTime(seconds, digits = 0) {
+  const scale = 10 ** digits;
+  const units = Math.round(seconds * scale);
+  const whole = Math.floor(units / scale);
   const [h, m, s] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
   const two = (n) => String(n).padStart(2, "0");
-  return `${h ? `${h}:${two(m)}` : m}:${two(s)}${tenths ? `.${units % 10}` : ""}`;
+  return `${h ? `${h}:${two(m)}` : m}:${two(s)}${digits ? `.${String(units % scale).padStart(digits, "0")}` : ""}`;
 }
 
 /** Paints the ruler, and faint lines down to `bottom`. @param {Box} box @param {Span} span */
@@ -146,6 +149,26 @@ export function paintSpectrum(context, box, span, recording, colours) {
       pixels[at] = pixelOf[level];
     }
   });
+}
+
+/** Paints the frequencies at the left of a spectrogram. @param {import("./recording.js").Recording} recording */
+export function paintFrequencies(context, box, { frequencies, bands }, colours) {
+  context.font = "11px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  context.lineWidth = 3;
+  context.strokeStyle = colours.ground;
+  context.fillStyle = colours.soft;
+  for (const hertz of FREQUENCIES) {
+    const above = frequencies.findIndex((centre) => centre >= hertz);
+    if (above < 1) continue; // beyond the bands
+    const [low, high] = [frequencies[above - 1], frequencies[above]];
+    const band = above - 1 + (hertz - low) / (high - low);
+    const y = box.y + box.h * (1 - (band + 0.5) / bands);
+    const text = hertz < 1000 ? `${hertz} Hz` : `${hertz / 1000} kHz`;
+    context.strokeText(text, box.x + 8, y);
+    context.fillText(text, box.x + 8, y);
+    context.fillRect(box.x, Math.round(y), 5, 1);
+  }
 }
 
 /** Paints the smoothed scores of a phrase as a heat strip. @param {Float32Array} scores */

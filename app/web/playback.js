@@ -1,12 +1,12 @@
-// How sounds are played: volume, repeating, where to stop, and whether the arrow keys play. Kept in the browser's storage.
+// How sounds are played: volume, matched loudness, repeating, where to stop, and whether the arrow keys play. Kept in the browser's storage.
 
 import { $, announce } from "./dom.js";
 
 const KEY = "finelap-playback"; // localStorage
-const SWITCHES = { loop: "Repeat", stops: "Stop at the end of the moment", follows: "Play while moving with the arrow keys" };
+const SWITCHES = { levels: "Match loudness", loop: "Repeat", stops: "Stop at the end of the moment", follows: "Play while moving with the arrow keys" };
 
 function read() {
-  const usual = { volume: 1, loop: false, stops: false, follows: false };
+  const usual = { volume: 1, levels: false, loop: false, stops: false, follows: false };
   try {
     const { volume, ...kept } = JSON.parse(localStorage.getItem(KEY) ?? "{}");
     for (const name of Object.keys(SWITCHES)) usual[name] = kept[name] === true;
@@ -31,7 +31,7 @@ export function setPlayback(changes) {
   document.dispatchEvent(new CustomEvent("finelap:playback"));
 }
 
-/** Turns a switch on or off and says so. @param {"loop" | "stops" | "follows"} name */
+/** Turns a switch on or off and says so. @param {"levels" | "loop" | "stops" | "follows"} name */
 export function switchPlayback(name) {
   setPlayback({ [name]: !playback[name] });
   announce(`${SWITCHES[name]}: ${playback[name] ? "on" : "off"}`);

@@ -3,7 +3,10 @@
 
 import { playback } from "./playback.js";
 
+const PATIENCE = 2000; // ms that a sound waits for its level
+
 let current = null; // the most recently started player
+let context = null; // AudioContext, made when a sound is first raised above its own level
 
 document.addEventListener("finelap:playback", () => current?.adjust());
 
@@ -16,15 +19,19 @@ export class Player {
   #duration;
   #src;
   #fallback;
+  #level;
+  #gain = null; // of `level`, once it is known
+  #boost = null; // GainNode
 
   /**
-   * `fallback` is played where the browser cannot play `src`.
-   * @param {{src: () => Promise<string>, fallback?: () => Promise<string>, duration: number, onTime?: (t: number) => void,
-   *          onState?: (state: "playing" | "paused" | "failed", error?: Error) => void}} options
+   * `fallback` is played where the browser cannot play `src`; `level` is the gain with which loudness is matched.
+   * @param {{src: () => Promise<string>, fallback?: () => Promise<string>, level?: () => Promise<number>, duration: number,
+   *          onTime?: (t: number) => void, onState?: (state: "playing" | "paused" | "failed", error?: Error) => void}} options
    */
-  constructor({ src, fallback, duration, onTime = () => {}, onState = () => {} }) {
+  constructor({ src, fallback, level, duration, onTime = () => {}, onState = () => {} }) {
     this.#src = src;
     this.#fallback = fallback;
+    this.#level = level;
     this.#duration = duration;
     this.onTime = onTime;
     this.onState = onState;
@@ -67,7 +74,7 @@ export class Player {
     this.#from = to === undefined || to === null ? 0 : (from ?? 0);
     this.adjust();
     try {
-      await (this.#loading ??= this.#load());
+      await Promise.all([(this.#loading ??= this.#load()), this.#match()]);
       if (current === this) await this.audio.play();
     } catch (error) {
       if (error.name === "AbortError") return; // paused before it started
@@ -79,8 +86,33 @@ export class Player {
 
   /** Applies the settings of playback. */
   adjust() {
-    this.audio.volume = playback.volume;
+    const gain = playback.volume * (playback.levels ? (this.#gain ?? 1) : 1);
+    this.audio.volume = Math.min(gain, 1);
+    if (gain > 1 || this.#boost) this.#raise(Math.max(gain, 1));
     this.audio.loop = playback.loop && this.#until === null;
+    if (playback.levels && this.playing) this.#match();
+  }
+
+  /** Finds the level and applies it, if levels are matched. */
+  async #match() {
+    if (!playback.levels || !this.#level || this.#gain !== null) return;
+    const late = new Promise((resolve) => setTimeout(resolve, PATIENCE));
+    const found = this.#level().then((gain) => {
+      this.#gain = gain;
+      this.adjust();
+    });
+    await Promise.race([found, late]);
+  }
+
+  /** An <audio> alone can only lower a level. */
+  #raise(gain) {
+    if (!this.#boost) {
+      context ??= new AudioContext();
+      this.#boost = context.createGain();
+      context.createMediaElementSource(this.audio).connect(this.#boost).connect(context.destination);
+    }
+    context.resume();
+    this.#boost.gain.value = gain;
   }
 
   pause() {
@@ -105,6 +137,7 @@ export class Player {
   destroy() {
     this.pause();
     cancelAnimationFrame(this.#frame);
+    this.#boost?.disconnect();
     this.onTime = this.onState = () => {};
     this.audio.removeAttribute("src");
     this.audio.load();

@@ -4,7 +4,7 @@
 import { download, get, json, Problem } from "./api.js";
 import { mark } from "./clip.js";
 import { Completion } from "./completion.js";
-import { concepts, goesOn, isConcept, labelOf, named, noSuch, phraseOf, splitPhrases, unknownConcept } from "./concept-names.js";
+import { concepts, goesOn, isConcept, labelOf, named, noSuch, phraseOf, phrasesIn, unknownConcept } from "./concept-names.js";
 import { $, announce, debounce, el, icon } from "./dom.js";
 import { clipIdOf, nameOf, toApi, toggled } from "./examples.js";
 import { chip, FilterForm, filterChips, including, MODES, narrowingChips } from "./filters.js";
@@ -131,7 +131,7 @@ export function mount(panel, shell) {
   }
 
   /** The sounds of the query, one after the other in a sequence. */
-  const soundsOf = (query) => (wantsMoments(query) ? splitPhrases(query.q, />/).map((sound) => sound.trim()).filter(Boolean) : [query.q]);
+  const soundsOf = (query) => (wantsMoments(query) ? phrasesIn(query.q, />/) : [query.q]);
 
   const usesConcepts = () => [...soundsOf(asked), ...asked.without].some(isConcept);
 

@@ -38,6 +38,7 @@ export class Wave {
    * @param {object} options
    * @param {() => Promise<string>} options.src  URL of the audio, called on first playback
    * @param {() => Promise<string>} [options.fallback]  URL of audio to play where the browser cannot play `src`
+   * @param {() => Promise<number>} [options.level]  the gain with which loudness is matched
    * @param {number} options.duration  seconds
    * @param {[number, number][] | null} [options.peaks]  lowest and highest sample of equal stretches
    * @param {Region[]} [options.regions]
@@ -57,6 +58,7 @@ export class Wave {
     this.player = new Player({
       src: options.src,
       fallback: options.fallback,
+      level: options.level,
       duration: options.duration,
       onTime: (t) => this.#moved(t),
       onState: (...state) => this.#options.onState?.(...state),

@@ -2,6 +2,7 @@
 // duration and whether this browser can play it.
 
 import { get, previewUrl, soundUrl } from "./api.js";
+import { levelOf } from "./levels.js";
 
 export class Source {
   /** Seconds, or null if unknown. @type {number | null} */
@@ -40,6 +41,11 @@ export class Source {
   /** The URL of what to play where the browser cannot play `src`; undefined for a local file. */
   get fallback() {
     return this.clip ? () => previewUrl(this.clip.id) : undefined;
+  }
+
+  /** The gain with which loudness is matched; undefined for a local file. */
+  get level() {
+    return this.clip ? () => levelOf(this.clip.id) : undefined;
   }
 
   /** Adds the recording to the form of POST /detect. @param {FormData} form */

@@ -7,7 +7,7 @@
 // few milliseconds. A scroll box of matching width provides the scroll bar and touch input.
 
 import { colours as pageColours } from "./outline.js";
-import { across, firstAfter, onScheme, paintEvents, paintHeat, paintRuler, paintSpectrum, paintWave, palette } from "./paint.js";
+import { across, firstAfter, onScheme, paintEvents, paintFrequencies, paintHeat, paintRuler, paintSpectrum, paintWave, palette } from "./paint.js";
 import { selectable } from "./selecting.js";
 
 const RULER = 22; // css pixels, all of these
@@ -157,6 +157,7 @@ export class Strips {
     if (recording.step) {
       paintWave(context, box(layout.wave, WAVE), span, recording, colours);
       paintSpectrum(context, box(layout.spectrum, SPECTRUM), span, recording, colours);
+      paintFrequencies(context, box(layout.spectrum, SPECTRUM), recording, colours);
     }
     recording.tracks.forEach((track, i) => {
       const lane = box(layout.lanes[i], LANE);

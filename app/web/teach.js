@@ -4,6 +4,7 @@ import { json } from "./api.js";
 import { conceptOf, concepts, loadConcepts } from "./concept-names.js";
 import { $, announce, clock, count, el, icon } from "./dom.js";
 import { Excerpt } from "./excerpt.js";
+import { levelOf } from "./levels.js";
 import { MAX_LOCAL, partOfClip, partOfFile } from "./sounding.js";
 
 const SHORTEST = 0.05; // seconds
@@ -91,6 +92,7 @@ class Form {
     [this.#start, this.#end] = [time("teach-start", stretch.start), time("teach-end", stretch.end)];
     this.#excerpt = new Excerpt({
       part: sound.clip ? partOfClip(sound.clip.id) : partOfFile(sound.file),
+      level: sound.clip ? () => levelOf(sound.clip.id) : undefined,
       duration,
       stretch,
       label: `Waveform and spectrogram of ${name}`,

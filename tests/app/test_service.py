@@ -204,6 +204,7 @@ async def test_the_openapi_document(client: httpx.AsyncClient) -> None:
         "/clips/{clip_id}/audio": {"get"},
         "/clips/duplicates": {"get"},
         "/clips/{clip_id}/peaks": {"get"},
+        "/clips/{clip_id}/loudness": {"get"},
         "/clips/{clip_id}/similar": {"get"},
         "/clips/{clip_id}/preview": {"get"},
         "/clips/download": {"post"},

@@ -57,11 +57,26 @@ def test_times_and_sizes(script: Callable[..., Any]) -> None:
     sizes = {0: "0 B", 830: "830 B", 4_200: "4.2 kB", 12_345: "12 kB", 4_200_000: "4.2 MB", 635_000_000: "635 MB"}
     assert script("return input.map((n) => dom.bytes(n));", list(sizes)) == list(sizes.values())
     assert script('return [1, 2, 1204].map((n) => dom.count(n, "sound"));') == ["1 sound", "2 sounds", "1,204 sounds"]
-    rulers = [(5, False), (65.4, False), (3723, False), (5.24, True), (59.96, True), (3600, True)]
-    assert script("return input.map(([s, tenths]) => paint.formatTime(s, tenths));", rulers) == [
+    rulers = [(5, 0), (65.4, 0), (3723, 0), (5.24, 1), (59.96, 1), (3600, 1), (5.0421, 3), (59.9996, 3)]
+    assert script("return input.map(([s, digits]) => paint.formatTime(s, digits));", rulers) == [
         *("0:05", "1:05", "1:02:03"),
         *("0:05.2", "1:00.0", "1:00:00.0"),
+        *("0:05.042", "1:00.000"),
     ]
+
+
+def test_frequencies_are_marked_at_their_bands(script: Callable[..., Any]) -> None:
+    """The centre of a band is marked in the middle of its row, the lowest at the bottom; others are not."""
+    marks = script(
+        """
+        const marks = {};
+        const context = { strokeText() {}, fillRect() {}, fillText: (text, x, y) => (marks[text] = y) };
+        paint.paintFrequencies(context, { x: 0, y: 10, w: 100, h: 80 }, input, {});
+        return marks;
+        """,
+        {"frequencies": [100, 250, 1000, 3000], "bands": 4},
+    )
+    assert marks == {"250 Hz": 60, "1 kHz": 40}
 
 
 def test_ruler_marks_do_not_overlap(script: Callable[..., Any]) -> None:

@@ -178,6 +178,7 @@ async def test_delete(client: httpx.AsyncClient, sounds: SimpleNamespace) -> Non
         await client.patch(f"/clips/{clip['id']}", json={"metadata": {}}),
         await client.get(f"/clips/{clip['id']}/audio"),
         await client.get(f"/clips/{clip['id']}/peaks"),
+        await client.get(f"/clips/{clip['id']}/loudness"),
         await client.get(f"/clips/{clip['id']}/similar"),
     ):
         assert response.status_code == 404 and clip["id"] in response.json()["detail"]
@@ -287,6 +288,20 @@ async def test_peaks(client: httpx.AsyncClient, sounds: SimpleNamespace, n: int)
     answer = (await client.get(f"/clips/{clip['id']}/peaks", params={"n": n})).json()
     assert {key: answer[key] for key in ("id", "duration", "n")} == {"id": clip["id"], "duration": 2.095, "n": n}
     assert np.abs(np.array(answer["peaks"]) - slow_peaks(samples, n)).max() < 1e-4
+
+
+async def test_loudness(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:
+    """By the worker, once for each file; another clip's name or level does not matter."""
+    answers = []
+    for level in (0.5, 0.05):
+        samples = level * sounds.tone(1000, 2.0) / np.abs(sounds.tone(1000, 2.0)).max()
+        (clip,) = await add(client, ("tone.wav", sounds.encode(samples, subtype="FLOAT")))
+        answers.append((await client.get(f"/clips/{clip['id']}/loudness")).json())
+        assert answers[-1] == (await client.get(f"/clips/{clip['id']}/loudness")).json()
+        assert answers[-1]["id"] == clip["id"]
+    loud, quiet = answers
+    assert loud["integrated"] - quiet["integrated"] == pytest.approx(20, abs=0.1)
+    assert loud["peak"] == pytest.approx(-6.02, abs=0.05)
 
 
 async def test_peaks_of_other_sample_rates_and_channels(client: httpx.AsyncClient, sounds: SimpleNamespace) -> None:

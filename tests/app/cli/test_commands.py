@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -695,3 +696,39 @@ def test_concepts_are_taught_and_used(
     assert "no concept" in failure(["concepts", "suggest", "nothing"], 1, capsys)
     run("delete", "mid beep")
     assert run("list") == "no concepts\n"
+
+
+def test_collections_are_filled_shown_and_exported(
+    server: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        assert main(["collections", *arguments]) == code
+        return capsys.readouterr().out
+
+    main(["ingest", str(folder)])
+    with Client(server) as client:
+        ids = {clip.filename: clip.id for clip in client.clips()}
+    capsys.readouterr()
+    assert run("list", "--json") == "{}\n"
+    assert run("add", "a scene", ids["low.wav"]) == "1 clips added to a scene\n"
+    run("add", "a scene", "--filter", json.dumps({"clip_id": [ids["mid.FLAC"]]}))
+    run("add", "other", ids["low.wav"])
+    assert json.loads(run("list", "--json")) == {"a scene": 2, "other": 1}
+    assert run("list").splitlines()[1].split(maxsplit=1) == ["2", "a scene"]
+    assert {clip["id"] for clip in json.loads(run("show", "a scene", "--json"))} == {ids["low.wav"], ids["mid.FLAC"]}
+    assert "low.wav" in run("show", "other")
+    run("rename", "other", "a scene")
+    archive = tmp_path / "scene.zip"
+    run("export", "a scene", "-o", str(archive))
+    with zipfile.ZipFile(archive) as files:
+        assert {*files.namelist()} == {"low.wav", "mid.FLAC", "sounds.csv"}
+    run("remove", "a scene", ids["low.wav"])
+    assert json.loads(run("list", "--json")) == {"a scene": 1}
+    run("add", "a scene", ids["low.wav"], "nothing", code=1)
+    for wrong in (["add", "a scene"], ["add", "a scene", "x", "--filter", "{}"]):
+        failure(["collections", *wrong], 2, capsys)
+    run("delete", "a scene")
+    assert len(ids) == len(list(Client(server).clips()))
+    for action in (["show", "a scene"], ["delete", "a scene"], ["export", "a scene", "-o", str(tmp_path / "no.zip")]):
+        assert "no collection" in failure(["collections", *action], 1, capsys)
+    assert not (tmp_path / "no.zip").exists()

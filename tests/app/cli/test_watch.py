@@ -100,6 +100,32 @@ def test_a_first_pass_and_a_move_of_many_files(desk: Desk) -> None:
     assert counts(desk.scan()) == {"unchanged": 31, "refused": 1}
 
 
+def test_a_clip_takes_the_name_of_its_file_unless_it_has_its_own(desk: Desk) -> None:
+    """Whether the file is renamed, moved, or left as the last of its copies."""
+    paths = [desk.put(f"{name}.wav", 300 + number) for number, name in enumerate(("one", "two", "three", "copy"))]
+    desk.scan()
+    ids = {path.stem: desk.clips[path.name] for path in paths}
+
+    def names() -> dict[str, str]:
+        page = httpx.get(f"{desk.address}/clips?limit=1000").json()
+        return {clip["metadata"]["path"]: clip["filename"] for clip in page["clips"]}
+
+    httpx.patch(f"{desk.address}/clips/{ids['two']}", json={"filename": "my own.wav"})
+    shutil.copy(paths[3], desk.folder / "later.wav")
+    desk.scan()
+    (desk.folder / "new").mkdir()
+    paths[0].rename(desk.folder / "first.wav")
+    paths[1].rename(desk.folder / "second.wav")
+    paths[2].rename(desk.folder / "new" / "three.wav")
+    paths[3].unlink()
+    heard = desk.heard
+    desk.scan()
+    assert names() == {
+        "first.wav": "first.wav", "second.wav": "my own.wav", "new/three.wav": "three.wav", "later.wav": "later.wav"
+    }  # fmt: skip
+    assert set(desk.clips.values()) == set(ids.values()) and desk.heard == heard
+
+
 def test_changes_and_deletions(desk: Desk) -> None:
     path = desk.put("a.wav", 300)
     desk.put("b.wav", 400)

@@ -185,7 +185,7 @@ def test_clip_update_and_delete(both: Both, low: api.Clip) -> None:
     assert both.update(low.id, {"tags": None, "place": "森"}).metadata == {"place": "森"}
     with Client(both.server) as client:
         client.delete(low.id)
-    for call in (both.clip, both.delete, both.audio, both.peaks, both.similar):
+    for call in (both.clip, both.delete, both.audio, both.peaks, both.loudness, both.similar):
         with pytest.raises(api.NotFound):
             call(low.id)
     with pytest.raises(api.NotFound):
@@ -208,6 +208,11 @@ def test_peaks(both: Both, low: api.Clip) -> None:
     assert waveform.peaks.shape == (100, 2) and waveform.peaks.dtype == np.float32
     assert waveform.duration == 4.0
     np.testing.assert_allclose(waveform.peaks, np.tile([-0.5, 0.5], (100, 1)), atol=0.05)
+
+
+def test_loudness(both: Both, low: api.Clip) -> None:
+    loudness = both.loudness(low.id)
+    assert loudness.integrated is not None and loudness.peak == pytest.approx(-6.0, abs=0.1)
 
 
 # Search

@@ -20,6 +20,7 @@ RESPONSES: dict[type, tuple[str, str, str]] = {
     types.ClipPage: ("/clips", "get", "200"),
     types.Clip: ("/clips/{clip_id}", "get", "200"),
     types.Peaks: ("/clips/{clip_id}/peaks", "get", "200"),
+    types.Loudness: ("/clips/{clip_id}/loudness", "get", "200"),
     types.Embedded: ("/embed", "post", "200"),
     types.SearchResult: ("/search", "post", "200"),
     types.MomentResult: ("/search/moments", "post", "200"),
@@ -49,6 +50,7 @@ OMITTED = {
         "checkpoint",
     },
     types.Peaks: {"id", "n"},
+    types.Loudness: {"id"},
     types.Embedded: {"dim", "texts"},
     types.FileError: {"problem"},
 }

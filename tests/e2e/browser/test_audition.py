@@ -1,4 +1,4 @@
-"""Listening: volume, repeating, stopping at a moment's end, arrow keys that play; duplicates, heard and resolved."""
+"""Listening: volume, matched loudness, repeating, the end of a moment, arrow keys that play; duplicates, resolved."""
 
 from __future__ import annotations
 
@@ -87,6 +87,54 @@ def test_a_moment_ends_and_repeats(
     assert abs(page.evaluate("Math.min(...times)") - start) < 1
     page.keyboard.press("l")
     expect(row).not_to_have_class(re.compile("playing"))
+
+
+@pytest.fixture
+def levels(server: Server) -> Iterator[None]:
+    """Tones of -3.9 and -43 LUFS, the latter with a peak at -40 dBFS, and the quiet one with a click near 0 dBFS."""
+    tone = np.sin(2 * np.pi * 1000 * np.arange(10 * RATE) / RATE)
+    click = 0.01 * tone
+    click[0] = 0.8
+    made = (("zz loud.wav", 0.9 * tone), ("zz quiet.wav", 0.01 * tone), ("zz click.wav", click))
+    clips = server.post("/clips", files=[("files", (name, encode(sound))) for name, sound in made]).json()["clips"]
+    yield
+    for clip in clips:
+        server.delete(f"/clips/{clip['id']}")
+
+
+@WIDTHS
+def test_loudness_is_matched(open_page: Callable[..., Page], levels: None, width: int) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page(width, "/?tab=library&words=zz")
+    page.evaluate(_PLAYERS)
+    page.evaluate("""() => {
+      const create = AudioContext.prototype.createGain;
+      AudioContext.prototype.createGain = function () { return (window.boost = create.call(this)); };
+    }""")
+
+    def play(name: str) -> float:
+        """Plays the sound; its gain."""
+        row = page.locator("#clips > li", has_text=name)
+        row.locator("a.title").focus()
+        page.evaluate("window.boost = null")
+        page.keyboard.press("Space")
+        expect(row).to_have_class(re.compile("playing"))
+        gain = page.evaluate("latest.volume * (window.boost?.gain.value ?? 1)")
+        page.keyboard.press("Space")
+        return float(gain)
+
+    assert play("zz loud.wav") == play("zz quiet.wav") == 1
+    page.get_by_role("button", name="Playback").click()
+    page.locator("#playback").get_by_label("Match loudness").check()
+    page.keyboard.press("Escape")
+    assert play("zz loud.wav") == pytest.approx(0.111, rel=0.03)
+    assert play("zz quiet.wav") == pytest.approx(10, rel=0.03)
+    assert play("zz click.wav") == pytest.approx(1.11, rel=0.03)  # up to -1 dBFS
+    page.locator("#volume").evaluate("(node) => { node.value = 0.5; node.dispatchEvent(new Event('input')); }")
+    assert play("zz loud.wav") == pytest.approx(0.0555, rel=0.03)
+    page.reload()
+    expect(page.locator("#playback-levels")).to_be_checked(checked=True)
 
 
 @WIDTHS

@@ -271,6 +271,31 @@ def test_names_with_separators(page: Page, server: Server) -> None:
     assert newest["phrases"] == ["rain", "concept:rex, our dog", "wind"]
     server.delete(f"/jobs/{newest['id']}")
 
+    for tab, query, typed, wanted in (
+        ("library", "", "concept:rex, our dog, wind", ["concept:rex, our dog", "wind"]),
+        ("search", "&mode=moments&q=concept:rex+%3E+cat", None, ["concept:rex > cat"]),  # those of the search
+    ):
+        page.goto(f"{server.address}/?tab={tab}{query}")
+        page.locator("#clips-select, #hits-select").locator("visible=true").click()
+        page.locator("li .select input:visible").first.check()
+        page.locator("#selection").get_by_role("button", name="Detect").click()
+        field = page.locator("dialog.many").get_by_label("Sounds to detect")
+        if typed:
+            expect(field).to_be_focused()
+            page.keyboard.type("concept:rex, o")
+            expect(page.locator(".many .completion [role=option]")).to_have_text("rex, our dog0 examples")
+            page.keyboard.press("Escape")  # closes the list, not the dialog
+            expect(page.locator(".many .completion")).to_be_hidden()
+            field.fill("concept:rex, rain")
+            page.keyboard.press("Enter")
+            expect(page.locator("dialog.many [role=alert]")).to_have_text("There is no concept “rex”.")
+            field.fill(typed)
+        page.keyboard.press("Enter")
+        expect(page.locator("#jobs li")).to_have_count(1)
+        [newest] = server.get("/jobs").json()["jobs"]
+        assert newest["phrases"] == wanted
+        server.delete(f"/jobs/{newest['id']}")
+
     page.goto(f"{server.address}/?tab=detect")
     page.locator("#phrase").focus()
     page.keyboard.type("rain,concept:rex, our dog")
@@ -281,6 +306,9 @@ def test_names_with_separators(page: Page, server: Server) -> None:
     page.goto(f"{server.address}/?mode=moments&q=concept:rex+%3E+cat")
     expect(page.locator("#search-message")).not_to_contain_text("There is no concept")
     wait_for_hits(page, re.compile("."))
+    page.locator("#hits a.title").first.click()
+    page.locator("#clip-dialog").get_by_role("button", name="Detect sounds in this clip").click()
+    expect(page.locator("#phrase-list .of-concept")).to_have_text("concept rex > cat")
 
 
 def test_a_concept_begins_with_words(page: Page, server: Server, complaints: Complaints) -> None:

@@ -87,3 +87,24 @@ def test_the_status_tells_that_the_service_has_died(
     page.unroute("**/*")
     page.clock.fast_forward(3_000)
     expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+
+
+def test_a_phone_has_every_action_of_a_result(phone: Page, check_accessibility: Callable[[Page], None]) -> None:
+    from playwright.sync_api import expect
+
+    phone.locator("#query").fill("dog barking")
+    row = wait_for_hits(phone, re.compile("^dog-barking"))
+    for name in ("Find sounds like", "Download", "Favourite", "Teach", "More like", "Less like"):
+        expect(row.get_by_role("button", name=re.compile(f"^{name}", re.IGNORECASE))).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    check_accessibility(phone)
+    row.get_by_role("button", name=re.compile("^Find sounds like")).click()
+    expect(phone.locator("#query-chip")).to_contain_text("dog-barking")
+
+
+def test_a_wide_screen_is_used(open_page: Callable[..., Page]) -> None:
+    page = open_page(2560, "/?q=dog+barking")
+    row = wait_for_hits(page, re.compile("^dog-barking"))
+    assert row.evaluate("(node) => node.getBoundingClientRect().width") > 0.7 * 2560
+    chip = row.locator(".tags .chip").first
+    assert chip.evaluate("(node) => node.scrollWidth <= node.clientWidth && node.getBoundingClientRect().width > 60")

@@ -66,6 +66,13 @@ def wait_for_first(page: Page, name: str) -> None:
     page.wait_for_selector(f"#clips > li:first-child .name:text-is('{name}')")
 
 
+def sorted_by(page: Page) -> dict[str, str]:
+    """The column that the list is sorted by, and how."""
+    headers = page.locator("#clips-head [aria-sort]")
+    orders = {header.inner_text(): str(header.get_attribute("aria-sort")) for header in headers.all()}
+    return {name: order for name, order in orders.items() if order != "none"}
+
+
 def wait_until_done(page: Page) -> dict[str, str]:
     """Once nothing is left to upload: what became of each file."""
     page.wait_for_selector("#uploads-clear:visible")
@@ -121,7 +128,8 @@ def test_a_clips_life(
 
     page.fill("#words", "brummton")
     wait_for_count(page, "#clips > li", 1)
-    assert shown(page) == ["low.wav"] and page.is_disabled("#sort")
+    assert shown(page) == ["low.wav"] and page.is_disabled("#clips-head button >> nth=0")
+    assert page.inner_text("#clips-about") == "1 sound" and sorted_by(page) == {}
     assert "words=brummton" in page.url
     page.click("#tab-search")
     page.click("#filter-toggle")
@@ -255,14 +263,21 @@ def test_pages_order_filter_and_words(page: Page, server: Server) -> None:
     assert len(set(names)) == total
     assert page.evaluate("document.activeElement.innerText") == names[(total - 1) // 50 * 50]
 
-    page.select_option("#sort", "filename")
+    assert sorted_by(page) == {"Added": "descending"}
+    page.click("#clips-head button:text-is('Name')")
     wait_for_first(page, min(names))
-    page.select_option("#sort", "duration")
+    page.focus("#clips-head button:text-is('Length')")
+    page.keyboard.press("Enter")
+    wait_for_first(page, next(iter(clips(server, sort="-duration"))))
+    assert sorted_by(page) == {"Length": "descending"}
+    page.keyboard.press("Space")
     wait_for_first(page, next(iter(clips(server, sort="duration"))))
+    assert sorted_by(page) == {"Length": "ascending"}
     assert "sort=duration" in page.url
     page.go_back()
+    page.go_back()
     wait_for_first(page, min(names))
-    assert page.input_value("#sort") == "filename"
+    assert sorted_by(page) == {"Name": "ascending"}
 
     page.fill("#words", "zz")
     wait_for_count(page, "#clips > li", 2)
@@ -271,7 +286,7 @@ def test_pages_order_filter_and_words(page: Page, server: Server) -> None:
     page.fill("#words", "")
     wait_until(page, "!new URLSearchParams(location.search).has('words')")
     wait_for_first(page, "zz short.wav")
-    assert shown(page) == ["zz short.wav"] and page.input_value("#sort") == "filename"
+    assert shown(page) == ["zz short.wav"] and sorted_by(page) == {"Name": "ascending"}
     page.reload()
     wait_for_first(page, "zz short.wav")
     assert shown(page) == ["zz short.wav"]
