@@ -324,6 +324,11 @@ class SqliteLibrary:
             found = queries.by_sha256(view, sha256)
             return found[1] if found else None
 
+    def find_many(self, hashes: Sequence[str]) -> dict[str, Clip]:
+        """`find` for several hashes in one query: the existing clips by hash."""
+        with self._store.read() as view:
+            return queries.by_hashes(view, hashes)
+
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 

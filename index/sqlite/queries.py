@@ -132,6 +132,14 @@ def by_ids(connection: sqlite3.Connection, clip_ids: Sequence[str]) -> dict[str,
     return {columns[0]: _clip(columns) for columns in found}
 
 
+def by_hashes(connection: sqlite3.Connection, hashes: Sequence[str]) -> dict[str, Clip]:
+    """Returns the existing clips by the SHA-256 of their audio."""
+    found = connection.execute(
+        f"SELECT {_CLIP} FROM clips WHERE sha256 IN (SELECT value FROM json_each(?))", (json.dumps(list(hashes)),)
+    )
+    return {columns[2]: _clip(columns) for columns in found}
+
+
 def ids(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, str]:
     """Returns the ids of the existing clips by row."""
     found = connection.execute(

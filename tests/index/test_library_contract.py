@@ -99,6 +99,7 @@ def test_added_clips_are_found(library: Library, new_clip: Make) -> None:
     assert (clip.filename, clip.sha256, clip.duration) == (new.filename, new.sha256, new.duration)
     assert (clip.sample_rate, clip.channels, clip.metadata) == (44_100, 2, new.metadata)
     assert library.get(clip.id) == library.find(new.sha256) == clip
+    assert library.find_many(["0" * 64, new.sha256, "no hash"]) == {new.sha256: clip}
     assert library.audio_path(clip.id).read_bytes() == new.audio
     np.testing.assert_allclose(library.clip_vector(clip.id), new.embedding, atol=1e-7)
     frames, hop = library.frames(clip.id)
@@ -210,6 +211,7 @@ def test_unknown_ids_are_rejected(library: Library, new_clip: Make) -> None:
         with pytest.raises(ClipNotFound):
             library.update_metadata(clip_id, {})
     assert library.find("0" * 64) is None
+    assert library.find_many(["0" * 64]) == library.find_many([]) == {}
 
 
 def test_metadata_is_merged(library: Library, new_clip: Make) -> None:
