@@ -27,7 +27,7 @@ from app.errors import request_id
 from app.observability.tracing import Tracing, TracingError, open_tracing
 from app.server.allocator import keep_freed
 from app.server.shutdown import ShutdownController, stop_accepting
-from app.settings import FAISS, Settings
+from app.settings import Settings
 from index import LibraryUnavailable, StorageFull, exclusive_lock, in_use
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _bind(host: str, port: int) -> socket.socket:
 def _check_data_dir(settings: Settings) -> None:
     """Raises ServeError if the library's folder cannot be written to, LibraryInUse if the library is open already."""
     folder = settings.data_dir
-    if settings.index_url != FAISS:
+    if not settings.in_folder:
         return
     new = not (folder / "catalog.sqlite3").exists()
     remedy = "choose another folder with --data-dir or FINELAP_DATA_DIR"

@@ -37,7 +37,6 @@ from index.milvus.client import (
 from index.milvus.collection import MAX_HITS, WINDOW, Collection, page, read_cursor, write_cursor
 from index.milvus.concepts import MilvusConcepts
 from index.milvus.filters import expression, query_stems
-from index.milvus.objects import Objects, open_objects
 from index.milvus.schema import (
     RECORD,
     SORT_FIELDS,
@@ -51,6 +50,7 @@ from index.milvus.schema import (
     to_rows,
 )
 from index.new_clip import check_vector
+from index.objects import Objects, open_objects
 from index.quantization import FrameCodes
 from index.records import (
     AudioMissing,

@@ -31,6 +31,7 @@ from index.edits import ClipEdit, Facet, check_patch
 from index.files import fsync_folder, in_use, lock_file
 from index.filters import parse_filter
 from index.new_clip import EncodedClip, check_vector, encode_clip
+from index.objects import open_objects
 from index.quantization import FrameCodes
 from index.records import (
     AudioMissing,
@@ -48,7 +49,7 @@ from index.records import (
 )
 from index.segments import LONG_SECONDS, SegmentIndexes
 from index.sqlite import queries
-from index.sqlite.audio_files import AudioFiles
+from index.sqlite.audio_files import AudioFiles, AudioObjects
 from index.sqlite.concepts import SqliteConcepts
 from index.sqlite.jobs import SqliteJobs
 from index.sqlite.queries import SqliteVectors
@@ -92,13 +93,21 @@ class SqliteLibrary:
 
     @classmethod
     def open(
-        cls, data_dir: Path, *, dim: int, checkpoint: str, limits: Limits | None = None, gpu: bool = False
+        cls,
+        data_dir: Path,
+        *,
+        dim: int,
+        checkpoint: str,
+        files: str = "",
+        limits: Limits | None = None,
+        gpu: bool = False,
     ) -> SqliteLibrary:
         """Opens or creates the library in `data_dir`: migrates it, recovers from a crash and fills the search index.
 
         `checkpoint` identifies the embedding space and `dim` its dimensions. An empty library adopts them, and a
-        library that was re-embedded for them (index.sqlite.reindex) switches to them. `limits` overrides the measured
-        limits of the vector index; `gpu` builds the index of a large library on a GPU.
+        library that was re-embedded for them (index.sqlite.reindex) switches to them. `files`: an fsspec address such
+        as s3://bucket/prefix where audio is stored instead of `data_dir`, which then caches what is fetched. `limits`
+        overrides the measured limits of the vector index; `gpu` builds the index of a large library on a GPU.
 
         Raises CheckpointMismatch if another checkpoint made the library's clips, LibraryInUse if it is open already,
         GpuMissing, StorageFull, and LibraryError if it cannot be read or a newer release wrote it.
@@ -113,11 +122,11 @@ class SqliteLibrary:
             lock = lock_file(folder / "lock", in_use(folder))
         try:
             try:
-                library = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
+                library = cls._open_locked(folder, lock, (dim, checkpoint), files, limits, gpu)
             except StorageFull:
                 if not DiskReserve(folder / "reserve").release():
                     raise
-                library = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
+                library = cls._open_locked(folder, lock, (dim, checkpoint), files, limits, gpu)
         except BaseException:
             os.close(lock)
             raise
@@ -127,10 +136,13 @@ class SqliteLibrary:
 
     @classmethod
     def _open_locked(
-        cls, folder: Path, lock: int, dim: int, checkpoint: str, limits: Limits | None, gpu: bool
+        cls, folder: Path, lock: int, stamp: tuple[int, str], files: str, limits: Limits | None, gpu: bool
     ) -> SqliteLibrary:
+        dim, checkpoint = stamp
         with storage_errors(folder):
             audio = AudioFiles(folder / AUDIO_FOLDER)
+            if files:
+                audio = AudioObjects(folder / AUDIO_FOLDER, open_objects(files, folder / "fetched"))
             _check_database_exists(folder, audio)
             database = Store(folder / DATABASE_FILE)
         try:
@@ -470,7 +482,9 @@ class SqliteLibrary:
 
     def audio_path(self, clip_id: str) -> Path:
         """Returns the uploaded file's path, which a delete removes. Raises ClipNotFound, AudioMissing."""
-        path = self._audio.find(self.get(clip_id).sha256)
+        sha256 = self.get(clip_id).sha256
+        with storage_errors(self.folder):
+            path = self._audio.find(sha256)
         if path is None:
             raise AudioMissing(clip_id)
         return path
@@ -495,6 +509,8 @@ class SqliteLibrary:
         if self._broken:
             raise LibraryError(self._broken)
         self._index.check()
+        with storage_errors(self.folder):
+            self._audio.check()
 
     def list(self, limit: int, cursor: str | None = None, filter: Filter | None = None, sort: str = "-created") -> Page:
         """Returns a page of clips and the cursor of the next page (None on the last).

@@ -35,7 +35,7 @@ from index.milvus.client import parse_milvus_url
 from index.milvus.collection import page, read_cursor, write_cursor
 from index.milvus.filters import indexed_text, query_stems, stems
 from index.milvus.library import KeyLocks, MilvusLibrary, MonotonicClock
-from index.milvus.objects import FolderObjects, RemoteObjects, open_objects
+from index.objects import FolderObjects, RemoteObjects, open_objects
 from tests.support.clips import nearest_hits
 
 DIM = 16
