@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -59,6 +60,8 @@ from index.sqlite.store import AUDIO_FOLDER, DATABASE_FILE, RESTORING_FILE, Stor
 from index.text import fts_query, stem_words, words_of
 from index.vectors.index import Limits, VectorIndex
 
+log = logging.getLogger(__name__)
+
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
 _SIMILAR_STEMS = 30  # stems whose words are compared with an unknown word
@@ -83,6 +86,7 @@ class SqliteLibrary:
         self._audio = audio
         self._index = index
         self._segments = SegmentIndexes(index.dim)
+        self._filled = threading.Event()  # set once the segments of short clips are in memory, or lost
         self._reserve = DiskReserve(folder / "reserve")
         self._writing = threading.Lock()
         self.concepts = SqliteConcepts(database, index.dim, self._writing)
@@ -177,9 +181,30 @@ class SqliteLibrary:
         self.close()
 
     def _fill_segments(self) -> None:
+        """Reads the segments of long clips; on a thread those of short ones, which only `search_segments` needs."""
         with self._store.read() as view:
-            for rows, vectors, seconds in queries.all_segments(view, self._index.dim):
+            stop = queries.last_row(view) + 1
+            for rows, vectors, seconds in queries.long_segments(view, self._index.dim, LONG_SECONDS):
                 self._segments.add(rows, vectors, seconds)
+        threading.Thread(target=self._fill_short, args=(stop,), name="segments", daemon=True).start()
+
+    def _fill_short(self, stop: int) -> None:
+        """Reads the segments of short clips in rows below `stop`; changes wait for a thousand clips at most."""
+        first = 1
+        try:
+            while first < stop:
+                with self._writing:  # so that no clip is deleted between reading and adding
+                    if self._lock is None:
+                        return
+                    with self._index_change("the segments of short clips"), self._store.read() as view:
+                        found, last = queries.short_segments(view, self._index.dim, LONG_SECONDS, range(first, stop))
+                        if found is not None:
+                            self._segments.add(*found)
+                first = last + 1
+        except LibraryError:
+            log.exception("the segments of short clips cannot be read")
+        finally:
+            self._filled.set()
 
     # Changes
 
@@ -344,8 +369,12 @@ class SqliteLibrary:
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 
-        A hit's similarity is that of its segment. Filter and errors as in `nearest`.
+        A hit's similarity is that of its segment. Filter and errors as in `nearest`. Right after `open`, waits until
+        all segments are in memory.
         """
+        self._filled.wait()
+        if self._broken:
+            raise LibraryError(self._broken)
         with self._searching(self._segments, vector, k, filter) as (view, query, only):
             rows, similarities = self._segments.search(query, k, only)
             clips = queries.by_rows(view, rows)
