@@ -70,7 +70,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         from app.api.system import version
         from app.main import build_app
         from app.observability.logs import configure_logging, log_uncaught_exceptions
-        from app.server.http_protocol import WEBSOCKETS, HttpProtocol
+        from app.server.http_protocol import KEEP_ALIVE, WEBSOCKETS, HttpProtocol
 
         try:
             tracing = open_tracing(os.environ, version())
@@ -83,7 +83,13 @@ def serve(settings: Settings, demo: Path | None) -> int:
         app = build_app(settings, tracing=tracing)
         # the application logs requests and drains them itself
         config = uvicorn.Config(
-            app, http=HttpProtocol, **WEBSOCKETS, log_config=None, access_log=False, timeout_graceful_shutdown=1
+            app,
+            http=HttpProtocol,
+            **WEBSOCKETS,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=1,
         )
         _start_greeting(_address(listener), next(iter(settings.api_keys), None), demo, stop.requested)
         if not stop.requested.is_set():
