@@ -49,7 +49,7 @@ from app.services.concepts import warm_up
 from app.services.jobs import JobRunner
 from app.services.waveforms import LoudnessCache, PeaksCache
 from app.services.words import sound_stems
-from app.settings import FAISS, Settings
+from app.settings import Settings
 from app.state import AppState, Load, ReadinessMonitor
 from index import Library, LibraryError, MilvusLibrary, SqliteLibrary
 
@@ -127,8 +127,8 @@ def _loader(settings: Settings) -> Load:
 
 
 def _open_library(settings: Settings, dim: int, checkpoint: str) -> Library:
-    if settings.index_url == FAISS:
-        library = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint)
+    if settings.in_folder:
+        library = SqliteLibrary.open(settings.data_dir, dim=dim, checkpoint=checkpoint, files=settings.audio_url)
         library.allow_references(settings.reference_roots)
         for line in library.recovery_report:
             log.warning("the library in %s: %s", settings.data_dir, line)

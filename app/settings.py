@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -26,7 +27,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     sliding_frames: bool = False  # for a model of whole clips: frames from windows of its length that overlap
     data_dir: Path = Path("data")
-    index_url: str = FAISS  # or milvus://host:19530, see index.milvus.client
+    index_url: str = FAISS  # faiss://?files=s3://bucket/prefix, or milvus://host:19530, see index.milvus.client
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()  # comma-separated; without any, no key is required
@@ -66,12 +67,27 @@ class Settings(BaseSettings):
     @field_validator("index_url")
     @classmethod
     def _check_index_url(cls, value: str) -> str:
-        if value.rstrip("/") != FAISS.rstrip("/"):
-            from index import parse_milvus_url  # imports NumPy, which most commands do without
-
-            parse_milvus_url(value)
+        if value.rstrip("/") == FAISS.rstrip("/"):
+            return FAISS
+        if value.startswith(f"{FAISS}?"):
+            options = dict(parse_qsl(value.partition("?")[2], keep_blank_values=True))
+            if options.keys() != {"files"} or "://" not in options["files"]:
+                raise ValueError("the only option of faiss:// is files, an address such as s3://bucket/prefix")
             return value
-        return FAISS
+        from index import parse_milvus_url  # imports NumPy, which most commands do without
+
+        parse_milvus_url(value)
+        return value
+
+    @property
+    def in_folder(self) -> bool:
+        """Whether the library is in `data_dir`, perhaps with its audio elsewhere."""
+        return self.index_url.partition("?")[0] == FAISS
+
+    @property
+    def audio_url(self) -> str:
+        """Where a library in `data_dir` has its audio; empty for `data_dir` itself."""
+        return dict(parse_qsl(self.index_url.partition("?")[2])).get("files", "") if self.in_folder else ""
 
     @property
     def max_upload_bytes(self) -> int:

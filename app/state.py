@@ -12,8 +12,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from app.audio.errors import REASONS
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _READ_THREADS = 8
 _WRITE_THREADS = 4  # separate, so that a search never waits behind an upload
 _ADDITION_BATCH = 64  # clips per transaction
+_FIND_BATCH = 1024  # hashes per query
 _ADDITION_QUEUE = 10_000  # clips; uploads are limited well below this before they get here
 _ABORT_GRACE_S = 1.5  # for requests aborted at shutdown to send their error response
 _LOAD_GRACE_S = 3.0  # for loading to finish at shutdown; the exit of the process ends what remains
@@ -56,6 +58,7 @@ class AppState:
         self._engine: Engine | None = None
         self._library: Library | None = None
         self._additions: Batcher[NewClip, tuple[Clip, bool]] | None = None
+        self._finds: Batcher[str, Clip | LibraryError | None] | None = None
         self._failure: str | None = None
         self.opened = asyncio.Event()  # set once engine and library are in service
         self._closing = False
@@ -89,6 +92,19 @@ class AppState:
             raise NotReady(self._failure or "The library is opening.")
         return self._additions
 
+    async def find(self, sha256: str) -> Clip | None:
+        """The clip whose file has this SHA-256. Files that arrive meanwhile share the next query.
+
+        Raises LibraryError, NotReady until the library is open.
+        """
+        if self._finds is None:
+            raise NotReady(self._failure or "The library is opening.")
+        with self.stage("index", call="find"):
+            found = await self._finds.submit(sha256)
+        if isinstance(found, LibraryError):
+            raise found
+        return found
+
     # Lifecycle
 
     async def open(self, engine: Engine, library: Library, decoders: Awaitable[None] | None = None) -> None:
@@ -112,7 +128,14 @@ class AppState:
             limits=BatchLimits(_ADDITION_BATCH, _ADDITION_QUEUE),
             name="addition",
         )
+        self._finds = Batcher(
+            partial(_find_all, library),
+            device=Device("find"),
+            limits=BatchLimits(_FIND_BATCH, _ADDITION_QUEUE),
+            name="find",
+        )
         self._additions.start()
+        self._finds.start()
         self._engine, self._library = engine, library
         self.opened.set()
         log.info("ready: %s on %s, %d clips", engine.name, engine.device, await self.read(len, library))
@@ -163,8 +186,9 @@ class AppState:
             await asyncio.wait({loading}, timeout=_LOAD_GRACE_S)
             loading.cancel()
         await self._stop_workers()
-        if self._additions is not None:
-            await self._additions.close(grace=_ABORT_GRACE_S)
+        for batcher in (self._finds, self._additions):
+            if batcher is not None:
+                await batcher.close(grace=_ABORT_GRACE_S)
         for pool in (self._computers, self._readers, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
         if self._library is not None:
@@ -267,6 +291,15 @@ class AppState:
         """Records the queueing and the inference of one call to a lane as spans of its request."""
         self.tracing.record("queue", report.entered, report.began, lane=lane)
         self.tracing.record("infer", report.began, report.ended, lane=lane, items=report.items, waited_s=report.waited)
+
+
+def _find_all(library: Library, hashes: list[str]) -> Sequence[Clip | LibraryError | None]:
+    """One result for each hash; all get the library's error, which one query for each would only repeat."""
+    try:
+        found = library.find_many(hashes)
+    except LibraryError as error:
+        return [error] * len(hashes)
+    return [found.get(sha256) for sha256 in hashes]
 
 
 def _count_clips(library: Library) -> float:

@@ -66,6 +66,9 @@ class Library(Protocol):
     def find(self, sha256: str) -> Clip | None:
         """Returns the clip whose uploaded file has this SHA-256 (hex), or None."""
 
+    def find_many(self, hashes: Sequence[str]) -> dict[str, Clip]:
+        """`find` for several hashes in one query: the existing clips by hash."""
+
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 

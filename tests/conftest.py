@@ -11,9 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.s3 import S3
 
 # how long an example takes says more about the machine than about the code
 hypothesis.settings.register_profile("finelap", deadline=None)
@@ -117,3 +121,21 @@ def milvus_url(milvus_urls: Iterator[str], monkeypatch: pytest.MonkeyPatch) -> C
     """Gives one of them; a Milvus that is slow to answer is waited for."""
     monkeypatch.setattr("index.milvus.client._CONNECT_TIMEOUT", 60.0)
     return lambda: next(milvus_urls)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A real S3 server with an empty bucket, and its address and keys in the environment."""
+    s3fs = pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    from tests.support.s3 import S3
+
+    server = S3()
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.create().items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield server
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.close()

@@ -26,7 +26,6 @@ from app.services.edits import edit_clip
 from app.services.ingest import Failure, add_file, each_file
 from app.services.references import add_reference
 from app.services.waveforms import LoudnessCache, PeaksCache
-from app.settings import FAISS
 
 router = APIRouter(prefix="/clips", tags=["library"])
 
@@ -123,7 +122,7 @@ async def refer(request: Request, state: Serving) -> Response:
     missing.
     """
     body = await requests.read_json(request, ReferenceBody)
-    if state.settings.index_url != FAISS:
+    if not state.settings.in_folder:
         raise Invalid("A library in Milvus cannot refer to files: add them with POST /clips.")
     state.engine.refuse_if_full()
     name = requests.clean_filename(Path(body.path).name)

@@ -27,7 +27,7 @@ from app.errors import request_id
 from app.observability.tracing import Tracing, TracingError, open_tracing
 from app.server.allocator import keep_freed
 from app.server.shutdown import ShutdownController, stop_accepting
-from app.settings import FAISS, Settings
+from app.settings import Settings
 from index import LibraryUnavailable, StorageFull, exclusive_lock, in_use
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def serve(settings: Settings, demo: Path | None) -> int:
         from app.api.system import version
         from app.main import build_app
         from app.observability.logs import configure_logging, log_uncaught_exceptions
-        from app.server.http_protocol import WEBSOCKETS, HttpProtocol
+        from app.server.http_protocol import KEEP_ALIVE, WEBSOCKETS, HttpProtocol
 
         try:
             tracing = open_tracing(os.environ, version())
@@ -83,7 +83,13 @@ def serve(settings: Settings, demo: Path | None) -> int:
         app = build_app(settings, tracing=tracing)
         # the application logs requests and drains them itself
         config = uvicorn.Config(
-            app, http=HttpProtocol, **WEBSOCKETS, log_config=None, access_log=False, timeout_graceful_shutdown=1
+            app,
+            http=HttpProtocol,
+            **WEBSOCKETS,
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=1,
         )
         _start_greeting(_address(listener), next(iter(settings.api_keys), None), demo, stop.requested)
         if not stop.requested.is_set():
@@ -165,7 +171,7 @@ def _bind(host: str, port: int) -> socket.socket:
 def _check_data_dir(settings: Settings) -> None:
     """Raises ServeError if the library's folder cannot be written to, LibraryInUse if the library is open already."""
     folder = settings.data_dir
-    if settings.index_url != FAISS:
+    if not settings.in_folder:
         return
     new = not (folder / "catalog.sqlite3").exists()
     remedy = "choose another folder with --data-dir or FINELAP_DATA_DIR"

@@ -36,6 +36,10 @@ WEBSOCKETS: dict[str, Any] = {
 
 log = logging.getLogger("app.access")
 
+# seconds that a connection without a request stays open: longer than those that use it again, such as proxies (60 s in
+# nginx and cloud load balancers). A request that is sent as the connection closes is lost.
+KEEP_ALIVE = 75
+
 _HEAD_TIMEOUT = 30.0  # seconds from the connection or the first byte to the end of the request head
 
 

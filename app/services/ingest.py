@@ -67,8 +67,8 @@ async def add_file(
     """
     audio = file.binary
     sha256 = await asyncio.to_thread(sha256_of, audio)
-    existing = await state.read(_find_complete, state.library, sha256)
-    if existing is not None:
+    existing = await state.find(sha256)
+    if existing is not None and await state.read(_has_audio, state.library, existing):
         if track_of(existing.metadata) is not None:  # the file has several, and a clip is of one
             _check_track(existing, file)
         return existing, False
@@ -107,15 +107,13 @@ def _check_track(existing: Clip, file: AudioFile) -> None:
         ) from error
 
 
-def _find_complete(library: Library, sha256: str) -> Clip | None:
-    """The clip with this audio; None if its audio file is missing, which adding it again restores."""
-    clip = library.find(sha256)
-    if clip is not None:
-        try:
-            library.audio_path(clip.id)
-        except AudioMissing:
-            return None
-    return clip
+def _has_audio(library: Library, clip: Clip) -> bool:
+    """Whether the clip's audio file is there; adding a missing one again restores it."""
+    try:
+        library.audio_path(clip.id)
+    except AudioMissing:
+        return False
+    return True
 
 
 def sha256_of(file: BinaryIO) -> str:

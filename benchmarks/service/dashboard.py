@@ -144,7 +144,7 @@ def shown(value: float, unit: str | None) -> str:
     if unit == "bytes":
         power = next((p for p in (4, 3, 2, 1) if abs(value) >= 1024**p), 0)
         return f"{value / 1024**power:.3g} {['B', 'KiB', 'MiB', 'GiB', 'TiB'][power]}"
-    ending = {"reqps": " req/s", "cps": " s/s"}.get(unit or "", "")
+    ending = {"reqps": " req/s", "cps": " c/s"}.get(unit or "", "")
     return f"{value:,.0f}{ending}" if abs(value) >= 1000 else f"{value:.3g}{ending}"
 
 
@@ -164,7 +164,7 @@ def draw(dashboard: dict[str, Any], answers: dict[int, list[Series]], out: Path)
         if panel["type"] == "row":
             figure.text(box[0], box[1] + box[3] / 2, panel["title"], fontsize=11, weight="bold", va="center")
             continue
-        figure.add_artist(pyplot.Rectangle(box[:2], box[2], box[3], facecolor="white", edgecolor="#dcdde0"))
+        figure.add_artist(pyplot.Rectangle(box[:2], box[2], box[3], facecolor="white", edgecolor="#dcdde0", zorder=-1))
         top = 0.7 / rows
         figure.text(box[0] + 0.005, box[1] + box[3] - top * 0.7, panel["title"], fontsize=9, va="center")
         if panel["type"] == "stat":
@@ -193,6 +193,7 @@ def _draw_series(figure: Any, box: tuple[float, ...], panel: dict[str, Any], ser
     from matplotlib.dates import DateFormatter
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    series = [one for one in series if any(value == value and value for value in one[2])] or series[:1]
     defaults = panel["fieldConfig"]["defaults"]
     custom, unit = defaults.get("custom", {}), defaults.get("unit")
     below, above, left = 2.3 / rows, 1.0 / rows, 0.038
@@ -220,6 +221,8 @@ def _draw_series(figure: Any, box: tuple[float, ...], panel: dict[str, Any], ser
         axes.legend(fontsize=6.5, loc="upper left", bbox_to_anchor=(-0.05, -0.13), ncol=columns, frameon=False)
     else:
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color="#808080")
+        axes.set_xticks([])
+        axes.set_yticks([])
 
 
 def main() -> None:
@@ -232,7 +235,7 @@ def main() -> None:
         parser.error(f"{SOUNDS} is missing")
     with (
         tempfile.TemporaryDirectory() as name,
-        Server({"max_queue_windows": 24}, demo=True) as server,
+        Server({"max_queue_windows": 6}, demo=True) as server,
         prometheus(server.address, Path(name)) as api,
     ):
         time.sleep(_BEFORE)

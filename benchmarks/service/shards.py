@@ -1,12 +1,13 @@
 """Adds a folder in shards, each of them killed once and resumed, and compares the library with that of one run.
 
-    python -m benchmarks.service.shards [--files 20000] [--shards 3] [--stores sqlite milvus] [--json FILE]
+    python -m benchmarks.service.shards [--files 20000] [--shards 3] [--stores sqlite milvus ray] [--json FILE]
 
 Makes short files (0.3 s of noise at 16 kHz) and adds all of them with one `finelap ingest` to SQLite: the reference.
 Then, for each store, all `finelap ingest --shard i/n` run at once against a new library, each is killed (SIGKILL) when
 the library is partly filled, and started again. Every record has to be the same but for the id and the time; the clips'
 vectors are compared for a sample. The model is a tiny one of random weights, so the stores and HTTP take the time.
-`milvus` starts milvus-lite's server, which has to be installed.
+`milvus` starts milvus-lite's server, which has to be installed. `ray`, if it is installed, embeds the folder with
+integrations/ray/embed.py, killed when half of the parts are written and started again, and imports them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +40,7 @@ from model.config import SAMPLE_RATE
 _SECONDS = 0.3  # of each file
 _SAMPLE = 200  # clips whose vectors are compared
 _FOLDERS = 100
+_PART = 256  # files in each Parquet file of Ray
 
 Record = tuple[str, float, int, int, str]  # name, duration, sample rate, channels, metadata
 
@@ -115,24 +118,58 @@ def ingest(folder: Path, work: Path, store: str, shards: int) -> Run:
     address = milvus_lite(work / "milvus") if store == "milvus" else nullcontext("faiss://")
     with address as url:
         settings = {"checkpoint": checkpoint, "data_dir": data, "index_url": url, "max_queue_windows": 64}
-        with Server(settings) as server:
-            _ingest(folder, work, server.address, shards, run)
-            with Client(server.address) as client:
-                for clip in client.clips():
-                    about = json.dumps(clip.metadata, sort_keys=True)
-                    run.records[clip.sha256] = (clip.filename, clip.duration, clip.sample_rate, clip.channels, about)
+        if store == "ray":
+            _embed(folder, work, checkpoint, run)
+        else:
+            with Server(settings) as server:
+                _ingest(folder, work, server.address, shards, run)
         model = FineLAP.from_pretrained(checkpoint)
         opened: Library = (
             MilvusLibrary.open(url, data, dim=model.dim, checkpoint=model.stamp)
             if store == "milvus"
             else SqliteLibrary.open(data, dim=model.dim, checkpoint=model.stamp)
         )
-        for sha256 in sorted(run.records)[:: max(1, len(run.records) // _SAMPLE)]:
-            clip = opened.find(sha256)
-            assert clip is not None
-            run.vectors[sha256] = opened.clip_vector(clip.id)
+        _read(opened, run)
         opened.close()
     return run
+
+
+def _read(library: Library, run: Run) -> None:
+    """Reads all records, and the vectors of some."""
+    ids, cursor = {}, None
+    while True:
+        clips, cursor = library.list(1000, cursor)
+        for clip in clips:
+            about = json.dumps(clip.metadata, sort_keys=True)
+            run.records[clip.sha256] = (clip.filename, clip.duration, clip.sample_rate, clip.channels, about)
+            ids[clip.sha256] = clip.id
+        if cursor is None:
+            break
+    for sha256 in sorted(ids)[:: max(1, len(ids) // _SAMPLE)]:
+        run.vectors[sha256] = library.clip_vector(ids[sha256])
+
+
+def _embed(folder: Path, work: Path, checkpoint: Path, run: Run) -> None:
+    """Embeds with Ray, killed when half of the parts are there and started again, and imports."""
+    out = work / "embedded"
+    files = sum(1 for _ in folder.rglob("*.wav"))
+    size = max(1, min(_PART, files // 6))
+    command = [sys.executable, str(REPO / "integrations" / "ray" / "embed.py"), str(folder), str(out)]
+    command += ["--checkpoint", str(checkpoint), "--concurrency", "2", "--part", str(size)]
+    environment = os.environ | {"PYTHONPATH": str(REPO), "RAY_worker_niceness": "0"}  # its default is 15
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    began = time.monotonic()
+    process = subprocess.Popen(command, env=environment, **pipes)
+    while 2 * size * len(parts := list((out / "data").glob("*.parquet"))) < files and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run.killed.append(size * len(parts))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-2000:]
+    imported = [*common.COMMAND, "import", str(out), "--data-dir", str(work / "data")]
+    subprocess.run(imported, env=environment, check=True, **pipes)
+    run.seconds = time.monotonic() - began
 
 
 def _ingest(folder: Path, work: Path, address: str, shards: int, run: Run) -> None:
@@ -176,7 +213,7 @@ def measure(files: int, shards: int, stores: list[str]) -> dict[str, Any]:
         report["one run, s"] = round(one.seconds, 1)
         assert len(one.records) == files, f"{len(one.records)} clips of {files} files: {one.summaries}"
         for store in stores:
-            with section(f"{shards} shards, {store}"):
+            with section(store if store == "ray" else f"{shards} shards, {store}"):
                 run = ingest(work / "sounds", work / store, store, shards)
             counts = [(s["added"], s["already_there"], len(s["failed"])) for s in run.summaries]
             report["runs"][store] = {
@@ -185,6 +222,7 @@ def measure(files: int, shards: int, stores: list[str]) -> dict[str, Any]:
                 "after the kill: added, already there, failed": counts,
                 **differences(run, one),
             }
+            print(store, json.dumps(report["runs"][store]), file=sys.stderr, flush=True)
     return report
 
 
@@ -192,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--shards", type=int, default=3)
-    parser.add_argument("--stores", nargs="*", default=["sqlite", "milvus"], choices=["sqlite", "milvus"])
+    parser.add_argument("--stores", nargs="*", default=["sqlite", "milvus"], choices=["sqlite", "milvus", "ray"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     report = measure(args.files, args.shards, args.stores)

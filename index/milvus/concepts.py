@@ -37,9 +37,9 @@ from index.concepts import (
 from index.milvus.client import library_errors
 from index.milvus.collection import WINDOW, Collection
 from index.milvus.filters import hexadecimal
-from index.milvus.objects import Objects
 from index.milvus.schema import read_vector
 from index.new_clip import check_vector
+from index.objects import Objects
 from index.quantization import FrameCodes
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +37,6 @@ from index.milvus.client import (
 from index.milvus.collection import MAX_HITS, WINDOW, Collection, page, read_cursor, write_cursor
 from index.milvus.concepts import MilvusConcepts
 from index.milvus.filters import expression, query_stems
-from index.milvus.objects import Objects, open_objects
 from index.milvus.schema import (
     RECORD,
     SORT_FIELDS,
@@ -51,6 +50,7 @@ from index.milvus.schema import (
     to_rows,
 )
 from index.new_clip import check_vector
+from index.objects import Objects, open_objects
 from index.quantization import FrameCodes
 from index.records import (
     AudioMissing,
@@ -62,8 +62,6 @@ from index.records import (
     NewClip,
 )
 from index.segments import LONG_SECONDS
-
-V = TypeVar("V")
 
 _ATTEMPTS = 8  # to add audio that other processes add at the same time
 _COUNTED = 10_000  # clips whose values facets count
@@ -86,7 +84,6 @@ class MilvusLibrary:
         self._dim = dim
         self._locks = KeyLocks()
         self._clock = MonotonicClock()
-        self._finds = Combined(rows.by_sha256)
 
     @classmethod
     def open(cls, url: str, data_dir: Path, *, dim: int, checkpoint: str) -> MilvusLibrary:
@@ -219,7 +216,10 @@ class MilvusLibrary:
         return read_clip(self._rows.row(clip_id, RECORD))
 
     def find(self, sha256: str) -> Clip | None:
-        return self._finds(sha256)
+        return self.find_many([sha256]).get(sha256)
+
+    def find_many(self, hashes: Sequence[str]) -> dict[str, Clip]:
+        return self._rows.by_sha256(hashes)
 
     def nearest(
         self, vector: np.ndarray, k: int, filter: Filter | None = None, least: float = -np.inf
@@ -411,44 +411,6 @@ class KeyLocks:
             with self._changed:
                 self._held -= wanted
                 self._changed.notify_all()
-
-
-class Combined(Generic[V]):
-    """Answers look-ups of many threads with few requests: those that wait while one is under way share the next.
-
-    A request begins after each of its look-ups, so an answer is never older than its question.
-    """
-
-    def __init__(self, ask: Callable[[Iterable[str]], Mapping[str, V]]) -> None:
-        self._ask = ask
-        self._next: _Asked[V] = _Asked()
-        self._lock, self._turn = threading.Lock(), threading.Lock()
-
-    def __call__(self, key: str) -> V | None:
-        """The value of a key, None without one. Raises what `ask` raises."""
-        with self._lock:
-            asked = self._next
-            asked.keys.add(key)
-        with self._turn:
-            if asked.answer is None:
-                with self._lock:
-                    self._next = _Asked()
-                try:
-                    asked.answer = (self._ask(asked.keys), None)
-                except Exception as error:
-                    asked.answer = ({}, error)
-        values, failure = asked.answer
-        if failure is not None:
-            raise failure
-        return values.get(key)
-
-
-class _Asked(Generic[V]):
-    """The look-ups of one request, and its answer or error."""
-
-    def __init__(self) -> None:
-        self.keys: set[str] = set()
-        self.answer: tuple[Mapping[str, V], Exception | None] | None = None
 
 
 class MonotonicClock:

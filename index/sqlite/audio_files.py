@@ -17,13 +17,17 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from index.files import fsync_folder
+from index.objects import Objects
 
 _INCOMING = ".incoming"
+_AUDIO = "audio"  # objects are called audio/SHA-256
 _CHUNK = 1 << 20  # bytes copied at a time
+_PARALLEL = 8  # uploads to object storage
 _SAME_TIME = 1_000_000_000  # ns; file systems keep times with different precision
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -146,8 +150,65 @@ class AudioFiles:
             file.unlink()
         return len(leftovers)
 
+    def check(self) -> None:
+        """Raises OSError or LibraryError if storage that is not on this machine does not respond."""
+
     def remove_unless(self, wanted: Callable[[str], bool]) -> None:
         """Removes every file whose hash is not wanted. Files whose names are not hashes are ignored."""
         for sha256 in list(self.names()):
             if not wanted(sha256):
                 self.remove(sha256)
+
+
+class AudioObjects(AudioFiles):
+    """Audio in object storage, such as a bucket. What is in the folder `root` stays there: references, and the files of
+    a library that had no bucket. All methods raise OSError if the storage fails.
+    """
+
+    def __init__(self, root: Path, objects: Objects) -> None:
+        super().__init__(root)
+        self._objects = objects
+
+    def has(self, sha256: str) -> bool:
+        return super().find(sha256) is not None or self._objects.has(_object(sha256))
+
+    def is_copy(self, sha256: str) -> bool:
+        here = super().find(sha256)
+        return self._objects.has(_object(sha256)) if here is None else not self.path(sha256).is_symlink()
+
+    def find(self, sha256: str) -> Path | None:
+        """Returns the file with this hash, which is fetched if necessary; open it soon. None if it is missing."""
+        try:
+            return super().find(sha256) or self._objects.local(_object(sha256))
+        except FileNotFoundError:
+            return None
+
+    def place(self, staged: dict[str, Path]) -> None:
+        """Uploads staged files (hash → file), and puts references into the folder; both are durable then."""
+        super().place({sha256: file for sha256, file in staged.items() if file.is_symlink()})
+        audio = {sha256: file for sha256, file in staged.items() if file.exists() and not file.is_symlink()}
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            for _ in pool.map(self._put, audio, audio.values()):
+                pass
+
+    def _put(self, sha256: str, file: Path) -> None:
+        with file.open("rb") as content:
+            self._objects.put(_object(sha256), content)
+
+    def remove(self, sha256: str) -> None:
+        super().remove(sha256)
+        self._objects.remove(_object(sha256))
+
+    def prefixes(self) -> list[str]:
+        return sorted({*super().prefixes(), *(name for name in self._objects.names(_AUDIO) if len(name) == 2)})
+
+    def names_of(self, prefix: str) -> Iterator[str]:
+        there = {name for name in self._objects.names(f"{_AUDIO}/{prefix}") if _NAME.fullmatch(name)}
+        yield from there.union(super().names_of(prefix))
+
+    def check(self) -> None:
+        self._objects.check()
+
+
+def _object(sha256: str) -> str:
+    return f"{_AUDIO}/{sha256}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -31,6 +32,7 @@ from index.edits import ClipEdit, Facet, check_patch
 from index.files import fsync_folder, in_use, lock_file
 from index.filters import parse_filter
 from index.new_clip import EncodedClip, check_vector, encode_clip
+from index.objects import open_objects
 from index.quantization import FrameCodes
 from index.records import (
     AudioMissing,
@@ -48,7 +50,7 @@ from index.records import (
 )
 from index.segments import LONG_SECONDS, SegmentIndexes
 from index.sqlite import queries
-from index.sqlite.audio_files import AudioFiles
+from index.sqlite.audio_files import AudioFiles, AudioObjects
 from index.sqlite.concepts import SqliteConcepts
 from index.sqlite.jobs import SqliteJobs
 from index.sqlite.queries import SqliteVectors
@@ -57,6 +59,8 @@ from index.sqlite.reindex import remove_side, side_path, take_over
 from index.sqlite.store import AUDIO_FOLDER, DATABASE_FILE, RESTORING_FILE, Store, storage_errors
 from index.text import fts_query, stem_words, words_of
 from index.vectors.index import Limits, VectorIndex
+
+log = logging.getLogger(__name__)
 
 Page = tuple[list[Clip], str | None]  # clips, and the cursor of the next page
 
@@ -82,6 +86,7 @@ class SqliteLibrary:
         self._audio = audio
         self._index = index
         self._segments = SegmentIndexes(index.dim)
+        self._filled = threading.Event()  # set once the segments of short clips are in memory, or lost
         self._reserve = DiskReserve(folder / "reserve")
         self._writing = threading.Lock()
         self.concepts = SqliteConcepts(database, index.dim, self._writing)
@@ -92,13 +97,21 @@ class SqliteLibrary:
 
     @classmethod
     def open(
-        cls, data_dir: Path, *, dim: int, checkpoint: str, limits: Limits | None = None, gpu: bool = False
+        cls,
+        data_dir: Path,
+        *,
+        dim: int,
+        checkpoint: str,
+        files: str = "",
+        limits: Limits | None = None,
+        gpu: bool = False,
     ) -> SqliteLibrary:
         """Opens or creates the library in `data_dir`: migrates it, recovers from a crash and fills the search index.
 
         `checkpoint` identifies the embedding space and `dim` its dimensions. An empty library adopts them, and a
-        library that was re-embedded for them (index.sqlite.reindex) switches to them. `limits` overrides the measured
-        limits of the vector index; `gpu` builds the index of a large library on a GPU.
+        library that was re-embedded for them (index.sqlite.reindex) switches to them. `files`: an fsspec address such
+        as s3://bucket/prefix where audio is stored instead of `data_dir`, which then caches what is fetched. `limits`
+        overrides the measured limits of the vector index; `gpu` builds the index of a large library on a GPU.
 
         Raises CheckpointMismatch if another checkpoint made the library's clips, LibraryInUse if it is open already,
         GpuMissing, StorageFull, and LibraryError if it cannot be read or a newer release wrote it.
@@ -113,11 +126,11 @@ class SqliteLibrary:
             lock = lock_file(folder / "lock", in_use(folder))
         try:
             try:
-                library = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
+                library = cls._open_locked(folder, lock, (dim, checkpoint), files, limits, gpu)
             except StorageFull:
                 if not DiskReserve(folder / "reserve").release():
                     raise
-                library = cls._open_locked(folder, lock, dim, checkpoint, limits, gpu)
+                library = cls._open_locked(folder, lock, (dim, checkpoint), files, limits, gpu)
         except BaseException:
             os.close(lock)
             raise
@@ -127,10 +140,13 @@ class SqliteLibrary:
 
     @classmethod
     def _open_locked(
-        cls, folder: Path, lock: int, dim: int, checkpoint: str, limits: Limits | None, gpu: bool
+        cls, folder: Path, lock: int, stamp: tuple[int, str], files: str, limits: Limits | None, gpu: bool
     ) -> SqliteLibrary:
+        dim, checkpoint = stamp
         with storage_errors(folder):
             audio = AudioFiles(folder / AUDIO_FOLDER)
+            if files:
+                audio = AudioObjects(folder / AUDIO_FOLDER, open_objects(files, folder / "fetched"))
             _check_database_exists(folder, audio)
             database = Store(folder / DATABASE_FILE)
         try:
@@ -165,9 +181,30 @@ class SqliteLibrary:
         self.close()
 
     def _fill_segments(self) -> None:
+        """Reads the segments of long clips; on a thread those of short ones, which only `search_segments` needs."""
         with self._store.read() as view:
-            for rows, vectors, seconds in queries.all_segments(view, self._index.dim):
+            stop = queries.last_row(view) + 1
+            for rows, vectors, seconds in queries.long_segments(view, self._index.dim, LONG_SECONDS):
                 self._segments.add(rows, vectors, seconds)
+        threading.Thread(target=self._fill_short, args=(stop,), name="segments", daemon=True).start()
+
+    def _fill_short(self, stop: int) -> None:
+        """Reads the segments of short clips in rows below `stop`; changes wait for a thousand clips at most."""
+        first = 1
+        try:
+            while first < stop:
+                with self._writing:  # so that no clip is deleted between reading and adding
+                    if self._lock is None:
+                        return
+                    with self._index_change("the segments of short clips"), self._store.read() as view:
+                        found, last = queries.short_segments(view, self._index.dim, LONG_SECONDS, range(first, stop))
+                        if found is not None:
+                            self._segments.add(*found)
+                first = last + 1
+        except LibraryError:
+            log.exception("the segments of short clips cannot be read")
+        finally:
+            self._filled.set()
 
     # Changes
 
@@ -324,11 +361,20 @@ class SqliteLibrary:
             found = queries.by_sha256(view, sha256)
             return found[1] if found else None
 
+    def find_many(self, hashes: Sequence[str]) -> dict[str, Clip]:
+        """`find` for several hashes in one query: the existing clips by hash."""
+        with self._store.read() as view:
+            return queries.by_hashes(view, hashes)
+
     def search_segments(self, vector: np.ndarray, k: int, filter: Filter | None = None) -> list[Hit]:
         """Returns the k clips with the segment (index.segments) most similar to `vector` (D,), best first.
 
-        A hit's similarity is that of its segment. Filter and errors as in `nearest`.
+        A hit's similarity is that of its segment. Filter and errors as in `nearest`. Right after `open`, waits until
+        all segments are in memory.
         """
+        self._filled.wait()
+        if self._broken:
+            raise LibraryError(self._broken)
         with self._searching(self._segments, vector, k, filter) as (view, query, only):
             rows, similarities = self._segments.search(query, k, only)
             clips = queries.by_rows(view, rows)
@@ -465,7 +511,9 @@ class SqliteLibrary:
 
     def audio_path(self, clip_id: str) -> Path:
         """Returns the uploaded file's path, which a delete removes. Raises ClipNotFound, AudioMissing."""
-        path = self._audio.find(self.get(clip_id).sha256)
+        sha256 = self.get(clip_id).sha256
+        with storage_errors(self.folder):
+            path = self._audio.find(sha256)
         if path is None:
             raise AudioMissing(clip_id)
         return path
@@ -490,6 +538,8 @@ class SqliteLibrary:
         if self._broken:
             raise LibraryError(self._broken)
         self._index.check()
+        with storage_errors(self.folder):
+            self._audio.check()
 
     def list(self, limit: int, cursor: str | None = None, filter: Filter | None = None, sort: str = "-created") -> Page:
         """Returns a page of clips and the cursor of the next page (None on the last).

@@ -132,6 +132,14 @@ def by_ids(connection: sqlite3.Connection, clip_ids: Sequence[str]) -> dict[str,
     return {columns[0]: _clip(columns) for columns in found}
 
 
+def by_hashes(connection: sqlite3.Connection, hashes: Sequence[str]) -> dict[str, Clip]:
+    """Returns the existing clips by the SHA-256 of their audio."""
+    found = connection.execute(
+        f"SELECT {_CLIP} FROM clips WHERE sha256 IN (SELECT value FROM json_each(?))", (json.dumps(list(hashes)),)
+    )
+    return {columns[2]: _clip(columns) for columns in found}
+
+
 def ids(connection: sqlite3.Connection, rows: np.ndarray) -> dict[int, str]:
     """Returns the ids of the existing clips by row."""
     found = connection.execute(
@@ -310,16 +318,40 @@ def segments(connection: sqlite3.Connection, row: int) -> bytes:
     return bytes(connection.execute("SELECT codes FROM segments WHERE row = ?", (row,)).fetchone()[0])
 
 
-def all_segments(
-    connection: sqlite3.Connection, dim: int, batch: int = 1024
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields batches in row order: for each segment its clip's row, (N,) int64, its vector, (N, D) float32, and the
-    clip's duration in seconds (N,)."""
-    found = connection.execute("SELECT row, codes, duration FROM segments JOIN clips USING (row) ORDER BY row")
+Segments = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each its clip's row (N,), vector (N, D), clip's seconds (N,)
+
+
+def long_segments(connection: sqlite3.Connection, dim: int, least: float, batch: int = 1024) -> Iterator[Segments]:
+    """Yields the segments of clips that last longer than `least` seconds, a batch of clips at a time, in row order."""
+    found = connection.execute(
+        "SELECT row, codes, duration FROM segments JOIN clips USING (row) WHERE duration > ? ORDER BY row", (least,)
+    )
     while chunk := found.fetchmany(batch):
-        rows, codes, seconds = zip(*chunk, strict=True)
-        counts, vectors = FrameCodes.decode_many(codes, dim)
-        yield np.repeat(np.array(rows, np.int64), counts), vectors, np.repeat(np.array(seconds), counts)
+        yield _segments_of(chunk, dim)
+
+
+def short_segments(
+    connection: sqlite3.Connection, dim: int, most: float, rows: range, batch: int = 1024
+) -> tuple[Segments | None, int]:
+    """Returns the segments of the first clips in these rows that last at most `most` seconds, None if there are no
+    more, and the last clip's row."""
+    chunk = connection.execute(
+        "SELECT row, codes, duration FROM segments JOIN clips USING (row)"
+        " WHERE duration <= ? AND row >= ? AND row < ? ORDER BY row LIMIT ?",
+        (most, rows.start, rows.stop, batch),
+    ).fetchall()
+    return (_segments_of(chunk, dim), chunk[-1][0]) if chunk else (None, rows.stop)
+
+
+def _segments_of(chunk: list[tuple[int, bytes, float]], dim: int) -> Segments:
+    rows, codes, seconds = zip(*chunk, strict=True)
+    counts, vectors = FrameCodes.decode_many(codes, dim)
+    return np.repeat(np.array(rows, np.int64), counts), vectors, np.repeat(np.array(seconds), counts)
+
+
+def last_row(connection: sqlite3.Connection) -> int:
+    """Returns the highest row of a clip, 0 without clips."""
+    return int(connection.execute("SELECT coalesce(max(row), 0) FROM clips").fetchone()[0])
 
 
 def frame_codes(connection: sqlite3.Connection, row: int) -> tuple[bytes, float]:

@@ -24,8 +24,10 @@ def recover(database: Store, audio: AudioFiles) -> list[str]:
     missing: list[str] = []
     with database.read() as view:
         clips, vectors = queries.count(view), queries.count_vectors(view)
-        for prefix in sorted({f"{byte:02x}" for byte in range(256)} | set(audio.prefixes())):  # 256 small sets
-            named, there = queries.sha256_of(view, prefix), set(audio.names_of(prefix))
+        prefixes = set(audio.prefixes())  # a bucket is asked once for each
+        for prefix in sorted({f"{byte:02x}" for byte in range(256)} | prefixes):  # 256 small sets
+            named = queries.sha256_of(view, prefix)
+            there = set(audio.names_of(prefix)) if prefix in prefixes else set()
             orphans |= there - named
             missing += sorted(named - there)
         reported = [queries.named_by_sha256(view, sha256) for sha256 in missing[:_MAX_REPORTED]]

@@ -202,7 +202,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL_ERRNOS:
             raise StorageFull(f"no space left in {folder}: the change was not made") from error
-        raise LibraryUnavailable(f"the library's folder failed: {error}") from error
+        raise LibraryUnavailable(f"the library's storage failed: {error}") from error
 
 
 def _free_bytes(folder: Path) -> int:

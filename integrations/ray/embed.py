@@ -84,8 +84,13 @@ class Embed:
         await self._decoders.start()
         await self._engine.start()
 
+    def __del__(self) -> None:  # how Ray ends an actor's work
+        self.close()
+
     def close(self) -> None:
-        """Ends the decoders, which otherwise end with the process."""
+        """Ends the decoders and the model's threads. Idempotent."""
+        if not hasattr(self, "_loop") or self._loop.is_closed():  # a failed start, or closed already
+            return
         self._loop.run_until_complete(self._engine.close())
         self._loop.run_until_complete(self._decoders.close())
         self._loop.close()

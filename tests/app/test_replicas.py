@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from app import main
 from app.main import build_app
 from app.settings import Settings
+from tests.support.s3 import S3
 
 
 @pytest.fixture
@@ -122,30 +123,38 @@ def test_an_invalid_index_url_is_rejected_before_startup(make_settings: Callable
     assert make_settings(index_url="faiss:").index_url == "faiss://"
 
 
+@pytest.mark.parametrize("url", ["faiss://?", "faiss://?files=", "faiss://?files=folder", "faiss://?colour=red"])
+def test_an_invalid_address_of_audio_is_rejected_before_startup(
+    make_settings: Callable[..., Settings], url: str
+) -> None:
+    with pytest.raises(ValidationError, match="files"):
+        make_settings(index_url=url)
+    settings = make_settings(index_url="faiss://?files=s3://bucket/a%20b")
+    assert (settings.in_folder, settings.audio_url) == (True, "s3://bucket/a b")
+    assert (make_settings().in_folder, make_settings().audio_url) == (True, "")
+    assert not make_settings(index_url="milvus://here?files=s3://bucket").audio_url
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("store", ["sqlite", "milvus"])
 async def test_a_bucket_that_fails_is_reported_and_recovered_from(
-    milvus_url: Callable[[], str],
+    request: pytest.FixtureRequest,
+    store: str,
+    s3: S3,
     make_settings: Callable[..., Settings],
     open_client: Callable[..., httpx.AsyncClient],
     fake_model: Any,
     monkeypatch: pytest.MonkeyPatch,
     sounds: SimpleNamespace,
 ) -> None:
-    s3fs = pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
-    from tests.support.s3 import BUCKET, S3
-
     monkeypatch.setattr(main, "load_model", lambda _: fake_model)
-    bucket = S3()
-    for name, value in bucket.create().items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    app = build_app(make_settings(index_url=f"{milvus_url()}&files=s3://{BUCKET}/library"))
+    url = f"{request.getfixturevalue('milvus_url')()}&" if store == "milvus" else "faiss://?"
+    app = build_app(make_settings(index_url=f"{url}files=s3://finelap-test/library"))
     beep, boop = {"files": ("beep.wav", sounds.wav(400))}, {"files": ("boop.wav", sounds.wav(3200))}
     async with app.router.lifespan_context(app), open_client(app) as client:
         await asyncio.wait_for(app.state.loading, 120)
         [clip] = (await client.post("/clips", files=beep)).json()["clips"]
-        bucket.fault = lambda method, path: "503"
+        s3.fault = lambda method, path: "503"
         for answer in (
             await client.get("/health/ready"),
             await client.post("/clips", files=boop),
@@ -154,10 +163,8 @@ async def test_a_bucket_that_fails_is_reported_and_recovered_from(
             assert answer.status_code == 503, answer.text
         hits = (await client.get("/search", params={"q": "tone 400"})).json()["hits"]
         assert [hit["clip"]["id"] for hit in hits] == [clip["id"]]  # needs no audio
-        bucket.fault = lambda method, path: None
+        s3.fault = lambda method, path: None
         assert (await client.get("/health/ready")).status_code == 200
         assert (await client.get(f"/clips/{clip['id']}/audio")).content == sounds.wav(400)
         assert (await client.post("/clips", files=boop)).status_code == 201
         assert (await client.get("/info")).json()["clips"] == 2
-    s3fs.S3FileSystem.clear_instance_cache()
-    bucket.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import http.client
 import io
 import json
 import os
@@ -261,6 +263,18 @@ def test_health_info_and_metrics(service: Service, demo: Path) -> None:
     assert service.get("/info")["clips"] == len(files_of(demo))
     text = httpx.get(service.address + "/metrics", timeout=60, trust_env=False).text
     assert f"finelap_index_clips {float(len(files_of(demo)))}" in text
+
+
+def test_a_connection_without_a_request_stays_open_longer_than_clients_keep_it(service: Service) -> None:
+    """httpx uses one again within 5 s, and uvicorn's default would close it then: on a busy machine some were lost."""
+    host, port = service.address.removeprefix("http://").split(":")
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
+        for pause in (6, 0):
+            connection.request("GET", "/health/live")
+            assert connection.getresponse().read()
+            used = connection.sock
+            time.sleep(pause)
+        assert connection.sock is used
 
 
 def test_ingest_again_adds_nothing(service: Service, demo: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,7 @@ def check_agreement(library: SqliteLibrary) -> None:
     clips, _ = library.list(1000)
     there = segments_on_disk(library)
     assert set(there) == {clip.id for clip in clips}
+    assert library._filled.wait(60)
     assert len(library._segments) == sum(map(len, there.values()))
     for clip in clips:
         codes, hop = library.frame_codes(clip.id)
@@ -205,6 +209,70 @@ def test_segments_come_stay_and_go_with_their_clip(
     again = open_library()
     check_agreement(again)
     assert len(again) == 11
+
+
+def test_short_clips_segments_are_read_while_the_library_answers(
+    library: SqliteLibrary,
+    open_library: Callable[..., SqliteLibrary],
+    new_clip: Callable[..., NewClip],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clips that come and go meanwhile are right, and a search for moments waits for all."""
+    clips = [clip for clip, _ in library.add_many([new_clip(seed, duration=1.0 + seed % 8) for seed in range(20)])]
+    reading, go = threading.Event(), threading.Event()
+    read = queries.short_segments
+
+    def slow(*args: Any) -> Any:
+        reading.set()
+        assert go.wait(60)
+        return read(*args, batch=3)
+
+    monkeypatch.setattr(queries, "short_segments", slow)
+    again = open_library()
+    with ThreadPoolExecutor(4) as threads:
+        assert reading.wait(60)
+        assert len(again.nearest(np.ones(DIM), 99)) == 20 and again.nearest_segments(np.ones(DIM), 99)
+        waiting = threads.submit(again.search_segments, np.ones(DIM), 99)
+        threads.submit(again.delete, clips[0].id)
+        threads.submit(again.delete, clips[-1].id)
+        added = threads.submit(again.add, new_clip(99, duration=2.0))
+        time.sleep(0.1)
+        assert not waiting.done()
+        go.set()
+        waiting.result(60)
+        added.result(60)
+    assert len(again) == 19
+    check_agreement(again)
+
+
+def test_a_library_that_closes_or_fails_while_segments_are_read(
+    library: SqliteLibrary,
+    open_library: Callable[..., SqliteLibrary],
+    new_clip: Callable[..., NewClip],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library.add_many([new_clip(seed, duration=1.0) for seed in range(9)])
+    read = queries.short_segments
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.05)
+        return read(*args, batch=1)
+
+    monkeypatch.setattr(queries, "short_segments", slow)
+    closing = open_library()
+    closing.close()
+    assert closing._filled.wait(60)
+
+    def fail(*args: Any) -> Any:
+        raise sqlite3.DatabaseError("the disk fails")
+
+    monkeypatch.setattr(queries, "short_segments", fail)
+    failed = open_library()
+    with pytest.raises(LibraryError, match="short clips"):
+        failed.search_segments(np.ones(DIM), 3)
+    with pytest.raises(LibraryError, match="short clips"):
+        failed.check()
+    assert len(failed.nearest(np.ones(DIM), 99)) == 9
 
 
 def test_the_best_stretch_decides_and_questions_are_checked(

@@ -16,8 +16,9 @@ BUCKET = "finelap-test"
 class S3:
     """An S3 server on a free port. `fault` decides about each request.
 
-    fault: takes the method and the path; returns None, "503", "drop" (closes the connection without an answer), "cut"
-        (closes it in the middle of the body), or seconds to wait. `calls` lists the requests.
+    fault: takes the method and the path; returns None, "503", "expired" (of the credentials), "drop" (closes the
+        connection without an answer), "cut" (closes it in the middle of the body), or seconds to wait. `calls` lists
+        the requests.
     """
 
     def __init__(self) -> None:
@@ -73,6 +74,9 @@ class S3:
         if fault == "503":
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"]
+        if fault == "expired":
+            start_response("400 Bad Request", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"]
         if fault in ("drop", "cut"):
             connection = environ["werkzeug.socket"]
             if fault == "cut":

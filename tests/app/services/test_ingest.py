@@ -55,6 +55,43 @@ async def test_clips_added_during_a_transaction_share_the_next_one(
     assert batches == [1, 8]
 
 
+async def test_files_that_arrive_during_a_look_up_share_the_next_one(
+    make_app: Callable[..., FastAPI],
+    open_client: Opener,
+    sounds: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    going, all_wait = threading.Event(), threading.Event()
+    find_many = SqliteLibrary.find_many
+
+    def counted(self: SqliteLibrary, hashes: Sequence[str]) -> dict[str, Clip]:
+        asked.append(len(hashes))
+        going.set()
+        assert all_wait.wait(60)
+        if len(asked) == 3:
+            raise LibraryError("the library does not answer")
+        return find_many(self, hashes)
+
+    monkeypatch.setattr(SqliteLibrary, "find_many", counted)
+    app = make_app()
+    files = [sounds.wav(400, 0.5 + 0.1 * n) for n in range(21)]  # more than there are threads for reading
+    async with app.router.lifespan_context(app), open_client(app) as client:
+        first = upload(client, "first.wav", files[0])
+        assert await asyncio.to_thread(going.wait, 60)
+        others = [upload(client, f"{n}.wav", audio) for n, audio in enumerate(files[1:])]
+        lane = app.state.service._finds
+        while lane.depth < len(others):
+            await asyncio.sleep(0.01)
+        all_wait.set()
+        answers = await asyncio.gather(first, *others)
+        assert [answer.status_code for answer in answers] == [201] * 21 and asked == [1, 20]
+        failed = await upload(client, "first.wav", files[0])
+        assert failed.status_code >= 500
+        again = await upload(client, "first.wav", files[0])
+        assert again.status_code == 200 and again.json()["clips"] == answers[0].json()["clips"]
+
+
 async def test_a_clip_that_cannot_be_written_fails_alone(
     make_app: Callable[..., FastAPI],
     open_client: Opener,

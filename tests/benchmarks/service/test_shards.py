@@ -23,6 +23,15 @@ def test_shards_killed_and_resumed_have_the_records_of_one_run(store: str) -> No
     assert sum(processed) == 180 and min(processed) > 30
 
 
+@pytest.mark.slow
+def test_embedding_with_ray_killed_and_resumed_has_the_records_of_one_run() -> None:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'finelap[ray]'")
+    run = measure(60, 3, ["ray"])["runs"]["ray"]
+    assert (run["missing"], run["more"], run["different"]) == (0, 0, 0)
+    assert run["vectors compared"] == 60 and run["largest difference of a value"] < 0.01  # see docs, benchmarks
+
+
 def test_differences_are_reported() -> None:
     record = ("a.wav", 0.3, 16_000, 1, "{}")
     one = Run(records={"a": record, "b": record})

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ from index.milvus import objects as objects_module
 from index.milvus.client import parse_milvus_url
 from index.milvus.collection import page, read_cursor, write_cursor
 from index.milvus.filters import indexed_text, query_stems, stems
-from index.milvus.library import Combined, KeyLocks, MilvusLibrary, MonotonicClock
-from index.milvus.objects import FolderObjects, RemoteObjects, open_objects
+from index.milvus.library import KeyLocks, MilvusLibrary, MonotonicClock
+from index.objects import FolderObjects, RemoteObjects, open_objects
 from tests.support.clips import nearest_hits
 
 DIM = 16
@@ -365,34 +365,6 @@ def test_words_are_split_and_stemmed_as_in_sqlite() -> None:
     )
     long = indexed_text("x", {"text": "wörter " * 20_000})
     assert 60_000 < len(long.encode()) <= 65_535 and set(long.split()) == {"x", "worter"}
-
-
-def test_lookups_of_many_threads_share_requests() -> None:
-    first, go, asked = threading.Event(), threading.Event(), []
-
-    def ask(keys: Iterable[str]) -> dict[str, str]:
-        asked.append(set(keys))
-        first.set()
-        assert go.wait(30)
-        if "broken" in asked[-1]:
-            raise LibraryError("no answer")
-        return {key: key.upper() for key in asked[-1] if key != "none"}
-
-    find = Combined(ask)
-    with ThreadPoolExecutor(9) as threads:
-        alone = threads.submit(find, "a")
-        assert first.wait(30)
-        later = {key: threads.submit(find, key) for key in ("b", "c", "none")}
-        deadline = time.monotonic() + 30
-        while len(find._next.keys) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        go.set()
-        assert alone.result(30) == "A"
-        assert {key: one.result(30) for key, one in later.items()} == {"b": "B", "c": "C", "none": None}
-    assert asked == [{"a"}, {"b", "c", "none"}]
-    with pytest.raises(LibraryError, match="no answer"):
-        find("broken")
-    assert find("d") == "D" and len(asked) == 4, "an error is not kept, and neither is an answer"
 
 
 def test_per_key_locks() -> None:

@@ -1,4 +1,4 @@
-"""Object storage of a library in Milvus: uploaded audio and frames, in a shared folder or any fsspec file system.
+"""Object storage of a library: uploaded audio, with Milvus frames too, in a shared folder or any fsspec file system.
 
 An object is written once, completely, under a unique name and never changed, so processes need no coordination.
 """
@@ -48,6 +48,9 @@ class Objects(Protocol):
     def remove(self, name: str) -> None:
         """Removes an object, if it exists."""
 
+    def names(self, folder: str) -> list[str]:
+        """Returns the names of what is in a folder, such as "audio/ab"; empty if there is no such folder."""
+
     def check(self) -> None:
         """Raises LibraryError or OSError if the storage does not respond."""
 
@@ -59,7 +62,7 @@ def open_objects(address: str, fetched: Path) -> Objects:
     try:
         import fsspec
     except ImportError as error:
-        raise LibraryError(f"{address} needs fsspec: pip install 'finelap[milvus]'") from error
+        raise LibraryError(f"{address} needs fsspec: pip install 'finelap[s3]'") from error
     try:
         system, root = fsspec.core.url_to_fs(address, **(_S3 if address.startswith(("s3://", "s3a://")) else {}))
     except (ImportError, ValueError) as error:
@@ -109,6 +112,12 @@ class FolderObjects:
 
     def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return os.listdir(self.root / folder)
+        except FileNotFoundError:
+            return []
 
     def check(self) -> None:
         if not self._incoming.is_dir():
@@ -181,6 +190,14 @@ class RemoteObjects:
         if self.has(name):
             with _os_errors():
                 self._system.rm_file(self._address(name))
+
+    def names(self, folder: str) -> list[str]:
+        with _os_errors():
+            try:
+                found = self._system.ls(f"{self._root}/{folder}", detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
+        return [name.rstrip("/").rpartition("/")[2] for name in found]
 
     def check(self) -> None:
         with _os_errors():
