@@ -114,7 +114,7 @@ class HeadSettings:
     folds: int = 5
     prototypes: int = 6
     nearness: float = 1.2
-    text_share: float = 2.4
+    text_share: float = 3.8
 
 
 SETTINGS = HeadSettings()
