@@ -55,7 +55,7 @@ class NewConcept(_Request):
     """JSON body of POST /concepts: a name, with a text, examples or both."""
 
     name: Name = Field(description="Used as `concept:NAME` in searches and detections.")
-    text: Text | None = Field(None, description="A description of the sound, on which the examples improve.")
+    text: Text | None = Field(None, description="What sounds it is of: the examples improve on it. `a or b` names two.")
     examples: NewExamples = []
 
 

@@ -41,7 +41,7 @@ from index import (
     fit_fingerprint,
 )
 from model.concepts.fit import VERSION, Background, Labelled, fit_head
-from model.concepts.head import Direction, Head, HeadScores, Quality
+from model.concepts.head import Direction, Head, HeadScores, Quality, named_sounds
 
 SAMPLE = 512  # clips of the library that stand for all other sounds
 FRAMES_OF = 256  # of these clips, about
@@ -195,13 +195,13 @@ async def taught(state: AppState, key: str, *, urgency: Urgency = Urgency.INTERA
     concept, examples, removed = await state.read(_load, state.library, key)
     if not concept.text and not any(one.label for one in examples):
         return Taught(concept, examples, None, removed)
-    fitted_to = fit_fingerprint(concept, examples, f"{state.engine.stamp} {VERSION}")
+    fitted_to = fit_fingerprint(concept, examples, f"{state.engine.stamp} {VERSION} {state.engine.text_scores}")
     if concept.fitted_to == fitted_to:
         return Taught(concept, examples, _head_from_json(concept.fit), removed)
-    text = None
+    texts = None
     if concept.text:
-        (text,) = await state.engine.embed_texts([concept.text], urgency=urgency)
-    head = await state.compute(_fit, state.engine, state.library, examples, text)
+        texts = await state.engine.embed_texts(named_sounds(concept.text), urgency=urgency)
+    head = await state.compute(_fit, state.engine, state.library, examples, texts)
     await state.write(state.library.concepts.save_fit, concept.id, fitted_to, _head_to_json(head))
     return Taught(concept, examples, head, removed)
 
@@ -211,12 +211,12 @@ def _load(library: Library, key: str) -> tuple[Concept, list[ConceptExample], in
     return concept, library.concepts.examples(concept.id), library.concepts.removed(concept.id)
 
 
-def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], text: np.ndarray | None) -> Head:
+def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], texts: np.ndarray | None) -> Head:
     from model.threads import one_blas_thread  # imports PyTorch
 
     given, others = labelled(library, examples), background(library, engine.dim)
     with one_blas_thread():
-        return fit_head(given, others, text, engine.text_scores)
+        return fit_head(given, others, texts, engine.text_scores)
 
 
 def background(library: Library, dim: int) -> Background:

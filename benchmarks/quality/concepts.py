@@ -9,7 +9,6 @@ are drawn at random, and the other clips are ranked by the service's rule. Compa
 - text: the phrase alone;
 - example: search by the mean of the examples, as `like` does;
 - head: the concept's head without a text;
-- one direction: the head with the text as its prior alone, without prototypes;
 - concept: the head with the text, as a user teaches it.
 
 Event F1, at 0.5 and at the concept's own threshold, is measured in recordings of twenty seconds that have no example:
@@ -41,7 +40,7 @@ from benchmarks.quality.sounds import CachedModel, Sounds
 from index.quantization import encode_frames
 from index.segments import LONG_SECONDS, cut_segments
 from model.concepts.fit import SETTINGS, Background, HeadSettings, Labelled, fit_head
-from model.concepts.head import Direction, HeadScores, Scores, best_logits
+from model.concepts.head import Direction, HeadScores, Scores, best_logits, named_sounds
 from model.config import SAMPLE_RATE
 from model.detection import DetectionSettings, find_events
 from model.finelap import FineLAP
@@ -156,20 +155,22 @@ class Measurement:
         self._model = model
         self._background = library.background(SAMPLE)
 
-    def heads(self, text: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[str, Sequence[Direction], float]]:
-        """Each method's directions for examples (n,), and the threshold of its events."""
+    def heads(
+        self, text: np.ndarray, named: np.ndarray, chosen: np.ndarray
+    ) -> Iterator[tuple[str, Sequence[Direction], float]]:
+        """Each method's directions for examples (n,), and the threshold of its events.
+
+        The text is given as a phrase (D,), and as the kinds of sounds that it names (J, D).
+        """
         yield "text", [Direction(text, self._scores)], 0.5
         if not len(chosen):
-            yield "concept", [Direction(text, self._scores)], 0.5
+            yield "concept", [Direction(one, self._scores) for one in named], 0.5
             return
         mean = self.library.clips[chosen].mean(axis=0)
         yield "example", [Direction(mean / np.linalg.norm(mean), self._sound)], 0.5
         examples = [self.library.example(place) for place in chosen.tolist()]
-        fits = {"head": (None, self._settings), "concept": (text, self._settings)}
-        if self._settings.nearness:
-            fits["one direction"] = (text, replace(self._settings, nearness=0.0, text_share=0.0, prototypes=1))
-        for name, (given, settings) in fits.items():
-            head = fit_head(examples, self._background, given, self._scores, settings)
+        for name, given in (("head", None), ("concept", named)):
+            head = fit_head(examples, self._background, given, self._scores, self._settings)
             yield name, head.directions, head.threshold
 
     def run(self, concepts: Sequence[Concept], recordings: Recordings | None) -> list[dict[str, Any]]:
@@ -177,6 +178,7 @@ class Measurement:
         texts = self._model.encode_text([concept.text for concept in concepts]).numpy()
         rows = []
         for number, (concept, text) in enumerate(zip(tqdm(concepts), texts, strict=True)):
+            named = self._model.encode_text(named_sounds(concept.text)).numpy()
             positive = np.flatnonzero(concept.clips)
             for count in self._counts:
                 if len(positive) - count < LEAST:
@@ -187,7 +189,7 @@ class Measurement:
                     rest = np.ones(len(concept.clips), bool)
                     rest[chosen] = False
                     truth = concept.clips[rest]
-                    for method, directions, threshold in self.heads(text, chosen):
+                    for method, directions, threshold in self.heads(text, named, chosen):
                         logits = self.library.logits(directions)[rest]
                         score = 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
                         match = score >= self._cutoff
@@ -246,7 +248,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The means over concepts, for each kind, number of examples and method."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["kind"], row["examples"], row["method"]), []).append(row)
+        for kind in (row["kind"], "all"):
+            groups.setdefault((kind, row["examples"], row["method"]), []).append(row)
     found = []
     for (kind, count, method), own in groups.items():
         per_concept: dict[str, list[float]] = {}
@@ -256,7 +259,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         line["AP"] = float(np.mean([np.mean(values) for values in per_concept.values()]))
         hits, matches, true = (sum(row[key] for row in own) for key in ("matched", "matches", "true"))
         line["match F1"] = 2 * hits / max(1, matches + true)
-        if "events" in own[0]:
+        if all("events" in row for row in own):
             totals = np.sum([row["events"] for row in own], axis=0)
             f1 = 2 * totals[:, 0] / np.maximum(1, totals[:, 1] + totals[:, 2])
             line["event F1"], line["at its own"] = float(f1[THRESHOLDS.index(0.5)]), float(f1[-1])
@@ -274,8 +277,9 @@ def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     aps: dict[tuple[str, int], dict[str, dict[str, list[float]]]] = {}
     for row in rows:
-        of_method = aps.setdefault((row["kind"], row["examples"]), {}).setdefault(row["method"], {})
-        of_method.setdefault(row["concept"], []).append(row["AP"])
+        for kind in (row["kind"], "all"):
+            of_method = aps.setdefault((kind, row["examples"]), {}).setdefault(row["method"], {})
+            of_method.setdefault(row["concept"], []).append(row["AP"])
     for (kind, count), methods in aps.items():
         own = {name: float(np.mean(values)) for name, values in methods["concept"].items()}
         for method in (name for name in methods if count and name != "concept"):

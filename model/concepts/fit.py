@@ -8,7 +8,7 @@ decided anew in each round (multiple-instance learning).
 
 A concept may be of several kinds of sounds, which no single direction finds. So the head has a direction for each of a
 few prototypes, the means of positive examples that are alike: the sum of the regression's, the prototype's and the
-text's. The best of them counts.
+text's. The best of them counts. A text that names several kinds ("glass or metal") has a direction for each of them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import numpy as np
 
 from model.concepts.head import Direction, Head, HeadScores, Quality, Scores
 
-VERSION = 3  # of the fit: heads of another version are fitted again
+VERSION = 4  # of the fit: heads of another version are fitted again
 
 _MIN_RECORDINGS = 3  # with positive examples, for a quality
 _TYPICAL = 2.2  # logit of a typical positive example: a score of 0.9
 _SOUNDING = 0.25  # share of a positive recording's frames that have the sound
 _OPTIMISM = 0.7  # share of an example's own logit that a typical example has, if no other recording tells
 _FEW = 3  # positive examples with which the nearest one has half of its weight
+_MANY = 5  # positive examples with which the text has half of its weight
 _MEANS_ROUNDS = 8  # of k-means
 _THRESHOLDS = (0.1, 0.9)  # between which a fitted threshold lies
 _CUTOFF = 0.98  # share of the background that shall score less than 0.5, if the positive examples score more
@@ -98,8 +99,9 @@ class HeadSettings:
     the segments of positive recordings are chosen. segment_share, frame_share: weights of that segment and of the
     frames that have the sound; the rest is the whole's.
     spared: share of the background that is most similar to the positives and so may have the sound too.
-    prototypes: at most. nearness, text_share: weights of the nearest prototype, once examples are many, and of the text
-    beside the regression, in units of the spread of its logits.
+    folds: of the quality and the calibration; without them ranks are the same and scores are optimistic.
+    prototypes: at most, and as many directions. nearness, text_share: weights of the nearest prototype, once examples
+    are many, and of the text beside the regression, while they are few, in units of the spread of its logits.
     """
 
     shrinkage: float = 0.1
@@ -112,7 +114,7 @@ class HeadSettings:
     folds: int = 5
     prototypes: int = 6
     nearness: float = 1.2
-    text_share: float = 2.0
+    text_share: float = 3.8
 
 
 SETTINGS = HeadSettings()
@@ -155,22 +157,23 @@ def _sounding(logits: np.ndarray) -> np.ndarray:
 def fit_head(
     examples: Sequence[Labelled],
     background: Background,
-    text: np.ndarray | None,
+    texts: np.ndarray | None,
     text_scores: HeadScores,
     settings: HeadSettings = SETTINGS,
 ) -> Head:
-    """Fits a head to examples and to the text's embedding (D,), if there is one.
+    """Fits a head to examples and to the embeddings (J, D) of the kinds of sounds that the text names, if there is one.
 
     `text_scores` are those of texts. Without positive examples the head is the text. Raises ValueError without both.
     """
     positives = [example for example in examples if example.label]
     if not positives:
-        if text is None:
+        if texts is None:
             raise ValueError("a head needs a positive example or a text")
-        return Head(text, reason="there is no positive example yet")
+        kinds = tuple(Direction(text, text_scores) for text in texts) if len(texts) > 1 else ()
+        return Head(_common(texts), kinds, reason="there is no positive example yet")
     others = background.without({example.recording for example in examples})
-    prior = None if text is None else settings.text_trust / text_scores.clip.temp * text.astype(np.float64)
-    fit = _Fit(examples, others, prior, settings)
+    logits = None if texts is None else texts.astype(np.float64) / text_scores.clip.temp
+    fit = _Fit(examples, others, logits, settings)
     line = fit.lines()
     if np.linalg.norm(line.weights) < 1e-9:  # nothing to tell the examples from
         line = fit.start(positives)
@@ -179,8 +182,13 @@ def fit_head(
     scale, shift = _calibration(float(typical), line.of_clips(others))
     directions = _directions(line, (scale, shift), _frame_calibration(line, positives, others) or (scale, shift))
     quality, threshold, reason = _quality(examples, held_out, scale, shift)
-    common = np.mean([one.vector for one in directions], axis=0)
-    return Head(common / np.linalg.norm(common), directions, threshold, quality, reason)
+    return Head(_common([one.vector for one in directions]), directions, threshold, quality, reason)
+
+
+def _common(vectors: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """What vectors (J, D) have in common (D,), of unit length."""
+    common = np.mean(vectors, axis=0)
+    return np.asarray(vectors[0] if len(vectors) == 1 else common / np.linalg.norm(common))
 
 
 def _directions(lines: _Lines, clips: tuple[float, float], frames: tuple[float, float]) -> tuple[Direction, ...]:
@@ -197,15 +205,17 @@ class _Fit:
     """Fits lines to examples against a background, in whitened coordinates."""
 
     def __init__(
-        self, examples: Sequence[Labelled], background: Background, prior: np.ndarray | None, settings: HeadSettings
+        self, examples: Sequence[Labelled], background: Background, texts: np.ndarray | None, settings: HeadSettings
     ) -> None:
-        self._examples, self._background, self._settings, self._text = examples, background, settings, prior
+        """`texts` are the slopes (J, D) of the logits of texts."""
+        self._examples, self._background, self._settings, self._texts = examples, background, settings, texts
         self._all: _Lines | None = None
         self._solution: np.ndarray | None = None
         own = np.concatenate([e.vectors for e in examples])
         stops = np.cumsum([len(e.vectors) for e in examples])
         self._mean, self._root, inverse = _whitening(np.concatenate([background.vectors, own]), settings.shrinkage)
-        self._prior = np.zeros(len(self._mean)) if prior is None else inverse @ prior
+        self._named = np.zeros((1, len(self._mean))) if texts is None else texts @ inverse
+        self._prior = settings.text_trust * self._named.mean(axis=0)
         vectors = background.vectors
         self._owners = background.owners
         if len(vectors):  # those most similar to the positive examples may have the sound too
@@ -230,11 +240,22 @@ class _Fit:
         slopes = coefficients[None]
         if spread:
             nearness = self._settings.nearness * len(positives) / (len(positives) + _FEW)
-            slopes = slopes + share(nearness, self._prototypes(positives))
-            if self._text is not None:
-                slopes = slopes + share(self._settings.text_share, self._prior)
+            prototypes = self._prototypes(positives)
+            slopes = slopes + share(nearness, prototypes)
+            if self._texts is not None:
+                trust = self._settings.text_share * _MANY / (len(positives) + _MANY)
+                slopes = self._with_texts(slopes, prototypes, share(trust, self._named))
         weights = slopes @ self._root.T
         return _Lines(weights, bias - weights @ self._mean)
+
+    def _with_texts(self, slopes: np.ndarray, prototypes: np.ndarray, named: np.ndarray) -> np.ndarray:
+        """The slopes (K, D) of prototypes with those (J, D) of what the text names: each with each, if they are few.
+
+        Otherwise each prototype is of the kind that the text names best.
+        """
+        if len(slopes) * len(named) <= self._settings.prototypes:
+            return np.concatenate([slopes + one for one in named])
+        return slopes + named[(prototypes @ named.T).argmax(axis=1)]
 
     def _prototypes(self, positives: Sequence[Labelled]) -> np.ndarray:
         """Unit vectors (K, D) in whitened coordinates: the means of positive examples that are alike (k-means)."""
@@ -287,9 +308,9 @@ class _Fit:
         """
         positive = list(dict.fromkeys(e.recording for e in self._examples if e.label))
         negative = [r for r in dict.fromkeys(e.recording for e in self._examples) if r not in set(positive)]
-        if len(positive) < 2:
-            return []
         folds = min(self._settings.folds, len(positive))
+        if folds < 2:
+            return []
         fold_of = {recording: number % folds for number, recording in enumerate([*positive, *negative])}
         found: list[tuple[float, bool]] = []
         for fold in range(folds):
@@ -317,8 +338,8 @@ class _Fit:
     def start(self, positives: Sequence[Labelled]) -> _Lines:
         """Which segments of positive recordings are taken first: those like all of them, and like the text."""
         weights = np.stack([e.whole for e in positives]).mean(axis=0, dtype=np.float64)
-        if self._text is not None:
-            weights = weights + self._text / np.linalg.norm(self._text)
+        if self._texts is not None:
+            weights = weights + _common(self._texts / np.linalg.norm(self._texts, axis=1, keepdims=True))
         return _Lines(np.asarray(weights)[None], np.zeros(1))
 
 

@@ -6,6 +6,7 @@ model.concepts.fit fits heads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,8 +61,8 @@ class Head:
     """A fitted head.
 
     vector: the text (D,), or what the directions have in common, of unit length. directions: none for a head that is
-    only a text, which scores as texts do. threshold: the score from which a sound counts. reason: why there is no
-    quality.
+    only the text of one kind of sounds, which scores as texts do. threshold: the score from which a sound counts.
+    reason: why there is no quality.
     """
 
     vector: np.ndarray
@@ -69,6 +70,11 @@ class Head:
     threshold: float = 0.5
     quality: Quality | None = None
     reason: str = ""
+
+
+def named_sounds(text: str) -> list[str]:
+    """The kinds of sounds that a concept's text names, at most six: "glass or metal" names two."""
+    return [part for part in re.split(r"\s+or\s+", text.strip(), maxsplit=5, flags=re.IGNORECASE) if part] or [text]
 
 
 def vectors_of(vector: np.ndarray, directions: Sequence[Direction]) -> np.ndarray:

@@ -57,6 +57,28 @@ async def test_a_concept_of_a_text_alone_is_the_text(client: httpx.AsyncClient, 
     assert by_concept.json()["hits"] == by_text.json()["hits"]
 
 
+async def test_a_text_names_several_kinds_of_sounds(client: httpx.AsyncClient, library: dict[str, str]) -> None:
+    await teach(client, "either", text="tone 200 or tone 800")
+    scores: dict[str, float] = {}
+    for query in ("tone 200", "tone 800"):
+        answer = await client.post("/search", json={"query": query, "mode": "semantic", "k": 13})
+        for hit in answer.json()["hits"]:
+            scores[hit["clip"]["id"]] = max(hit["score"], scores.get(hit["clip"]["id"], 0))
+    found = await client.post("/search", json={"query": "concept:either", "k": 13})
+    assert {hit["clip"]["id"]: hit["score"] for hit in found.json()["hits"]} == pytest.approx(scores, abs=0.01)
+    await teach(client, "taught", {"clip_id": library["800-0"]}, text="tone 200 or tone 800")
+    await client.patch("/concepts/either", json={"text": "tone 200"})
+    alone = await client.post("/search", json={"query": "concept:either", "k": 3})
+    assert {name.split("-")[0] for name in names(alone)} == {"200"}
+    assert {
+        name.split("-")[0] for name in names(await client.get("/search", params={"q": "concept:taught", "k": 7}))
+    } == {
+        "200",
+        "800",
+        "both",
+    }
+
+
 async def test_a_concept_stands_wherever_a_phrase_does(client: httpx.AsyncClient, library: dict[str, str]) -> None:
     await teach(client, "beep", {"clip_id": library["800-0"]}, {"clip_id": library["800-1"]}, text="tone 800")
     await teach(client, "low", {"clip_id": library["200-0"]})

@@ -36,7 +36,6 @@ def test_it_reports_every_method(small_checkpoint: Path, tmp_path: Path) -> None
             "text",
             "example",
             "head",
-            "one direction",
             "concept",
         }
     (gain,) = [g for g in report["gains"] if (g["kind"], g["examples"], g["over"]) == ("one sound", 5, "text")]

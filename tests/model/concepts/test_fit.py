@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from model.concepts.fit import Background, HeadSettings, Labelled, _map_estimate, fit_head, ranking_figures
-from model.concepts.head import Head, HeadScores, Scores, best_logits
+from model.concepts.head import Head, HeadScores, Scores, best_logits, named_sounds
 
 DIM = 24
 TEXT_SCORES = HeadScores(Scores(0.03, -4.5), Scores(0.03, -4.6), Scores(0.034, -2.0))
@@ -82,7 +82,7 @@ def test_figures_are_scikit_learns(rng: np.random.Generator) -> None:
 def test_without_examples_the_head_is_the_text(rng: np.random.Generator) -> None:
     world = World(rng)
     text = world.of(0)[0]
-    head = fit_head([world.example(1, "a", label=False)], world.background(), text, TEXT_SCORES)
+    head = fit_head([world.example(1, "a", label=False)], world.background(), text[None], TEXT_SCORES)
     np.testing.assert_array_equal(head.vector, text)
     assert not head.directions and head.quality is None and "no positive" in head.reason
     with pytest.raises(ValueError, match="positive example or a text"):
@@ -93,7 +93,7 @@ def test_without_examples_the_head_is_the_text(rng: np.random.Generator) -> None
 @pytest.mark.parametrize("with_text", [True, False])
 def test_examples_are_told_from_other_sounds(rng: np.random.Generator, count: int, with_text: bool) -> None:
     world = World(rng)
-    text = unit(world.centres[0] + 0.5 * unit(rng.standard_normal(DIM))) if with_text else None
+    text = unit(world.centres[:1] + 0.5 * unit(rng.standard_normal(DIM))) if with_text else None
     examples = [world.example(0, str(n)) for n in range(count)]
     head = fit_head(examples, world.background(), text, TEXT_SCORES)
     assert [np.linalg.norm(one.vector) for one in head.directions] == pytest.approx([1] * min(count, 6), abs=1e-5)
@@ -110,7 +110,7 @@ def test_examples_are_told_from_other_sounds(rng: np.random.Generator, count: in
 
 def test_the_text_helps_a_misleading_example(rng: np.random.Generator) -> None:
     world = World(rng)
-    text = unit(world.centres[0])
+    text = unit(world.centres[:1])
     example = Labelled(True, "a", unit(world.of(0)[0] + world.of(3)[0]), world.of(0), world.of(0), located=True)
     others, own = world.of(3, 50), world.of(0, 50)
     alone, helped = (fit_head([example], world.background(), t, TEXT_SCORES).vector for t in (None, text))
@@ -172,3 +172,42 @@ def test_an_empty_library(rng: np.random.Generator) -> None:
         head = fit_head(examples, nothing, None, TEXT_SCORES, HeadSettings(rounds=1))
         assert np.isfinite(head.vector).all() and np.isfinite(logits(head, world.of(0))).all()
         assert head.quality is None
+
+
+def test_a_text_of_two_kinds_finds_both_before_there_are_examples_of_both(rng: np.random.Generator) -> None:
+    world = World(rng)
+    assert named_sounds(" glass OR metal or wood") == ["glass", "metal", "wood"]
+    assert named_sounds("a door in a corridor") == ["a door in a corridor"]
+    assert len(named_sounds(" or ".join("abcdefgh"))) == 6
+    texts = unit(world.centres[:2])
+    untaught = fit_head([], world.background(without=1), texts, TEXT_SCORES)
+    for one, text in zip(untaught.directions, texts, strict=True):
+        np.testing.assert_array_equal(one.vector, text)
+        assert one.scores == TEXT_SCORES
+
+    def gap(head: Head) -> float:
+        """How much clearer the second kind is than other sounds, in units of their spread."""
+        others = logits(head, np.concatenate([world.of(kind, 50) for kind in range(2, 8)]))
+        return float((logits(head, world.of(1, 50)).mean() - others.mean()) / others.std())
+
+    examples = [world.example(0, "a")]
+    both = fit_head(examples, world.background(without=1), texts, TEXT_SCORES)
+    first = fit_head(examples, world.background(without=1), texts[:1], TEXT_SCORES)
+    assert len(both.directions) == 2 and len(first.directions) == 1
+    assert gap(both) > gap(first) + 1
+
+    many = [world.example(kind, f"{kind} {n}") for kind in (0, 1) for n in range(4)]
+    assert len(fit_head(many, world.background(without=1), texts, TEXT_SCORES).directions) == 6
+
+
+def test_many_examples_overrule_a_wrong_text(rng: np.random.Generator) -> None:
+    world = World(rng)
+    few, many = (
+        fit_head([world.example(0, str(n)) for n in range(count)], world.background(), world.centres[3:4], TEXT_SCORES)
+        for count in (1, 20)
+    )
+
+    def lead(head: Head) -> float:
+        return float(logits(head, world.of(0, 50)).mean() - logits(head, world.of(3, 50)).mean())
+
+    assert lead(many) > lead(few) and lead(many) > 0
