@@ -120,7 +120,9 @@ class MetricsLog:
             try:
                 wandb = importlib.import_module("wandb")
             except ImportError as error:
-                raise TrainError("the configuration asks for wandb, which is not installed: pip install wandb") from error
+                raise TrainError(
+                    "the configuration asks for wandb, which is not installed: pip install wandb"
+                ) from error
             self.wandb = wandb.init(project=wandb_project, dir=str(folder), config=config, resume="allow")
 
     def write(self, name: str, step: int, metrics: dict[str, float]) -> None:
