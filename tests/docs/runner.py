@@ -20,7 +20,7 @@ from tests.docs.compare import last_json, same_shape, same_text, same_values
 
 ADDRESS = re.compile(r"http://(127\.0\.0\.1|localhost):8080")
 _CALL = re.compile(r"^CALL (\S+) (\S+) (\d+)$", re.MULTILINE)
-_SERVICE_COMMANDS = "ingest|scan|listen|search|moments|duplicates|concepts|watch|mcp"
+_SERVICE_COMMANDS = "ingest|scan|listen|search|moments|duplicates|collections|concepts|watch|mcp"
 
 _BEFORE = """
 [ -f .variables ] && . ./.variables 2>/dev/null
