@@ -122,6 +122,7 @@ def test_nothing_of_the_building_machine_is_in_the_image(root: Path) -> None:
     ).stdout.split()
     assert {path.removeprefix(str(root)) for path in writable if not path.startswith(f"{root}/dev")} == {
         *WRITTEN,
+        "/outbox",  # of `finelap listen`
         "/run/lock",
         "/var/tmp",
     }
