@@ -56,7 +56,7 @@ def options(command: tuple[str, ...], repo: Path) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
 
 
-_WITH_ACTIONS = {"concepts"}  # commands whose first argument is a command of its own
+_WITH_ACTIONS = {"concepts", "collections"}  # commands whose first argument is a command of its own
 
 
 def command_of(name: str, rest: str) -> tuple[str, ...]:
