@@ -1,9 +1,10 @@
-"""Removes what a service never reads from the PyTorch in a virtual environment, in the step that installs it.
+"""Removes what a service never reads from the packages in a virtual environment, in the step that installs them.
 
     python docker/slim.py VENV
 
-Goes: C++ headers, tests and test programs, static libraries. Compiling extensions needs them, running models does not.
-Prints how much it removed. Standard library only.
+Goes: C++ headers, tests and test programs, static libraries, and the parts of Arrow and of the AWS client that nothing
+here calls. Compiling extensions needs some of it, running models does not. Prints how much it removed of each package.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -13,14 +14,30 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_KEPT = ("torch_shm_manager",)  # torch/bin has programs of the tests as well; this one serves shared tensors
+# Glob patterns in a package's folder.
+UNNEEDED = {
+    "torch": ("include", "test", "share", "bin/*", "lib/*.a"),
+    "pyarrow": ("include", "src", "tests", "libarrow_flight*", "_flight*"),
+    "pandas": ("tests",),
+    "scipy": ("**/tests",),
+    "numpy": ("**/tests",),
+    "matplotlib": ("tests",),
+    "botocore": ("data/*",),
+}
+KEPT = {
+    "torch/bin/torch_shm_manager",  # serves shared tensors; the rest of torch/bin are programs of the tests
+    *(f"botocore/data/{name}" for name in ("s3", "sts", "sso", "sso-oidc", "signin", "endpoints.json")),
+    *(f"botocore/data/{name}" for name in ("partitions.json", "sdk-default-configuration.json", "_retry.json")),
+}
 
 
-def unneeded(torch: Path) -> Iterator[Path]:
-    """The files and folders of an installed `torch` package that only development needs."""
-    yield from (folder for name in ("include", "test", "share") if (folder := torch / name).is_dir())
-    yield from (file for file in sorted((torch / "bin").glob("*")) if file.name not in _KEPT)
-    yield from sorted((torch / "lib").glob("*.a"))
+def unneeded(packages: Path) -> Iterator[tuple[str, Path]]:
+    """The names of packages, and the files and folders of each in site-packages that only development needs."""
+    for name, patterns in UNNEEDED.items():
+        for pattern in patterns:
+            for path in sorted((packages / name).glob(pattern)):
+                if path.exists() and path.relative_to(packages).as_posix() not in KEPT:
+                    yield name, path
 
 
 def size(path: Path) -> int:
@@ -30,15 +47,16 @@ def size(path: Path) -> int:
 
 
 def main() -> int:
-    found = sorted(Path(sys.argv[1]).glob("lib/python*/site-packages/torch"))
+    found = sorted(Path(sys.argv[1]).glob("lib/python*/site-packages"))
     if not found:
-        print(f"{sys.argv[1]} has no PyTorch", file=sys.stderr)
+        print(f"{sys.argv[1]} has no packages", file=sys.stderr)
         return 1
-    removed = 0
-    for path in unneeded(found[0]):
-        removed += size(path)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    print(f"PyTorch: removed {removed / 1e6:.0f} MB of headers, tests and static libraries")
+    removed = dict.fromkeys(UNNEEDED, 0)
+    for name, path in unneeded(found[0]):
+        if path.exists():  # a folder of tests may lie in one that is gone
+            removed[name] += size(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    print("removed", ", ".join(f"{count / 1e6:.0f} MB of {name}" for name, count in removed.items() if count))
     return 0
 
 

@@ -96,18 +96,28 @@ def test_constraints_match_the_project(repo_dir: Path, project: dict[str, Any]) 
 
 
 def test_slim_removes_what_only_development_needs(repo_dir: Path, tmp_path: Path) -> None:
-    torch = tmp_path / "lib" / "python3.11" / "site-packages" / "torch"
-    kept = ["lib/libtorch_cpu.so", "bin/torch_shm_manager", "nn/functional.py", "testing/__init__.py"]
-    gone = ["include/ATen/ATen.h", "test/test_a.py", "bin/test_jit", "lib/libx.a", "share/cmake/Torch.cmake"]
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    kept = ["torch/lib/libtorch_cpu.so", "torch/bin/torch_shm_manager", "torch/nn/functional.py"]
+    kept += ["torch/testing/__init__.py", "pyarrow/libarrow.so.2600", "pyarrow/_parquet.so", "botocore/data/s3/1.json"]
+    kept += [
+        "numpy/testing/__init__.py",
+        "scipy/optimize/_optimize.py",
+        "botocore/data/endpoints.json",
+        "other/tests/a.py",
+    ]
+    gone = ["torch/include/ATen/ATen.h", "torch/test/test_a.py", "torch/bin/test_jit", "torch/lib/libx.a"]
+    gone += ["torch/share/cmake/Torch.cmake", "pyarrow/libarrow_flight.so.2600", "pyarrow/_flight.so"]
+    gone += ["numpy/linalg/tests/test_a.py", "scipy/tests/tests/a.py", "botocore/data/ec2/1.json", "pandas/tests/a.py"]
     for name in kept + gone:
-        (torch / name).parent.mkdir(parents=True, exist_ok=True)
-        (torch / name).write_bytes(bytes(1000))
+        (packages / name).parent.mkdir(parents=True, exist_ok=True)
+        (packages / name).write_bytes(bytes(1000))
     command = [sys.executable, str(repo_dir / "docker" / "slim.py"), str(tmp_path)]
     subprocess.run(command, capture_output=True, text=True, check=True)
-    left = {path.relative_to(torch).as_posix() for path in torch.rglob("*") if path.is_file()}
+    left = {path.relative_to(packages).as_posix() for path in packages.rglob("*") if path.is_file()}
     assert left == set(kept)
-    again = subprocess.run([*command[:2], str(torch)], capture_output=True, text=True)
-    assert again.returncode == 1 and "no PyTorch" in again.stderr
+    assert subprocess.run(command, capture_output=True).returncode == 0, "nothing is left to remove"
+    again = subprocess.run([*command[:2], str(packages)], capture_output=True, text=True)
+    assert again.returncode == 1 and "no packages" in again.stderr
 
 
 def test_build_here_checks_its_arguments(repo_dir: Path) -> None:
