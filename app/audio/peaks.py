@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, log10
+from typing import TYPE_CHECKING
 
-import av
-import av.error
-import av.filter
 import numpy as np
 
-from app.audio.sample_reader import SampleReader
+if TYPE_CHECKING:
+    import av
+
+    from app.audio.sample_reader import SampleReader
 
 STEP = 160  # samples at 16 kHz: 10 ms
 _FINE = 1600  # steps of a short recording, so that its waveform has no stairs
@@ -140,6 +141,10 @@ class _Meter:
     def __init__(self, rate: int, channels: int) -> None:
         self.peak = 0.0
         self._rate, self._layout = rate, _LAYOUTS.get(channels, f"{channels}c")
+        import av.error  # only workers that decode measure loudness; others needn't load FFmpeg
+        import av.filter
+
+        self._av = av
         self._graph, self._pushed, self._integrated = av.filter.Graph(), 0, _SILENT
         self._graph.threads = 1
         source = self._graph.add_abuffer(
@@ -156,7 +161,7 @@ class _Meter:
             return
         self.peak = max(self.peak, float(np.abs(samples).max()))
         packed = np.ascontiguousarray(samples).reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(packed, format="dbl", layout=self._layout)
+        frame = self._av.AudioFrame.from_ndarray(packed, format="dbl", layout=self._layout)
         frame.sample_rate, frame.pts = self._rate, self._pushed
         self._pushed += len(samples)
         self._graph.push(frame)
@@ -176,7 +181,7 @@ class _Meter:
         while True:
             try:
                 frame = self._graph.pull()
-            except (av.error.BlockingIOError, av.error.EOFError):
+            except (self._av.error.BlockingIOError, self._av.error.EOFError):
                 return
-            assert isinstance(frame, av.AudioFrame)
+            assert isinstance(frame, self._av.AudioFrame)
             yield frame

@@ -5,7 +5,7 @@
 
 /**
  * @typedef {{threshold: number, lowThreshold: ?number, medianFilter: number, minDuration: number, maxGap: number}} Settings
- *   lowThreshold null: an event ends at half of its highest score; durations in seconds
+ *   lowThreshold null: an event ends at a share of its highest score; durations in seconds
  * @typedef {{onset: number, offset: number, score: number}} Event  seconds
  */
 
@@ -21,8 +21,8 @@ export const DEFAULTS = Object.freeze({
 export const MAX_MEDIAN_FILTER = 60; // seconds
 
 const EPS = 1e-6; // seconds; absorbs rounding when frame × hop is compared with seconds of the settings
-const LOW_SHARE = 0.5;
-const EDGE_SHARE = 0.5;
+const LOW_SHARE = 0.4;
+const EDGE_SHARE = Math.fround(0.65);
 
 /** The odd number of frames nearest to `seconds`, ties up; 1 means no smoothing. */
 export function medianFrames(seconds, hop) {
@@ -176,8 +176,9 @@ function cutEvents(smooth, count, settings, hop, duration) {
     if (highest < threshold) continue;
     let end = t;
     if ((settings.lowThreshold ?? null) === null) {
-      while (smooth[begin] < EDGE_SHARE * highest) begin++;
-      while (smooth[end - 1] < EDGE_SHARE * highest) end--;
+      const edge = Math.fround(EDGE_SHARE * highest);
+      while (smooth[begin] < edge) begin++;
+      while (smooth[end - 1] < edge) end--;
     }
     if (stop >= 0 && begin - stop <= gap) {
       peak = Math.max(peak, highest);

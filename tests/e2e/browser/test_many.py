@@ -170,7 +170,7 @@ def test_search_results_are_selected_and_starred(
 ) -> None:
     from playwright.sync_api import expect
 
-    page = open_page(width, "/?q=zz")
+    page = open_page(width, "/?q=zz&mode=lexical")
     first = wait_for_hits(page, re.compile("^zz"))
     page.locator("#query").focus()
     page.keyboard.press("ArrowDown")

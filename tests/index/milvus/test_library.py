@@ -29,8 +29,8 @@ from index import (
     LibraryUnavailable,
     NewClip,
 )
+from index import objects as objects_module
 from index.milvus import library as milvus_library
-from index.milvus import objects as objects_module
 from index.milvus.client import parse_milvus_url
 from index.milvus.collection import page, read_cursor, write_cursor
 from index.milvus.filters import indexed_text, query_stems, stems
