@@ -192,7 +192,7 @@ def test_a_slider_cuts_again_without_the_service(
     page.click("#cutting-toggle")
     page.fill("#joined", "3")
     joined = shown(page)
-    page.fill("#least", "1.5")
+    page.fill("#least", "3")
     page.locator("#own-thresholds input").first.fill("0.9")
     own = shown(page)
     assert not requests
@@ -200,7 +200,7 @@ def test_a_slider_cuts_again_without_the_service(
     assert lower == found(answered(server, scene, threshold=0.2))
     assert highest == found(answered(server, scene, threshold=0.98)) <= lower
     assert joined == found(answered(server, scene, threshold=0.2, max_gap=3)) <= lower
-    settings = {"threshold": [0.9, 0.2, 0.2], "max_gap": 3, "min_duration": 1.5}
+    settings = {"threshold": [0.9, 0.2, 0.2], "max_gap": 3, "min_duration": 3}
     assert own == found(answered(server, scene, **settings)) < joined
     page.click("#cutting-reset")
     assert shown(page) == before
