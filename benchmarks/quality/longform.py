@@ -1,4 +1,4 @@
-"""Long-form detection: recordings of half an hour in which up to four sounds are heard at once.
+"""Long-form detection: half-hour recordings with up to four simultaneous sounds.
 
 Four voices run beside each other over a steady background. Each plays the sounds of its own labels one after another,
 with pauses as long as the sounds on average, so that a label never overlaps itself. An event is found if a detected

@@ -293,6 +293,12 @@ class SceneMaker:
             samples = _loud_cut(samples, limit, rng)
         return samples / max(peak(samples), 1e-4)
 
+    def background(self, rng: np.random.Generator, size: int) -> tuple[int, np.ndarray]:
+        """A steady sound's index and `size` samples of it, repeated as often as necessary."""
+        under = int(rng.choice(self.steady))
+        bed = self.sound(under, rng, size)
+        return under, np.tile(bed, -(-size // len(bed)))[:size]
+
     def scene(self, rng: np.random.Generator, sources: list[int] | None = None) -> Scene:
         """One scene; if `sources` is given, a mixture of exactly these sounds."""
         config, size = self.config, int(self.config.duration * SAMPLE_RATE)
@@ -302,9 +308,7 @@ class SceneMaker:
             sources = [self.draw_source(rng) for _ in range(count)]
         canvas, events = Canvas(np.zeros(size, np.float32), FLOOR), []
         if mixed and len(self.steady) and rng.random() < config.background:
-            under = int(rng.choice(self.steady))
-            bed = self.sound(under, rng, size)
-            bed = np.tile(bed, -(-size // len(bed)))[:size]
+            under, bed = self.background(rng, size)
             canvas.samples += bed * (FLOOR / max(rms(bed), 1e-4))
             events.append((under, 0.0, config.duration))
         for source in sources:

@@ -56,10 +56,8 @@ class TemporalScenes:
     def __init__(self, store: AudioStore, weights: np.ndarray, config: TemporalStageConfig, seconds: float) -> None:
         """`weights` is how often each of the store's sounds is drawn; `seconds` is the length of the model's window."""
         self.store, self.config, self.seconds = store, config, seconds
-        self.steady = np.array([i for i in range(len(store)) if store.duration(i) >= 4.0])
-        self.maker = SceneMaker(
-            store.get, weights, self.steady, SceneConfig(duration=seconds, mixture=1.0, augment=0.5)
-        )
+        steady = np.array([i for i in range(len(store)) if store.duration(i) >= 4.0])
+        self.maker = SceneMaker(store.get, weights, steady, SceneConfig(duration=seconds, mixture=1.0, augment=0.5))
         self.size = int(seconds * SAMPLE_RATE)
 
     def draw(self, number: int) -> Scene:
@@ -74,9 +72,7 @@ class TemporalScenes:
         """No event or a few, over a steady sound of the store or over noise; the background is an event, if a sound."""
         canvas, events = Canvas(np.zeros(self.size, np.float32), FLOOR), []
         if rng.random() < 0.5:
-            under = int(rng.choice(self.steady))
-            bed = self.maker.sound(under, rng, self.size)
-            bed = np.tile(bed, -(-self.size // len(bed)))[: self.size]
+            under, bed = self.maker.background(rng, self.size)
             events.append((under, 0.0, self.seconds))
         else:
             bed = steady_noise(self.size, rng)
