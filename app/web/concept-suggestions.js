@@ -51,6 +51,7 @@ export class Suggestions {
     for (const row of this.#rows) row.excerpt.destroy();
     this.#rows = [];
     $("suggestions").replaceChildren();
+    $("suggestions").removeAttribute("aria-busy");
   }
 
   async #renew() {

@@ -187,12 +187,12 @@ export function mount(panel, shell) {
   });
 
   return {
-    async shown(params) {
+    async shown() {
       here = true;
       showList();
       await load();
       if (!here) return;
-      const wanted = params.get("concept");
+      const wanted = shell.params.get("concept"); // one may have been chosen meanwhile
       const concept = concepts().find(({ name, id }) => name === wanted || id === wanted) ?? null;
       showMessage($("concepts-message"), wanted && !concept ? `There is no concept “${wanted}”.` : $("concepts-message").textContent, true);
       const newest = [...concepts()].sort((a, b) => b.updated.localeCompare(a.updated))[0];

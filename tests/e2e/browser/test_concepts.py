@@ -100,12 +100,7 @@ def test_from_a_hit_to_better_results_by_keys_alone(
     tab_to(page, "#concept-list button")
     page.keyboard.press("Enter")
     expect(page.locator("#concept-title")).to_have_text("our brook")
-    try:
-        wait_for_count(page, "#suggestions > .suggestion", 5)
-    except AssertionError:  # seldom the list stays empty and busy, for a reason that is not known yet
-        page.reload()
-        page.evaluate(_LISTEN)
-        wait_for_count(page, "#suggestions > .suggestion", 5)
+    wait_for_count(page, "#suggestions > .suggestion", 5)
     tab_to(page, "#suggestions .title")
     page.keyboard.press("Space")
     wait_until(page, "window.played.length > 0")
@@ -133,6 +128,33 @@ def test_from_a_hit_to_better_results_by_keys_alone(
     page.keyboard.press("Enter")
     expect(page.locator("#query")).to_have_value("concept:our brook")
     wait_for_hits(page, re.compile(f"^{WATER}"))
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_concept_chosen_before_the_list_is_renewed_stays_open(
+    open_page: Callable[..., Page], server: Server, width: int
+) -> None:
+    from playwright.sync_api import expect
+
+    for name in ("a hound", "a brook"):  # the newest is what a wide page opens by itself
+        make(server, name, text=name)
+    page = open_page(width)
+    wait_for_hits(page, re.compile("."))
+    page.locator("#tab-concepts").click()
+    expect(page.locator("#concept-list button")).to_have_count(2)
+    page.locator("#tab-search").click()
+    held: list[Any] = []
+    page.route("**/concepts", lambda route: held.append(route))
+    page.locator("#tab-concepts").click()
+    page.locator("#concept-list button", has_text="a hound").click()
+    expect(page.locator("#concept-title")).to_have_text("a hound")
+    assert held
+    with page.expect_response("**/concepts"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("#concept")).to_be_visible()
+    expect(page.locator("#concept-title")).to_have_text("a hound")
+    wait_for_count(page, "#suggestions > .suggestion", 5)
 
 
 def test_fields_complete_concepts_and_name_them(
