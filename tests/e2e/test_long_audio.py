@@ -108,3 +108,15 @@ def test_the_hour_has_the_same_events_both_ways(hour: dict[str, Any]) -> None:
     assert hour["events"] > 10
     assert hour["same_events"] is True
     assert hour["ndjson"]["stream_is_end"] is True
+
+
+def test_events_are_alike_but_for_rounding() -> None:
+    def answer(*events: tuple[float, float, float]) -> list[dict[str, Any]]:
+        return [{"phrase": "a", "events": [dict(zip(("start", "end", "score"), one, strict=True)) for one in events]}]
+
+    one = answer((1.0, 2.0, 0.7))
+    assert long_audio.alike(one, answer((1.0, 2.16, 0.7004)))
+    for other in ((1.0, 2.4, 0.7), (1.0, 2.0, 0.71)):
+        assert not long_audio.alike(one, answer(other))
+    assert not long_audio.alike(one, answer())
+    assert not long_audio.alike(one, answer((1.0, 2.0, 0.7), (3.0, 4.0, 0.7)))
