@@ -47,10 +47,14 @@ class DetectionRequest:
         if not self.phrases or len(self.phrases) != len(self.settings):
             raise ValueError(f"{len(self.phrases)} phrases and {len(self.settings)} settings")
 
-    def resolved(self, phrases: Phrases) -> DetectionRequest:
-        """The request with the thresholds that were set for its concepts. Raises Invalid if a lower one is above."""
+    async def resolve(self, state: AppState) -> tuple[Phrases, DetectionRequest]:
+        """The embedded phrases, and the request with the thresholds that were set for its concepts.
+
+        Raises Invalid if a lower threshold is above one of these, and what `resolve` raises.
+        """
+        phrases = await resolve(state, self.phrases)
         if not self.own_thresholds:
-            return self
+            return phrases, self
         try:
             settings = [
                 own if phrase.threshold is None else replace(own, threshold=phrase.threshold)
@@ -58,7 +62,7 @@ class DetectionRequest:
             ]
         except ValueError as error:
             raise Invalid(str(error)) from error
-        return DetectionRequest(self.phrases, settings)
+        return phrases, DetectionRequest(self.phrases, settings)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,7 @@ class DetectionResult:
 async def detect(state: AppState, source: AudioSource, request: DetectionRequest) -> DetectionResult:
     """The events of each phrase in a whole recording."""
     require_frames(state.engine, "Detection")
-    phrases = await resolve(state, request.phrases)
-    request = request.resolved(phrases)
+    phrases, request = await request.resolve(state)
     async with open_source(state, source) as stream:
         return await _detect(state, stream, Detector(request, phrases))
 
@@ -101,8 +104,7 @@ async def detect(state: AppState, source: AudioSource, request: DetectionRequest
 async def detect_plot(state: AppState, source: AudioSource, request: DetectionRequest) -> bytes:
     """Scores and events of a whole recording as a PNG, with its waveform."""
     require_frames(state.engine, "Detection")
-    phrases = await resolve(state, request.phrases)
-    request = request.resolved(phrases)
+    phrases, request = await request.resolve(state)
     peaks = WaveformPeaks()
     async with open_source(state, source, sink=peaks) as stream:
         result = await _detect(state, stream, Detector(request, phrases))
@@ -116,8 +118,7 @@ async def detect_stream(
 ) -> AsyncGenerator[Message, None]:
     """The messages of a running detection, see EventReporter. Raises what opening and reading the source raise."""
     require_frames(state.engine, "Detection")
-    phrases = await resolve(state, request.phrases)
-    request = request.resolved(phrases)
+    phrases, request = await request.resolve(state)
     preview = None if options.outline_step is None else WaveformPreview(options.outline_step)
     async with open_source(state, source, sink=preview) as stream:
         detector, reporter = Detector(request, phrases), EventReporter(request, stream, options, preview)

@@ -71,9 +71,8 @@ async def create_job(state: AppState, options: JobOptions) -> Job:
     for concepts what `resolve` raises."""
     jobs = jobs_of(state)
     require_frames(state.engine, "A job")
-    detection = options.detection
-    phrases = await resolve(state, detection.phrases)
-    scoring = _scoring(phrases, [asdict(one) for one in detection.resolved(phrases).settings])
+    phrases, detection = await options.detection.resolve(state)
+    scoring = _scoring(phrases, [asdict(one) for one in detection.settings])
     request = {**scoring, "filter": None if options.filter is None else dict(options.filter)}
     new = NewJob("detect", request, scoring, options.filter, phrases.vectors, state.engine.stamp)
     return await state.write(jobs.create, new, state.settings.max_jobs)

@@ -19,7 +19,7 @@ from app.audio.live import STREAM
 from app.errors import FramesUnsupported
 from app.services.audio_source import require_frames
 from app.services.detection import DetectionRequest, Message
-from app.services.phrases import Phrases, resolve
+from app.services.phrases import Phrases
 from app.state import AppState
 from model.config import SAMPLE_RATE
 from model.detection import Event
@@ -59,8 +59,8 @@ class LiveDetection:
         require_frames(state.engine, "A live stream")
         if state.engine.sample_rate != SAMPLE_RATE:
             raise FramesUnsupported(f"Live streams need a model of {SAMPLE_RATE} Hz; {state.engine.name} has another.")
-        phrases = await resolve(state, request.phrases)
-        return cls(state, request.resolved(phrases), phrases, frames)
+        phrases, request = await request.resolve(state)
+        return cls(state, request, phrases, frames)
 
     async def feed(self, samples: np.ndarray) -> None:
         """Takes samples (n,) of mono float32 at 16 kHz; waits while the model is behind."""
