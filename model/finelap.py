@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from model.adapter import ConceptAdapter, TemporalAttention, build_adapter
 from model.audio import LogMel, mel_frames_begun_in, mel_frames_in, samples_for
 from model.config import MEL_WINDOW, SAMPLE_RATE, ConfigError, FineLAPConfig
+from model.cpu.threads import limited, share_out
 from model.encoders.registry import build_encoder
 from model.evidence import Evidence
 from model.external.contract import Traits, read_licence
 from model.text import TextTower
-from model.threads import limited, share_out
 from model.windows import Window, centred, frame_count, join_windows, plan_windows, window_samples
 
 if TYPE_CHECKING:
@@ -379,7 +379,7 @@ class FineLAP(nn.Module):
         return min(torch.get_num_threads(), max(1, windows // _WINDOWS_PER_CORE))
 
     def _split(self, function: Callable[[Sequence[int]], R], items: Sequence[int], at_most: int) -> list[R]:
-        """Runs the batch split across the cores of a CPU, or whole on another device; see model.threads."""
+        """Runs the batch split across the cores of a CPU, or whole on another device; see model.cpu.threads."""
         return share_out(function, items, at_most) if self.device.type == "cpu" else [function(items)]
 
     @contextlib.contextmanager

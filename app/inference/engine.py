@@ -38,12 +38,14 @@ def load_model(settings: Settings) -> Model:
     """Loads the configured checkpoint, FineLAP or another family, on the configured device. Raises CheckpointError.
 
     The device `auto` is a GPU if there is one. The dtype `auto` is bfloat16 on a GPU, elsewhere float32, or bfloat16 if
-    model.bfloat16 finds that it is faster and yields the same embeddings. Other families run in float32 with `auto`.
+    model.cpu.bfloat16 finds that it is faster and yields the same embeddings. Other families run in float32 with
+    `auto`. Where model.cpu.layers says so, oneDNN computes the linear layers.
     """
     import torch
 
     from model import FineLAP
-    from model.bfloat16 import use_bfloat16
+    from model.cpu.bfloat16 import use_bfloat16
+    from model.cpu.layers import use_onednn
     from model.external.contract import load_external
 
     device, dtype, checkpoint = settings.device, settings.dtype, find_checkpoint(settings.checkpoint)
@@ -54,10 +56,10 @@ def load_model(settings: Settings) -> Model:
     if other is not None:
         return other
     if dtype != "auto":
-        return FineLAP.from_pretrained(checkpoint, device=device, dtype=getattr(torch, dtype))
+        return use_onednn(FineLAP.from_pretrained(checkpoint, device=device, dtype=getattr(torch, dtype)))
     if device.startswith("cuda"):
         return FineLAP.from_pretrained(checkpoint, device=device, dtype=torch.bfloat16)
-    return use_bfloat16(FineLAP.from_pretrained(checkpoint, device=device))
+    return use_onednn(use_bfloat16(FineLAP.from_pretrained(checkpoint, device=device)))
 
 
 def find_checkpoint(name: str) -> str:
@@ -93,7 +95,7 @@ class Engine:
         At most `max_batch_windows` run at once: in one batch, or in several concurrent ones if FineLAP.side_by_side
         says so. Texts then have a thread of their own; otherwise both lanes take turns on one.
         """
-        from model.threads import as_here
+        from model.cpu.threads import as_here
 
         side_by_side, prepare = model.side_by_side(max_batch_windows), as_here()
         self._model = model

@@ -212,7 +212,7 @@ def _load(library: Library, key: str) -> tuple[Concept, list[ConceptExample], in
 
 
 def _fit(engine: Engine, library: Library, examples: Sequence[ConceptExample], texts: np.ndarray | None) -> Head:
-    from model.threads import one_blas_thread  # imports PyTorch
+    from model.cpu.threads import one_blas_thread  # imports PyTorch
 
     given, others = labelled(library, examples), background(library, engine.dim)
     with one_blas_thread():

@@ -204,7 +204,7 @@ class JobRunner:
 
     def _work(self, jobs: Jobs, work: JobWork) -> None:
         """Scores what is left of a job, a transaction at a time, until it is done, cancelled, or the service stops."""
-        from model.threads import limited
+        from model.cpu.threads import limited
 
         settings = [DetectionSettings(**own) for own in work.job.request["settings"]]
         phrases = _phrases(self._state.engine, work)

@@ -3,7 +3,7 @@
     python -m benchmarks.model.ceilings [--runs 7] [--json FILE]
 
 The other benchmarks of the model compare their times with these. A rate is the best, over shapes of real networks, of
-the medians of `--runs` products on all cores. bfloat16 is measured only if `model.bfloat16` allows it, because
+the medians of `--runs` products on all cores. bfloat16 is measured only if `model.cpu.bfloat16` allows it, because
 elsewhere it may kill the process.
 """
 
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import common
-from model.bfloat16 import bfloat16_is_sound
+from model.cpu.bfloat16 import bfloat16_is_sound
 
 # rows, inner and outer width: tokens of 1 and 8 windows through the layers of a base transformer, and a large square
 SHAPES = ((513, 768, 3072), (4104, 768, 3072), (4104, 3072, 768), (2048, 2048, 2048))

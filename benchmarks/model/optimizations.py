@@ -1,12 +1,13 @@
 """Measures what each CPU optimization of the model is worth: every one on and off, in turns, in one run.
 
-    python -m benchmarks.model.optimizations [--runs 15] [--only threads malloc bfloat16] [--json FILE]
+    python -m benchmarks.model.optimizations [--runs 15] [--only threads malloc bfloat16 layers] [--json FILE]
 
-- threads: batches of finelap-small split across cores (model.threads), and each layer computed by all threads; alone,
-  and with one other process that keeps a core busy.
+- threads: batches of finelap-small split across cores (model.cpu.threads), and each layer computed by all threads;
+  alone, and with one other process that keeps a core busy.
 - malloc: batches in a process that keeps freed memory (app.server.allocator), and in one with glibc's defaults.
-- bfloat16: a batch of EAT-base in bfloat16 (model.bfloat16), and in float32. On a processor for which model.bfloat16
-  declines bfloat16, the figure shows what that decision saves.
+- bfloat16: a batch of EAT-base in bfloat16 (model.cpu.bfloat16), and in float32. On a processor for which
+  model.cpu.bfloat16 declines bfloat16, the figure shows what that decision saves.
+- layers: sounds and texts by finelap-small with linear layers by oneDNN (model.cpu.layers), and by MKL.
 
 Printed are medians of wall time and processor time, and the ratio off / on: more than 1 means that it pays.
 """
@@ -33,7 +34,8 @@ import torch
 from benchmarks import common
 from benchmarks.model import sizes
 from benchmarks.model.throughput import sounds
-from model.bfloat16 import bfloat16_is_sound
+from model.cpu.bfloat16 import bfloat16_is_sound
+from model.cpu.layers import use_onednn
 
 _WINDOW = 10.0  # seconds
 _KEEP = 256 << 20  # bytes of freed memory that `finelap serve` keeps
@@ -125,10 +127,24 @@ def bfloat16(runs: int) -> Iterator[Row]:
     )
 
 
+def layers(runs: int) -> Iterator[Row]:
+    """finelap-small, windows and texts on all cores."""
+    plain, packed = sizes.build(sizes.SMALL), use_onednn(sizes.build(sizes.SMALL), faster=True)
+    for seconds, batch in ((_WINDOW, 4), (_WINDOW, 16), (2.0, 16)):
+        waveforms = sounds(seconds, batch)
+        encode = (partial(model.encode_windows, waveforms) for model in (plain, packed))
+        yield Row("layers", f"{batch} windows of {seconds:g} s", *alternate(*encode, runs))
+    for count in (1, 16):
+        texts = [f"a dog barks {number} times in the distance" for number in range(count)]
+        encode = (partial(model.encode_text, texts) for model in (plain, packed))
+        yield Row("layers", f"texts, {count} at a time", *alternate(*encode, 4 * runs))
+
+
 OPTIMIZATIONS: dict[str, Callable[[int], Iterator[Row]]] = {
     "threads": threads,
     "malloc": malloc,
     "bfloat16": bfloat16,
+    "layers": layers,
 }
 
 

@@ -7,7 +7,7 @@ median of `--runs` passes), the operations of a window as counted by PyTorch, th
 the measured rate of matrix products in that dtype (benchmarks.model.ceilings). The baseline at the published size is
 the published path: float32, with one encoder pass for the clip and one for the frames, here with our fused attention
 and at its best batch size. The dtypes alternate, so that other load affects all of them equally. bfloat16 is skipped if
-model.bfloat16 does not allow it.
+model.cpu.bfloat16 does not allow it. Layers are PyTorch's; for oneDNN's, see benchmarks.model.optimizations.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import common
 from benchmarks.model import ceilings, sizes
 from model import FineLAP
-from model.bfloat16 import bfloat16_is_sound
 from model.config import SAMPLE_RATE
+from model.cpu.bfloat16 import bfloat16_is_sound
 
 BATCHES = {sizes.SMALL: (1, 4, 16), sizes.BASE: (1, 4, 8)}
 _SHORT = 2.0  # seconds

@@ -3,10 +3,10 @@
     python -m benchmarks.service.throughput [--rounds 5] [--seconds 8] [--dtype float32] [--base] [--json FILE]
 
 Rounds alternate between `finelap serve` at saturation (`--callers` closed loops that send distinct 10 s WAV and FLAC
-files at 16 kHz) and its upper bound, `encode_windows` over full batches in this process. The callers share the server's
-cores; the table shows their processor time. Also measured: texts per second of /embed, with 32 new texts per request;
-sequential text searches on an idle server with a library of `--clips` synthetic clips; and p50 and p95 latency with 1
-to 32 callers. `--base` uses a model of the published size with random weights.
+files at 16 kHz) and its upper bound, `encode_windows` over full batches in this process, with the service's layers. The
+callers share the server's cores; the table shows their processor time. Also measured: texts per second of /embed, with
+32 new texts per request; sequential text searches on an idle server with a library of `--clips` synthetic clips; and
+p50 and p95 latency with 1 to 32 callers. `--base` uses a model of the published size with random weights.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.clients import Caller, Crowd
 from benchmarks.common import Latency, Server
 from benchmarks.model import sizes
 from model.config import SAMPLE_RATE
+from model.cpu.layers import use_onednn
 
 _SECONDS = 10.0  # length of a clip
 _BATCH = 16
@@ -77,7 +78,7 @@ def ingest(options: argparse.Namespace, settings: dict[str, object], size: str) 
     """Clips per second of both calls and the loop, and latencies of /embed by the number of callers."""
     import torch
 
-    model = sizes.build(size, getattr(torch, options.dtype))
+    model = use_onednn(sizes.build(size, getattr(torch, options.dtype)))
     tape = common.Tape(0)
     waveforms = [tape.read(round(_SECONDS * SAMPLE_RATE)) for _ in range(_BATCH)]
     found: dict[str, Any] = {"loop": [], "embed": [], "clips": [], "curve": []}

@@ -35,7 +35,8 @@ class AudioEncoder(nn.Module):
     P, the width of the pooled features, is C unless the encoder says otherwise.
 
     The number of mel frames is T × `mel_frames / frames` of the WindowConfig. `likes_bfloat16` states that embeddings
-    in bfloat16 agree with float32 (cosine at least 0.999, single frames included), so that model.bfloat16 may use it.
+    in bfloat16 agree with float32 (cosine at least 0.999, single frames included), so that model.cpu.bfloat16 may use
+    it.
     """
 
     width: int

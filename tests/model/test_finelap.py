@@ -66,7 +66,7 @@ def test_a_batch_equals_one_by_one(tiny: FineLAP) -> None:
 
 def test_one_pass_per_padded_length(make_tiny: Callable[..., FineLAP], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny()
-    monkeypatch.setattr("model.threads.torch.get_num_threads", lambda: 1)  # with more threads each pass is split
+    monkeypatch.setattr("model.cpu.threads.torch.get_num_threads", lambda: 1)  # with more threads each pass is split
     model.audio_encoder = CountingEncoder(model.audio_encoder)
     results = model.encode_windows([noise(n) for n in (40_000, 9_000, 39_000, 20_000, 300, WHOLE)])
     assert sorted(model.audio_encoder.shapes) == [(1, 128, 32), (2, 64, 32), (3, 256, 32)]

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from model import FineLAP
 from model.adapter import DILATIONS, TemporalAttention
-from model.bfloat16 import agree
 from model.config import AdapterConfig, ConfigError, EvidenceConfig, TemporalConfig
+from model.cpu.bfloat16 import agree
 from tests.model.conftest import build_config, build_tokenizer, fill
 
 FEATURES, JOINT, CORE, STEPS, REACH = 6, 10, 4, 40, 3

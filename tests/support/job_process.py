@@ -65,7 +65,7 @@ def run_jobs(folder: Path, pause: float) -> None:
 def main(folder: Path, pause: float) -> None:
     """Forks processes until standard input ends."""
 
-    for name in ("app.main", "model.threads", "app.services.jobs"):
+    for name in ("app.main", "model.cpu.threads", "app.services.jobs"):
         importlib.import_module(name)
     fakes()
     for _ in sys.stdin:

@@ -16,7 +16,7 @@ import torch
 
 from app.inference.batcher import BatchReport, QueueFull
 from app.inference.engine import Engine, NotFinite
-from model.threads import limited
+from model.cpu.threads import limited
 from model.windows import centred, join_windows, plan_windows
 from tests.support.audio import embed, embedding_stream
 

@@ -28,9 +28,20 @@ log = logging.getLogger(__name__)
 
 MIN_COSINE = 0.999  # between an embedding in float32 and in bfloat16
 
+AMD = "AuthenticAMD"
 _CPUINFO = Path("/proc/cpuinfo")
 _TRIAL_TIMEOUT = 60.0  # seconds, most of them for importing torch
 _TOLERANCE = 0.02  # relative error; rounding to 8 bits of mantissa gives about 0.004
+
+
+def processor(cpuinfo: Path = _CPUINFO) -> tuple[str, frozenset[str]]:
+    """The processor's vendor and what it advertises, as Linux names them; nothing on other systems."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return "", frozenset()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return fields.get("vendor_id", ""), frozenset(fields.get("flags", "").split())
 
 
 def bfloat16_is_fast(cpuinfo: Path = _CPUINFO) -> bool:
@@ -39,13 +50,8 @@ def bfloat16_is_fast(cpuinfo: Path = _CPUINFO) -> bool:
     These are AMX tiles, and AVX-512 BF16 on AMD. On Intel processors AVX-512 BF16 without AMX measured slower than
     float32 (docs/development/log.md).
     """
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:  # not Linux
-        return False
-    fields = {key.strip(): value.split() for key, _, value in (line.partition(":") for line in lines)}
-    flags, vendor = fields.get("flags", []), fields.get("vendor_id", [])
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == ["AuthenticAMD"])
+    vendor, flags = processor(cpuinfo)
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == AMD)
 
 
 @functools.cache

@@ -14,8 +14,8 @@ import torch
 from threadpoolctl import threadpool_info
 
 from model import threads
+from model.cpu.threads import as_here, limited, one_blas_thread, share_out
 from model.finelap import FineLAP
-from model.threads import as_here, limited, one_blas_thread, share_out
 
 
 @pytest.fixture(autouse=True)

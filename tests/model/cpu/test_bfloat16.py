@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import bfloat16
-from model.bfloat16 import agree, bfloat16_is_fast, trial_passes, use_bfloat16
+from model.cpu import bfloat16
+from model.cpu.bfloat16 import agree, bfloat16_is_fast, trial_passes, use_bfloat16
 from model.encoders.cnn import ConvEncoder
 from model.finelap import FineLAP
 
