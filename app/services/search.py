@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,13 +226,18 @@ class _Search:
             if not (more_hits or more_matches):
                 break
             depth = min(4 * depth, WITHOUT_CLIPS) if more_hits else MAX_MATCHES
-        matches = None
-        if self._state.engine.matching is not None:
-            matching = {item.clip_id for item in (*first, *passing) if ranking.is_match(item)}
-            if count_apart and ranking.may_match_deeper:
-                matching |= await ranking.matching(MAX_MATCHES + len(leave_out)) - leave_out
-            matches = min(len(matching), MAX_MATCHES)
-        return await self._hits(first[: options.k]), matches
+        counting = self._count((*first, *passing), deeper=count_apart and ranking.may_match_deeper)
+        hits, matches = await asyncio.gather(self._hits(first[: options.k]), counting)
+        return hits, matches
+
+    async def _count(self, ranked: Iterable[Ranked], deeper: bool) -> int | None:
+        """The number of matches among the ranked clips, and with `deeper` of those beyond; None if it isn't known."""
+        if self._state.engine.matching is None:
+            return None
+        matching, leave_out = {item.clip_id for item in ranked if self._ranking.is_match(item)}, self._query.leave_out
+        if deeper:
+            matching |= await self._ranking.matching(MAX_MATCHES + len(leave_out)) - leave_out
+        return min(len(matching), MAX_MATCHES)
 
     async def _hits(self, ranked: Sequence[Ranked]) -> list[SearchHit]:
         least = self._options.min_score
