@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 PART = ".part"
 
@@ -62,6 +65,16 @@ def replace_folder(folder: Path, write: Callable[[Path], object], what: str) -> 
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_shard(folder: Path, arrays: Mapping[str, Sequence[np.ndarray]], events: Sequence[object]) -> None:
+    """Writes a shard of encoded scenes, complete or not at all: arrays (N, …), given in parts, and events as JSON."""
+    partial = folder.with_suffix(".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    for name, parts in arrays.items():
+        np.save(partial / f"{name}.npy", np.concatenate(parts))
+    (partial / "events.json").write_text(json.dumps(events))
+    partial.rename(folder)
 
 
 def recover(parent: Path, names: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ it. No captions are involved; the alignment stage in training.tasks.dual_stream 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from model.adapter import Adapter, ConceptAdapter
 from model.audio import LogMel
 from model.config import SAMPLE_RATE, MelConfig
 from model.finelap import FineLAP
+from training.checkpointing import write_shard
 from training.config import DistillConfig, PoolConfig
 from training.data.activity import active_stretches
 from training.data.audio_cache import AudioStore
@@ -75,12 +75,7 @@ class _ShardBuilder:
             for name, value in self.targets(waves, high).items():
                 kind = torch.bool if name == "active" else torch.float16
                 arrays.setdefault(name, []).append(value.to(kind).numpy())
-        partial = folder / f"{shard:03d}.partial"
-        partial.mkdir(exist_ok=True)
-        for name, batches in arrays.items():
-            np.save(partial / f"{name}.npy", np.concatenate(batches))
-        (partial / "events.json").write_text(json.dumps(events))
-        partial.rename(folder / f"{shard:03d}")
+        write_shard(folder / f"{shard:03d}", arrays, events)
 
     def scenes(self, maker: SceneMaker, rng: np.random.Generator) -> tuple[np.ndarray, None, list[Events]]:
         """Scenes (B, samples) at 16 kHz and their events."""

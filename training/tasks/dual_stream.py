@@ -243,14 +243,11 @@ class SceneBatches:
             names = sorted(sounds, key=lambda n: sounds[n][0][0])
             positives = [self.bank.alternative(n, rng) if rng.random() < config.swap else n for n in names]
             negatives = self.bank.negatives(names, config.phrases - len(names), rng)
-            grid = np.zeros((config.phrases, frames), np.float32)
-            for i, name in enumerate(names):
-                grid[i] = frame_labels(sounds[name], frames, self.frame_hop)
             rows.append((path, row, start))
             captions.append(caption_of(names, rng))
             meanings.append(tuple(sorted(names)))
             phrases.append([phrased(p, rng) for p in positives + negatives])
-            labels.append(grid)
+            labels.append([frame_labels(sounds.get(p, []), frames, self.frame_hop) for p in names + negatives])
         strong = torch.ones(len(rows), dtype=torch.bool)
         crops = self.pool.crops(rows, frames)
         return SceneBatch(crops, captions, meanings, phrases, torch.from_numpy(np.stack(labels)), strong)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from model.config import SAMPLE_RATE
 from model.finelap import FineLAP
 from model.windows import centred
+from training.checkpointing import write_shard
 from training.config import LossConfig, TemporalStageConfig
 from training.data.activity import active_stretches, frame_labels, peak, rms
 from training.data.audio_cache import AudioStore
@@ -125,12 +126,7 @@ def encode_scenes(model: FineLAP, scenes: TemporalScenes, folder: Path) -> None:
             for name in parts:
                 parts[name].append(getattr(output, name).half().numpy())
             events += [scene.events for scene in drawn]
-        partial = folder / f"{shard:03d}.partial"
-        partial.mkdir(parents=True, exist_ok=True)
-        for name, arrays in parts.items():
-            np.save(partial / f"{name}.npy", np.concatenate(arrays))
-        (partial / "events.json").write_text(json.dumps(events))
-        partial.rename(folder / f"{shard:03d}")
+        write_shard(folder / f"{shard:03d}", parts, events)
 
 
 class TemporalBatches:
@@ -175,10 +171,8 @@ class TemporalBatches:
                     sounds.setdefault(label, []).append((onset, min(offset, steps * self.frame_hop)))
             names = list(sounds)[: config.phrases // 2]
             negatives = self.bank.negatives(list(sounds), config.phrases - len(names), rng)
-            grid = np.zeros((config.phrases, steps), np.float32)
-            for i, name in enumerate(names):
-                grid[i] = frame_labels(sounds[name], steps, self.frame_hop)
             phrases.append(names + negatives)
+            grid = np.stack([frame_labels(sounds.get(p, []), steps, self.frame_hop) for p in phrases[-1]])
             labels.append(grid[:, kept])
         strong = torch.ones(len(chosen), dtype=torch.bool)
         return TemporalBatch(frames[:, kept], pooled, phrases, torch.from_numpy(np.stack(labels)), strong)
