@@ -9,14 +9,13 @@ file when it was referenced; a file that changed since, or is outside of `roots`
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -140,8 +139,18 @@ class AudioFiles:
 
     def names_of(self, prefix: str) -> Iterator[str]:
         """Yields the hash of every file whose hash begins with the prefix, of two digits."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / prefix) as entries:
-            yield from (e.name for e in entries if _NAME.fullmatch(e.name) and e.name[:2] == prefix)
+        yield from _hashes(self._entries(prefix), prefix)
+
+    def compare(self, prefix: str, wanted: set[str]) -> tuple[set[str], set[str]]:
+        """Compares the files of a prefix with the hashes that begin with it: returns files without, hashes without."""
+        entries = self._entries(prefix)
+        return set(_hashes(entries - wanted, prefix)), wanted - entries
+
+    def _entries(self, prefix: str) -> set[str]:
+        try:
+            return set(os.listdir(self.root / prefix))
+        except FileNotFoundError:
+            return set()
 
     def clear_incoming(self) -> int:
         """Removes the leftovers of interrupted `stage` calls and returns their number."""
@@ -202,12 +211,15 @@ class AudioObjects(AudioFiles):
     def prefixes(self) -> list[str]:
         return sorted({*super().prefixes(), *(name for name in self._objects.names(_AUDIO) if len(name) == 2)})
 
-    def names_of(self, prefix: str) -> Iterator[str]:
-        there = {name for name in self._objects.names(f"{_AUDIO}/{prefix}") if _NAME.fullmatch(name)}
-        yield from there.union(super().names_of(prefix))
+    def _entries(self, prefix: str) -> set[str]:
+        return super()._entries(prefix).union(self._objects.names(f"{_AUDIO}/{prefix}"))
 
     def check(self) -> None:
         self._objects.check()
+
+
+def _hashes(names: Iterable[str], prefix: str) -> Iterator[str]:
+    return (name for name in names if _NAME.fullmatch(name) and name.startswith(prefix))
 
 
 def _object(sha256: str) -> str:
