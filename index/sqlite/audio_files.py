@@ -15,18 +15,20 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from index.files import fsync_folder
 from index.objects import Objects
 
+T = TypeVar("T")
+
 _INCOMING = ".incoming"
 _AUDIO = "audio"  # objects are called audio/SHA-256
 _CHUNK = 1 << 20  # bytes copied at a time
-_PARALLEL = 8  # uploads to object storage
+_PARALLEL = 8  # files on their way to the disk, where one commit of the file system serves several, or to a bucket
 _SAME_TIME = 1_000_000_000  # ns; file systems keep times with different precision
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -119,8 +121,7 @@ class AudioFiles:
             folder.mkdir(exist_ok=True)
         for sha256, file in staged.items():
             os.replace(file, self.path(sha256))
-        for folder in folders:
-            fsync_folder(folder)
+        in_parallel(fsync_folder, folders)
         if new_folders:
             fsync_folder(self.root)
 
@@ -196,11 +197,10 @@ class AudioObjects(AudioFiles):
         """Uploads staged files (hash → file), and puts references into the folder; both are durable then."""
         super().place({sha256: file for sha256, file in staged.items() if file.is_symlink()})
         audio = {sha256: file for sha256, file in staged.items() if file.exists() and not file.is_symlink()}
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            for _ in pool.map(self._put, audio, audio.values()):
-                pass
+        in_parallel(self._put, audio.items())
 
-    def _put(self, sha256: str, file: Path) -> None:
+    def _put(self, named: tuple[str, Path]) -> None:
+        sha256, file = named
         with file.open("rb") as content:
             self._objects.put(_object(sha256), content)
 
@@ -216,6 +216,20 @@ class AudioObjects(AudioFiles):
 
     def check(self) -> None:
         self._objects.check()
+
+
+def in_parallel(function: Callable[[T], object], items: Collection[T]) -> None:
+    """Calls the function for every item, on threads if there are several. Raises what a call raises, after all ended.
+
+    Items that are not begun by then are left out.
+    """
+    if len(items) < 2:
+        for item in items:
+            function(item)
+        return
+    with ThreadPoolExecutor(min(_PARALLEL, len(items))) as pool:
+        for _ in pool.map(function, items):
+            pass
 
 
 def _hashes(names: Iterable[str], prefix: str) -> Iterator[str]:

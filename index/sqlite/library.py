@@ -51,7 +51,7 @@ from index.records import (
 )
 from index.segments import LONG_SECONDS, SegmentIndexes
 from index.sqlite import queries
-from index.sqlite.audio_files import AudioFiles, AudioObjects
+from index.sqlite.audio_files import AudioFiles, AudioObjects, in_parallel
 from index.sqlite.concepts import SqliteConcepts
 from index.sqlite.jobs import SqliteJobs
 from index.sqlite.queries import SqliteVectors
@@ -241,12 +241,20 @@ class SqliteLibrary:
 
     def _stage(self, new: Sequence[NewClip], staged: dict[str, Path]) -> None:
         """Writes audio that neither the library nor `staged` (hash → file) has to disk, and adds it to `staged`."""
-        for clip in new:
-            if clip.sha256 not in staged and not (self.find(clip.sha256) and self._audio.has(clip.sha256)):
-                if clip.reference is not None:
-                    staged[clip.sha256] = self._audio.stage_reference(clip.reference)
-                else:
-                    staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
+        there = self.find_many([clip.sha256 for clip in new])
+        missing = {
+            clip.sha256: clip
+            for clip in reversed(new)  # of several with the same audio the first
+            if clip.sha256 not in staged and not (clip.sha256 in there and self._audio.has(clip.sha256))
+        }
+
+        def stage(clip: NewClip) -> None:
+            if clip.reference is not None:
+                staged[clip.sha256] = self._audio.stage_reference(clip.reference)
+            else:
+                staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
+
+        in_parallel(stage, missing.values())
 
     def _commit(self, encoded: list[EncodedClip], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """Renames the staged audio, inserts the clips in one transaction and adds them to the indexes."""

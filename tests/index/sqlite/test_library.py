@@ -9,10 +9,12 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +52,30 @@ def _audio_names(library: SqliteLibrary, clips: Sequence[NewClip | Clip]) -> Non
 
 
 # Adding
+
+
+def test_the_files_of_a_batch_are_written_side_by_side(
+    library: SqliteLibrary, new_clip: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the disk, and one commit of the file system serves all that wait."""
+    together, stage = threading.Barrier(8), AudioFiles.stage
+
+    def stage_together(*args: Any) -> Path:
+        together.wait(30)
+        return stage(*args)
+
+    monkeypatch.setattr(AudioFiles, "stage", stage_together)
+    clips = [new_clip(seed) for seed in (*range(16), 3)]
+    assert [created for _, created in library.add_many(clips)] == [True] * 16 + [False]
+    _audio_names(library, clips[:16])
+
+
+def test_a_batch_with_audio_of_another_hash_leaves_nothing(library: SqliteLibrary, new_clip: Make) -> None:
+    clips = [new_clip(seed) for seed in range(30)]
+    clips[7] = replace(clips[7], sha256="0" * 64)
+    with pytest.raises(ValueError, match="SHA-256"):
+        library.add_many(clips)
+    assert len(library) == 0 and not _files(library.folder)
 
 
 def test_added_clips_are_found(library: SqliteLibrary, new_clip: Make) -> None:
