@@ -9,6 +9,7 @@ file when it was referenced; a file that changed since, or is outside of `roots`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -47,6 +48,7 @@ class AudioFiles:
         self._incoming = root / _INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
         fsync_folder(root)
+        self._threads = ThreadPoolExecutor(_PARALLEL, "audio-files")  # started when needed
 
     def path(self, sha256: str) -> Path:
         """Returns the path of the file with this hash, whether or not it exists."""
@@ -113,6 +115,31 @@ class AudioFiles:
         os.utime(staged, ns=(modified, modified), follow_symlinks=False)
         return staged
 
+    def side_by_side(self, function: Callable[[T], object], items: Collection[T]) -> None:
+        """Calls a function that waits for storage for every item, several at a time.
+
+        Raises what a call raises, once none is running any more; the others may not have been made.
+        """
+        calls: list[Future[object]] = []
+        alone = list(items)
+        with contextlib.suppress(RuntimeError):  # closed, or the interpreter is shutting down and starts no threads
+            while len(alone) > 1:
+                calls.append(self._threads.submit(function, alone[-1]))
+                alone.pop()
+        try:
+            for item in alone:
+                function(item)
+            for call in calls:
+                call.result()
+        finally:
+            for call in calls:
+                call.cancel()
+            wait(calls)
+
+    def close(self) -> None:
+        """Ends the threads. Idempotent."""
+        self._threads.shutdown()
+
     def place(self, staged: dict[str, Path]) -> None:
         """Renames staged files (hash → file) to their names; they survive a power cut when this returns."""
         folders = {self.path(sha256).parent for sha256 in staged}
@@ -121,7 +148,7 @@ class AudioFiles:
             folder.mkdir(exist_ok=True)
         for sha256, file in staged.items():
             os.replace(file, self.path(sha256))
-        in_parallel(fsync_folder, folders)
+        self.side_by_side(fsync_folder, folders)
         if new_folders:
             fsync_folder(self.root)
 
@@ -197,7 +224,7 @@ class AudioObjects(AudioFiles):
         """Uploads staged files (hash → file), and puts references into the folder; both are durable then."""
         super().place({sha256: file for sha256, file in staged.items() if file.is_symlink()})
         audio = {sha256: file for sha256, file in staged.items() if file.exists() and not file.is_symlink()}
-        in_parallel(self._put, audio.items())
+        self.side_by_side(self._put, audio.items())
 
     def _put(self, named: tuple[str, Path]) -> None:
         sha256, file = named
@@ -216,20 +243,6 @@ class AudioObjects(AudioFiles):
 
     def check(self) -> None:
         self._objects.check()
-
-
-def in_parallel(function: Callable[[T], object], items: Collection[T]) -> None:
-    """Calls the function for every item, on threads if there are several. Raises what a call raises, after all ended.
-
-    Items that are not begun by then are left out.
-    """
-    if len(items) < 2:
-        for item in items:
-            function(item)
-        return
-    with ThreadPoolExecutor(min(_PARALLEL, len(items))) as pool:
-        for _ in pool.map(function, items):
-            pass
 
 
 def _hashes(names: Iterable[str], prefix: str) -> Iterator[str]:

@@ -51,7 +51,7 @@ from index.records import (
 )
 from index.segments import LONG_SECONDS, SegmentIndexes
 from index.sqlite import queries
-from index.sqlite.audio_files import AudioFiles, AudioObjects, in_parallel
+from index.sqlite.audio_files import AudioFiles, AudioObjects
 from index.sqlite.concepts import SqliteConcepts
 from index.sqlite.jobs import SqliteJobs
 from index.sqlite.queries import SqliteVectors
@@ -178,6 +178,7 @@ class SqliteLibrary:
                 return
             self._index.close()
             self._store.close()
+            self._audio.close()
             os.close(self._lock)
             self._lock = None
 
@@ -254,7 +255,7 @@ class SqliteLibrary:
             else:
                 staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
 
-        in_parallel(stage, missing.values())
+        self._audio.side_by_side(stage, missing.values())
 
     def _commit(self, encoded: list[EncodedClip], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """Renames the staged audio, inserts the clips in one transaction and adds them to the indexes."""
