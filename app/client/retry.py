@@ -12,6 +12,7 @@ import httpx
 from app.client.errors import Busy, ServerError, Unreachable
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
+_CONNECTIONS = 100  # at once
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _SHORTEST, _LONGEST = 0.2, 10.0  # seconds between attempts, unless Retry-After asks for more
 
@@ -45,6 +46,8 @@ class Address:
             "base_url": self.url,
             "headers": headers,
             "timeout": httpx.Timeout(900.0, connect=10.0),  # a long recording takes minutes
+            # by default httpx closes a connection after each request while more than 20 are open
+            "limits": httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
             "trust_env": not self.local,  # no proxy for the loopback interface
         }
 

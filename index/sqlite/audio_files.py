@@ -16,18 +16,20 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from index.files import fsync_folder
 from index.objects import Objects
 
+T = TypeVar("T")
+
 _INCOMING = ".incoming"
 _AUDIO = "audio"  # objects are called audio/SHA-256
 _CHUNK = 1 << 20  # bytes copied at a time
-_PARALLEL = 8  # uploads to object storage
+_PARALLEL = 8  # files on their way to the disk, where one commit of the file system serves several, or to a bucket
 _SAME_TIME = 1_000_000_000  # ns; file systems keep times with different precision
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -46,6 +48,7 @@ class AudioFiles:
         self._incoming = root / _INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
         fsync_folder(root)
+        self._threads = ThreadPoolExecutor(_PARALLEL, "audio-files")  # started when needed
 
     def path(self, sha256: str) -> Path:
         """Returns the path of the file with this hash, whether or not it exists."""
@@ -112,6 +115,31 @@ class AudioFiles:
         os.utime(staged, ns=(modified, modified), follow_symlinks=False)
         return staged
 
+    def side_by_side(self, function: Callable[[T], object], items: Collection[T]) -> None:
+        """Calls a function that waits for storage for every item, several at a time.
+
+        Raises what a call raises, once none is running any more; the others may not have been made.
+        """
+        calls: list[Future[object]] = []
+        alone = list(items)
+        with contextlib.suppress(RuntimeError):  # closed, or the interpreter is shutting down and starts no threads
+            while len(alone) > 1:
+                calls.append(self._threads.submit(function, alone[-1]))
+                alone.pop()
+        try:
+            for item in alone:
+                function(item)
+            for call in calls:
+                call.result()
+        finally:
+            for call in calls:
+                call.cancel()
+            wait(calls)
+
+    def close(self) -> None:
+        """Ends the threads. Idempotent."""
+        self._threads.shutdown()
+
     def place(self, staged: dict[str, Path]) -> None:
         """Renames staged files (hash → file) to their names; they survive a power cut when this returns."""
         folders = {self.path(sha256).parent for sha256 in staged}
@@ -120,8 +148,7 @@ class AudioFiles:
             folder.mkdir(exist_ok=True)
         for sha256, file in staged.items():
             os.replace(file, self.path(sha256))
-        for folder in folders:
-            fsync_folder(folder)
+        self.side_by_side(fsync_folder, folders)
         if new_folders:
             fsync_folder(self.root)
 
@@ -140,8 +167,18 @@ class AudioFiles:
 
     def names_of(self, prefix: str) -> Iterator[str]:
         """Yields the hash of every file whose hash begins with the prefix, of two digits."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / prefix) as entries:
-            yield from (e.name for e in entries if _NAME.fullmatch(e.name) and e.name[:2] == prefix)
+        yield from _hashes(self._entries(prefix), prefix)
+
+    def compare(self, prefix: str, wanted: set[str]) -> tuple[set[str], set[str]]:
+        """Compares the files of a prefix with the hashes that begin with it: returns files without, hashes without."""
+        entries = self._entries(prefix)
+        return set(_hashes(entries - wanted, prefix)), wanted - entries
+
+    def _entries(self, prefix: str) -> set[str]:
+        try:
+            return set(os.listdir(self.root / prefix))
+        except FileNotFoundError:
+            return set()
 
     def clear_incoming(self) -> int:
         """Removes the leftovers of interrupted `stage` calls and returns their number."""
@@ -187,11 +224,10 @@ class AudioObjects(AudioFiles):
         """Uploads staged files (hash → file), and puts references into the folder; both are durable then."""
         super().place({sha256: file for sha256, file in staged.items() if file.is_symlink()})
         audio = {sha256: file for sha256, file in staged.items() if file.exists() and not file.is_symlink()}
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            for _ in pool.map(self._put, audio, audio.values()):
-                pass
+        self.side_by_side(self._put, audio.items())
 
-    def _put(self, sha256: str, file: Path) -> None:
+    def _put(self, named: tuple[str, Path]) -> None:
+        sha256, file = named
         with file.open("rb") as content:
             self._objects.put(_object(sha256), content)
 
@@ -202,12 +238,15 @@ class AudioObjects(AudioFiles):
     def prefixes(self) -> list[str]:
         return sorted({*super().prefixes(), *(name for name in self._objects.names(_AUDIO) if len(name) == 2)})
 
-    def names_of(self, prefix: str) -> Iterator[str]:
-        there = {name for name in self._objects.names(f"{_AUDIO}/{prefix}") if _NAME.fullmatch(name)}
-        yield from there.union(super().names_of(prefix))
+    def _entries(self, prefix: str) -> set[str]:
+        return super()._entries(prefix).union(self._objects.names(f"{_AUDIO}/{prefix}"))
 
     def check(self) -> None:
         self._objects.check()
+
+
+def _hashes(names: Iterable[str], prefix: str) -> Iterator[str]:
+    return (name for name in names if _NAME.fullmatch(name) and name.startswith(prefix))
 
 
 def _object(sha256: str) -> str:

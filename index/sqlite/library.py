@@ -21,6 +21,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,6 +150,7 @@ class SqliteLibrary:
                 audio = AudioObjects(folder / AUDIO_FOLDER, open_objects(files, folder / "fetched"))
             _check_database_exists(folder, audio)
             database = Store(folder / DATABASE_FILE)
+        index = None
         try:
             with storage_errors(folder):
                 fsync_folder(folder)
@@ -156,11 +158,16 @@ class SqliteLibrary:
                 stored = SqliteVectors(database, dim)
                 index = VectorIndex(dim, stored, stamp=checkpoint, folder=folder / "index", limits=limits, gpu=gpu)
                 library = cls(folder=folder, lock=lock, database=database, audio=audio, index=index)
-                library.recovery_report = recover(database, audio)
-                library._fill_segments()
-                library.recovery_report += index.fill()  # last: it may start a background build
+                with ThreadPoolExecutor(1) as beside:  # files and codes of a million clips take about a second each
+                    recovery = beside.submit(recover, database, audio)
+                    last = library._fill_long()
+                    found = index.fill()  # may start a background build
+                library.recovery_report = recovery.result() + found
+                threading.Thread(target=library._fill_short, args=(last + 1,), name="segments", daemon=True).start()
             return library
         except BaseException:
+            if index is not None:
+                index.close()
             database.close()
             raise
 
@@ -171,6 +178,7 @@ class SqliteLibrary:
                 return
             self._index.close()
             self._store.close()
+            self._audio.close()
             os.close(self._lock)
             self._lock = None
 
@@ -180,16 +188,18 @@ class SqliteLibrary:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _fill_segments(self) -> None:
-        """Reads the segments of long clips; on a thread those of short ones, which only `search_segments` needs."""
+    def _fill_long(self) -> int:
+        """Reads the segments of long clips, which every search needs. Returns the highest row."""
         with self._store.read() as view:
-            stop = queries.last_row(view) + 1
             for rows, vectors, seconds in queries.long_segments(view, self._index.dim, LONG_SECONDS):
                 self._segments.add(rows, vectors, seconds)
-        threading.Thread(target=self._fill_short, args=(stop,), name="segments", daemon=True).start()
+            return queries.last_row(view)
 
     def _fill_short(self, stop: int) -> None:
-        """Reads the segments of short clips in rows below `stop`; changes wait for a thousand clips at most."""
+        """Reads the segments of short clips in rows below `stop`, which only `search_segments` needs.
+
+        It runs on a thread of its own; changes wait for a thousand clips at most.
+        """
         first = 1
         try:
             while first < stop:
@@ -232,12 +242,20 @@ class SqliteLibrary:
 
     def _stage(self, new: Sequence[NewClip], staged: dict[str, Path]) -> None:
         """Writes audio that neither the library nor `staged` (hash → file) has to disk, and adds it to `staged`."""
-        for clip in new:
-            if clip.sha256 not in staged and not (self.find(clip.sha256) and self._audio.has(clip.sha256)):
-                if clip.reference is not None:
-                    staged[clip.sha256] = self._audio.stage_reference(clip.reference)
-                else:
-                    staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
+        there = self.find_many([clip.sha256 for clip in new])
+        missing = {
+            clip.sha256: clip
+            for clip in reversed(new)  # of several with the same audio the first
+            if clip.sha256 not in staged and not (clip.sha256 in there and self._audio.has(clip.sha256))
+        }
+
+        def stage(clip: NewClip) -> None:
+            if clip.reference is not None:
+                staged[clip.sha256] = self._audio.stage_reference(clip.reference)
+            else:
+                staged[clip.sha256] = self._audio.stage(clip.audio, clip.sha256)
+
+        self._audio.side_by_side(stage, missing.values())
 
     def _commit(self, encoded: list[EncodedClip], staged: dict[str, Path]) -> list[tuple[Clip, bool]]:
         """Renames the staged audio, inserts the clips in one transaction and adds them to the indexes."""

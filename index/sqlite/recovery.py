@@ -23,13 +23,12 @@ def recover(database: Store, audio: AudioFiles) -> list[str]:
     orphans: set[str] = set()
     missing: list[str] = []
     with database.read() as view:
-        clips, vectors = queries.count(view), queries.count_vectors(view)
         prefixes = set(audio.prefixes())  # a bucket is asked once for each
         for prefix in sorted({f"{byte:02x}" for byte in range(256)} | prefixes):  # 256 small sets
             named = queries.sha256_of(view, prefix)
-            there = set(audio.names_of(prefix)) if prefix in prefixes else set()
-            orphans |= there - named
-            missing += sorted(named - there)
+            excess, absent = audio.compare(prefix, named) if prefix in prefixes else (set(), named)
+            orphans |= excess
+            missing += sorted(absent)
         reported = [queries.named_by_sha256(view, sha256) for sha256 in missing[:_MAX_REPORTED]]
     if len(orphans) > _MAX_LEFTOVERS:
         report.append(f"kept {len(orphans)} audio files without a record: was the database replaced by an older one?")
@@ -41,8 +40,6 @@ def recover(database: Store, audio: AudioFiles) -> list[str]:
         report.append(f"the audio of clip {clip_id} ({filename}) is missing; add the file again to restore it")
     if len(missing) > _MAX_REPORTED:
         report.append(f"the audio of {len(missing) - _MAX_REPORTED} more clips is missing")
-    if vectors != clips:
-        report.append(f"{clips - vectors} clips have no vector, so searches do not find them")
     return report
 
 

@@ -146,14 +146,15 @@ class VectorIndex:
             yield
 
     def fill(self) -> list[str]:
-        """Loads the stored vectors. Returns a message if a snapshot had to be refused, else an empty list."""
+        """Loads the stored vectors. Returns a message for each finding: a snapshot refused, clips without a vector."""
         with self._lock.write():
-            if self._stored.count() <= self.limits.flat_rows:
+            count = self._stored.count()
+            if count <= self.limits.flat_rows:
                 assert self._flat is not None
                 for rows, vectors in self._stored.pages():
                     self._flat.add(rows, vectors)
                     self._live.add(rows)
-                return []
+                return _without_vector(count - len(self._live))
             self._flat = None
             rows, keys = self._stored.keys()
             self._live = RowSet(rows)
@@ -161,6 +162,7 @@ class VectorIndex:
             try:
                 self._codes = self._from_snapshot(rows, keys)
                 self._copied = self._codes is None
+                report = _without_vector(len(rows) - len(self._live))
             except SnapshotRefused as reason:
                 report = [f"rebuilding the search index: {reason}"]
             self._build_if_needed()
@@ -428,7 +430,8 @@ class VectorIndex:
         with self._lock.write():
             for found, vectors in self._vectors(self._live.minus(rows)):
                 add(found, vectors)
-            self._live.remove(self._live.minus(rows))  # clips without a vector, which recovery has reported
+            for finding in _without_vector(self._live.remove(self._live.minus(rows))):
+                _log.warning("%s", finding)
             # Set the new index before clearing the old one: `state` is read without the lock.
             if flat is not None:
                 flat.remove(rows.minus(self._live))
@@ -485,6 +488,10 @@ class VectorIndex:
             self._saved = (len(rows), len(ours))
         except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError
             _log.warning("could not write a snapshot of the search index: %s", error)
+
+
+def _without_vector(count: int) -> list[str]:
+    return [f"{count} clips have no vector, so searches do not find them"] if count else []
 
 
 def _leave_one_core_free() -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -503,6 +504,40 @@ def playing(answer: Callable[[int, BaseHTTPRequestHandler], Answer | None]) -> I
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+def test_threads_share_connections_that_stay_open() -> None:
+    """An ingest has 32 threads; opening a connection for each file costs both sides."""
+    opened = 0
+    together = threading.Barrier(32)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            nonlocal opened
+            opened += 1
+            super().setup()
+
+        def do_GET(self) -> None:
+            together.wait(30)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(INFO)))
+            self.end_headers()
+            self.wfile.write(INFO)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{server.server_address[1]}") as client, ThreadPoolExecutor(32) as threads:
+            for _ in range(4):
+                assert [info.clips for info in threads.map(lambda _: client.info(), range(32))] == [7] * 32
+        server.shutdown()
+    assert opened == 32
 
 
 def busy_once(retry_after: Callable[[], str]) -> Callable[[int, Any], Answer]:

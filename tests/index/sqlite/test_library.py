@@ -9,10 +9,12 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ from index import (
     SqliteLibrary,
     StorageFull,
 )
+from index.sqlite import queries
 from index.sqlite.audio_files import AudioFiles
+from index.vectors.index import Limits
 from tests.support.clips import nearest_hits
 
 DIM = 16
@@ -48,6 +52,30 @@ def _audio_names(library: SqliteLibrary, clips: Sequence[NewClip | Clip]) -> Non
 
 
 # Adding
+
+
+def test_the_files_of_a_batch_are_written_side_by_side(
+    library: SqliteLibrary, new_clip: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the disk, and one commit of the file system serves all that wait."""
+    together, stage = threading.Barrier(8), AudioFiles.stage
+
+    def stage_together(*args: Any) -> Path:
+        together.wait(30)
+        return stage(*args)
+
+    monkeypatch.setattr(AudioFiles, "stage", stage_together)
+    clips = [new_clip(seed) for seed in (*range(16), 3)]
+    assert [created for _, created in library.add_many(clips)] == [True] * 16 + [False]
+    _audio_names(library, clips[:16])
+
+
+def test_a_batch_with_audio_of_another_hash_leaves_nothing(library: SqliteLibrary, new_clip: Make) -> None:
+    clips = [new_clip(seed) for seed in range(30)]
+    clips[7] = replace(clips[7], sha256="0" * 64)
+    with pytest.raises(ValueError, match="SHA-256"):
+        library.add_many(clips)
+    assert len(library) == 0 and not _files(library.folder)
 
 
 def test_added_clips_are_found(library: SqliteLibrary, new_clip: Make) -> None:
@@ -384,6 +412,55 @@ def test_a_record_without_audio_is_reported_and_can_be_given_it_back(open_librar
     assert library.add(new_clip(1)) == (clip, False)
     assert library.audio_path(clip.id).read_bytes() == new_clip(1).audio
     assert open_library().recovery_report == []
+
+
+@pytest.mark.parametrize("limits", [None, Limits(flat_rows=32)])
+def test_clips_without_a_vector_are_reported(library: SqliteLibrary, new_clip: Make, limits: Limits | None) -> None:
+    library.add_many([new_clip(seed) for seed in range(40)])
+    library.close()
+    with SqliteLibrary.open(library.folder, dim=DIM, checkpoint="checkpoint-a", limits=limits) as indexed:
+        indexed._index.wait()
+    with sqlite3.connect(library.folder / "catalog.sqlite3") as database:
+        database.execute("INSERT INTO clips SELECT 99, 'id99', 'f' || substr(sha256, 2), filename, duration, "
+                         "sample_rate, channels, created, metadata FROM clips WHERE row = 1")  # fmt: skip
+    with SqliteLibrary.open(library.folder, dim=DIM, checkpoint="checkpoint-a", limits=limits) as damaged:
+        assert "1 clips have no vector, so searches do not find them" in damaged.recovery_report
+        assert len(damaged.nearest(np.ones(DIM), 99)) == 40
+
+
+def test_segments_of_long_clips_are_found_without_reading_those_of_short_ones(
+    library: SqliteLibrary, new_clip: Make
+) -> None:
+    """Steps of SQLite's virtual machine count what is read."""
+    library.add_many([new_clip(seed, duration=1.0 if seed else 60.0) for seed in range(200)])
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    with library._store.read() as view:
+        view.set_progress_handler(count, 1)
+        [(rows, _, seconds)] = queries.long_segments(view, DIM, 5.0)
+        assert set(rows) == {1} and set(seconds) == {60.0}
+        assert steps < 200
+        view.set_progress_handler(None, 1)
+
+
+def test_the_keys_of_clips_are_read_in_parts(
+    library: SqliteLibrary, new_clip: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [clip for clip, _ in library.add_many([new_clip(seed) for seed in range(20)])]
+    for clip in clips[3:9:2]:
+        library.delete(clip.id)
+    with library._store.read() as view:
+        expected = dict(view.execute("SELECT row, id FROM clips").fetchall())
+        for size in (1, 7, 17, 65_536):
+            monkeypatch.setattr(queries, "_JOINED", size)
+            rows, keys = queries.row_keys(view)
+            assert rows.tolist() == sorted(expected)
+            halves = [np.frombuffer(expected[row][:16].encode(), "<u8") for row in rows.tolist()]
+            assert keys.tolist() == [(int(first) ^ 3 * int(second)) % 2**64 for first, second in halves]
 
 
 def test_audio_without_its_database_is_not_taken_for_leftovers(open_library: Open, new_clip: Make) -> None:
