@@ -55,26 +55,32 @@ def strip(path: Path) -> int:
 
     These lie behind the last segment, with the table that lists them. Other files stay as they are.
     """
+    length, end = path.stat().st_size, mapped(path)
+    if end is None or end >= length:  # opening for writing would copy a file of another layer
+        return 0
     with path.open("r+b") as file:
-        header = file.read(64)
-        if len(header) < 64 or header[:6] != b"\x7fELF\2\1":  # 64 bits, little-endian
-            return 0
-        (table,) = struct.unpack_from("<Q", header, 32)  # of the segments
-        entry, count = struct.unpack_from("<HH", header, 54)
-        end = table + entry * count
-        for number in range(count):
-            file.seek(table + entry * number + 8)
-            offset, _, _, length = struct.unpack("<4Q", file.read(32))
-            end = max(end, offset + length)
-        length = path.stat().st_size
-        if end >= length:
-            return 0
         file.truncate(end)
         file.seek(40)
         file.write(bytes(8))  # where the table of sections is
         file.seek(58)
         file.write(bytes(6))  # size and number of its entries, and the one with their names
-        return length - end
+    return length - end
+
+
+def mapped(path: Path) -> int | None:
+    """Where the last segment of a 64-bit ELF file ends, in bytes; None for other files."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:6] != b"\x7fELF\2\1":  # 64 bits, little-endian
+            return None
+        (table,) = struct.unpack_from("<Q", header, 32)  # of the segments
+        entry, count = struct.unpack_from("<HH", header, 54)
+        end = int(table + entry * count)
+        for number in range(count):
+            file.seek(table + entry * number + 8)
+            offset, _, _, length = struct.unpack("<4Q", file.read(32))
+            end = max(end, offset + length)
+    return end
 
 
 def main() -> int:
