@@ -160,7 +160,8 @@ def _embed(folder: Path, work: Path, checkpoint: Path, run: Run) -> None:
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment, **pipes)
-    while 2 * size * len(parts := list((out / "data").glob("*.parquet"))) < files and process.poll() is None:
+    while 2 * size * len(parts := list((out / "data").glob("*.parquet"))) < files:
+        assert process.poll() is None, "the recipe ended before half of the parts were written"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -72,9 +72,9 @@ def parts_of(files: Iterable[tuple[str, str]], size: int = PART) -> list[dict[st
 class Embed:
     """An actor of Ray: embeds and writes parts. It also works without Ray."""
 
-    def __init__(self, folder: str, out: str, checkpoint: str) -> None:
+    def __init__(self, folder: str, out: str, checkpoint: str, dtype: str = "auto") -> None:
         self._folder, self._out = Path(folder), Path(out)
-        self._model = load_model(Settings(checkpoint=checkpoint))
+        self._model = load_model(Settings(checkpoint=checkpoint, dtype=dtype))
         self._engine, self._decoders = Engine(self._model, max_queue_windows=_QUEUE), DecoderPool()
         require_frames(self._engine, "A library")
         self._loop = asyncio.new_event_loop()
@@ -160,6 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--dtype", default="auto", help="float32 for the same vectors on different processors")
     parser.add_argument("--concurrency", type=int, default=1, help="actors, each with a model")
     parser.add_argument("--cpus", type=float, default=1, help="cores for each actor")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs for each actor")
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     if todo := unwritten(parts, out):
         made = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
             Embed,
-            fn_constructor_args=(str(folder), str(out), args.checkpoint),
+            fn_constructor_args=(str(folder), str(out), args.checkpoint, args.dtype),
             batch_size=1,
             concurrency=args.concurrency,
             num_cpus=args.cpus,

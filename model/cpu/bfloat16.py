@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ MIN_COSINE = 0.999  # between an embedding in float32 and in bfloat16
 
 AMD = "AuthenticAMD"
 _CPUINFO = Path("/proc/cpuinfo")
-_TRIAL_TIMEOUT = 60.0  # seconds, most of them for importing torch
+_TRIAL_LIMIT = 60  # seconds of processor time, most of them for importing torch
+_TRIAL_TIMEOUT = 900.0  # seconds; on a busy machine, importing torch has taken more than a minute
 _TOLERANCE = 0.02  # relative error; rounding to 8 bits of mantissa gives about 0.004
 
 
@@ -60,20 +62,26 @@ def bfloat16_is_sound() -> bool:
     return bfloat16_is_fast() and trial_passes([sys.executable, "-P", __file__])
 
 
-def trial_passes(command: Sequence[str], timeout: float = _TRIAL_TIMEOUT) -> bool:
-    """Whether a command exits with 0 within `timeout` seconds; False if it crashes or does not exist."""
+def trial_passes(command: Sequence[str], limit: int = _TRIAL_LIMIT, timeout: float = _TRIAL_TIMEOUT) -> bool:
+    """Whether a command exits with 0; False if it crashes, does not exist, or exceeds a limit.
+
+    limit: seconds of processor time. They, and not the time that passes, tell a loop from a busy machine: two processes
+    of one machine must come to the same answer. timeout: seconds, for a command that only waits.
+    """
     try:
-        finished = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout,
-            check=False,
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return False
-    return finished.returncode == 0
+    with process:
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (limit, limit))
+        try:
+            return process.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            log.warning("no bfloat16: trying it did not end within %d s", timeout)
+            return False
 
 
 def agree(ours: Sequence[Tensor], reference: Sequence[Tensor], least: float = MIN_COSINE) -> bool:
