@@ -101,7 +101,7 @@ class Load:
                 self.outcomes[name, answer.status_code if whole else "cut off"] += 1
             except httpx.HTTPError as error:
                 self.outcomes[name, repr(error)] += 1
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     def _search(self, number: int) -> httpx.Response:
         return httpx.get(f"{self._address}/search", params={"q": f"dog {number}"}, timeout=120, trust_env=False)
