@@ -17,7 +17,9 @@ PIP_FLAGS ?=
 ARGS ?=
 SLOW ?=
 # its callers must not starve beside other tests
-ALONE := tests/e2e/test_shutdown.py
+ALONE := tests/e2e/test_shutdown.py::test_sigterm_under_load
+# a file's tests share servers and models; tests/conftest.py orders the files
+FILES := -n 2 --dist loadfile --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input $(PIP_FLAGS)
@@ -29,7 +31,7 @@ run: $(VENV)/.run $(VENV)/.page
 	@exec $(BIN)/finelap serve --demo demo/sounds $(ARGS)
 
 test: $(VENV)/.test $(VENV)/.page $(VENV)/.axe
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(SLOW)$(ARGS),,-m "not slow") $(if $(ARGS),$(ARGS),--ignore $(ALONE))
+	@$(BIN)/python -m pytest $(FILES) $(if $(SLOW)$(ARGS),,-m "not slow") $(if $(ARGS),$(ARGS),--deselect $(ALONE))
 	@$(if $(ARGS),,$(if $(SLOW),$(BIN)/python -m pytest $(ALONE)))
 
 check: $(VENV)/.test

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -26,6 +26,9 @@ from index.sqlite.library import SqliteLibrary
 from model.config import SAMPLE_RATE, FineLAPConfig, WindowConfig
 from model.external.contract import Traits
 from model.windows import frame_count, window_samples
+
+if TYPE_CHECKING:
+    from tests.support.decoders import KeptForkServer
 
 TONES = (200, 400, 800, 1600, 3200, 6400)  # Hz
 DIM = 16
@@ -138,6 +141,21 @@ def fake_model() -> FakeModel:
 def make_settings(tmp_path: Path) -> Callable[..., Settings]:
     """Makes settings that neither the environment nor a .env file affects."""
     return lambda **values: Settings(_env_file=None, **{"data_dir": tmp_path / "data", **values})
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[type[KeptForkServer]]:
+    """A fork server that apps share one after the other."""
+    from tests.support.decoders import KeptForkServer
+
+    yield KeptForkServer
+    KeptForkServer.end_all()
+
+
+@pytest.fixture(autouse=True)
+def shared_decoders(fork_server: type[KeptForkServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apps have the decoders of the app before them; tests/app/decoding has its own."""
+    monkeypatch.setattr("app.decoding.pool.ForkServer", fork_server)
 
 
 @pytest.fixture

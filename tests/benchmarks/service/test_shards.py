@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 
 from benchmarks.service.shards import Run, differences, measure
 
 
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Any]:
+    """The runs with each store that is here, compared with the same run without shards."""
+    stores = ["sqlite"] + ["milvus"] * (importlib.util.find_spec("milvus_lite") is not None)
+    report: dict[str, Any] = measure(180, 3, stores)["runs"]
+    return report
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "milvus"])
-def test_shards_killed_and_resumed_have_the_records_of_one_run(store: str) -> None:
-    if store == "milvus" and importlib.util.find_spec("milvus_lite") is None:
+def test_shards_killed_and_resumed_have_the_records_of_one_run(runs: dict[str, Any], store: str) -> None:
+    if store not in runs:
         pytest.skip("milvus_lite is not installed")
-    run = measure(180, 3, [store])["runs"][store]
+    run = runs[store]
     assert (run["missing"], run["more"], run["different"]) == (0, 0, 0)
     assert run["vectors compared"] == 180 and run["largest difference of a value"] < 1e-5
     killed = run["clips in the library at each kill"]

@@ -45,7 +45,7 @@ def garden(server: Server) -> Iterator[dict[str, Any]]:
     server.delete(f"/clips/{clip['id']}")
 
 
-@WIDTHS
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])  # it lasts as long as the sound
 def test_a_moment_ends_and_repeats(
     open_page: Callable[..., Page],
     garden: dict[str, Any],
