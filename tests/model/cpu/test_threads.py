@@ -13,7 +13,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from model import threads
+from model.cpu import threads
 from model.cpu.threads import as_here, limited, one_blas_thread, share_out
 from model.finelap import FineLAP
 
