@@ -93,7 +93,7 @@ def alike(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     """Whether two answers have the same events, but for what other batch sizes change by rounding."""
 
     def close(a: dict[str, Any], b: dict[str, Any]) -> bool:
-        edges = abs(a["start"] - b["start"]) <= _HOP and abs(a["end"] - b["end"]) <= _HOP
+        edges = abs(a["onset"] - b["onset"]) <= _HOP and abs(a["offset"] - b["offset"]) <= _HOP
         return edges and abs(a["score"] - b["score"]) <= _ROUNDING
 
     return len(one) == len(other) and all(

@@ -242,7 +242,8 @@ class SqliteLibrary:
 
     def _stage(self, new: Sequence[NewClip], staged: dict[str, Path]) -> None:
         """Writes audio that neither the library nor `staged` (hash → file) has to disk, and adds it to `staged`."""
-        there = self.find_many([clip.sha256 for clip in new])
+        with self._store.read() as view:
+            there = queries.by_hashes(view, [clip.sha256 for clip in new])
         missing = {
             clip.sha256: clip
             for clip in reversed(new)  # of several with the same audio the first

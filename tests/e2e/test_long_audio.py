@@ -112,7 +112,8 @@ def test_the_hour_has_the_same_events_both_ways(hour: dict[str, Any]) -> None:
 
 def test_events_are_alike_but_for_rounding() -> None:
     def answer(*events: tuple[float, float, float]) -> list[dict[str, Any]]:
-        return [{"phrase": "a", "events": [dict(zip(("start", "end", "score"), one, strict=True)) for one in events]}]
+        names = ("onset", "offset", "score")
+        return [{"phrase": "a", "events": [dict(zip(names, one, strict=True)) for one in events]}]
 
     one = answer((1.0, 2.0, 0.7))
     assert long_audio.alike(one, answer((1.0, 2.16, 0.7004)))
