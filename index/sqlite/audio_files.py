@@ -159,15 +159,11 @@ class AudioFiles:
     def names(self) -> Iterator[str]:
         """Yields the hash of every file."""
         for prefix in self.prefixes():
-            yield from self.names_of(prefix)
+            yield from _hashes(self._entries(prefix), prefix)
 
     def prefixes(self) -> list[str]:
         """What the hashes of the files begin with: the names of their folders."""
         return [folder.name for folder in self.root.iterdir() if len(folder.name) == 2 and folder.is_dir()]
-
-    def names_of(self, prefix: str) -> Iterator[str]:
-        """Yields the hash of every file whose hash begins with the prefix, of two digits."""
-        yield from _hashes(self._entries(prefix), prefix)
 
     def compare(self, prefix: str, wanted: set[str]) -> tuple[set[str], set[str]]:
         """Compares the files of a prefix with the hashes that begin with it: returns files without, hashes without."""

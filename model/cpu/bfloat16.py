@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 MIN_COSINE = 0.999  # between an embedding in float32 and in bfloat16
 
 AMD = "AuthenticAMD"
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 _TRIAL_LIMIT = 60  # seconds of processor time, most of them for importing torch
 _TRIAL_TIMEOUT = 900.0  # seconds; on a busy machine, importing torch has taken more than a minute
 _TOLERANCE = 0.02  # relative error; rounding to 8 bits of mantissa gives about 0.004
 
 
-def processor(cpuinfo: Path = _CPUINFO) -> tuple[str, frozenset[str]]:
+def processor(cpuinfo: Path = CPUINFO) -> tuple[str, frozenset[str]]:
     """The processor's vendor and what it advertises, as Linux names them; nothing on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
@@ -46,7 +46,7 @@ def processor(cpuinfo: Path = _CPUINFO) -> tuple[str, frozenset[str]]:
     return fields.get("vendor_id", ""), frozenset(fields.get("flags", "").split())
 
 
-def bfloat16_is_fast(cpuinfo: Path = _CPUINFO) -> bool:
+def bfloat16_is_fast(cpuinfo: Path = CPUINFO) -> bool:
     """Whether the processor advertises bfloat16 products that are faster than float32.
 
     These are AMX tiles, and AVX-512 BF16 on AMD. On Intel processors AVX-512 BF16 without AMX measured slower than

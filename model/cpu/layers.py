@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from model.cpu.bfloat16 import AMD, processor
+from model.cpu.bfloat16 import AMD, CPUINFO, processor
 
 if TYPE_CHECKING:
     from model.finelap import FineLAP
@@ -45,9 +45,9 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def onednn_is_faster(cpuinfo: Path | None = None) -> bool:
+def onednn_is_faster(cpuinfo: Path = CPUINFO) -> bool:
     """Whether oneDNN's float32 products are faster than MKL's: on AMD's processors with AVX-512."""
-    vendor, flags = processor() if cpuinfo is None else processor(cpuinfo)
+    vendor, flags = processor(cpuinfo)
     return vendor == AMD and "avx512f" in flags and torch.backends.mkldnn.is_available()
 
 
