@@ -212,7 +212,7 @@ class Permits:
 class _Entry(Generic[T, R]):
     item: T
     cost: float
-    permits: Permits | None  # holds one permit until it is computed
+    permits: Permits | None  # holds one permit until a batch takes it or its caller is done with it
     future: asyncio.Future[R]
     since: float = field(default_factory=time.perf_counter)
     began: float = math.nan  # of the batch with its result
@@ -399,10 +399,9 @@ class Batcher(Generic[T, R]):
         """Removes an entry whose caller is done with it; if it is still queued, it is not computed."""
         entry.future.cancel()
         with self._lock:
-            if queued := entry.queued:
+            if entry.queued:
                 self._dequeue(entry)
-        if queued:
-            self._release_permits([entry])
+        self._release_permits([entry])  # a thread that has just taken it may not have had it released yet
 
     def _dequeue(self, entry: _Entry[T, R]) -> None:
         """Removes a queued entry. Requires the lock."""
@@ -411,9 +410,11 @@ class Batcher(Generic[T, R]):
 
     @staticmethod
     def _release_permits(entries: Iterable[_Entry[T, R]]) -> None:
+        """Releases each entry's permit, once. On the event loop."""
         for entry in entries:
-            if entry.permits is not None:
-                entry.permits.release(1)
+            permits, entry.permits = entry.permits, None
+            if permits is not None:
+                permits.release(1)
 
     @contextlib.contextmanager
     def _track_call(self) -> Iterator[CallReport]:

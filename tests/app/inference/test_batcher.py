@@ -380,6 +380,30 @@ async def test_the_next_batch_does_not_wait_for_a_busy_event_loop() -> None:
         assert batcher.depth == 0
 
 
+async def test_a_caller_that_leaves_has_no_item_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, taken, left = asyncio.get_running_loop(), threading.Event(), threading.Event()
+    to_loop = loop.call_soon_threadsafe
+
+    def held(*call: Any, **context: Any) -> asyncio.Handle:
+        taken.set()  # the thread has computed item 0 and taken item 1, which the event loop does not know yet
+        left.wait(60)
+        return to_loop(*call, **context)
+
+    async with running(run := Doubler(1), max_cost=1) as batcher:
+        run.gate.clear()
+        work = asyncio.create_task(batcher.map(range(2), in_flight=2))
+        await until(lambda: batcher.depth == 1 and bool(run.threads))
+        monkeypatch.setattr(loop, "call_soon_threadsafe", held)
+        run.gate.set()
+        await until(taken.is_set)
+        work.cancel()
+        await asyncio.wait({work})
+        assert batcher.depth == 0
+        left.set()
+        await until(lambda: not batcher.busy)
+        assert batcher.depth == 0
+
+
 async def test_two_lanes_take_turns_on_one_thread() -> None:
     device = Device()
     order: list[str] = []
