@@ -7,7 +7,8 @@
 - malloc: batches in a process that keeps freed memory (app.server.allocator), and in one with glibc's defaults.
 - bfloat16: a batch of EAT-base in bfloat16 (model.cpu.bfloat16), and in float32. On a processor for which
   model.cpu.bfloat16 declines bfloat16, the figure shows what that decision saves.
-- layers: sounds and texts by finelap-small with linear layers by oneDNN (model.cpu.layers), and by MKL.
+- layers: sounds and texts by finelap-small, and sounds by EAT-base in bfloat16, with packed linear layers
+  (model.cpu.layers), and with PyTorch's.
 
 Printed are medians of wall time and processor time, and the ratio off / on: more than 1 means that it pays.
 """
@@ -138,6 +139,12 @@ def layers(runs: int) -> Iterator[Row]:
         texts = [f"a dog barks {number} times in the distance" for number in range(count)]
         encode = (partial(model.encode_text, texts) for model in (plain, packed))
         yield Row("layers", f"texts, {count} at a time", *alternate(*encode, 4 * runs))
+    if bfloat16_is_sound():
+        plain, packed = (sizes.build(sizes.BASE, torch.bfloat16) for _ in range(2))
+        use_onednn(packed, faster=True)
+        for batch in (1, 4):
+            encode = (partial(model.encode_windows, sounds(_WINDOW, batch)) for model in (plain, packed))
+            yield Row("layers", f"EAT-base, bfloat16, {batch} windows", *alternate(*encode, runs))
 
 
 OPTIMIZATIONS: dict[str, Callable[[int], Iterator[Row]]] = {

@@ -7,7 +7,7 @@ median of `--runs` passes), the operations of a window as counted by PyTorch, th
 the measured rate of matrix products in that dtype (benchmarks.model.ceilings). The baseline at the published size is
 the published path: float32, with one encoder pass for the clip and one for the frames, here with our fused attention
 and at its best batch size. The dtypes alternate, so that other load affects all of them equally. bfloat16 is skipped if
-model.cpu.bfloat16 does not allow it. Layers are PyTorch's; for oneDNN's, see benchmarks.model.optimizations.
+model.cpu.bfloat16 does not allow it. Linear layers are packed where the service packs them (model.cpu.layers).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from benchmarks.model import ceilings, sizes
 from model import FineLAP
 from model.config import SAMPLE_RATE
 from model.cpu.bfloat16 import bfloat16_is_sound
+from model.cpu.layers import use_onednn
 
 BATCHES = {sizes.SMALL: (1, 4, 16), sizes.BASE: (1, 4, 8)}
 _SHORT = 2.0  # seconds
@@ -90,9 +91,12 @@ def cosines(model: FineLAP, reference: FineLAP) -> dict[str, float]:
 def measure(size: str, limits: ceilings.Ceilings, runs: int) -> dict[str, Any]:
     """Measures everything of one size."""
     dtypes = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if bfloat16_is_sound() else {})
-    models = {name: sizes.build(size, dtype) for name, dtype in dtypes.items()}
-    exact = models["float32"]
+    exact = sizes.build(size)
     found: dict[str, Any] = {"operations": operations(exact), "windows": [], "cosine_to_float32": {}}
+    weights = sum(p.numel() for p in exact.audio_encoder.parameters())
+    found["encoder_bytes"] = {name: weights * dtype.itemsize for name, dtype in dtypes.items()}
+    models = {name: use_onednn(sizes.build(size, dtype)) for name, dtype in dtypes.items()}
+    exact = models["float32"]
     for batch in BATCHES[size]:
         waveforms = sounds(_WHOLE, batch)
         work: dict[str, Callable[[], object]] = {
@@ -105,8 +109,6 @@ def measure(size: str, limits: ceilings.Ceilings, runs: int) -> dict[str, Any]:
             share = rate * found["operations"] * (2 if "two" in name else 1) / limits.of(dtype)
             found["windows"].append({"path": name, "batch": batch, "per_second": rate, "share_of_matmul": share})
     for name, model in models.items():
-        weights = sum(p.numel() * p.element_size() for p in model.audio_encoder.parameters())
-        found.setdefault("encoder_bytes", {})[name] = weights
         if model is not exact:
             found["cosine_to_float32"][name] = cosines(model, exact)
     # without shorter buckets, short clips are padded to whole windows and there is nothing to compare

@@ -15,6 +15,7 @@ from app.inference.engine import load_model
 from app.settings import Settings
 from model import FineLAP
 from model.cpu import layers
+from model.cpu.bfloat16 import agree, bfloat16_is_sound
 from model.cpu.layers import PackedLinear, onednn_is_faster, use_onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
@@ -53,20 +54,36 @@ def test_transformers_of_pytorch_keep_their_own_layers(tiny: FineLAP) -> None:
         torch.testing.assert_close(ours[1], expected[1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.skipif(not bfloat16_is_sound(), reason="no bfloat16 on this processor")
+def test_a_model_in_bfloat16_has_the_same_embeddings(small_checkpoint: Path) -> None:
+    plain = FineLAP.from_pretrained(small_checkpoint, dtype=torch.bfloat16)
+    packed = use_onednn(FineLAP.from_pretrained(small_checkpoint, dtype=torch.bfloat16), faster=True)
+    assert sum(isinstance(part, PackedLinear) for part in packed.modules()) > 40
+    for ours, expected in zip(packed.encode_windows(SOUNDS), plain.encode_windows(SOUNDS), strict=True):
+        assert agree(ours, expected)
+    assert agree([packed.encode_text(TEXTS)], [plain.encode_text(TEXTS)])
+
+
 def test_other_dtypes_are_left_as_they_are(make_tiny: Callable[..., FineLAP]) -> None:
-    model = use_onednn(make_tiny().cast(torch.bfloat16), faster=True)
+    model = use_onednn(make_tiny().cast(torch.float64), faster=True)
     assert not any(isinstance(part, PackedLinear) for part in model.modules())
 
 
 @pytest.mark.parametrize(
-    ("vendor", "flags", "faster"),
-    [("AuthenticAMD", "avx2 avx512f", True), ("AuthenticAMD", "avx2", False), ("GenuineIntel", "avx512f", False)],
+    ("vendor", "flags", "float32", "bfloat16"),
+    [
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", True, False),
+        ("AuthenticAMD", "avx2", False, False),
+        ("GenuineIntel", "avx512f", False, False),
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16", False, True),
+    ],
 )
-def test_it_depends_on_the_processor(tmp_path: Path, vendor: str, flags: str, faster: bool) -> None:
+def test_it_depends_on_the_processor(tmp_path: Path, vendor: str, flags: str, float32: bool, bfloat16: bool) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
-    assert onednn_is_faster(file) is faster
-    assert not onednn_is_faster(tmp_path / "none")
+    assert onednn_is_faster(torch.float32, file) is float32
+    assert onednn_is_faster(torch.bfloat16, file) is bfloat16
+    assert not onednn_is_faster(torch.float32, tmp_path / "none")
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
@@ -74,7 +91,7 @@ def test_it_depends_on_the_processor(tmp_path: Path, vendor: str, flags: str, fa
 def test_the_service_packs_where_it_is_faster(
     small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, faster: bool
 ) -> None:
-    monkeypatch.setattr(layers, "onednn_is_faster", lambda: faster)
+    monkeypatch.setattr(layers, "onednn_is_faster", lambda dtype: faster)
     model = load_model(Settings(checkpoint=str(small_checkpoint), device="cpu", dtype=dtype))
     assert isinstance(model, FineLAP)
     assert any(isinstance(part, PackedLinear) for part in model.modules()) is faster
