@@ -30,10 +30,13 @@ __all__ = [
 
 Method = Literal["threshold", "sebb"]
 
-LOW_SHARE = 0.4  # default low_threshold as a share of the threshold; measured, docs/guide/detection.md
-EDGE_SHARE = 0.65  # by default an event begins and ends where its score is this share of its highest
+# defaults without a low_threshold; measured, docs/guide/detection.md
+LOW_SHARE = 0.4  # an event ends below this share of the threshold,
+END_SHARE = 0.35  # below this share of its own highest score so far,
+EDGE_SHARE = 0.65  # and is cut to the frames from the first to the last with this share of its highest
 
 _EPS = 1e-6  # seconds; absorbs rounding of frame × hop when it is compared with a caller's seconds
+_BLOCK = 256  # frames
 _MOMENT_MEDIAN = 0.48  # seconds
 _MOMENT_GAP = 0.5  # seconds
 _MOMENT_CERTAIN = 0.5  # score at which a frame belongs to a moment whatever the rest of the clip scores
@@ -118,8 +121,9 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
 
     Method "threshold": the scores are smoothed by `median_filter`; consecutive frames at or above `low_threshold` form
     a run, and a run is an event if one of its frames reaches `threshold`; events at most `max_gap` apart are merged;
-    events shorter than `min_duration` are dropped. Without a `low_threshold` it is LOW_SHARE × `threshold`, and a run
-    is cut to the first and last of its frames with at least EDGE_SHARE of its highest score.
+    events shorter than `min_duration` are dropped. Without a `low_threshold` it is LOW_SHARE × `threshold`; a run also
+    ends, and the next one begins, with a frame below END_SHARE × the highest score of the run so far; and a run is cut
+    to the first and last of its frames with at least EDGE_SHARE of its highest score.
     Method "sebb": boxes (model.sebb) over the unsmoothed scores whose score reaches `threshold` are events; they are
     merged and dropped in the same way.
 
@@ -135,9 +139,7 @@ def find_events(scores: np.ndarray, settings: DetectionSettings, frame_hop: floa
     reached = np.searchsorted(certain, stops) > np.searchsorted(certain, firsts)
     firsts, stops = firsts[reached], stops[reached]
     if settings.low_threshold is None:
-        for number, (first, stop) in enumerate(zip(firsts.tolist(), stops.tolist(), strict=True)):
-            begin, end = _edges(smooth[first:stop])
-            firsts[number], stops[number] = first + begin, first + end
+        firsts, stops = _cut_runs(smooth, firsts, stops, settings.threshold)
     events = [
         _event(first, stop, float(smooth[first:stop].max()), frame_hop, duration)
         for first, stop in _merged(firsts, stops, _gap_frames(settings.max_gap, frame_hop))
@@ -162,6 +164,18 @@ class Run:
         self.peak = -np.inf
         self._rises: list[tuple[int, float]] = []  # frames higher than all before them, in order
         self._falls: list[tuple[int, float]] = []  # frames higher than all after them, in order
+
+    def end(self, scores: np.ndarray) -> int:
+        """How many of the scores (n,) float32 that follow come before one below END_SHARE of the highest so far."""
+        highest = np.float32(self.peak)
+        for at in range(0, len(scores), _BLOCK):  # in blocks: a long run may have many ends
+            block = scores[at : at + _BLOCK]
+            so_far = np.maximum(np.maximum.accumulate(block), highest)
+            low = np.flatnonzero(block < np.float32(END_SHARE) * so_far)
+            if len(low):
+                return at + int(low[0])
+            highest = so_far[-1]
+        return len(scores)
 
     def extend(self, scores: np.ndarray) -> None:
         """Takes the scores (n,) float32 of the frames that follow; n > 0."""
@@ -232,7 +246,7 @@ class EventStream:
             return find_events(scores, self._settings, self._frame_hop, duration)
         found = self._search(self._smoother.finish(drop), duration)
         if self._run is not None:
-            found += self._close_run(self._searched, duration)
+            found += self._close_run(duration)
         return found + self._flush(duration)
 
     @property
@@ -270,15 +284,27 @@ class EventStream:
         edges = np.flatnonzero(np.diff(active, prepend=self._run is not None)).tolist()
         for edge, next_edge in zip([0, *edges], [*edges, len(smooth)], strict=True):
             if edge < next_edge and active[edge]:
-                self._run = self._run or Run(self._searched + edge)
-                self._run.extend(smooth[edge:next_edge])
+                found += self._follow(self._searched + edge, smooth[edge:next_edge], duration)
             if next_edge < len(smooth) and self._run is not None and not active[next_edge]:
-                found += self._close_run(self._searched + next_edge, duration)
+                found += self._close_run(duration)
         self._searched += len(smooth)
         return found
 
-    def _close_run(self, stop: int, duration: float) -> list[Event]:
-        """Ends the open run before frame `stop`: drops it, merges it into the pending event, or starts a new one."""
+    def _follow(self, at: int, scores: np.ndarray, duration: float) -> list[Event]:
+        """Continues the open run, or begins one, with scores (n,) from frame `at`, none below the lower threshold."""
+        found: list[Event] = []
+        while len(scores):
+            self._run = self._run or Run(at)
+            end = len(scores) if self._settings.low_threshold is not None else self._run.end(scores)
+            if end:
+                self._run.extend(scores[:end])
+            if end < len(scores):
+                found += self._close_run(duration)
+            at, scores = at + end, scores[end:]
+        return found
+
+    def _close_run(self, duration: float) -> list[Event]:
+        """Ends the open run: drops it, merges it into the pending event, or starts a new one."""
         assert self._run is not None
         run, self._run = self._run, None
         if not self._certain(run):
@@ -326,10 +352,22 @@ class EventStream:
         return [event] if _long_enough(event, self._settings) else []
 
 
-def _edges(run: np.ndarray) -> tuple[int, int]:
-    """The part [begin, end) of a run's scores (n,) from the first to the last that is EDGE_SHARE of the highest."""
-    high = np.flatnonzero(run >= np.float32(edge_level(float(run.max()))))
-    return int(high[0]), int(high[-1]) + 1
+def _cut_runs(
+    smooth: np.ndarray, firsts: np.ndarray, stops: np.ndarray, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The runs [first, stop), split where they fall below END_SHARE of their highest score so far, those parts that
+    reach the threshold, each from the first to the last frame with EDGE_SHARE of its highest score."""
+    parts = []
+    for first, stop in zip(firsts.tolist(), stops.tolist(), strict=True):
+        while first < stop:
+            run = smooth[first:stop]
+            part = run[: Run(first).end(run)]
+            if part.max() >= np.float32(threshold):
+                high = np.flatnonzero(part >= np.float32(edge_level(float(part.max()))))
+                parts.append((first + int(high[0]), first + int(high[-1]) + 1))
+            first += len(part)
+    cut = np.array(parts, int).reshape(-1, 2)
+    return cut[:, 0], cut[:, 1]
 
 
 def find_moments(scores: np.ndarray, frame_hop: float, duration: float, limit: int) -> list[Moment]:

@@ -5,7 +5,7 @@
 
 /**
  * @typedef {{threshold: number, lowThreshold: ?number, medianFilter: number, minDuration: number, maxGap: number}} Settings
- *   lowThreshold null: an event ends at a share of its highest score; durations in seconds
+ *   lowThreshold null: an event ends at shares of its highest score; durations in seconds
  * @typedef {{onset: number, offset: number, score: number}} Event  seconds
  */
 
@@ -21,7 +21,8 @@ export const DEFAULTS = Object.freeze({
 export const MAX_MEDIAN_FILTER = 60; // seconds
 
 const EPS = 1e-6; // seconds; absorbs rounding when frame × hop is compared with seconds of the settings
-const LOW_SHARE = 0.4;
+const LOW_SHARE = 0.4; // of the threshold
+const END_SHARE = Math.fround(0.35); // of an event's highest score so far
 const EDGE_SHARE = Math.fround(0.65);
 
 /** The odd number of frames nearest to `seconds`, ties up; 1 means no smoothing. */
@@ -172,10 +173,14 @@ function cutEvents(smooth, count, settings, hop, duration) {
     if (smooth[t] < lowest) continue;
     let begin = t;
     let highest = smooth[t];
-    while (++t < count && smooth[t] >= lowest) if (smooth[t] > highest) highest = smooth[t];
+    const relative = (settings.lowThreshold ?? null) === null;
+    while (++t < count && smooth[t] >= lowest) {
+      if (relative && smooth[t] < Math.fround(END_SHARE * highest)) break;
+      if (smooth[t] > highest) highest = smooth[t];
+    }
+    let end = t--; // the frame that ended the run may begin the next one
     if (highest < threshold) continue;
-    let end = t;
-    if ((settings.lowThreshold ?? null) === null) {
+    if (relative) {
       const edge = Math.fround(EDGE_SHARE * highest);
       while (smooth[begin] < edge) begin++;
       while (smooth[end - 1] < edge) end--;

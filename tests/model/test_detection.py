@@ -19,6 +19,7 @@ from scipy.ndimage import median_filter
 
 from model.detection import (
     EDGE_SHARE,
+    END_SHARE,
     LOW_SHARE,
     DetectionSettings,
     Event,
@@ -49,6 +50,19 @@ def slow_median(scores: list[float], length: int) -> list[float]:
     return [statistics.median(at(t + d) for d in range(-half, half + 1)) for t in range(n)]
 
 
+def slow_split(smooth: list[float], first: int, stop: int) -> list[list[int]]:
+    """The run in parts: each ends before a score that is below a share of its highest so far."""
+    parts, highest = [[first, first + 1]], smooth[first]
+    for t in range(first + 1, stop):
+        if smooth[t] < float(np.float32(END_SHARE) * np.float32(highest)):
+            parts.append([t, t + 1])
+            highest = smooth[t]
+        else:
+            parts[-1][1] = t + 1
+            highest = max(highest, smooth[t])
+    return parts
+
+
 def slow_events(
     scores: list[float], how: DetectionSettings, hop: float, duration: float
 ) -> list[tuple[float, float, float]]:
@@ -66,6 +80,8 @@ def slow_events(
                 events[-1][1] = t + 1
             else:
                 events.append([t, t + 1])
+    if how.low_threshold is None:
+        events = [part for event in events for part in slow_split(smooth, *event)]
     events = [e for e in events if any(score >= threshold for score in smooth[e[0] : e[1]])]
     for event in events if how.low_threshold is None else []:
         edge = float(np.float32(EDGE_SHARE) * np.float32(max(smooth[event[0] : event[1]])))
@@ -125,6 +141,29 @@ def test_events_equal_the_slow_reference(
     assert len(found) == len(expected)
     for event, (onset, offset, score) in zip(found, expected, strict=True):
         assert (event.onset, event.offset, event.score) == pytest.approx((onset, offset, score))
+
+
+def test_a_long_run_with_many_ends_equals_the_slow_reference() -> None:
+    scores = np.random.default_rng(0).choice([0.21, 0.3, 0.5, 0.9], 2000, p=[0.01, 0.2, 0.7, 0.09])
+    how = DetectionSettings(median_filter=0.0, max_gap=0.0)
+    expected = slow_events(scores.tolist(), how, HOP, 2000 * HOP)
+    assert len(expected) > 40
+    found = find_events(scores, how, HOP, 2000 * HOP)
+    assert [dataclasses.astuple(event) for event in found] == [pytest.approx(event) for event in expected]
+
+
+def test_a_sound_that_comes_again_is_another_event() -> None:
+    scores = np.array([0.0] * 5 + [0.9] * 6 + [0.3] * 6 + [0.8] * 6 + [0.0] * 5)
+    apart = find_events(scores, DetectionSettings(), HOP, len(scores) * HOP)
+    assert [(e.onset, e.offset) for e in apart] == [
+        pytest.approx((5 * HOP, 11 * HOP)),
+        pytest.approx((17 * HOP, 23 * HOP)),
+    ]
+    scores[11:17] = 0.32  # above 35 % of 0.9
+    joined = find_events(scores, DetectionSettings(), HOP, len(scores) * HOP)
+    assert [(e.onset, e.offset) for e in joined] == [pytest.approx((5 * HOP, 23 * HOP))]
+    scores[11:17] = 0.3
+    assert len(find_events(scores, DetectionSettings(low_threshold=0.2), HOP, len(scores) * HOP)) == 1
 
 
 @settings(max_examples=200, deadline=None)

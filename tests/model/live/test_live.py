@@ -98,7 +98,7 @@ def test_events_are_told_as_soon_as_the_scores_allow() -> None:
 
 
 def test_an_event_that_goes_on_after_all_is_told_again() -> None:
-    scores = [0.0] * 5 + [0.9] * 5 + [0.3] * 9 + [0.9] * 5 + [0.0] * 9
+    scores = [0.0] * 5 + [0.9] * 5 + [0.4] * 9 + [0.9] * 5 + [0.0] * 9
     track = LiveTrack(DetectionSettings(), HOP, itertools.count())
     news = [each for score in scores for each in track.push_quick(np.array([score], np.float32))]
     assert {each.number for each in news} == {0}
