@@ -55,7 +55,7 @@ class JobRequest(BaseModel):
     low_threshold: Scores | None = Field(
         None,
         description="An event lasts while its score stays above this value: a number, or a list with one per phrase. "
-        "Default: half of its own highest score.",
+        "Default: it follows the highest score of each event.",
     )
     method: Literal["threshold", "sebb"] = Field(
         "threshold", description="How scores become events. sebb: sound event bounding boxes, by change detection."

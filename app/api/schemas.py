@@ -592,7 +592,7 @@ class DetectForm(_Request):
     low_threshold: list[Score] = Field(
         [],
         description="An event lasts while its score stays above this value: one for all phrases, or one per phrase. "
-        "Default: half of its own highest score.",
+        "Default: it follows the highest score of each event.",
     )
     method: Literal["threshold", "sebb"] = Field(
         "threshold", description="How scores become events. sebb: sound event bounding boxes, by change detection."

@@ -262,7 +262,7 @@ def _events(parser: argparse.ArgumentParser) -> None:
     add(
         "--low-threshold",
         **scores,
-        help="score below which an event ends (half of its highest score); once, or once per phrase",
+        help="score below which an event ends (follows its highest score); once, or once per phrase",
     )
     add("--median-filter", type=seconds, metavar="S", help="smoothing window in seconds (0.48)")
     add("--min-duration", type=seconds, metavar="S", help="drop shorter events (0)")

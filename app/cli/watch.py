@@ -141,20 +141,23 @@ def _follow(watcher: Watcher, roots: list[Path], options: WatchOptions, stop: th
                 *there, watch_filter=None, stop_event=stop, rust_timeout=_TICK, yield_on_timeout=True,
                 raise_interrupt=False, ignore_permission_denied=True,
             ) if there else _ticks(stop)  # fmt: skip
+            watched = False
             for changes in events:
-                if not changes and time.monotonic() < min(due, watcher.due):
+                # the first time there may be files that came after the last scan and before the folders were watched
+                if watched and not changes and time.monotonic() < min(due, watcher.due):
                     if [root for root in roots if root.is_dir()] != there:
                         break  # a volume came or went
                     continue
+                watched = True
                 _scan_and_tell(watcher, options)
                 due = time.monotonic() + options.interval
         except (OSError, RuntimeError) as error:  # a folder went, or the system's limit of watches is reached
             print(f"no events: {error}; scanning every {options.interval:g} s", file=sys.stderr, flush=True)
             while not stop.wait(_TICK / 1000) and time.monotonic() < min(due, watcher.due):
                 pass
-        if not stop.is_set():
-            _scan_and_tell(watcher, options)
-            due = time.monotonic() + options.interval
+            if not stop.is_set():
+                _scan_and_tell(watcher, options)
+                due = time.monotonic() + options.interval
 
 
 def _ticks(stop: threading.Event) -> Iterator[set[Any]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
+import watchfiles
 
 from app.cli.folder_state import FolderState
 from app.cli.upload import Checksums
-from app.cli.watch import Report, Watcher, WatchOptions
+from app.cli.watch import Report, Watcher, WatchOptions, run_watch
 from app.client import Client
 from tests.support.waiting import wait_until
 
@@ -259,6 +262,29 @@ def test_references_only_in_the_allowed_folders(desk: Desk, tmp_path: Path, soun
 def test_no_references_unless_they_are_allowed(run_server: Callable[..., str], tmp_path: Path) -> None:
     response = httpx.post(f"{run_server()}/clips/reference", json={"path": str(tmp_path / "a.wav")})
     assert response.status_code == 422 and "FINELAP_REFERENCE_ROOTS" in response.json()["detail"]
+
+
+def test_a_file_that_comes_before_the_folders_are_watched_is_found(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(desk.put("a.wav", 300), (time.time() - 60,) * 2)  # complete, so the first scan waits for nothing
+    watch = watchfiles.watch
+
+    def late(*folders: Path, **options: Any) -> Iterator[set[Any]]:
+        desk.put("b.wav", 400)
+        return watch(*folders, **options)
+
+    def interrupt() -> None:
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: len(desk.clips) == 2, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("watchfiles.watch", late)
+    monkeypatch.setattr("app.cli.watch.cache_file", lambda: None)
+    waiting = threading.Thread(target=interrupt)
+    with Client(desk.address) as client:
+        waiting.start()
+        assert run_watch(client, [desk.folder], WatchOptions(state=desk.state)) == 0
+        waiting.join()
+    assert set(desk.clips) == {"a.wav", "b.wav"}
 
 
 def test_events_are_followed_until_a_signal(desk: Desk) -> None:
