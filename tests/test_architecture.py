@@ -67,7 +67,7 @@ NUMPY_ONLY = (
 HEAVY = {"torch", "transformers", "safetensors", "huggingface_hub"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
-MAX_FILES = 241
+MAX_FILES = 242
 MAX_SMALL_FILES = 20
 SMALL = 60  # lines
 MAX_MODULES_IN_FOLDER = 20

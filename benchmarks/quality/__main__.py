@@ -11,6 +11,7 @@ retrieval  clips by their labels, by clip embedding and by the service's rule (c
 frames     frame AP and event F1 in mixtures of ten seconds
 long       recordings of three minutes with eight events over steady backgrounds, eight present and eight absent phrases
 longform   recordings of half an hour with up to four sounds at once: events by method, seconds and memory of /detect
+endings    events of sounds that come once, and again: F1 with a simpler rule for where events end, and as shipped
 presence   whether phrases that are in a library have matches and others and nonsense have none
 search     whether a search finds the recording of two minutes that contains a sound
 temporal   "A then B", "A while B", "A without B" and "two A": plain embeddings, our operators and frames side by side
@@ -37,7 +38,7 @@ from app.inference.engine import Engine
 from app.main import create_app
 from app.settings import Settings
 from benchmarks.common import REPO, machine, revision, section, table, write_json
-from benchmarks.quality import longform, presence, queries, recordings, retrieval, temporal
+from benchmarks.quality import endings, longform, presence, queries, recordings, retrieval, temporal
 from benchmarks.quality.figures import Figure, summary
 from benchmarks.quality.sounds import CachedModel, Sizes, Sounds
 from index import SqliteLibrary
@@ -45,7 +46,7 @@ from model.finelap import FineLAP
 from training.data.sentence_embeddings import Embed
 
 FULL = Sizes()
-SECTIONS = ("retrieval", "frames", "long", "longform", "presence", "search", "temporal", "queries")
+SECTIONS = ("retrieval", "frames", "long", "longform", "endings", "presence", "search", "temporal", "queries")
 DEMO = REPO / "demo" / "sounds"
 DEFAULT = REPO / "checkpoints" / "finelap-small"
 
@@ -106,6 +107,11 @@ class Measurement:
             found.append(figures)
             self.notes["grid"].append(rows)
         return found
+
+    def _endings(self) -> list[dict[str, Figure]]:
+        last = self.models[-1]  # two columns: the rule of events without and with their own highest score
+        with service(last.model) as client:
+            return list(endings.ending_figures(client, last, self.sounds, self.sizes))
 
     def _presence(self) -> list[dict[str, Figure]]:
         parts = presence.libraries(self.sounds, self.sounds.alike(), self.sizes)

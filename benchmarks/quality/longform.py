@@ -52,18 +52,18 @@ class Longform:
     at_once: dict[str, list[int]]  # of each event, itself included
 
 
-def longform(sounds: Sounds, number: int, minutes: float) -> Longform:
-    """Recording `number`: four voices over the next background, with phrases that are not in it."""
+def longform(sounds: Sounds, number: int, minutes: float, voices: int = VOICES, labels: int = LABELS) -> Longform:
+    """Recording `number`: `voices` with `labels` each over the next background, with phrases that are not in it."""
     rng = np.random.default_rng([20, number])
     backgrounds = available(sounds)
     under = backgrounds[number % len(backgrounds)]
     alike = sounds.alike(background.label for background in backgrounds)
     items = sounds.store.items
-    chosen = choose_sounds(sounds, lambda i: items[i].group != under.package, under.label, alike, rng, VOICES * LABELS)
+    chosen = choose_sounds(sounds, lambda i: items[i].group != under.package, under.label, alike, rng, voices * labels)
     samples = background_samples(under, sounds, round(minutes * 60 * SAMPLE_RATE), rng)
     events: dict[str, list[Segment]] = {label: [] for label, _ in chosen}
-    for voice in range(VOICES):
-        play(samples, chosen[voice::VOICES], events, rng)
+    for voice in range(voices):
+        play(samples, chosen[voice::voices], events, rng)
     samples *= 10 ** (PEAK_DB / 20) / max(peak(samples), 1e-4)
     present = [under.label, *events]
     others = [str(label) for label in rng.permutation(sounds.phrases) if not alike(str(label), present)]

@@ -74,6 +74,7 @@ class Sizes:
     minutes: float = 3.0  # of each
     half_hours: int = 4  # longform: recordings
     half_hour: float = 30.0  # minutes of each
+    repeating: int = 30  # endings: recordings of two minutes of each kind
     libraries: int = 7  # presence: libraries
     phrases: int = 15  # present ones of each library, and as many absent ones
     nonsense: int = 50  # strings asked of each library

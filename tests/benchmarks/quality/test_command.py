@@ -28,6 +28,7 @@ SIZES = Sizes(
     minutes=0.5,
     half_hours=1,
     half_hour=0.5,
+    repeating=1,
     libraries=1,
     phrases=4,
     nonsense=2,
@@ -89,6 +90,9 @@ def test_every_section_reports(folder: Path, small_checkpoint: Path, tmp_path: P
         and {row["query"]: row for row in asked}["asdfgh"]["matches"] == 0
     )
     assert {"UI click", "airplane engine", "animal snorting"} >= {row["first by sound"] for row in asked}
+    ended = report["sections"].pop("endings")
+    assert {"mixtures, each sound once", "two minutes, one at a time", "half hours, four at once"} <= ended.keys()
+    assert all(len(figure["values"]) == 2 for figure in ended.values())
     for found in report["sections"].values():
         for figure in found.values():
             assert set(figure) == {"units", "values", "intervals"} and len(figure["values"]) == 1
