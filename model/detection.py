@@ -362,8 +362,9 @@ def _cut_runs(
         while first < stop:
             run = smooth[first:stop]
             part = run[: Run(first).end(run)]
-            if part.max() >= np.float32(threshold):
-                high = np.flatnonzero(part >= np.float32(edge_level(float(part.max()))))
+            peak = part.max()
+            if peak >= np.float32(threshold):
+                high = np.flatnonzero(part >= np.float32(edge_level(float(peak))))
                 parts.append((first + int(high[0]), first + int(high[-1]) + 1))
             first += len(part)
     cut = np.array(parts, int).reshape(-1, 2)

@@ -160,6 +160,7 @@ function place(sorted, value) {
 // Finds runs at or above the lower threshold in which a frame reaches the upper one, joins close ones, drops short ones.
 function cutEvents(smooth, count, settings, hop, duration) {
   const threshold = Math.fround(settings.threshold);
+  const relative = (settings.lowThreshold ?? null) === null; // an event ends by its own highest score
   const lowest = Math.fround(settings.lowThreshold ?? LOW_SHARE * settings.threshold);
   const gap = (settings.maxGap + EPS) / hop; // frames
   const events = [];
@@ -173,7 +174,6 @@ function cutEvents(smooth, count, settings, hop, duration) {
     if (smooth[t] < lowest) continue;
     let begin = t;
     let highest = smooth[t];
-    const relative = (settings.lowThreshold ?? null) === null;
     while (++t < count && smooth[t] >= lowest) {
       if (relative && smooth[t] < Math.fround(END_SHARE * highest)) break;
       if (smooth[t] > highest) highest = smooth[t];

@@ -143,7 +143,8 @@ def layers(runs: int) -> Iterator[Row]:
         plain, packed = (sizes.build(sizes.BASE, torch.bfloat16) for _ in range(2))
         use_onednn(packed, faster=True)
         for batch in (1, 4):
-            encode = (partial(model.encode_windows, sounds(_WINDOW, batch)) for model in (plain, packed))
+            waveforms = sounds(_WINDOW, batch)
+            encode = (partial(model.encode_windows, waveforms) for model in (plain, packed))
             yield Row("layers", f"EAT-base, bfloat16, {batch} windows", *alternate(*encode, runs))
 
 
